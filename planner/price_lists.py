@@ -1,7 +1,8 @@
 """Which price lists every answer uses: packaged models, corrected by what was measured on the user's devices.
 
 The order of trust: a kernel that was measured exactly, then the packaged model as the device's calibration
-corrects it, then the packaged model. Files are read here, once per process and device, never while pricing.
+corrects it, then the packaged model; of collectives the packaged model, as timings of the same link correct it.
+Files are read here, once per process and device, never while pricing.
 """
 
 import hashlib
@@ -35,8 +36,32 @@ def default_kernel_model() -> RememberedKernelModel:
 
 @lru_cache(maxsize=1)
 def default_collective_model() -> CollectiveCostModel:
-    """Prices of collectives."""
+    """Packaged prices of collectives."""
     return LinkCollectiveModel(default_fits().collectives)
+
+
+@lru_cache(maxsize=1)
+def collective_model() -> CollectiveCostModel:
+    """Prices of collectives, with what was measured of the user's links.
+
+    Raises:
+        SpecError: If a file of timings is broken.
+    """
+    return collective_model_from(default_store())
+
+
+def collective_model_from(store: TimingStore) -> CollectiveCostModel:
+    """Prices of collectives with what a store holds of the user's own links.
+
+    Raises:
+        SpecError: If a file of timings is broken.
+    """
+    own = TimingStore(directories=(store.own_directory,)) if store.writable and store.directories else None
+    if own is None or not own.files():
+        return default_collective_model()
+    from planner.link_prices import with_measured_links
+
+    return with_measured_links(default_collective_model(), own.table())
 
 
 def kernel_model_of(device: DeviceSpec) -> KernelCostModel:

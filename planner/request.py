@@ -16,7 +16,7 @@ from planner.candidates import TooManyPlansError
 from planner.jobs import gradient_notes, resolve_job, state_notes, with_attention, with_loss
 from planner.option_kinds import check_kinds
 from planner.pins import check_values, parse_pins
-from planner.price_lists import default_collective_model, kernel_model_of
+from planner.price_lists import collective_model, kernel_model_of
 from planner.ranking import check_objective
 from planner.results import Note, Request, assumed_notes
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
@@ -165,7 +165,7 @@ def cost_context(request: Request, cluster: ClusterSpec | None = None) -> CostCo
         job=request.job,
         stack=request.stack,
         kernels=kernel_model_of(chosen.device),
-        collectives=default_collective_model(),
+        collectives=collective_model(),
     )
 
 

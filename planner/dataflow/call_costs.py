@@ -24,7 +24,7 @@ from planner.dataflow.dominance import undominated
 from planner.dataflow.engine_strategies import engine_strategies, running_choices
 from planner.dataflow.strategies import strategies, training_job
 from planner.jobs import default_attention
-from planner.price_lists import default_collective_model, kernel_model_of
+from planner.price_lists import collective_model, kernel_model_of
 from profiles.engines import TRAINER as TRAINER
 from profiles.engines import EngineSpec, find_engine
 from profiles.errors import SpecError
@@ -131,7 +131,7 @@ def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> Cos
         job=replace(training_job(call), attention=default_attention(stack, device)),
         stack=stack if trains else replace(stack, autocast_weights=False),
         kernels=kernel_model_of(device),
-        collectives=default_collective_model(),
+        collectives=collective_model(),
         forward_only=not trains,
         weights=None if trains else setting.weights,
         eight_bit_cache=setting.eight_bit_cache and not trains,

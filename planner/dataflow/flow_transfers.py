@@ -16,7 +16,7 @@ from planner.dataflow.holdings import CallRows
 from planner.dataflow.placement import groups_of
 from planner.dataflow.problem import CallCandidates, PairTimes
 from planner.dataflow.reallocation import PlacedLayouts, Reallocation, ReallocationModel
-from planner.price_lists import default_collective_model
+from planner.price_lists import collective_model
 from profiles.engines import TRAINER, find_engine
 from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster
@@ -65,7 +65,7 @@ class TransferPrices:
     def on(cls, cluster: MixedCluster) -> "TransferPrices":
         """Prices on machines, by the packaged model of collectives."""
         kinds = range(len(cluster.groups))
-        collectives = default_collective_model()
+        collectives = collective_model()
         models = [
             [ReallocationModel(cluster=_joined(cluster, a, b), collectives=collectives) for b in kinds] for a in kinds
         ]

@@ -23,6 +23,9 @@ _ITERATIONS = re.compile(r"(?<!warmup )\biters:\s*(\d+)")
 _RANK = re.compile(
     r"#\s*Rank\s+\d+(?:\s+Group\s+(\d+))?\s+Pid\s+\d+\s+on\s+(\S+)\s+device\s+\d+\s+\[[^\]]*\]\s+(.+?)\s*$"
 )
+# What mpirun --tag-output, srun --label and pdsh put before every line.
+_PREFIX = r"(?:\[\d+,\d+\](?:<\w+>)?:?|[\w.-]+:(?=\s))"
+_TAGGED = re.compile(rf"^\s*{_PREFIX}\s*(?=[#\d])")
 _COLUMNS = ("size", "type", "time")
 
 
@@ -39,7 +42,7 @@ class _Test:
 
 def looks_like_nccl_tests(head: str) -> bool:
     """Whether the beginning of a file is such a log."""
-    return re.search(r"^# (?:nccl-tests version|nThread .*minBytes)", head, re.MULTILINE) is not None
+    return re.search(rf"^\s*{_PREFIX}?\s*# (?:nccl-tests version|nThread .*minBytes)", head, re.MULTILINE) is not None
 
 
 def import_nccl_tests(path: Path, options: ImportOptions) -> Imported:
@@ -50,7 +53,7 @@ def import_nccl_tests(path: Path, options: ImportOptions) -> Imported:
     """
     rows, test, versions = Rows(path, options), _Test(), {"nccl-tests": "", "nccl": ""}
     for number, raw in text_lines(path):
-        line = raw.strip()
+        line = _TAGGED.sub("", raw).strip()
         if line.startswith("#"):
             test = _comment(line, test, versions)
         elif line[:1].isdigit() and test.header:

@@ -54,6 +54,14 @@ def test_nccl_tests_log(tmp_path: Path) -> None:
     assert found.table.time_s == pytest.approx([12.5e-6, 11.5e-6, 13e-6])
 
 
+@pytest.mark.parametrize("prefix", ["[1,0]<stdout>:", "[1,0]<stdout>: ", "0: ", "node-01.cluster: "])
+def test_nccl_tests_logs_with_what_launchers_put_before_lines(tmp_path: Path, prefix: str) -> None:
+    plain = read(tmp_path, "log.txt", NCCL)
+    found = read(tmp_path, "tagged.txt", "".join(prefix + line for line in NCCL.splitlines(keepends=True)))
+    assert (found.format, found.skipped) == (plain.format, plain.skipped)
+    assert [str(found.table.row(row)) for row in range(3)] == [str(plain.table.row(row)) for row in range(3)]
+
+
 def test_old_nccl_tests_logs_are_named_after_what_they_hold(tmp_path: Path) -> None:
     found = read(tmp_path, "my_all_reduce_8.log", OLD_NCCL)
     said = ("op", "group_size", "num_nodes", "device", "samples")
