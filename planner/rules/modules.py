@@ -3,6 +3,7 @@
 from itertools import product
 
 from costmodels.plan import BoolArray, IntArray, RecomputeModule
+from costmodels.workload import TrainingJob
 from planner.rules.base import MEGATRON, Setting, mask
 from profiles.model import ModelSpec
 
@@ -30,6 +31,12 @@ def present_modules(model: ModelSpec) -> RecomputeModule:
     return found
 
 
+def unrepeatable_modules(job: TrainingJob) -> RecomputeModule:
+    """Modules whose output Megatron-Core's fp8 keeps, scaled by what came before (delayed scaling, its default)."""
+    kept = RecomputeModule.LAYERNORM | RecomputeModule.MOE_ACT
+    return kept if job.precision == "fp8" else RecomputeModule(0)
+
+
 def module_sets(setting: Setting, *, named: bool) -> tuple[int, ...]:
     """Sets of modules worth recomputing, the attention core first, which is what frameworks do unasked.
 
@@ -39,7 +46,7 @@ def module_sets(setting: Setting, *, named: bool) -> tuple[int, ...]:
     """
     if not named or setting.framework != MEGATRON:
         return (CORE,)
-    there = present_modules(setting.model)
+    there = present_modules(setting.model) & ~unrepeatable_modules(setting.job)
     if setting.job.attention == "flash":  # keeps nothing that repeating the core would drop
         there &= ~RecomputeModule.CORE_ATTN
     alone = [(0, int(module)) for module in RecomputeModule if module & there & ~_OF_EXPERTS]

@@ -22,7 +22,7 @@ from planner.rules.base import (
     mask,
     one_of,
 )
-from planner.rules.modules import CORE, module_names, overlapping, present_modules
+from planner.rules.modules import CORE, module_names, overlapping, present_modules, unrepeatable_modules
 from planner.rules.offload import FSDP_NEEDS, fsdp_wants, trainer_runs_fsdp
 
 _TITAN_PARALLELIZE = "torchtitan parallelize_llama"
@@ -77,6 +77,18 @@ def _modules_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]
     missing = [name for name in module_names(plan.recompute_modules) if name not in there]
     problem = f"{setting.model.name} has no {missing[0]}" if missing else "moe includes moe_act and shared_experts"
     return problem, " or ".join(there)
+
+
+def _keeps_inputs(plans: PlanBatch, setting: Setting) -> BoolArray:
+    repeated = (plans.recompute_modules & int(unrepeatable_modules(setting.job))) > 0
+    return mask((plans.recompute != int(Recompute.SELECTIVE)) | ~repeated)
+
+
+def _inputs_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
+    kept = int(unrepeatable_modules(setting.job))
+    names, others = module_names(plan.recompute_modules & kept), module_names(plan.recompute_modules & ~kept)
+    instead = f"selective:{','.join(others)}" if others else "none or full"
+    return f"{' and '.join(names)} cannot be recomputed in fp8 with delayed scaling", f"recompute {instead}; or bf16"
 
 
 def _stage_rule(name: str, framework: str, *, stages: tuple[int, ...], text: str, source: str, hint: str) -> Rule:
@@ -242,6 +254,17 @@ STATE_RULES = (
         columns=columns("recompute", "recompute_modules"),
         holds=_modules_there,
         complaint=_modules_complaint,
+    ),
+    Rule(
+        name="delayed_scaling_keeps_inputs",
+        frameworks=(MEGATRON,),
+        field="recompute_modules",
+        text="in fp8 (delayed scaling) neither norms nor activations of experts are recomputed",
+        source=f"{MCORE}: Delayed scaling does not support moe_act and layernorm recompute for fp8; fp8_recipe is "
+        "delayed unless given",
+        columns=columns("recompute", "recompute_modules"),
+        holds=_keeps_inputs,
+        complaint=_inputs_complaint,
     ),
     Rule(
         name="recompute_block_within_stage",

@@ -18,7 +18,7 @@ from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StagePlanBatch, from_uniform
 from costmodels.stage_prices import StagePrices
 from costmodels.stage_seconds import module_s
-from planner.constraints import legal
+from planner.constraints import legal, violations
 from planner.phrases import recompute_label
 from planner.pins import parse_pins
 from planner.rules.base import FRAMEWORKS, MEGATRON, Setting
@@ -256,12 +256,27 @@ def test_only_megatron_is_told_which() -> None:
     ],
 )
 def test_modules_that_make_no_sense_are_named(plan: ExecutionPlan, words: str) -> None:
-    from planner.constraints import violations
-
     where = setting(DEEP if "includes" in words else gpt())
     errors = [str(error) for error in violations(plan, where) if error.field == "plan.recompute_modules"]
     assert len(errors) == 1
     assert words in errors[0]
+
+
+def test_delayed_scaling_keeps_what_products_read() -> None:
+    """Megatron-Core's fp8 repeats neither norms nor activations of experts; its other recipes and bf16 do."""
+    eight = setting(DEEP, precision="fp8")
+    kept = PlanBatch.from_plans([selective(some, data_parallel=4) for some in (M.LAYERNORM, M.MOE_ACT | M.MLA_UP_PROJ)])
+    others = PlanBatch.from_plans([selective(some, data_parallel=4) for some in (M.MLA_UP_PROJ, M.MOE, CORE)])
+    assert legal(kept, eight).tolist() == [False, False]
+    assert legal(others, eight).all()
+    for precision in ("bf16", "mxfp8"):
+        assert legal(kept, setting(DEEP, precision=precision)).all()
+    (error,) = violations(kept.plan(1), eight)
+    assert str(error) == (
+        "plan.recompute_modules: moe_act cannot be recomputed in fp8 with delayed scaling. "
+        "Hint: recompute selective:mla_up_proj; or bf16"
+    )
+    assert not any(some & (M.LAYERNORM | M.MOE_ACT) for some in module_sets(eight, named=True))
 
 
 def test_a_space_of_modules_contains_the_one_without() -> None:
