@@ -1,8 +1,10 @@
 """Rules on expert and expert-tensor parallelism."""
 
+from math import gcd
+
 import numpy as np
 
-from costmodels.plan import AxisOrder, BoolArray, ExecutionPlan, PlanBatch, Recompute, RecomputeModule
+from costmodels.plan import AxisOrder, BoolArray, ExecutionPlan, IntArray, PlanBatch, Recompute, RecomputeModule
 from planner.rules.base import (
     ARGUMENTS,
     DEEPSPEED,
@@ -46,6 +48,29 @@ def _titan_expert_ranks(plans: PlanBatch) -> BoolArray:
     fits = np.where(plans.expert_tensor_parallel == t, with_tensor, alone)
     holds: BoolArray = (e == 1) | fits
     return holds
+
+
+def _expert_replicas(plans: PlanBatch) -> IntArray:
+    """(N,) ranks of a stage that hold the same experts."""
+    ranks = plans.tensor_parallel * plans.context_parallel * plans.data_parallel
+    return ranks // (plans.expert_parallel * plans.expert_tensor_parallel)
+
+
+def _shares_experts_out(plans: PlanBatch, setting: Setting) -> BoolArray:
+    sets = plans.data_parallel * plans.context_parallel // np.maximum(plans.zero_shard_degree, 1)
+    whole = _expert_replicas(plans) % np.maximum(sets, 1) == 0
+    return mask((plans.zero_shard_degree == 0) | (setting.model.moe is None) | whole)
+
+
+def _shares_complaint(plan: ExecutionPlan, _setting: Setting) -> tuple[str, str]:
+    ranks = plan.data_parallel * plan.context_parallel
+    replicas = int(_expert_replicas(PlanBatch.from_plans([plan]))[0])
+    degrees = [ranks // sets for sets in divisors(gcd(ranks, replicas))]
+    return (
+        f"{plan.zero_shard_degree} makes {ranks // plan.zero_shard_degree} sets of shards, which must divide the "
+        f"{replicas} replicas of an expert",
+        one_of(sorted(degrees)),
+    )
 
 
 def _repeats_exchange(plans: PlanBatch) -> BoolArray:
@@ -114,6 +139,20 @@ EXPERT = (
         ),
         holds=lambda plans, _setting: _expert_ranks(plans),
         complaint=_expert_complaint,
+    ),
+    Rule(
+        name="shard_sets_divide_expert_replicas",
+        frameworks=(MEGATRON,),
+        field="zero_shard_degree",
+        text="sets of shards (dp x cp over the shard degree) divide the replicas of an expert, too",
+        source="megatron/core/parallel_state.py: Expert data parallel size should be divisible by partial DistOpt "
+        "shard factor (--num-distributed-optimizer-instances)",
+        columns=columns(
+            *("tensor_parallel", "data_parallel", "context_parallel", "zero_shard_degree"),
+            *("expert_parallel", "expert_tensor_parallel"),
+        ),
+        holds=_shares_experts_out,
+        complaint=_shares_complaint,
     ),
     Rule(
         name="expert_order_with_pipeline_inside",

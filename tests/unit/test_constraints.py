@@ -290,6 +290,11 @@ MESSAGES = [
         "job.state_dtype: Megatron-LM has no adamw with moments in int8. Hint: fp32, fp16, bf16 or fp8",
     ),
     (
+        split(d=8, expert_parallel=4, zero_stage=1, zero_shard_degree=2),
+        setting(model=mixture()),
+        "plan.zero_shard_degree: 2 makes 4 sets of shards, which must divide the 2 replicas of an expert. Hint: 4 or 8",
+    ),
+    (
         split(p=2, d=4, schedule=Schedule.ZERO_BUBBLE_1P),
         setting(FSDP),
         "plan.zero_stage: 0 (DDP) is not combined with other parallelism. Hint: zero 2 or 3",

@@ -52,6 +52,20 @@ from tests.legal import DEEPSPEED, FSDP, MEGATRON, NANOTRON, TRAINER, broken, se
         ),
         pytest.param(mixture(), split(d=8, expert_parallel=8), MEGATRON, set(), id="one expert per rank"),
         pytest.param(
+            mixture(),
+            split(d=8, expert_parallel=4, zero_stage=1, zero_shard_degree=2),
+            MEGATRON,
+            {"shard_sets_divide_expert_replicas"},
+            id="four sets of two replicas",
+        ),
+        pytest.param(
+            mixture(),
+            split(d=8, expert_parallel=4, zero_stage=1, zero_shard_degree=4),
+            MEGATRON,
+            set(),
+            id="two of two",
+        ),
+        pytest.param(
             mixture(moe={"num_experts": 16}), split(d=8, expert_parallel=16), MEGATRON, {"expert_ranks"}, id="too few"
         ),
         pytest.param(
