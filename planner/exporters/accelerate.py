@@ -24,7 +24,7 @@ from planner.exporters.exported import (
 )
 from planner.exporters.trainer import script_notes, trainer_arguments, trainer_gaps
 from planner.results import Request
-from planner.rules.base import HUGGINGFACE
+from planner.rules.base import ACCELERATE_PRECISIONS, HUGGINGFACE
 
 TARGET = Target(name="accelerate", title="Accelerate 1.15 (FSDP2)", stacks=("fsdp", "fsdp-eager", "hf-trainer"))
 CONFIG = "accelerate.yaml"
@@ -136,7 +136,6 @@ def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
         (plan.expert_parallel > 1, "plan.expert_parallel", "there is no expert parallelism", "ep 1"),
         (unsharded, "plan.tensor_parallel", "goes with FSDP2 alone", "tp 1, or zero 3"),
         (plan.zero_stage == 1, "plan.zero_stage", "FSDP2 shards gradients too", "zero 2 or 3, or --format deepspeed"),
-        (bool(plan.zero_shard_degree % c), "plan.zero_shard_degree", f"shards span whole groups of cp {c}", "hsdp 0"),
         (hybrid, "plan.zero_shard_degree", "tp and cp need shards over data-parallel ranks", "hsdp 0"),
         (half, "plan.offload_parameters", "weights and optimizer are on the host, or neither", other),
         (not whole, "plan.recompute", "every layer is recomputed or none", "recompute none or full"),
@@ -150,7 +149,12 @@ def _job_gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     paged = job.paged_optimizer and plan.zero_stage > 0
     state = job.state_dtype != "fp32" and job.optimizer == "adamw"
     return gaps(
-        (job.precision not in _MIXED, "job.precision", f"needs code of one's own for {job.precision}", "bf16"),
+        (
+            job.precision not in ACCELERATE_PRECISIONS,
+            "job.precision",
+            f"needs code of one's own for {job.precision}",
+            "bf16",
+        ),
         (job.gradient_dtype not in ("", "fp32"), "job.gradient_dtype", f"is not {job.gradient_dtype}", "leave it out"),
         (job.master_dtype != "fp32", "job.master_dtype", "weights are loaded in fp32 and cast", "fp32"),
         (paged, "job.paged_optimizer", "bitsandbytes knows no shards of FSDP2", "zero 0, or --format deepspeed"),

@@ -201,7 +201,6 @@ def _gaps(plan: ExecutionPlan, request: Request, recipes: dict[str, str]) -> tup
     return gaps(
         (not there, "job.precision", f"no configuration of {request.model.name} has it", " or ".join(precisions)),
         (etp, "plan.expert_tensor_parallel", "0.3.0 splits no expert's matrices", "etp 1"),
-        (bool(plan.zero_shard_degree % c), "plan.zero_shard_degree", f"shards span whole groups of cp {c}", "hsdp 0"),
         (ring, "plan.context_kind", "0.3.0 gathers keys and values", "context_kind all_gather"),
         (empty, "plan.virtual_stages", "every chunk of a pipeline has a layer", "vpp 1"),
         (plan.recompute == Recompute.BLOCK, "plan.recompute", "all layers are recomputed or none", "full or none"),

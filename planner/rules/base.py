@@ -128,29 +128,48 @@ def mask(values: Any) -> BoolArray:
 
 
 ACCELERATE_ALONE = (
-    "without stages, experts over ranks, recomputation in part, split tensor-parallel traffic and 16-bit states"
+    "without stages, experts over ranks, recomputation in part, split tensor-parallel traffic, windows over context "
+    "ranks, products in 8 bits and 16-bit states"
 )
 ACCELERATE_COLUMNS = frozenset(
-    ("pipeline_parallel", "expert_parallel", "tensor_parallel", "tensor_parallel_overlap", "recompute")
+    (
+        *("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel"),
+        *("zero_stage", "zero_shard_degree", "tensor_parallel_overlap", "recompute"),
+    )
 )
+# In fp8 it swaps other layers by a recipe of its own (accelerate/utils/ao.py) than torchtitan's, which is priced.
+ACCELERATE_PRECISIONS = ("bf16", "fp16", "fp32", "tf32")
 
 
 def accelerate_has(job: TrainingJob) -> bool:
-    """Whether Accelerate has the formats of a job's weights, gradients and moments: fp32."""
+    """Whether Accelerate has the formats of a job: products in 16 bits or more; weights, gradients and moments fp32."""
     moments = job.state_dtype == "fp32" or job.optimizer != "adamw"
-    return moments and job.master_dtype == "fp32" and job.gradient_dtype in ("", "fp32")
+    states = moments and job.master_dtype == "fp32" and job.gradient_dtype in ("", "fp32")
+    return states and job.precision in ACCELERATE_PRECISIONS
 
 
 def accelerate_wants(setting: Setting, of_the_plan: str) -> str:
     """What would let Accelerate run a plan."""
-    return of_the_plan if accelerate_has(setting.job) else "master_dtype, state_dtype and gradient_dtype fp32"
+    if accelerate_has(setting.job):
+        return of_the_plan
+    formats = "master_dtype, state_dtype and gradient_dtype fp32"
+    return formats if setting.job.precision in ACCELERATE_PRECISIONS else f"precision bf16, {formats}"
 
 
 def accelerate_runs(plans: PlanBatch, setting: Setting) -> BoolArray:
-    """(N,) whether Accelerate runs plans of FSDP, for what torchtitan has not; it holds weights and moments in fp32."""
+    """(N,) whether Accelerate runs plans of FSDP, for what torchtitan has not; it holds weights and moments in fp32.
+
+    It refuses windows where a context is shared (``big_modeling.py``), tensor parallelism without FSDP2, and with
+    either parallelism replicas that share nothing out among data-parallel ranks (``ParallelismConfig``).
+    """
+    t, c = plans.tensor_parallel, plans.context_parallel
     undivided = (plans.pipeline_parallel == 1) & (plans.expert_parallel == 1)
-    whole = (plans.tensor_parallel == 1) | ~plans.tensor_parallel_overlap
-    return mask(undivided & whole & all_recomputed_or_none(plans, setting) & accelerate_has(setting.job))
+    whole = (t == 1) | ~plans.tensor_parallel_overlap
+    attends = (c == 1) | (not setting.model.sliding_window)
+    alone = (plans.zero_shard_degree == c) & (plans.data_parallel > 1)
+    shared = (t * c == 1) | ((plans.zero_stage > 0) & ~alone)
+    layers = all_recomputed_or_none(plans, setting)
+    return mask(undivided & whole & attends & shared & layers & accelerate_has(setting.job))
 
 
 ALL_OR_NONE = "all layers are recomputed or none"

@@ -141,7 +141,7 @@ OFFLOAD_RULES = (
         complaint=lambda _plan, setting: (
             "is Accelerate's, not torchtitan's",
             "offload_activations off; or "
-            + accelerate_wants(setting, "pp 1, ep 1, recompute full and tensor_parallel_overlap off"),
+            + accelerate_wants(setting, "pp 1, ep 1, cp 1, hsdp 0, recompute full and tensor_parallel_overlap off"),
         ),
     ),
     Rule(

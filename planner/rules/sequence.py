@@ -59,6 +59,14 @@ def _context_kinds(plans: PlanBatch, *kinds: ContextKind) -> BoolArray:
     return mask((plans.context_parallel == 1) | np.isin(plans.context_kind, [int(kind) for kind in kinds]))
 
 
+def _or_accelerate(setting: Setting) -> str:
+    """What would let Accelerate run a ring; nothing does where layers have windows."""
+    if setting.model.sliding_window:
+        return ""
+    plan = "pp 1, ep 1, hsdp 0, recompute none or full and tensor_parallel_overlap off"
+    return f"; or {accelerate_wants(setting, plan)}"
+
+
 CONTEXT = (
     Rule(
         name="context_parallel_divides_sequence",
@@ -144,8 +152,22 @@ CONTEXT = (
         ),
         complaint=lambda _plan, setting: (
             "is a ring with Accelerate's FSDP2 alone, torchtitan gathers keys and values",
-            "context_kind all_gather; or "
-            + accelerate_wants(setting, "pp 1, ep 1, recompute none or full and tensor_parallel_overlap off"),
+            "context_kind all_gather" + _or_accelerate(setting),
+        ),
+    ),
+    Rule(
+        name="context_parallel_has_no_sinks",
+        frameworks=(FSDP,),
+        field="context_parallel",
+        text="a context is not shared by attention with sinks",
+        source="torchtitan 0.3.0 distributed/context_parallel/api.py: Variable-length attention CP is not yet "
+        "supported, and its gpt_oss configurations have no other; accelerate big_modeling.py: Context parallelism "
+        "does not support attention layers of type sliding_attention",
+        columns=columns("context_parallel"),
+        holds=lambda plans, setting: mask((plans.context_parallel == 1) | (not setting.model.attention_sinks)),
+        complaint=lambda _plan, setting: (
+            f"{setting.model.name} has attention sinks, which neither torchtitan nor Accelerate shares over ranks",
+            "cp 1, or framework megatron with context_kind ulysses",
         ),
     ),
     Rule(

@@ -14,6 +14,7 @@ from planner.rules.base import (
     MCORE,
     MEGATRON,
     NANOTRON,
+    TITAN_DIMS,
     Rule,
     Setting,
     all_recomputed_or_none,
@@ -168,6 +169,19 @@ STATE_RULES = (
         columns=_SHARDING,
         holds=_shards_divide,
         complaint=_shards_complaint,
+    ),
+    Rule(
+        name="shards_span_context",
+        frameworks=(FSDP,),
+        field="zero_shard_degree",
+        text="a set of shards spans whole groups of context-parallel ranks",
+        source=f"{TITAN_DIMS}: fsdp = self.dp_shard * self.cp; accelerate ParallelismConfig: dp_shard_cp",
+        columns=columns("context_parallel", "zero_shard_degree"),
+        holds=lambda plans, _setting: plans.zero_shard_degree % plans.context_parallel == 0,
+        complaint=lambda plan, _setting: (
+            f"must be a multiple of context_parallel={plan.context_parallel}; got {plan.zero_shard_degree}",
+            f"hsdp {plan.context_parallel * -(-plan.zero_shard_degree // plan.context_parallel)}, or no shard degree",
+        ),
     ),
     Rule(
         name="shard_degree_is_fsdps",

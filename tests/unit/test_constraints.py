@@ -230,6 +230,28 @@ CASES = [
     pytest.param(
         split(c=2, p=2, d=2, zero_stage=3, context_kind=ContextKind.ALL_GATHER), FSDP, set(), id="torchtitan gathers"
     ),
+    pytest.param(
+        split(c=4, d=2, zero_stage=3, zero_shard_degree=2, context_kind=ContextKind.ALL_GATHER),
+        FSDP,
+        {"shards_span_context"},
+        id="shards of half a context",
+    ),
+    pytest.param(split(c=2, d=4, zero_stage=3, zero_shard_degree=4), FSDP, set(), id="ring over shards of pairs"),
+    pytest.param(
+        split(c=2, d=4, zero_stage=3, zero_shard_degree=2), FSDP, {"context_ring_is_accelerates"}, id="ring of replicas"
+    ),
+    pytest.param(
+        split(c=2, d=4, zero_stage=3, zero_shard_degree=2, context_kind=ContextKind.ALL_GATHER),
+        FSDP,
+        set(),
+        id="torchtitan's replicas",
+    ),
+    pytest.param(
+        split(t=8, sequence_parallel=True, offload_activations=True, recompute=Recompute.FULL),
+        FSDP,
+        {"offload_activations_is_accelerates"},
+        id="accelerate splits no products without shards",
+    ),
     pytest.param(split(d=8, zero_stage=1, zero_shard_degree=3), MEGATRON, {"shard_degree_divides"}, id="shards"),
     pytest.param(split(d=8, zero_shard_degree=4), MEGATRON, {"shard_degree_divides"}, id="shards of nothing"),
     pytest.param(
@@ -288,6 +310,11 @@ MESSAGES = [
         split(d=8),
         setting(job=job(state_dtype="int8")),
         "job.state_dtype: Megatron-LM has no adamw with moments in int8. Hint: fp32, fp16, bf16 or fp8",
+    ),
+    (
+        split(c=4, d=2, zero_stage=3, zero_shard_degree=2),
+        setting(FSDP),
+        "plan.zero_shard_degree: must be a multiple of context_parallel=4; got 2. Hint: hsdp 4, or no shard degree",
     ),
     (
         split(d=8, expert_parallel=4, zero_stage=1, zero_shard_degree=2),

@@ -1,9 +1,13 @@
-"""Context parallelism of models whose attention Transformer Engine does not share in every way, under Megatron-Core."""
+"""Context parallelism of models whose attention frameworks do not share in every way: windows, sinks, fp8."""
 
 import pytest
 
 import planner
+from costmodels.plan import ContextKind
+from planner.constraints import violations
 from profiles.errors import SpecError
+from tests.fakes import gpt, job
+from tests.legal import FSDP, broken, setting, split
 
 LONG = {"sequence_length": 65_536, "global_batch_size": 16}
 PINS = {"tensor_parallel": 1, "pipeline_parallel": 1, "context_parallel": 4}
@@ -31,3 +35,28 @@ def test_no_plan_of_a_long_context_is_one_that_would_be_refused() -> None:
         found = planner.plan(model, "4x8xH100", LONG, framework="megatron-core")
         kinds = {item.plan.context_kind.name.lower() for item in found.plans if item.plan.context_parallel > 1}
         assert not kinds & refused
+
+
+RING, GATHER = (split(c=2, d=4, zero_stage=3, context_kind=kind) for kind in (ContextKind.RING, ContextKind.ALL_GATHER))
+
+
+def test_rings_of_fsdp_are_what_accelerate_runs() -> None:
+    """It refuses windows, and in 8 bits runs other products than torchtitan's; neither concerns gathered keys."""
+    assert broken(RING, setting(FSDP)) == broken(GATHER, setting(FSDP)) == set()
+    windows = setting(FSDP, model=gpt(sliding_window=512, windowed_layers=8))
+    for where, hint in (
+        (windows, "context_kind all_gather"),
+        (setting(FSDP, job=job(precision="fp8")), "context_kind all_gather; or precision bf16, master_dtype, "),
+    ):
+        assert broken(GATHER, where) == set()
+        (error,) = violations(RING, where)
+        assert error.field == "plan.context_kind"
+        assert error.hint == hint if where is windows else error.hint.startswith(hint)
+
+
+def test_fsdp_does_not_share_a_context_of_sinks() -> None:
+    """torchtitan's gpt-oss has variable-length attention alone, Accelerate refuses its windows."""
+    with pytest.raises(SpecError, match=r"^plan\.context_parallel: gpt-oss-20b has attention sinks"):
+        planner.estimate("gpt-oss-20b", "8xH100", LONG, plan={"cp": 2, "zero": 3}, framework="fsdp")
+    found = planner.plan("gpt-oss-20b", "2x8xH200", LONG, framework="fsdp")
+    assert {item.plan.context_parallel for item in found.plans} == {1}
