@@ -4,7 +4,7 @@ Both are pure functions of their arguments and the catalogue, safe to call from 
 answer the same to the same question.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from costmodels.autocast import fp32_stream
 from costmodels.memory import memory_error_factor
-from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
 from planner.estimates import plan_estimates
 from planner.explain import explain, wished_rows
@@ -166,12 +166,35 @@ def _answer(kind: str, request: Request, top: int) -> PlanResult:
     return _result(kind, request, priced, _estimates(request, priced, rows), rejected, thinned=thinned)
 
 
+def best_among(request: Request, taken: Callable[[PlanBatch, Request], BoolArray]) -> tuple[ExecutionPlan, bool] | None:
+    """The best of the legal plans that are taken, and whether it fits; None where none is taken.
+
+    Besides the plans that are ranked, which split tensor-parallel traffic wherever they may, those that do not.
+
+    Args:
+        request: The question.
+        taken: (N,) which of N plans are.
+    """
+    whole = replace(request, pins={"tensor_parallel_overlap": 0, **request.pins})
+    found = [_search(each, _clusters(each), taken=taken)[0] for each in (request, whole)]
+    priced = join([each for each in found if len(each)] or found[:1])
+    if not len(priced):
+        return None
+    rows = best_rows(priced, objective=request.objective, count=1)
+    fits = len(rows) > 0
+    return priced.plans.plan(int(rows[0]) if fits else nearest_to_fit(priced, request.cluster.node)), fits
+
+
 def _search(
-    request: Request, clusters: list[ClusterSpec], whole: Space | None = None
+    request: Request,
+    clusters: list[ClusterSpec],
+    whole: Space | None = None,
+    taken: Callable[[PlanBatch, Request], BoolArray] | None = None,
 ) -> tuple[Priced, dict[str, int], bool]:
     """Every legal plan of the request priced, on each of the clusters; ``whole`` is the space of the only one.
 
-    Besides, rules to what they rejected, and whether grids had to be coarser.
+    Of legal plans those that are ``taken``, where that is given. Besides, rules to what they rejected, and whether
+    grids had to be coarser.
 
     Raises:
         SpecError: What the last of them says where no cluster can run what is fixed, or one has too many plans.
@@ -189,6 +212,8 @@ def _search(
                 raise SpecError(error.field, whose + error.problem, error.hint) from None
             refused = error  # a part too small for what is fixed is no candidate
             continue
+        if taken is not None:
+            space = replace(space, plans=space.plans.take(np.flatnonzero(taken(space.plans, request))))
         together += len(space.plans)
         thinned |= space.thinned > 0
         if together > MOST_TOGETHER:

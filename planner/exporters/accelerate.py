@@ -6,10 +6,12 @@ transformers 5. The tests feed Accelerate's own reader where it is installed.
 
 from typing import Any
 
+import numpy as np
 import yaml
 
-from costmodels.plan import ContextKind, ExecutionPlan, Recompute
+from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch, Recompute
 from planner.exporters.exported import (
+    Check,
     Exported,
     Gap,
     Target,
@@ -18,13 +20,13 @@ from planner.exporters.exported import (
     finished,
     gaps,
     header,
-    offloads_together,
     on_every_node,
     sharding,
 )
 from planner.exporters.trainer import script_notes, trainer_arguments, trainer_gaps
 from planner.results import Request
 from planner.rules.base import ACCELERATE_PRECISIONS, HUGGINGFACE
+from planner.rules.offload import moves_together
 
 TARGET = Target(name="accelerate", title="Accelerate 1.15 (FSDP2)", stacks=("fsdp", "fsdp-eager", "hf-trainer"))
 CONFIG = "accelerate.yaml"
@@ -57,7 +59,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
             *([["--gradient_checkpointing", "true"]] if checkpoints else []),
         ],
         files={CONFIG: "\n".join([*comment(header(TARGET, plan, request)), text])},
-        gaps=(*_gaps(plan, request), *_job_gaps(plan, request), *trainer_gaps(request)),
+        gaps=(*gaps(*plan_checks(PlanBatch.from_plans([plan]), request)), *_job_gaps(request), *trainer_gaps(request)),
         left_to_you=(*script_notes(request), *_loaded(request), *_moved_in_script(plan), *on_every_node(cluster)),
     )
 
@@ -121,32 +123,36 @@ def _moved_in_script(plan: ExecutionPlan) -> tuple[str, ...]:
     return (words,) if plan.offload_activations and plan.zero_stage == 0 else ()
 
 
-def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
-    c, whole = plan.context_parallel, plan.recompute in (Recompute.NONE, Recompute.FULL)
-    replicas, shard = sharding(plan)
-    hybrid = plan.tensor_parallel * c > 1 and replicas > 1 and shard == 1
-    half = plan.zero_stage > 0 and not offloads_together(plan)
+def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
+    """What it has not, of plans."""
+    c, t, d, zero = plans.context_parallel, plans.tensor_parallel, plans.data_parallel, plans.zero_stage
+    whole = np.isin(plans.recompute, (Recompute.NONE, Recompute.FULL))
+    hybrid = (t * c > 1) & (d > 1) & ((zero == 0) | (plans.shard_degree <= c))
+    half = (zero > 0) & ~moves_together(plans)
     other = "--format deepspeed" if request.stack.framework == HUGGINGFACE else "both on, or both off"
-    unsharded = plan.tensor_parallel > 1 and plan.zero_stage == 0
-    splits = plan.tensor_parallel_overlap and plan.tensor_parallel > 1
-    lone = plan.zero_stage > 0 and request.cluster.num_devices == 1
-    return gaps(
-        (lone, "plan.zero_stage", "a single process is not sharded", "zero 0, or --format deepspeed"),
-        (plan.pipeline_parallel > 1, "plan.pipeline_parallel", "there are no pipeline stages", "pp 1"),
-        (plan.expert_parallel > 1, "plan.expert_parallel", "there is no expert parallelism", "ep 1"),
+    unsharded = (t > 1) & (zero == 0)
+    splits = plans.tensor_parallel_overlap & (t > 1)
+    lone = (zero > 0) & (d * c == 1)
+    windows = (c > 1) & (request.model.sliding_window > 0)
+    paged = (zero > 0) & request.job.paged_optimizer
+    return (
+        (lone, "plan.zero_stage", "a single replica is not sharded", "zero 0, or --format deepspeed"),
+        (plans.pipeline_parallel > 1, "plan.pipeline_parallel", "there are no pipeline stages", "pp 1"),
+        (plans.expert_parallel > 1, "plan.expert_parallel", "there is no expert parallelism", "ep 1"),
         (unsharded, "plan.tensor_parallel", "goes with FSDP2 alone", "tp 1, or zero 3"),
-        (plan.zero_stage == 1, "plan.zero_stage", "FSDP2 shards gradients too", "zero 2 or 3, or --format deepspeed"),
+        (zero == 1, "plan.zero_stage", "FSDP2 shards gradients too", "zero 2 or 3, or --format deepspeed"),
+        (windows, "plan.context_parallel", "layers with windows are not shared", "cp 1"),
         (hybrid, "plan.zero_shard_degree", "tp and cp need shards over data-parallel ranks", "hsdp 0"),
         (half, "plan.offload_parameters", "weights and optimizer are on the host, or neither", other),
-        (not whole, "plan.recompute", "every layer is recomputed or none", "recompute none or full"),
+        (~whole, "plan.recompute", "every layer is recomputed or none", "recompute none or full"),
         (splits, "plan.tensor_parallel_overlap", "tensor-parallel traffic is not split", "--format torchtitan"),
-        (not always_overlaps(plan), "plan.overlap_grad_reduce", "transfers of FSDP2 and DDP overlap", "overlap on"),
+        (~always_overlaps(plans), "plan.overlap_grad_reduce", "transfers of FSDP2 and DDP overlap", "overlap on"),
+        (paged, "job.paged_optimizer", "bitsandbytes knows no shards of FSDP2", "zero 0, or --format deepspeed"),
     )
 
 
-def _job_gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
+def _job_gaps(request: Request) -> tuple[Gap, ...]:
     job = request.job
-    paged = job.paged_optimizer and plan.zero_stage > 0
     state = job.state_dtype != "fp32" and job.optimizer == "adamw"
     return gaps(
         (
@@ -157,6 +163,5 @@ def _job_gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
         ),
         (job.gradient_dtype not in ("", "fp32"), "job.gradient_dtype", f"is not {job.gradient_dtype}", "leave it out"),
         (job.master_dtype != "fp32", "job.master_dtype", "weights are loaded in fp32 and cast", "fp32"),
-        (paged, "job.paged_optimizer", "bitsandbytes knows no shards of FSDP2", "zero 0, or --format deepspeed"),
         (state, "job.state_dtype", "moments have the format of the weights", "fp32, or optimizer adamw8bit"),
     )

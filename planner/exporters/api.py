@@ -1,7 +1,8 @@
 """The public calls: a plan as the files and the launch line of a training framework.
 
-``export`` takes the plan that ``planner.estimate`` would explain for the same question, ``export_saved`` one of an
-answer that was saved. Neither drops what the target cannot express: it is an error unless the caller allows it.
+``export`` takes the plan that ``planner.estimate`` would explain for the same question, or the best that the target
+expresses where that is another; ``export_saved`` one of an answer that was saved. Neither drops what the target cannot
+express: it is an error unless the caller allows it.
 """
 
 from collections.abc import Mapping
@@ -9,9 +10,9 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
-from costmodels.plan import ExecutionPlan
-from planner.api import estimate
-from planner.exporters.exported import Exported, Target
+from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
+from planner.api import best_among, estimate
+from planner.exporters.exported import Exported, Target, expressed
 from planner.exporters.saved import saved_plan
 from planner.request import (
     ClusterInput,
@@ -67,7 +68,9 @@ def export(
     options: Options | None = None,
     **settings: Any,
 ) -> ExportResult:
-    """The plan that ``planner.estimate`` explains, as files and a launch line.
+    """The best plan that a target expresses, as files and a launch line.
+
+    That is the one that ``planner.estimate`` explains, unless the target cannot express it, and can another that fits.
 
     Args:
         model: As for ``planner.plan``.
@@ -102,13 +105,16 @@ def export(
     if best is None:
         request, infeasible = result.request, result.infeasible
         return ExportResult(format=format, request=request, plan=None, exported=None, fits=False, infeasible=infeasible)
-    request = on_used_part(result.request, best.num_devices)
+    taken, fits = best.plan, best.fits
+    if not isinstance(plan, ExecutionPlan):
+        taken, fits = _expressed(taken, result.request, format=format, fits=fits)
+    request = on_used_part(result.request, taken.num_devices)
     return ExportResult(
         format=format,
         request=request,
-        plan=best.plan,
-        exported=_exported(best.plan, request, format=format, allow_partial=allow_partial),
-        fits=best.fits,
+        plan=taken,
+        exported=_exported(taken, request, format=format, allow_partial=allow_partial),
+        fits=fits,
         infeasible=result.infeasible,
     )
 
@@ -131,6 +137,20 @@ def export_saved(
     saved = saved_plan(document, rank, priced=False)
     exported = _exported(saved.plan, saved.request, format=format, allow_partial=allow_partial)
     return ExportResult(format=format, request=saved.request, plan=saved.plan, exported=exported, fits=saved.fits)
+
+
+def _expressed(best: ExecutionPlan, request: Request, *, format: str, fits: bool) -> tuple[ExecutionPlan, bool]:
+    """The best plan that a target expresses, and whether it fits; the best of all where only such plans fit."""
+    module = _module(format)
+    _check_stack(request, module.TARGET)
+
+    def says(plans: PlanBatch, request: Request) -> BoolArray:
+        return expressed(plans, module.plan_checks(plans, request))
+
+    if says(PlanBatch.from_plans([best]), request)[0]:
+        return best, fits
+    found = best_among(request, says)
+    return (best, fits) if found is None or fits > found[1] else found
 
 
 def _module(format: str) -> Any:

@@ -7,8 +7,9 @@ tests feed DeepSpeed's own reader where it is installed. Stages and experts are 
 import json
 from typing import Any
 
-from costmodels.plan import ContextKind, ExecutionPlan, Recompute
+from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch, Recompute
 from planner.exporters.exported import (
+    Check,
     Exported,
     Gap,
     Target,
@@ -49,7 +50,11 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         request,
         command=command,
         files={CONFIG: json.dumps(configuration, indent=2) + "\n"},
-        gaps=(*_gaps(plan, request), *(trainer_gaps(request) if trainer else ())),
+        gaps=(
+            *gaps(*plan_checks(PlanBatch.from_plans([plan]), request)),
+            *_job_gaps(request),
+            *(trainer_gaps(request) if trainer else ()),
+        ),
         left_to_you=(*script_notes(request), *(() if trainer else _in_script(plan, request)), *starts),
     )
 
@@ -118,19 +123,27 @@ def _sixteen_bits(request: Request) -> dict[str, Any]:
     return found
 
 
-def _gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
-    job, weights, trainer = request.job, _weights(request), request.stack.framework == HUGGINGFACE
-    ring = plan.context_parallel > 1 and plan.context_kind != ContextKind.ULYSSES
-    stays = trainer and plan.offload_activations
+def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
+    """What it has not, of plans."""
+    trainer = request.stack.framework == HUGGINGFACE
+    ring = (plans.context_parallel > 1) & (plans.context_kind != int(ContextKind.ULYSSES))
+    ddp, stays = trainer & (plans.zero_stage == 0), trainer & plans.offload_activations
+    degree = plans.zero_shard_degree > 0
+    return (
+        (ring, "plan.context_kind", "sequences are split by Ulysses only", "context_kind ulysses"),
+        (ddp, "plan.zero_stage", "0 was priced as DDP", "zero 1, or --format accelerate"),
+        (degree, "plan.zero_shard_degree", "0.19.7 has no shard degree (MiCS)", "hsdp 0"),
+        (stays, "plan.offload_activations", "the Trainer's checkpoints stay on the device", "--format accelerate"),
+    )
+
+
+def _job_gaps(request: Request) -> tuple[Gap, ...]:
+    job, weights = request.job, _weights(request)
     halved = (weights, job.master_dtype) == ("bf16", "bf16") and job.state_dtype in ("fp32", "bf16")
     states = job.optimizer == "adamw" and not halved and (job.master_dtype, job.state_dtype) != ("fp32", "fp32")
     half = f"master weights in {job.master_dtype} with moments in {job.state_dtype} are no option"
     sums = job.gradient_dtype in ("", "fp32", weights)
     return gaps(
-        (ring, "plan.context_kind", "sequences are split by Ulysses only", "context_kind ulysses"),
-        (trainer and plan.zero_stage == 0, "plan.zero_stage", "0 was priced as DDP", "zero 1, or --format accelerate"),
-        (bool(plan.zero_shard_degree), "plan.zero_shard_degree", "0.19.7 has no shard degree (MiCS)", "hsdp 0"),
-        (stays, "plan.offload_activations", "the Trainer's checkpoints stay on the device", "--format accelerate"),
         (not sums, "job.gradient_dtype", f"is not {job.gradient_dtype} with {weights} weights", "leave it out"),
         (weights not in _FORMATS, "job.precision", f"there is no option for {weights}", "bf16"),
         (states, "job.master_dtype" if job.master_dtype != "fp32" else "job.state_dtype", half, "both fp32, or bf16"),

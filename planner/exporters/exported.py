@@ -7,17 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.plan import ExecutionPlan, PlanBatch, Schedule
+from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Schedule
 from costmodels.stages import stage_table
 from planner.phrases import plan_label
 from planner.results import Request
-from planner.rules.offload import moves_together
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
 
 SCRIPT = "train.sh"
 REST = '"$@"'  # what the user gives the script besides
 _WIDTH = 112  # columns of comments
+
+
+# Whether there is a gap, or (N,) in which of N plans there is; its field, problem and hint.
+Check = tuple[bool | BoolArray, str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +74,17 @@ class Exported:
     left_to_you: tuple[str, ...]
 
 
-def gaps(*checks: tuple[bool, str, str, str]) -> tuple[Gap, ...]:
+def gaps(*checks: Check) -> tuple[Gap, ...]:
     """Those of some gaps (whether there is one, field, problem, hint) that there are."""
     return tuple(Gap(field=field, problem=problem, hint=hint) for there, field, problem, hint in checks if there)
+
+
+def expressed(plans: PlanBatch, checks: Iterable[Check]) -> BoolArray:
+    """(N,) the plans in which there are none of some gaps."""
+    found = np.ones(len(plans), dtype=np.bool_)
+    for there, *_ in checks:
+        found &= ~np.asarray(there, dtype=np.bool_)
+    return found
 
 
 def finished(
@@ -145,11 +156,6 @@ def sharding(plan: ExecutionPlan) -> tuple[int, int]:
     return plan.data_parallel // shard, shard
 
 
-def offloads_together(plan: ExecutionPlan) -> bool:
-    """Whether weights are on the host along with the optimizer, as FSDP2 moves them."""
-    return bool(moves_together(PlanBatch.from_plans([plan]))[0])
-
-
 def chunk_layers(plan: ExecutionPlan, model: ModelSpec) -> list[int]:
     """Layers of every chunk of a pipeline, in the order of the model, as plans are priced (``costmodels.stages``)."""
     ranks, v = plan.pipeline_parallel, plan.schedule.chunks(plan.virtual_stages)
@@ -161,11 +167,11 @@ def chunk_layers(plan: ExecutionPlan, model: ModelSpec) -> list[int]:
     return [count for chunk in chunks for count in chunk]
 
 
-def always_overlaps(plan: ExecutionPlan) -> bool:
-    """Whether all traffic between replicas that there is runs under passes."""
-    if plan.data_parallel * plan.context_parallel == 1:
-        return True
-    return plan.overlap_grad_reduce and (plan.overlap_param_gather or plan.zero_stage == 0)
+def always_overlaps(plans: PlanBatch) -> BoolArray:
+    """(N,) whether all traffic between replicas that there is runs under passes."""
+    hidden = plans.overlap_grad_reduce & (plans.overlap_param_gather | (plans.zero_stage == 0))
+    found: BoolArray = hidden | (plans.data_parallel * plans.context_parallel == 1)
+    return found
 
 
 def torchrun(cluster: ClusterSpec) -> list[list[str]]:

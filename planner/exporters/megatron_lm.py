@@ -5,8 +5,9 @@ installed. The model's shape is in ``megatron_model``.
 """
 
 from costmodels.energy_cost import steps_in_run
-from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute
+from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, PlanBatch, Recompute
 from planner.exporters.exported import (
+    Check,
     Exported,
     Gap,
     Target,
@@ -73,7 +74,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         request,
         command=[*script, *options],
         environment=_environment(plan, request),
-        gaps=(*model_gaps(request), *_plan_gaps(plan, request), *_job_gaps(request)),
+        gaps=(*model_gaps(request), *gaps(*plan_checks(PlanBatch.from_plans([plan]), request)), *_job_gaps(request)),
         left_to_you=(*_yours(request), *on_every_node(request.cluster)),
         defaults=mock,
     )
@@ -232,10 +233,11 @@ def _precision_aware(plan: ExecutionPlan, request: Request) -> bool:
     return plan.offload_optimizer or halved or job.state_dtype != "fp32"
 
 
-def _plan_gaps(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
-    unlike = plan.overlap_param_gather and not plan.overlap_grad_reduce and plan.zero_stage > 0
-    lone = plan.offload_activations and request.model.num_layers == 1
-    return gaps(
+def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
+    """What it has not, of plans."""
+    unlike = plans.overlap_param_gather & ~plans.overlap_grad_reduce & (plans.zero_stage > 0)
+    lone = plans.offload_activations & (request.model.num_layers == 1)
+    return (
         (lone, "plan.offload_activations", "a single layer's activations stay on the device", "off"),
         (unlike, "plan.overlap_param_gather", "needs overlap_grad_reduce", "both on, or both off"),
     )

@@ -11,9 +11,19 @@ from itertools import pairwise
 import numpy as np
 
 from costmodels.energy_cost import steps_in_run
-from costmodels.plan import ContextKind, ExecutionPlan, Recompute, Schedule
+from costmodels.plan import (
+    BoolArray,
+    ContextKind,
+    ExecutionPlan,
+    PlanBatch,
+    Recompute,
+    Schedule,
+    chunks_per_stage,
+)
+from costmodels.stages import stage_table
 from planner.exporters.exported import (
     REST,
+    Check,
     Exported,
     Gap,
     Target,
@@ -21,13 +31,13 @@ from planner.exporters.exported import (
     chunk_layers,
     finished,
     gaps,
-    offloads_together,
     on_every_node,
     sharding,
     torchrun,
 )
 from planner.job_checks import trains_in
 from planner.results import Request
+from planner.rules.offload import moves_together
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
@@ -76,7 +86,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         plan,
         request,
         command=command,
-        gaps=(*_gaps(plan, request, recipes), *_job_gaps(request)),
+        gaps=(*gaps(*plan_checks(PlanBatch.from_plans([plan]), request)), *_job_gaps(request, recipes)),
         left_to_you=(
             f"the tokenizer of {request.model.name} in --hf_assets_path, data, learning rate: as {config} has them",
             *steps,
@@ -188,27 +198,32 @@ def _stages(plan: ExecutionPlan, request: Request) -> dict[str, str | bool | lis
     return {"module_fqns_per_model_part": [",".join(part) for part in parts]}
 
 
-def _gaps(plan: ExecutionPlan, request: Request, recipes: dict[str, str]) -> tuple[Gap, ...]:
-    c, t = plan.context_parallel, plan.tensor_parallel
-    named = (*recipes, *(("fp32",) if "bf16" in recipes else ()))
-    precisions = [name for name in named if trains_in(name, request.cluster.device)]
-    ring = c > 1 and plan.context_kind != ContextKind.ALL_GATHER
-    empty = plan.pipeline_parallel > 1 and 0 in chunk_layers(plan, request.model)
-    half = not offloads_together(plan)
-    eager = plan.tensor_parallel_overlap and t > 1 and request.stack.name != "fsdp"
-    etp = plan.expert_parallel > 1 and plan.expert_tensor_parallel > 1
-    there = request.job.precision in precisions
-    return gaps(
-        (not there, "job.precision", f"no configuration of {request.model.name} has it", " or ".join(precisions)),
+def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
+    """What it has not, of plans."""
+    c, t = plans.context_parallel, plans.tensor_parallel
+    ring = (c > 1) & (plans.context_kind != int(ContextKind.ALL_GATHER))
+    half = ~moves_together(plans)
+    eager = plans.tensor_parallel_overlap & (t > 1) & (request.stack.name != "fsdp")
+    etp = (plans.expert_parallel > 1) & (plans.expert_tensor_parallel > 1)
+    block = plans.recompute == int(Recompute.BLOCK)
+    return (
         (etp, "plan.expert_tensor_parallel", "0.3.0 splits no expert's matrices", "etp 1"),
         (ring, "plan.context_kind", "0.3.0 gathers keys and values", "context_kind all_gather"),
-        (empty, "plan.virtual_stages", "every chunk of a pipeline has a layer", "vpp 1"),
-        (plan.recompute == Recompute.BLOCK, "plan.recompute", "all layers are recomputed or none", "full or none"),
-        (plan.offload_activations, "plan.offload_activations", "checkpoints stay on the device", "off"),
+        (_empty(plans, request), "plan.virtual_stages", "every chunk of a pipeline has a layer", "vpp 1"),
+        (block, "plan.recompute", "all layers are recomputed or none", "full or none"),
+        (plans.offload_activations, "plan.offload_activations", "checkpoints stay on the device", "off"),
         (half, "plan.offload_parameters", "weights and optimizer are on the host, or neither", "both on, or both off"),
         (eager, "plan.tensor_parallel_overlap", "needs torch.compile", "framework fsdp"),
-        (not always_overlaps(plan), "plan.overlap_grad_reduce", "FSDP2's transfers overlap", "overlap on"),
+        (~always_overlaps(plans), "plan.overlap_grad_reduce", "FSDP2's transfers overlap", "overlap on"),
     )
+
+
+def _empty(plans: PlanBatch, request: Request) -> BoolArray:
+    """(N,) whether some chunk of a pipeline has no layer: where a stage has fewer layers than chunks."""
+    table = stage_table(plans, request.model)
+    fewest = np.where(table.count > 0, table.layers, request.model.num_layers).min(axis=1)
+    found: BoolArray = (plans.pipeline_parallel > 1) & (fewest < chunks_per_stage(plans.schedule, plans.virtual_stages))
+    return found
 
 
 def _in_bf16(request: Request) -> bool:
@@ -217,11 +232,15 @@ def _in_bf16(request: Request) -> bool:
     return {job.precision, job.gradient_dtype, job.state_dtype} == {"bf16"} and job.master_dtype == "none"
 
 
-def _job_gaps(request: Request) -> tuple[Gap, ...]:
+def _job_gaps(request: Request, recipes: dict[str, str]) -> tuple[Gap, ...]:
     job, halved = request.job, _in_bf16(request)
+    named = (*recipes, *(("fp32",) if "bf16" in recipes else ()))
+    precisions = [name for name in named if trains_in(name, request.cluster.device)]
+    unknown = job.precision not in precisions
     other = job.gradient_dtype not in ("", "fp32")
     longer = f"is fp32, or none with all else in bf16; got {job.master_dtype}"
     return gaps(
+        (unknown, "job.precision", f"no configuration of {request.model.name} has it", " or ".join(precisions)),
         (job.task != "pretrain", "job.task", "its configurations pre-train", "task pretrain, or --format accelerate"),
         (job.optimizer != "adamw", "job.optimizer", f"its configurations have AdamW; got {job.optimizer}", "adamw"),
         (job.optimizer_in_backward, "job.optimizer_in_backward", "0.3.0 has none", "leave it out"),
