@@ -13,6 +13,7 @@ from planner.dataflow.units import Units
 from planner.dataflow.waits import Between, between
 
 _BLOCK_CELLS = 250_000  # pairs or triples compared at once: what a cache holds, twice as fast as ten times as many
+_MOST_PAIRS = 600_000_000  # pairs of candidates compared for all groups; of more, only the fastest of each mesh are
 _MOST_TRIPLES = 60_000_000  # triples of meshes looked at for one group; larger groups keep the bounds of their pairs
 
 
@@ -43,6 +44,10 @@ def group_tables(problem: DataflowProblem, chains: Chains, units: Units) -> Grou
     area = np.array([(call.time_s * call.size).min() for call in problem.calls])
     given = [_alone(problem, chains, place) for place in range(len(chains.groups))]
     pairs = {pair for group in chains.groups for pair in combinations(group, 2)}
+    sizes = [len(call) for call in problem.calls]
+    if sum(sizes[first] * sizes[second] for first, second in pairs) > _MOST_PAIRS:
+        _add_mesh_pairs(problem, chains, given)
+        pairs = set()
     for first, second in sorted(pairs):
         places = [place for place, group in enumerate(chains.groups) if first in group and second in group]
         moved = [_moved(problem, chains.moves[place], first, second) for place in places]
@@ -141,6 +146,21 @@ def passing_s(passing: Between, first: int, rows: IntArray, others: IntArray) ->
     if first == passing.parent:
         return passing.times.price(rows[:, None], others[None])
     return passing.times.price(others[None], rows[:, None])
+
+
+def _add_mesh_pairs(problem: DataflowProblem, chains: Chains, given: Sequence[dict[int, FloatArray]]) -> None:
+    """What two calls of a group take at least on any meshes, whatever memory they need and whatever passes between."""
+    meshes = [_fastest_by_mesh(call) for call in problem.calls]
+    least: dict[tuple[int, int], tuple[FloatArray, FloatArray]] = {}
+    for group, tables in zip(chains.groups, given, strict=True):
+        for first, second in combinations(group, 2):
+            if (first, second) not in least:
+                (start1, stop1, time1, of1), (start2, stop2, time2, of2) = meshes[first], meshes[second]
+                shared = (start1[:, None] < stop2) & (start2 < stop1[:, None])
+                time = np.where(shared, time1[:, None] + time2, np.maximum(time1[:, None], time2))
+                least[first, second] = time.min(axis=1)[of1], time.min(axis=0)[of2]
+            for index, least_s in zip((first, second), least[first, second], strict=True):
+                np.maximum(tables[index], least_s, out=tables[index])
 
 
 def _add_triples(problem: DataflowProblem, group: Sequence[int], tables: dict[int, FloatArray]) -> None:

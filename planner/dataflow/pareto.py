@@ -130,7 +130,7 @@ def _block(
     for column in range(costs.own.shape[1]):
         better &= costs.own[others, column] <= costs.own[rows, column][:, None]
     better &= ~shareable[rows][:, None] | (key[others] == key[rows][:, None])
-    row, other = np.nonzero(better)
+    row, other = np.divmod(np.flatnonzero(better), len(others))  # several times as fast as nonzero in two dimensions
     different = rows[row] != others[other]
     row, other = row[different], other[different]
     equal = (call.start[rows[row]] == call.start[others[other]]) & (call.size[rows[row]] == call.size[others[other]])

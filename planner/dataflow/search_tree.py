@@ -26,7 +26,8 @@ _BLOCK_CELLS = 1 << 17  # children looked at in one step; few enough to stay in 
 _BLOCK_NODES = 4096
 _DIVE_NODES = 256  # while no plan is known
 _MOST_WAITING = 6_000_000  # nodes in all pools before only the deepest are taken
-_LEAF_BLOCK = 64
+_LEAF_BLOCK = 64  # plans simulated at once
+_LEAF_ROWS = 8192  # of them in one order each, so that many orders leave few plans
 _CHILDREN_PER_LEAF = 25  # looked at in the time that simulating one plan in one order takes
 _CHILDREN_PER_SETTLED_TASK = 4  # the same per task, where rounds are played until they repeat
 
@@ -180,8 +181,9 @@ def _harvest(
     columns = np.argsort(tree.sequence)
     orders, leaf = len(graph.orders), simulation_children(graph)
     missed, spent = np.inf, 0
-    for begin in range(0, len(order), _LEAF_BLOCK):
-        rows = order[begin : begin + _LEAF_BLOCK]
+    block = min(_LEAF_BLOCK, max(1, _LEAF_ROWS // orders))
+    for begin in range(0, len(order), block):
+        rows = order[begin : begin + block]
         rows = rows[bound[rows] < best.makespan_s * (1 - SLACK)]
         if not len(rows):
             break

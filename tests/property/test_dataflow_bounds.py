@@ -4,6 +4,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
+from planner.dataflow import group_tables as group_tables_module
 from planner.dataflow.bounds import Chains, chains_of, choice_bound, group_time
 from planner.dataflow.group_tables import group_tables
 from planner.dataflow.orders import task_graph
@@ -210,6 +211,39 @@ def test_simulated_plans_are_paid_for_from_the_budget():
         assert found.children <= budget + 256 * 30 + 25 * 64 * len(graph.orders)
         assert found.bound_s <= found.best.makespan_s
     assert spent[0] < spent[1]
+
+
+def test_many_orders_leave_few_plans_to_simulate_at_once():
+    problem = loose()
+    graph = task_graph(problem)
+    graph = replace(graph, orders=np.tile(graph.orders, (10_000 // len(graph.orders), 1)))
+    chains, units, tables, _ = prepared(problem)
+    nothing = Incumbent(choice=np.zeros(4, dtype=int), order=0, makespan_s=np.inf)
+    found = branch_and_bound(problem, graph, chains, units, tables, nothing, most_children=2_000)
+    assert found.children <= 2_000 + 256 * 30 + 25 * len(graph.orders)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bounds_of_many_candidates_by_mesh_are_no_tighter_and_lead_to_the_same_best(seed, monkeypatch):
+    problem = moving(seed)
+    chains, units, exact, _ = prepared(problem)
+    best = solve(problem)
+    monkeypatch.setattr(group_tables_module, "_MOST_PAIRS", 0)
+    looser = group_tables(problem, chains, units)
+    assert (looser.least_s <= exact.least_s + ROUNDING).all()
+    for loose_s, exact_s in zip(looser.given_s, exact.given_s, strict=True):
+        assert all((loose_s[index] <= exact_s[index] + ROUNDING).all() for index in exact_s)
+    assert solve(problem).makespan_s == best.makespan_s
+
+
+def test_two_calls_on_the_same_gpus_add_up_by_mesh_too(monkeypatch):
+    calls = (call("a", [(0, 1, 3, 0, 0), (0, 1, 5, 0, 0)]), call("b", [(0, 1, 4, 0, 0), (1, 1, 6, 0, 0)]))
+    problem = DataflowProblem(calls=calls, edges=(), capacity_bytes=np.ones(2))
+    monkeypatch.setattr(group_tables_module, "_MOST_PAIRS", 0)
+    _, _, tables, _ = prepared(problem)
+    (given,) = tables.given_s
+    assert given[0].tolist() == [6, 6]  # beside the slower one, elsewhere
+    assert given[1].tolist() == [7, 6]
 
 
 def test_a_search_stops_between_simulations():
