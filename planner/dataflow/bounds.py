@@ -230,15 +230,17 @@ def _longest(
         earlier.append(common)
     plans, nothing = len(loads), len(found)
     back = np.full((nothing, plans), nothing)
-    time_s = np.zeros((nothing + 1, plans))  # the last one: nothing goes before
+    time_s = np.zeros((plans, nothing + 1))  # the last one: nothing goes before
     done: list[int] = []
     for place in sorted(range(nothing), key=lambda one: (earlier[one].bit_count(), found[one])):
-        ahead = [other for other in done if found[other] & ~earlier[place] == 0] or [nothing]
-        back[place] = np.asarray(ahead)[time_s[ahead].argmax(axis=0)]
-        time_s[place] = time_s[back[place], np.arange(plans)] + loads[:, index[place]]
+        ahead = np.asarray([other for other in done if found[other] & ~earlier[place] == 0] or [nothing])
+        before_s = time_s[:, ahead]
+        longest = before_s.argmax(axis=1)
+        back[place] = ahead[longest]
+        time_s[:, place] = before_s[np.arange(plans), longest] + loads[:, index[place]]
         done.append(place)
-    last = time_s[:nothing].argmax(axis=0)
-    return last, back, np.asarray(time_s[last, np.arange(plans)])
+    last = time_s[:, :nothing].argmax(axis=1)
+    return last, back, np.asarray(time_s[np.arange(plans), last])
 
 
 def _path(last: IntArray, back: IntArray, plan: int) -> list[int]:

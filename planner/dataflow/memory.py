@@ -4,7 +4,7 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.units import Units
+from planner.dataflow.units import Units, units_of
 
 
 def static_bytes(problem: DataflowProblem, choice: IntArray) -> FloatArray:
@@ -96,3 +96,25 @@ def memory_owners(problem: DataflowProblem, choice: IntArray, gpu: int) -> dict[
         if call.start[row] <= gpu < call.stop[row]:
             owners[call.name] = (float(held[index]), float(call.active_bytes[row]))
     return owners
+
+
+def why_nothing_fits(problem: DataflowProblem, *, exhausted: bool) -> dict[str, int]:
+    """What stands in the way: calls without a candidate that fits even alone, else all plans together.
+
+    Args:
+        problem: The problem.
+        exhausted: Whether it is known that no plan fits.
+    """
+    units = units_of(problem)
+    roomiest = float(units.capacity_bytes.max())
+    alone = {
+        f"{call.name} fits on none of its meshes": len(call)
+        for call in problem.calls
+        if call.peak_bytes.min() > roomiest
+    }
+    if alone:
+        return alone
+    leanest = np.array([[int(call.peak_bytes.argmin()) for call in problem.calls]])
+    share = float(pressure(problem, units, leanest)[0])
+    words = "out_of_memory" if exhausted else "no plan that fits found within the budget"
+    return {f"{words} (the leanest candidates together need {share:.0%} of a GPU)": problem.num_plans}

@@ -12,6 +12,7 @@ from planner.dataflow.problem import DataflowProblem, Edge
 
 MOST_EXTENSIONS = 720  # orders of the calls of one iteration that are tried
 _EVERY_AHEAD = 4  # up to so many iterations, calls that may run ahead do so by every number of them; then by a few
+_MOST_PLACES = 150_000  # tasks in all orders together of iterations that recur: each order is played for every plan
 _AT_ONCE = -np.inf  # position of a transfer that goes before all that is free
 
 
@@ -58,7 +59,7 @@ class Rounds:
     delays: tuple[int, ...]
 
 
-def task_graph(problem: DataflowProblem, iterations: int | None = None) -> TaskGraph:
+def task_graph(problem: DataflowProblem, iterations: int | None = None, *, most_orders: int | None = None) -> TaskGraph:
     """Unroll a problem and list the orders worth trying.
 
     Tasks of one iteration follow each other as the calls do in a linear extension of the graph; a call that nothing
@@ -69,19 +70,15 @@ def task_graph(problem: DataflowProblem, iterations: int | None = None) -> TaskG
     Args:
         problem: Calls and edges.
         iterations: How many; those of the problem if None.
+        most_orders: Only so many of them, the default one first; all if None.
     """
     count = problem.iterations if iterations is None else iterations
     slots, numbers, parents = _unroll(problem, count)
     leads = _leads(problem, count, len(slots))
     # A call that starts before another's end still takes its turn behind it.
     earlier = [[*found, *(task for task, _ in early)] for found, early in zip(parents, leads, strict=True)]
-    extensions, all_of_them = _extensions(problem)
-    keys = [
-        key
-        for extension in extensions
-        for calls in _keys(problem, extension, several=count > 1)
-        for key in _in_time(problem, calls)
-    ]
+    listed, all_of_them = _positions(problem, several=count > 1)
+    keys = list(islice(listed, most_orders))
     waiting = _waiting(earlier)
     orders = np.unique([_sequence(slots, numbers, earlier, waiting, key) for key in keys], axis=0)
     # The heuristic order (calls by index) first, so that row 0 is a sensible default.
@@ -94,7 +91,7 @@ def task_graph(problem: DataflowProblem, iterations: int | None = None) -> TaskG
         iteration=np.array(numbers),
         parents=tuple(tuple(sorted(found)) for found in parents),
         orders=orders,
-        complete=all_of_them and not moves and count == 1,
+        complete=all_of_them and not moves and count == 1 and most_orders is None,
         leads=tuple(leads) if problem.leading else (),
     )
 
@@ -132,6 +129,27 @@ def _leads(problem: DataflowProblem, iterations: int, tasks: int) -> list[tuple[
         for begin in range(0, calls * iterations, calls):
             found[begin + edge.child].append((begin + edge.parent, number))
     return [tuple(early) for early in found]
+
+
+def _positions(problem: DataflowProblem, *, several: bool) -> tuple[Iterator[list[float]], bool]:
+    """Positions of all slots within an iteration, one list for every order; whether every extension is among them.
+
+    Of many extensions some, evenly chosen, where iterations recur: how many depends on the problem alone, so that the
+    orders of a longer simulation are those of a shorter one.
+    """
+    extensions, all_of_them = _extensions(problem)
+
+    def listed(extension: tuple[int, ...]) -> Iterator[list[float]]:
+        for calls in _keys(problem, extension, several=several):
+            yield from _in_time(problem, calls)
+
+    stride = 1
+    if several:
+        slots = len(problem.calls) + len(problem.moving)
+        longest = max((edge.lag for edge in problem.edges), default=1)
+        places = slots * (slots + 2 * min(longest, slots)) * sum(1 for _ in listed(extensions[0]))
+        stride = -(-len(extensions) * places // _MOST_PLACES)
+    return (key for extension in extensions[::stride] for key in listed(extension)), all_of_them
 
 
 def _extensions(problem: DataflowProblem) -> tuple[list[tuple[int, ...]], bool]:

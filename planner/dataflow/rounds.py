@@ -16,6 +16,8 @@ from planner.dataflow.orders import Rounds, TaskGraph, task_graph
 from planner.dataflow.problem import MOST_ITERATIONS, DataflowProblem, Edge
 
 _ITSELF = Edge(parent=0, child=0, lag=1)  # what every call waits for
+_MANY_TASKS = 256  # played for one plan, beyond which judging many of them is costly
+_LESS_AHEAD = 2  # iterations that are waited for at most while good plans are looked for among costly ones
 _AROUND = 2  # iterations beyond the longest wait, so that it is met whole
 
 
@@ -24,6 +26,18 @@ def chained_iterations(problem: DataflowProblem) -> int:
     if not problem.settled:
         return problem.iterations
     return min(max(edge.lag for edge in (*problem.edges, _ITSELF)) + _AROUND, MOST_ITERATIONS)
+
+
+def many_tasks(problem: DataflowProblem) -> bool:
+    """Whether telling the pace of a plan takes many tasks, of which waiting for less far back would save a part."""
+    slots = len(problem.calls) + len(problem.moving)
+    longest = max((edge.lag for edge in problem.edges), default=1)
+    return longest > _LESS_AHEAD and slots * (slots + 2 * min(longest, slots)) > _MANY_TASKS
+
+
+def less_ahead(problem: DataflowProblem) -> DataflowProblem:
+    """The same with nothing waiting for what is further back than a few iterations: plans are as fast, or slower."""
+    return replace(problem, edges=tuple(replace(edge, lag=min(edge.lag, _LESS_AHEAD)) for edge in problem.edges))
 
 
 def settled_graph(problem: DataflowProblem) -> TaskGraph:

@@ -14,12 +14,12 @@ import numpy as np
 from costmodels.plan import IntArray
 from planner.dataflow.bounds import chains_of, choice_bound, group_time
 from planner.dataflow.group_tables import group_tables
-from planner.dataflow.memory import pressure
+from planner.dataflow.memory import why_nothing_fits
 from planner.dataflow.order_cpsat import best_order
 from planner.dataflow.orders import TaskGraph, task_graph
 from planner.dataflow.pareto import useful_candidates
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.rounds import chained_iterations, settled_graph
+from planner.dataflow.rounds import chained_iterations, less_ahead, many_tasks, settled_graph
 from planner.dataflow.schedule import PlanRows, Timeline, timeline
 from planner.dataflow.search_anneal import AnnealOptions, AnnealResult, anneal
 from planner.dataflow.search_neighbourhood import polish
@@ -32,6 +32,8 @@ ENGINES = ("auto", "tree", "anneal")
 
 _QUICK_CHILDREN = 20_000_000  # of the tree search that goes before annealing; a few seconds
 _QUICK_SHARE = 0.25  # of what annealing takes that the tree search before it may take where plans settle
+_ANNEALED_TASKS = 400  # of a plan, beyond which annealing takes fewer steps
+_LEAST_STEPS = 50
 _TREE_SHARE = 0.8  # of the budget left after annealing
 _POLISHED = 2  # plans of each annealing that are improved further
 _SEED_STEP = 7919  # between restarts, so that neighbouring seeds share none
@@ -139,7 +141,7 @@ def solve(
     """
     found = explore(problem, options, clock=clock)
     if found.solution is None:
-        raise InfeasibleError(_why(problem, exhausted=not np.isfinite(found.bound_s)))
+        raise InfeasibleError(why_nothing_fits(problem, exhausted=not np.isfinite(found.bound_s)))
     return found.solution
 
 
@@ -171,13 +173,11 @@ def explore(
     search = _Search(problem, given, faster_than_s, late)
     if given.engine == "anneal":
         search.anneal()
+    elif given.engine == "tree":
+        search.tree(given.most_children)
     else:
-        quick = given.most_children if given.engine == "tree" else search.quick_children
-        search.tree(min(quick, given.most_children))
-        if given.engine == "auto" and search.open():
-            search.anneal()
-            search.tree(int((given.most_children - search.children) * _TREE_SHARE))
-            search.polish()
+        search.in_turn()
+        search.run_ahead()
     search.reorder()
     return search.exploration()
 
@@ -193,9 +193,13 @@ class _Search:
         self.kept = useful_candidates(problem)
         self.small = problem.restrict(self.kept)
         self.units = units_of(self.small)
-        unrolled = task_graph(self.small, chained_iterations(self.small))
+        self.ahead_less = options.engine == "auto" and problem.settled and many_tasks(self.small)
+        if problem.settled:
+            self.graph = settled_graph(less_ahead(self.small) if self.ahead_less else self.small)
+            unrolled = task_graph(self.small, chained_iterations(self.small), most_orders=1)
+        else:
+            self.graph = unrolled = task_graph(self.small, chained_iterations(self.small))
         self.chains = chains_of(self.small, unrolled)
-        self.graph = settled_graph(self.small) if problem.settled else unrolled
         self.tables = group_tables(self.small, self.chains, self.units)
         self.best = Incumbent(choice=np.zeros(len(self.kept), dtype=np.int64), order=0, makespan_s=faster_than_s)
         self.bound_s = float(group_time(self.chains, self.tables.least_s[None])[0])
@@ -210,9 +214,15 @@ class _Search:
         Plans that are played until they settle are costly to anneal, and a proof in a quarter of that time saves it.
         """
         if self.graph.rounds is not None:
-            annealing = self.options.restarts * self.options.anneal.chains * self.options.anneal.steps
+            annealing = self.options.restarts * self.options.anneal.chains * self.annealing_steps
             return int(_QUICK_SHARE * annealing * simulation_children(self.graph))
         return _QUICK_CHILDREN if self.graph.complete else _QUICK_CHILDREN // 20
+
+    @property
+    def annealing_steps(self) -> int:
+        """Proposals per chain, fewer where each has many tasks to play."""
+        steps, tasks = self.options.anneal.steps, self.graph.orders.shape[1] if self.graph.rounds else 0
+        return min(steps, max(steps * _ANNEALED_TASKS // max(tasks, _ANNEALED_TASKS), _LEAST_STEPS))
 
     @property
     def found(self) -> bool:
@@ -229,6 +239,30 @@ class _Search:
     def enough_s(self) -> float:
         """What a plan may take to be as close to the best there is as asked for."""
         return self.bound_s / (1 - max(self.options.gap, _PROVEN))
+
+    def in_turn(self) -> None:
+        """Tree, annealing, tree again and what improves on plans, as far as they are needed and the budget goes."""
+        self.tree(min(self.quick_children, self.options.most_children))
+        self.anneal()
+        if self.ahead_less:  # plans are costly to judge: from a better one on, the tree has fewer to
+            self.polish(int((self.options.most_children - self.children) * (1 - _TREE_SHARE)))
+        self.tree(int((self.options.most_children - self.children) * _TREE_SHARE))
+        self.polish(self.options.most_children - self.children)
+
+    def run_ahead(self) -> None:
+        """Judge the plans found by how they go on in full, where they were not, and look for better ones."""
+        if not self.ahead_less or not (self.found or self.open()):
+            return
+        found = [self.best, *(one for annealed in self.annealed for one in _finalists(annealed))] if self.found else []
+        self.graph, self.ahead_less = settled_graph(self.small), False
+        self.best = replace(self.best, makespan_s=self.faster_than_s)
+        orders = np.arange(len(self.graph.orders))
+        for choice in {one.choice.tobytes(): one.choice for one in found}.values():
+            plans = PlanRows(choice=np.repeat(choice[None], len(orders), axis=0), order=orders)
+            time_s = duration_s(self.small, self.graph, plans)
+            order = int(time_s.argmin())
+            self._improve(Incumbent(choice=choice, order=order, makespan_s=float(time_s[order])), self.engine)
+        self.tree(min(self.quick_children, _QUICK_CHILDREN))
 
     def tree(self, most_children: int) -> None:
         if most_children < 1 or not self.open():
@@ -250,10 +284,11 @@ class _Search:
 
     def anneal(self) -> None:
         starts = self.best.choice[None] if self.found else None
-        for restart in range(self.options.restarts):
+        for restart in range(1 if self.ahead_less else self.options.restarts):
             if not self.open():
                 return
-            options = replace(self.options.anneal, seed=self.options.seed + restart * _SEED_STEP)
+            seed = self.options.seed + restart * _SEED_STEP
+            options = replace(self.options.anneal, seed=seed, steps=self.annealing_steps)
             found = anneal(
                 self.small, self.graph, self.units, options, starts=starts, enough_s=self.enough_s, stop=self.late
             )
@@ -261,14 +296,14 @@ class _Search:
             for finalist in _finalists(found)[:1]:
                 self._improve(finalist, "anneal")
 
-    def polish(self) -> None:
-        """Improve the best plans known, each with a share of what is left of the budget."""
+    def polish(self, most_children: int) -> None:
+        """Improve the best plans known, each with a share of the budget."""
         starts = [finalist for found in self.annealed for finalist in _finalists(found)[:_POLISHED]]
         if not starts or not self.open():
             return
         if self.found:
             starts = [self.best, *(start for start in starts if start.makespan_s > self.best.makespan_s)]
-        budget = max(self.options.most_children - self.children, 0) // len(starts)
+        budget = max(most_children, 0) // len(starts)
         for start in starts:
             done = polish(self.small, self.graph, self.chains, start, most_children=budget, stop=self.late)
             self.children += done.children
@@ -362,20 +397,3 @@ def _finalists(found: AnnealResult) -> list[Incumbent]:
         Incumbent(choice=plans.choice[row], order=int(plans.order[row]), makespan_s=float(time_s))
         for row, time_s in enumerate(found.finalist_s)
     ]
-
-
-def _why(problem: DataflowProblem, *, exhausted: bool) -> dict[str, int]:
-    """What stands in the way: calls without a candidate that fits even alone, else all plans together."""
-    units = units_of(problem)
-    roomiest = float(units.capacity_bytes.max())
-    alone = {
-        f"{call.name} fits on none of its meshes": len(call)
-        for call in problem.calls
-        if call.peak_bytes.min() > roomiest
-    }
-    if alone:
-        return alone
-    leanest = np.array([[int(call.peak_bytes.argmin()) for call in problem.calls]])
-    share = float(pressure(problem, units, leanest)[0])
-    words = "out_of_memory" if exhausted else "no plan that fits found within the budget"
-    return {f"{words} (the leanest candidates together need {share:.0%} of a GPU)": problem.num_plans}

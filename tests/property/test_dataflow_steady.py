@@ -9,9 +9,10 @@ import pytest
 from planner.dataflow.bounds import chains_of, choice_bound
 from planner.dataflow.orders import task_graph
 from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
-from planner.dataflow.rounds import settled_graph
+from planner.dataflow.rounds import less_ahead, many_tasks, settled_graph
 from planner.dataflow.schedule import PlanRows, timeline
 from planner.dataflow.search import SearchOptions, solve
+from planner.dataflow.search_anneal import AnnealOptions
 from planner.dataflow.steady import duration_s
 from tests.dataflow_problems import call, random_problem, slow_fits
 
@@ -151,3 +152,72 @@ def test_calls_that_take_no_time_still_wait_for_what_comes_late():
     )
     # Three seconds around a circle of two iterations.
     assert solve(problem).makespan_s == 1.5
+
+
+def fan(scores, lag=1):
+    """Generation, so many calls that read it, and training; each on its own GPU."""
+    calls = tuple(call(f"call{index}", [(index, 1, index + 1, 0, 0)]) for index in range(scores + 2))
+    edges = [Edge(parent=0, child=index) for index in range(1, scores + 1)]
+    edges += [Edge(parent=index, child=scores + 1) for index in range(1, scores + 1)]
+    back = Edge(parent=scores + 1, child=0, lag=lag)
+    return DataflowProblem(calls=calls, edges=(*edges, back), capacity_bytes=np.ones(scores + 2), settled=True)
+
+
+def test_of_many_orders_of_many_tasks_some_are_laid_out_the_same_ones_however_many_iterations():
+    problem = fan(6, lag=3)
+    every = task_graph(fan(6), 1)
+    assert len(every.orders) == 720
+    assert every.complete
+    short, long = (task_graph(problem, iterations) for iterations in (20, 40))
+    assert short.orders.size < 200_000
+
+    def beginnings(graph):
+        shown = [[task for task in order if graph.iteration[task] < 8] for order in graph.orders.tolist()]
+        return {tuple((graph.slot[task], graph.iteration[task]) for task in order) for order in shown}
+
+    assert beginnings(short) == beginnings(long)
+
+
+def test_of_the_orders_only_the_default_one_is_laid_out_on_request():
+    problem = fan(3)
+    first = task_graph(problem, 4, most_orders=1)
+    assert first.orders.tolist() == task_graph(problem, 4).orders[:1].tolist()
+    assert not task_graph(problem, 1, most_orders=1).complete
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_waiting_for_less_far_back_makes_no_plan_faster(seed):
+    problem = any_problem(seed)
+    problem = replace(
+        problem, edges=tuple(replace(edge, lag=4) if edge.lag else edge for edge in problem.edges), iterations=5
+    )
+    less = less_ahead(problem)
+    graph, shorter = settled_graph(problem), settled_graph(less)
+    assert shorter.orders.shape[1] < graph.orders.shape[1]
+    choice = any_plans(problem, graph, 8, seed).choice
+
+    def fastest_s(posed, tasks):
+        orders = np.arange(len(tasks.orders))
+        return [
+            duration_s(posed, tasks, PlanRows(choice=np.repeat(row[None], len(orders), axis=0), order=orders)).min()
+            for row in choice
+        ]
+
+    assert (np.array(fastest_s(problem, graph)) <= np.array(fastest_s(less, shorter)) * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("seed", [1, 3, 5])
+def test_plans_of_many_tasks_are_judged_by_how_they_run_in_full(seed):
+    """The search of costly plans goes by shorter ones; what it answers is a plan and a pace of the problem itself."""
+    problem = any_problem(seed, calls=5)
+    far = replace(
+        problem, edges=tuple(replace(edge, lag=9) if edge.lag else edge for edge in problem.edges), iterations=2
+    )
+    assert many_tasks(far)
+    found = solve(far, SearchOptions(most_children=10_000_000, anneal=AnnealOptions(steps=60)))
+    again = PlanRows(choice=found.choice[None], order=np.array([found.order]))
+    assert found.graph.orders.shape[1] == settled_graph(far).orders.shape[1]
+    assert duration_s(far, found.graph, again)[0] == pytest.approx(found.makespan_s, rel=1e-12)
+    exact = solve(far, SearchOptions(engine="tree"))
+    assert found.bound_s <= exact.makespan_s * (1 + 1e-9)
+    assert found.makespan_s <= exact.makespan_s * 1.05
