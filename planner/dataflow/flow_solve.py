@@ -24,6 +24,8 @@ from planner.request import part_of
 from profiles.mixed_cluster import MixedCluster, alone
 
 _CHILDREN = 200_000_000  # looked at by the tree search at the usual effort: some five seconds on one core
+_LEAST_CHILDREN, _LEAST_STEPS = 100_000, 50
+_PART = 0.5  # of the budget that divisions share, for each
 _RESTARTS = 2  # of the annealing
 _ANNEAL = AnnealOptions(steps=1000)
 _ROUNDS = 2  # of easing all calls
@@ -46,12 +48,17 @@ def best_plan(request: FlowRequest, cluster: MixedCluster, *, effort: float | No
     best: tuple[CompiledFlow, Solution] | None = None
     best_s, bound_s, evaluated = np.inf, np.inf, 0
     divisions = _promising(request, priced)
-    for regions in divisions:
+    budget = _options(request, effort)
+    left = budget.most_children
+    for place, regions in enumerate(divisions):
         compiled = _compiled(request, priced, regions)
         if compiled is None or _least_s(compiled) >= best_s:
             continue
-        found = explore(compiled.problem, _options(request, effort), faster_than_s=best_s)
+        # The most promising division has a whole budget, the others share one.
+        options = _part(budget, left) if place else budget
+        found = explore(compiled.problem, options, faster_than_s=best_s)
         bound_s, evaluated = min(bound_s, found.bound_s), evaluated + found.evaluated
+        left -= found.evaluated if place else 0
         if found.solution is not None:
             best, best_s = (compiled, found.solution), found.solution.makespan_s
     if best is None:
@@ -190,12 +197,21 @@ def _least_s(compiled: CompiledFlow) -> float:
 
 def _options(request: FlowRequest, effort: float | None) -> SearchOptions:
     scale = request.options.effort if effort is None else effort
-    steps = max(int(_ANNEAL.steps * scale), 50)
+    steps = max(int(_ANNEAL.steps * scale), _LEAST_STEPS)
     return SearchOptions(
         seed=request.options.seed,
         restarts=_RESTARTS,
-        most_children=max(int(_CHILDREN * scale), 100_000),
+        most_children=max(int(_CHILDREN * scale), _LEAST_CHILDREN),
         anneal=replace(_ANNEAL, steps=steps),
+    )
+
+
+def _part(budget: SearchOptions, left: int) -> SearchOptions:
+    """What one of several searches may take of what is left of a budget."""
+    return replace(
+        budget,
+        most_children=max(int(_PART * left), _LEAST_CHILDREN),
+        anneal=replace(budget.anneal, steps=max(int(_PART * budget.anneal.steps), _LEAST_STEPS)),
     )
 
 

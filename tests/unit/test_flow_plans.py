@@ -13,7 +13,8 @@ from planner.dataflow import flow_solve
 from planner.dataflow.flow_costs import call_flops
 from planner.dataflow.flow_results import CallPlan, FlowPlan, FlowResult
 from planner.dataflow.presets import PRESETS
-from planner.dataflow.search import Exploration, explore
+from planner.dataflow.problem import DataflowProblem
+from planner.dataflow.search import Exploration, SearchOptions, explore
 from planner.document_flow import flow_document, flow_document_schema
 from planner.workflows import plan_dataflow
 
@@ -155,15 +156,22 @@ def test_disaggregated_pools_do_not_overlap_and_async_overlaps_them() -> None:
 
 def test_divisions_of_the_gpus_are_searched_for_what_beats_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[float, Exploration]] = []
+    budgets: list[tuple[int, int]] = []
 
-    def recorded(*arguments: Any, faster_than_s: float, **settings: Any) -> Exploration:
-        found = explore(*arguments, faster_than_s=faster_than_s, **settings)
+    def recorded(problem: DataflowProblem, options: SearchOptions, *, faster_than_s: float) -> Exploration:
+        found = explore(problem, options, faster_than_s=faster_than_s)
         asked.append((faster_than_s, found))
+        budgets.append((options.most_children, options.anneal.steps))
         return found
 
     monkeypatch.setattr(flow_solve, "explore", recorded)
     plan = plan_of(plan_dataflow("ppo", "llama-3.2-1b", "4xH100", batch=32, mode="async"))
     assert len(asked) > 1
+    whole, *shares = budgets
+    left = whole[0]
+    for share, (_, found) in zip(shares, asked[1:], strict=True):
+        assert share == (left // 2, whole[1] // 2)
+        left -= found.evaluated
     assert asked[0][0] == float("inf")
     best_s = float("inf")
     for faster_than_s, found in asked:
