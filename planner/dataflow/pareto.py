@@ -114,10 +114,14 @@ def _dominated(
         order = np.argsort(groups[alive], kind="stable")
         parts = np.split(order, 1 + np.flatnonzero(np.diff(groups[alive][order])))
     for part in parts:
+        # Fastest first: only those before a candidate, and as fast ones, can dominate it.
+        part = part[np.argsort(call.time_s[alive[part]], kind="stable")]
+        time_s = call.time_s[alive[part]]
         block = max(1, _BLOCK_CELLS // len(part))
         for begin in range(0, len(part), block):
             rows = part[begin : begin + block]
-            gone[rows] = _block(call, costs, shareable, key, alive[rows], alive[part])
+            others = part[: np.searchsorted(time_s, time_s[begin : begin + block][-1], side="right")]
+            gone[rows] = _block(call, costs, shareable, key, alive[rows], alive[others])
     return gone
 
 
