@@ -172,7 +172,7 @@ def test_a_graph_of_ones_own_says_them_of_its_roles(role: dict[str, Any], lora: 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"lora_rank": 8}, "job.lora: is given, but the task does not train adapters. Hint: task lora or qlora"),
+        ({"lora_rank": 8}, "job.lora_rank: is given, but the task does not train adapters. Hint: task lora or qlora"),
         ({"task": "lora", "lora_rank": 0}, "job.lora_rank: must be a whole number from 1 to 16384; got 0"),
         ({"task": "lora", "lora_targets": "q,x"}, "job.lora_targets: unknown value 'x'"),
         ({"task": "lora", "lora_targets": ["qkv", "q"]}, "job.lora_targets: names q, k or v beside qkv"),

@@ -143,7 +143,10 @@ def test_a_file_that_names_its_models_needs_no_other(run: Any, tmp_path: Path) -
     [
         (("--job", "pppo", "--model", "llama-2-7b", "--gpus", "8xH100"), "job: unknown workflow 'pppo'"),
         ((*ASK, "--task", "lora"), "--task: has no effect on a workflow. Hint: --set task=lora"),
-        ((*ASK, "--lora-rank", "8"), "job.lora: is given, but the task does not train adapters. Hint: task lora or"),
+        (
+            (*ASK, "--lora-rank", "8"),
+            "job.lora_rank: is given, but the task does not train adapters. Hint: task lora or",
+        ),
         (
             (*ASK, "--set", "task=lora", "--lora-rank", "8", "--set", "lora_rank=4"),
             "--lora-rank: is given, and so is --set lora_rank. Hint: one of them",

@@ -305,7 +305,7 @@ def test_modules_are_named_in_any_order(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"recompute": "selective:moe_akt"}, "plan.recompute_modules: unknown name 'moe_akt'. Hint: did you mean"),
+        ({"recompute": "selective:moe_akt"}, "plan.recompute: unknown name 'moe_akt'. Hint: did you mean"),
         ({"recompute_modules": 7}, "plan.recompute_modules: must name modules; got '7'"),
         ({"recompute_modules": []}, "plan.recompute_modules: must name modules; got '[]'"),
         ({"recompute": "full:moe"}, "plan.recompute: unknown value 'full:moe'"),
