@@ -37,6 +37,7 @@ from profiles.hardware import ClusterSpec, LinkSpec, NodeSpec
 Parameters = Mapping[str, float]
 
 MESH_SIZES = (2, 4, 8, 16)
+RINGS = (CollectiveOp.ALL_REDUCE, CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER)  # same chunks, same ring
 
 OP_NAMES = {
     CollectiveOp.ALL_REDUCE: "all_reduce",
@@ -205,6 +206,12 @@ def _tree_time_s(groups: Groups, inside: Parameters, across: Parameters, network
     return across["launch_s"] + levels_s + np.maximum(in_s, groups.size_bytes * share / tree_bytes_per_s)
 
 
+def local_ranks(calls: CollectiveCallBatch, cluster: ClusterSpec) -> FloatArray:
+    """(K,) ranks of each call that share a scale-up domain: fewer than take part where it crosses domains."""
+    most = np.minimum(np.maximum(calls.group_size, 1).astype(float), cluster.domain_devices)
+    return np.asarray(np.minimum(np.maximum(calls.ranks_per_domain, 1), most))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
     """Calls of one operation, inside a domain or across: rows, link kind, price, records, how well known.
@@ -249,7 +256,7 @@ class LinkCollectiveModel:
 
     def _parts(self, calls: CollectiveCallBatch, cluster: ClusterSpec) -> Iterator[_Part]:
         ranks = np.maximum(calls.group_size, 1).astype(float)
-        local = np.minimum(np.maximum(calls.ranks_per_domain, 1), np.minimum(ranks, cluster.domain_devices))
+        local = local_ranks(calls, cluster)
         real = (calls.size_bytes > 0) & (ranks > 1)
         crosses = local < ranks
         kinds = 2 * calls.op + crosses

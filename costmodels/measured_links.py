@@ -11,18 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.collectives import CollectiveCallBatch, CollectiveCostModel, CollectiveOp
+from costmodels.kernels.calibrated import NORMAL_QUANTILE
 from costmodels.kernels.calls import Basis, FloatArray, IntArray, Prediction
+from costmodels.link_model import RINGS, local_ranks
 from costmodels.plan import BoolArray
 from profiles.hardware import ClusterSpec
 
-RINGS = (CollectiveOp.ALL_REDUCE, CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER)
 _CHUNK = 4096  # calls at once; bounds memory
 _MOST_POINTS = 256  # of one link and operation; more say no more
 _NEAR = 1.0  # powers of two in size and ranks within which a call counts as measured
 # Standard deviation of log time between runs of one benchmark on one machine, at least: two runs of nccl-tests that
 # are a few percent apart are alike (docs/collectives.md has the spread between machines).
 _LEAST_SPREAD = 0.05
-_QUANTILE = 1.645  # of the normal distribution, for an interval of 90 %
 
 Key = tuple[str, bool, CollectiveOp]  # link, whether the ranks are in several domains, operation
 
@@ -50,7 +50,7 @@ class LinkRatios:
             places, log_ratio = places[rows], log_ratio[rows]
         errors = np.zeros(1)
         if len(places) > 1:
-            others = _weights(places, places)
+            others = _weights(_squares(places, places))
             np.fill_diagonal(others, 0.0)
             # A row so far from all others that they weigh nothing tells nothing of them.
             told = others.sum(axis=1) > 0
@@ -64,9 +64,10 @@ class LinkRatios:
         ratio, distance = np.empty(len(places)), np.empty(len(places))
         for start in range(0, len(places), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            weights = _weights(places[rows], self.places)
+            squares = _squares(places[rows], self.places)
+            weights = _weights(squares)
             ratio[rows] = weights @ self.log_ratio / weights.sum(axis=1)
-            distance[rows] = np.sqrt(_squares(places[rows], self.places).min(axis=1))
+            distance[rows] = np.sqrt(squares.min(axis=1))
         return ratio, distance
 
 
@@ -76,9 +77,8 @@ def _squares(places: FloatArray, others: FloatArray) -> FloatArray:
     return np.asarray(size**2 + ranks**2)
 
 
-def _weights(places: FloatArray, others: FloatArray) -> FloatArray:
+def _weights(squares: FloatArray) -> FloatArray:
     """(C, P) weights of rows for calls, that of the nearest 1: nothing is too far to be the nearest."""
-    squares = _squares(places, others)
     return np.asarray(np.exp(-(squares - squares.min(axis=1, keepdims=True)) / 2))
 
 
@@ -99,7 +99,7 @@ class MeasuredCollectiveModel:
         found = self.base.predict(calls, cluster).table()
         for rows, ratios in self._parts(calls, cluster):
             log_ratio, distance = ratios.at(places_of(calls.size_bytes[rows], calls.group_size[rows]))
-            reach = _QUANTILE * max(ratios.spread, _LEAST_SPREAD)
+            reach = NORMAL_QUANTILE * max(ratios.spread, _LEAST_SPREAD)
             factor, near = np.exp(log_ratio), distance <= _NEAR
             listed = found[:3, rows] * factor
             found[0, rows] = listed[0]
@@ -138,5 +138,4 @@ def places_of(size_bytes: FloatArray, ranks: IntArray) -> FloatArray:
 
 def crosses(calls: CollectiveCallBatch, cluster: ClusterSpec) -> BoolArray:
     """(K,) whether the ranks of each call are in several scale-up domains."""
-    ranks = np.maximum(calls.group_size, 1)
-    return np.asarray(np.minimum(np.maximum(calls.ranks_per_domain, 1), cluster.domain_devices) < ranks)
+    return np.asarray(local_ranks(calls, cluster) < np.maximum(calls.group_size, 1))

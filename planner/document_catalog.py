@@ -4,6 +4,7 @@ from typing import Any
 
 from planner.schema_types import SCHEMA_VERSION
 from profiles.catalog import default_catalog
+from profiles.cluster_string import node_parts
 
 
 def workflows_document() -> dict[str, Any]:
@@ -55,12 +56,7 @@ def nodes_document() -> dict[str, Any]:
         {
             "name": node.name,
             "device": node.device.name,
-            "gpus_per_node": node.devices_per_node,
-            "domain_devices": node.domain_devices,
-            "scale_up": node.scale_up.name,
-            "fabric": node.nic.name,
-            "nics_per_node": node.nics_per_node,
-            "host_link": node.host_link.name,
+            **node_parts(node),
             "host_memory_bytes": node.host_memory_bytes,
             "source": node.source,
         }

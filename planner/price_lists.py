@@ -56,8 +56,8 @@ def collective_model_from(store: TimingStore) -> CollectiveCostModel:
     Raises:
         SpecError: If a file of timings is broken.
     """
-    own = TimingStore(directories=(store.own_directory,)) if store.writable and store.directories else None
-    if own is None or not own.files():
+    own = store.own()
+    if not own.files():
         return default_collective_model()
     from planner.link_prices import with_measured_links
 
@@ -104,7 +104,7 @@ def stored_calibration(store: TimingStore, device: DeviceSpec) -> Calibration | 
         return None
     path, document = found
     if document.get("prices") != prices_version():
-        rows = measured_rows(store.table(device.name))
+        rows = measured_rows(store.own().table(device.name))
         if len(rows) < FEWEST_POINTS:
             problem = f"was made for other packaged prices, and {len(rows)} measured kernels of it are stored"
             raise SpecError(str(path)[:200], problem, "calibrate again with 'planner calibrate --from', or delete it")

@@ -159,13 +159,20 @@ def cluster_to_mapping(cluster: ClusterSpec) -> dict[str, Any]:
         "device": node.device.name,
         "node": node.name,
         "num_nodes": cluster.num_nodes,
+        **node_parts(node),
+        "host_memory_gb": node.host_memory_bytes / GIGA,
+    }
+
+
+def node_parts(node: NodeSpec) -> dict[str, Any]:
+    """Devices and links of a node, as the mapping of a cluster names them."""
+    return {
         "gpus_per_node": node.devices_per_node,
         "domain_devices": node.domain_devices,
         "scale_up": node.scale_up.name,
         "fabric": node.nic.name,
         "nics_per_node": node.nics_per_node,
         "host_link": node.host_link.name,
-        "host_memory_gb": node.host_memory_bytes / GIGA,
     }
 
 

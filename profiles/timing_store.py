@@ -169,6 +169,10 @@ class TimingStore:
         found = deduplicated(joined(read_timings(path) for path in self.files(device)))
         return found.take(np.asarray(found.device == device, dtype=np.bool_)) if device else found
 
+    def own(self) -> "TimingStore":
+        """The user's directory alone, without what came with the installation; empty if there is none."""
+        return TimingStore(directories=self.directories[-1:] if self.writable else (), writable=self.writable)
+
     @property
     def own_directory(self) -> Path:
         """The user's directory, where all is written.

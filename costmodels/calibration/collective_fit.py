@@ -26,12 +26,11 @@ from costmodels.calibration.robust import (
     split,
 )
 from costmodels.collectives import CollectiveOp
-from costmodels.link_model import OP_NAMES, inside_time_s
+from costmodels.link_model import OP_NAMES, RINGS, inside_time_s
 from profiles.catalog import default_catalog
 from profiles.fits import CollectiveFits, parse_collective_fits
 
 MOST_ROWS = 4000
-RINGS = (CollectiveOp.ALL_REDUCE, CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER)
 RANGES = {
     "launch_s": Range(start=2e-5, low=1e-6, high=3e-4),
     "hop_s": Range(start=3.4e-6, low=1e-7, high=1e-4),  # where it starts, and the next: NCCL, src/graph/tuning.cc

@@ -58,14 +58,15 @@ def gemm_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, 
         "bytes_per_sm": np.full(len(calls), np.log2(device.bytes_per_s / device.num_sms)),
     }
     grouped = calls.op == int(KernelOp.GROUPED_GEMM)
+    down = {tile: _row_tiles(m, tile, grouped) for tile in sorted({tile for tile, _ in (*_TILES, *_BEST_TILES)})}
     for tile_m, tile_n in _TILES:
-        across = _row_tiles(m, tile_m, grouped) * np.ceil(n / tile_n)
+        across = down[tile_m] * np.ceil(n / tile_n)
         waves = batch * across / device.num_sms
         name = f"{tile_m}x{tile_n}"
         found[f"waves_{name}"] = np.log2(waves)
         found[f"tail_{name}"] = np.where(waves < _MOST_WAVES, np.ceil(waves - 1e-9) / waves, 1.0)
         found[f"pad_{name}"] = across * tile_m * tile_n / (m * n)
-    found["best_tile"], found["tile_cost"] = _best_tile(m, n, batch, grouped, device.num_sms)
+    found["best_tile"], found["tile_cost"] = _best_tile(m, n, batch, down, device.num_sms)
     rows = np.where(grouped, 1.0, m)  # of experts a mean, whose powers of two no kernel sees
     for name, size in (("m", rows), ("n", n), ("k", k)):
         found[f"align_{name}"] = _alignment(size)
@@ -91,12 +92,12 @@ def _row_tiles(m: FloatArray, tile: int, grouped: NDArray[np.bool_]) -> FloatArr
 
 
 def _best_tile(
-    m: FloatArray, n: FloatArray, batch: FloatArray, grouped: NDArray[np.bool_], num_sms: float
+    m: FloatArray, n: FloatArray, batch: FloatArray, down: Mapping[int, FloatArray], num_sms: float
 ) -> tuple[FloatArray, FloatArray]:
     """Which tile computes least in vain, and log of its computed over its wanted outputs, rounds included."""
     costs = np.empty((len(_BEST_TILES), len(m)))
     for row, (tile_m, tile_n) in enumerate(_BEST_TILES):
-        rounds = np.ceil(batch * _row_tiles(m, tile_m, grouped) * np.ceil(n / tile_n) / num_sms - 1e-9)
+        rounds = np.ceil(batch * down[tile_m] * np.ceil(n / tile_n) / num_sms - 1e-9)
         slower = (_BEST_TILES[0][0] * _BEST_TILES[0][1] / (tile_m * tile_n)) ** _SMALL_TILE_EXPONENT
         costs[row] = rounds * num_sms * tile_m * tile_n * slower / (batch * m * n)
     return np.argmin(costs, axis=0).astype(np.float64), np.log(np.min(costs, axis=0))

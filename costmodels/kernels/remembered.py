@@ -58,18 +58,23 @@ class RememberedKernelModel:
         if missing:
             priced = self.model.predict(take(calls, np.fromiter(missing.values(), dtype=np.int64)), device).table()
             fresh = dict(zip(missing, map(tuple, priced.T.tolist()), strict=True))
+            self._make_room(memory)
             memory.update(fresh)
             rows = [fresh[key] if row is None else row for key, row in zip(keys, rows, strict=True)]
         return np.array(rows, dtype=np.float64).T
 
     def _of_device(self, device: DeviceSpec) -> dict[bytes, tuple[float, ...]]:
-        """What is known of a device; before all becomes too much, that of the others is forgotten."""
+        """What is known of a device; all is forgotten before it becomes too much."""
         device = with_all_memory(device)
         if device not in self._remembered and len(self._remembered) >= MOST_DEVICES:
             self._remembered.clear()
         memory = self._remembered.setdefault(device, {})
         if len(memory) > MOST_REMEMBERED:
             memory.clear()
+        return memory
+
+    def _make_room(self, memory: dict[bytes, tuple[float, ...]]) -> None:
+        """Before all that a process remembers becomes too much, forget that of other devices."""
         with _LOCK:
             _MODELS.add(self)
             memories = [each for model in _MODELS for each in list(model._remembered.values())]
@@ -77,7 +82,6 @@ class RememberedKernelModel:
             for other in memories:
                 if other is not memory:
                     other.clear()
-        return memory
 
 
 _MODELS: WeakSet[RememberedKernelModel] = WeakSet()  # those that remember something

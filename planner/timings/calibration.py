@@ -109,7 +109,7 @@ def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: Timi
     """
     directory = store.own_directory
     merged = admit(checked, store) if checked else None
-    rows = measured_rows(TimingStore(directories=(directory,)).table(device.name))
+    rows = measured_rows(store.own().table(device.name))
     _check_formats(rows, device)
     if len(rows) < _FEWEST:
         problem = f"needs at least {_FEWEST} kernels of {device.name} that you measured; {len(rows)} are usable"
