@@ -164,6 +164,7 @@ def export(
 
 
 def _options(**said: Any) -> Any:
+    from profiles.catalog import default_catalog
     from profiles.importers.base import ImportOptions, dtype_of
     from profiles.timing_ops import DTYPES, METHODS
     from profiles.timings import MAX_TEXT
@@ -171,6 +172,8 @@ def _options(**said: Any) -> Any:
     for name in ("device", "link", "stack", "source", "licence"):
         if len(said.get(name, "")) > MAX_TEXT:
             raise SpecError(f"--{name}", f"at most {MAX_TEXT} characters; got {len(said[name])}")
+    if link := said.get("link"):  # of an unknown one its timings would price nothing
+        said["link"] = default_catalog().link(link, field="--link").name
     if (date := said.get("measured_on")) and not _DATE.fullmatch(date):
         raise SpecError("--measured-on", f"must be a date; got {date[:40]!r}", "write it as 2026-11-20")
     if (method := said.get("method")) and method not in METHODS:

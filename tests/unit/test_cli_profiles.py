@@ -200,3 +200,10 @@ def test_a_file_that_is_no_table_is_told_so_rather_than_as_a_broken_csv(run: Any
         code, _, err = run("profiles", "score", str(tmp_path / name))
         assert code == 2
         assert "is of no format that can be recognised. Hint: name it with" in err
+
+
+def test_a_link_that_the_catalogue_has_not_is_refused(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "all_reduce.log").write_text("")
+    code, _, err = run("profiles", "import", str(tmp_path / "all_reduce.log"), "--link", "nolink")
+    assert code == 2
+    assert "--link: unknown link 'nolink'. Hint: did you mean" in err
