@@ -37,6 +37,8 @@ REACHES = ("kernels_low", "kernels_high", "transfers_low", "transfers_high")
 # Hooks of what PEFT puts round a linear layer, over that layer's: adapters on all seven of them added 3.4 ms to the
 # three passes through a layer, timed as ``module_hooks_s`` was (data/stacks/stacks.yaml).
 _ADAPTER_HOOKS = 0.6
+# A norm, queries, keys, values and output.
+_ATTENTION_MODULES = 5.0
 _LAUNCHES = [ROW["launch_forward"], ROW["launch_backward"]]
 
 
@@ -172,17 +174,22 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
 
 
 def _hooks_s(shape: RankShape, context: CostContext) -> FloatArray:
-    """(4, K) seconds of ZeRO-3's hooks in either pass through attention, dense MLP, embedding and head.
+    """(4, K) seconds that modules take on the host in either pass through attention, dense MLP, embedding and head.
 
-    Those of experts and of the two ends are left out.
+    Hooks of ZeRO-3 (``module_hooks_s``), and DTensors of tensor parallelism (``dtensor_module_s``) in linear layers and
+    norms. Those of experts and of the two ends are left out.
     """
-    stack, job, of_mlp = context.stack, context.job, float(context.model.mlp_matrices)
-    modules = np.array([max(stack.gathered_modules_per_layer - of_mlp, 0.0), of_mlp, 0.0, 0.0])
+    stack, job, model = context.stack, context.job, context.model
+    of_mlp = float(model.mlp_matrices)
+    gathered = np.array([max(stack.gathered_modules_per_layer - of_mlp, 0.0), of_mlp, 0.0, 0.0])
     for target in () if job.lora is None else job.lora.targets:
-        modules[int(target in ("gate", "up", "down"))] += _ADAPTER_HOOKS
-    each_s = stack.module_hooks_s * context.cluster.node.host_time_scale
-    hooks_s: FloatArray = modules[:, None] * shape.hooked * each_s
-    return hooks_s
+        gathered[int(target in ("gate", "up", "down"))] += _ADAPTER_HOOKS
+    norms_of_heads = 2.0 * model.qk_norm
+    sharded = np.array([_ATTENTION_MODULES + norms_of_heads, of_mlp + 1, 0.0, 0.0])
+    host_scale = context.cluster.node.host_time_scale
+    hooks_s: FloatArray = gathered[:, None] * shape.hooked * (stack.module_hooks_s * host_scale)
+    dtensors_s: FloatArray = sharded[:, None] * (shape.tensor > 1) * (stack.dtensor_module_s * host_scale)
+    return hooks_s + dtensors_s
 
 
 def _may_overlap(shape: RankShape, context: CostContext) -> BoolArray:

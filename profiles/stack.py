@@ -126,6 +126,8 @@ class StackSpec:
             gathers a layer at once. Gradients are reduced layer by layer.
         module_hooks_s: Host time per pass through such a module under ZeRO-3, its own and its surroundings' hooks: they
             look up what is to be fetched, fetch and release it, and hand over gradients.
+        dtensor_module_s: Host time per pass through a linear layer or norm that is tensor-parallel: what operations on
+            DTensors take beyond those on plain tensors, hooks and what is between modules included.
         expert_layer_s: Host time per pass of a micro-batch through a layer with experts that nothing hides.
         microbatch_overhead_s: Host time per micro-batch and stage that nothing hides.
         step_overhead_s: Time per step outside forward, backward and optimizer (data, logging, sync).
@@ -273,6 +275,7 @@ class StackSpec:
     broadcasts_from_owners: bool = False
     gathered_modules_per_layer: float = 0.0
     module_hooks_s: float = 0.0
+    dtensor_module_s: float = 0.0
     expert_layer_s: float = 0.0
     microbatch_overhead_s: float = 0.0
     step_overhead_s: float = 0.0

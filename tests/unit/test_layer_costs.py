@@ -76,6 +76,21 @@ def test_hooks_of_zero_3_take_time_that_a_busy_device_hides():
     assert blocks(sharded, slow)["attention"]["launch_forward"] == 2 * 0.5 * 4
 
 
+def test_dtensors_of_tensor_parallelism_take_time_that_a_busy_device_hides():
+    """A norm and four matrices of attention, a norm and two matrices of this MLP, in either pass; none without it."""
+    where = context(kernels=FREE, stack=stack(dtensor_module_s=0.5))
+    split = ExecutionPlan(tensor_parallel=2)
+    found = blocks(split, where)
+    for block, modules in {"attention": 5, "dense_mlp": 3, "embedding": 0, "head": 0}.items():
+        assert (found[block]["launch_forward"], found[block]["launch_backward"]) == (0.5 * modules, 0.5 * modules)
+    together = layer_costs(PlanBatch.from_plans([ExecutionPlan(zero_stage=3), split]), where).attention
+    assert together.component("launch_forward").tolist() == [0, 2.5]
+    normed = replace(where, model=replace(where.model, qk_norm=True))
+    assert blocks(split, normed)["attention"]["launch_forward"] == 0.5 * 7
+    busy = context(kernels=RateKernels(start_s=3.0), stack=where.stack)
+    assert blocks(split, busy)["attention"]["launch_forward"] == 0
+
+
 def test_a_host_that_waits_for_every_kernel_adds_its_own_time():
     """However long the device is busy; what kernels and transfers take is the same."""
     plan = ExecutionPlan(tensor_parallel=2)
