@@ -145,6 +145,7 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
         kernel_launch_s=0.0 if engine.captures_graphs else engine.kernel_launch_s,
         collective_launch_s=0.0 if engine.captures_graphs else engine.collective_launch_s,
         expert_layer_s=0.0,
+        expert_issue_s=0.0,
         microbatch_overhead_s=0.0,
         step_overhead_s=0.0,
         captures_iterations=False,

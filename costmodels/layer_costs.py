@@ -165,11 +165,19 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     *parts, routed = price_parts([*lists, lower_expert_mlp(expert_shape, context)])
     attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context, hooks_s=hooks_s)
     beside_s = parts[0].kernel_s[:, None, groups.of_row[expert_groups.first]]
-    (expert_mlp,) = exposed_blocks([routed], expert_shape, expert_groups, context, attention_s=beside_s)
-    if not (context.stack.fixed_capacity or context.stack.captures_iterations):
-        host_s = context.stack.expert_layer_s * context.cluster.node.host_time_scale
-        expert_mlp.seconds[_LAUNCHES] += host_s
-        expert_mlp.reach_s[:] += len(_LAUNCHES) * host_s
+    stack = context.stack
+    waits = not (stack.fixed_capacity or stack.captures_iterations)
+    host_scale = context.cluster.node.host_time_scale if waits else 0.0
+    (expert_mlp,) = exposed_blocks(
+        [routed],
+        expert_shape,
+        expert_groups,
+        context,
+        attention_s=beside_s,
+        hooks_s=0.0 if stack.captures_routing else stack.expert_issue_s * host_scale,
+    )
+    expert_mlp.seconds[_LAUNCHES] += stack.expert_layer_s * host_scale
+    expert_mlp.reach_s[:] += len(_LAUNCHES) * stack.expert_layer_s * host_scale
     return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
 
 
@@ -224,7 +232,7 @@ def exposed_blocks(
         groups: Which of them each plan has.
         context: Its stack hides.
         attention_s: (phases, 1, K) kernel seconds of the attention before a mixture of experts.
-        hooks_s: (parts, K) seconds the host takes besides in either pass (``_hooks_s``).
+        hooks_s: (parts, K) or scalar seconds the host takes besides in either pass (``_hooks_s``, ``expert_issue_s``).
     """
     kernel = np.stack([part.kernel_s for part in parts], axis=1)
     transfer = np.stack([part.collective_s for part in parts], axis=1)

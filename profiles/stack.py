@@ -69,7 +69,7 @@ class StackSpec:
         transformers_models: Hugging Face's model code runs, which for some models has another mixture of experts
             (``MoESpec.all_run_by_transformers``).
         fixed_capacity: Experts take a fixed number of tokens each, and drop or pad the rest: nobody waits to learn how
-            many arrive, and ``expert_layer_s`` falls away.
+            many arrive; ``expert_layer_s`` and ``expert_issue_s`` fall away.
         sends_tokens_once: A token goes once to every rank that holds one of its experts, over the network once to every
             node; else once to every expert.
         consecutive_experts: A token's experts are neighbours, as benchmarks deal them out: it goes to as few ranks and
@@ -129,6 +129,9 @@ class StackSpec:
         dtensor_module_s: Host time per pass through a linear layer or norm that is tensor-parallel: what operations on
             DTensors take beyond those on plain tensors, hooks and what is between modules included.
         expert_layer_s: Host time per pass of a micro-batch through a layer with experts that nothing hides.
+        expert_issue_s: Host time per pass through a layer's experts that a busy device hides, beside launching kernels:
+            what Python does to route, permute and hand out tokens. It cannot run ahead of counts that it waits for.
+        captures_routing: Attention, router and what prepares an exchange are CUDA graphs: no ``expert_issue_s``.
         microbatch_overhead_s: Host time per micro-batch and stage that nothing hides.
         step_overhead_s: Time per step outside forward, backward and optimizer (data, logging, sync).
         tensor_parallel_overlap: Share of tensor-parallel communication hidden under compute.
@@ -277,6 +280,8 @@ class StackSpec:
     module_hooks_s: float = 0.0
     dtensor_module_s: float = 0.0
     expert_layer_s: float = 0.0
+    expert_issue_s: float = 0.0
+    captures_routing: bool = False
     microbatch_overhead_s: float = 0.0
     step_overhead_s: float = 0.0
     tensor_parallel_overlap: float = 0.0

@@ -91,7 +91,9 @@ def cluster_of(row: Row, catalog: Catalog) -> tuple[ClusterSpec, list[str]]:
         nic=nic,
         nics_per_node=nics,
         collective_rank_s=_collective_rank_s(row),
-        sustained_16bit_time_scale=_SUSTAINED_16BIT_TIME_SCALES.get(row.text("source").split(" (")[0], 0.0),
+        sustained_16bit_time_scale=_SUSTAINED_16BIT_TIME_SCALES.get(
+            row.text("source").split(" (")[0], node.sustained_16bit_time_scale
+        ),
     )
     name = f"{num_gpus // per_node}x{per_node}x{device.name}"
     return ClusterSpec(name=name, node=node, num_nodes=num_gpus // per_node), assumptions

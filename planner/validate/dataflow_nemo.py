@@ -135,7 +135,8 @@ def priced_step(row: dict[str, str], stack: str = "megatron") -> NemoStep | str:
     device, per_node = ("H100", 8) if row["system"].startswith("H100") else ("GB200", 4)
     cluster = cluster_of(devices, device, per_node)
     as_on_x86 = replace(cluster, node=replace(cluster.node, host_time_scale=1.0))  # what Grace adds is fitted
-    unwaiting = replace(find_stack(stack), expert_layer_s=0.0)  # what layers with experts wait for is fitted too
+    # What layers with experts take on the host is fitted too.
+    unwaiting = replace(find_stack(stack), expert_layer_s=0.0, expert_issue_s=0.0)
     setting = CallSetting(cluster=as_on_x86, stack=unwaiting)
     generation = _generation(row, model, setting, devices)
     train, infer = (_train_side(row, kind, model, setting, devices) for kind in (CallKind.TRAIN, CallKind.INFERENCE))

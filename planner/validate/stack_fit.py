@@ -40,6 +40,7 @@ PRIOR_STD = {
     "kernel_launch_s": 0.5,
     "collective_launch_s": 0.5,
     "expert_layer_s": 1.0,
+    "expert_issue_s": 0.5,
     "microbatch_overhead_s": 1.0,
     "step_overhead_s": 1.0,
     "straggler_fraction_per_doubling": 0.7,

@@ -173,9 +173,10 @@ FOUND_LATER = {
 - **Megatron-FSDP** of Qwen3-235B takes half its price, though its gradients go in 16 bits: what the fits say of
   Megatron-Core's data parallelism (42 % hidden) is not what this run shows, which hides nearly all of it.
 - **Boards.** Swiss AI's GH200s multiply at some 425 TFLOP/s where 565 are priced, on 16 nodes as on 32. 16-bit products
-  on GB200 and GB300 take 20 % less than the factor of other publishers' runs on Blackwell says, 1.46. A T4 is priced by
-  DeepBench at 41 TFLOP/s; a user of NVIDIA's forum holds 24 for long, at its 70 W. That is some of the 33 % that
-  fitcheck's steps are too low; the rest is adapters and heads that PEFT keeps in fp32 and no autocast brings down.
+  on GB200 and GB300 take 20 % less than the factor of other publishers' runs on Blackwell says, 1.46. A T4 is timed by
+  DeepBench at 41 TFLOP/s, and held at 24 by its 70 W in products one after the other (NVIDIA's forum): priced so,
+  fitcheck's steps are 22 % too low instead of 33. The rest is adapters and heads that PEFT keeps in fp32 and no
+  autocast brings down.
 - **Full devices.** KempnerForge's 70B on 8 GPUs, 138 of 141 GB allocated, takes 1.7 times its price, Qwen3-32B on GB200
   at 98 % 2.2 times. Retries of the allocator would explain that; other rows at 95 to 97 % are within 15 %.
 - **torchtitan's selective recomputation.** Half of the layers stood for it, which keep 41 thousand elements per token
@@ -207,8 +208,10 @@ FOUND_LATER = {
   DeepSpeed, 3 times under FSDP2 with DTensor, and 7 times under torchtitan. What operations on DTensors take on the
   host, timed with PyTorch 2.13, is charged to torchtitan without compilation now: 3.4 times its price are left. PyTorch
   2.9, which ran, takes 1.3 times that time where layers are recomputed.
-- **Micro-batches of one** with experts over eight H200s or B200s take 1.7 times their price under Megatron-Core
-  (paragao), those of two and more are within 14 %: launches of many short kernels.
+- **Micro-batches of one** with experts over eight H200s or B200s took 1.7 times their price under Megatron-Core
+  (paragao), those of two and more were within 14 %: launches of many short kernels. What the host takes for a layer
+  with experts, 4.2 ms per pass by the tables behind the fits, is hidden under what the device has to do now, where it
+  was a fifth of a millisecond on top. H200's are within 20 %; B200's, whose host takes some 3 ms, up to 37 % too high.
 - **torchtitan's peaks** of Qwen3-30B-A3B at 49,000 to 98,000 tokens a GPU are less than half of what logits of so many
   tokens in 32 bits ask for, with compilation off as listed: something holds fewer of them. Not known what.
 - **What was right.** Unsloth on RTX 5090, H100 and B200 is 10 % off, OpenEuroLLM's 32B on up to 4,096 GH200s 16 %, and

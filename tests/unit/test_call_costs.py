@@ -172,7 +172,8 @@ def test_a_critic_computes_no_vocabulary() -> None:
 def test_trainers_between_generations_are_slower_and_wait_for_the_host_at_every_layer_with_experts(host: float) -> None:
     """The terms NeMo-RL's steps are fitted with (``dataflow_step_fit``), through the planner's own path."""
     node = replace(CLUSTER.node, host_time_scale=host)
-    unwaiting = replace(SETTING.stack, expert_layer_s=0.0)  # what it waits for in pre-training is replaced
+    # What it takes in pre-training is replaced.
+    unwaiting = replace(SETTING.stack, expert_layer_s=0.0, expert_issue_s=0.0)
     plain = replace(SETTING, cluster=replace(CLUSTER, node=node), stack=unwaiting)
     between = replace(plain, stack=in_reinforcement_learning(SETTING.stack))
     fitted = rl_fit()

@@ -2,14 +2,19 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from costmodels.kernels.mlir.emit import emit
+from costmodels.kernels.mlir.kernel import Kernel
+from costmodels.kernels.mlir.parse import calls_of, parse
 from costmodels.layer_costs import layer_costs
 from costmodels.lowering.time_scales import narrow_stretch
-from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.plan import ExecutionPlan, FloatArray, PlanBatch
+from planner.price_lists import default_kernel_model
 from profiles.catalog import default_catalog
 from profiles.hardware import ClusterSpec
-from tests.fakes import RateKernels, context, device, job, mixture, node, stack
+from tests.fakes import RateKernels, UnitKernels, context, device, job, mixture, node, stack
 
 DEVICES = default_catalog().devices
 
@@ -68,13 +73,46 @@ def test_what_a_machine_sustains_stands_in_for_what_its_generation_does(architec
     assert same == core
 
 
+def test_a_t4_holds_what_its_power_limit_lets_it():
+    """24 TFLOP/s where 4096 x 4096 x 4096 are multiplied again and again (its node in data/nodes.yaml cites it)."""
+    t4 = default_catalog().nodes["g4dn.metal"]
+    text = emit(Kernel(op="gemm", m=4096, n=4096, k=4096, format="fp16"))
+    short_s = default_kernel_model().predict(calls_of(parse(text)), t4.device).time_s[0]
+    assert 2 * 4096**3 / (short_s * t4.sustained_16bit_time_scale) == pytest.approx(24e12, rel=0.05)
+
+
 def test_no_host_waits_for_experts_of_fixed_capacity():
     def launches(**changes: object) -> float:
-        where = context(model=mixture(), stack=stack(expert_layer_s=3.0, **changes))
+        where = context(model=mixture(), kernels=UnitKernels(ops=()), stack=stack(expert_layer_s=3.0, **changes))
         costs = layer_costs(PlanBatch.from_plans([ExecutionPlan()]), where).expert_mlp
         assert costs is not None
         return float(costs.component("launch_forward")[0])
 
     assert launches() == pytest.approx(3.0)
-    assert launches(fixed_capacity=True) == 0.0
+    assert launches(expert_issue_s=4.0) == pytest.approx(7.0)
+    assert launches(expert_issue_s=4.0, fixed_capacity=True) == 0.0
+    assert launches(expert_issue_s=4.0, captures_routing=True) == pytest.approx(3.0)
     assert replace(stack(), fixed_capacity=True).expert_layer_s == 0.0
+
+
+@pytest.mark.parametrize("host", [1.0, 2.0])
+def test_issuing_experts_shows_where_their_device_has_less_to_do(host: float) -> None:
+    """In either pass the longer of both, of one host or of another half as fast; what nothing hides comes on top."""
+    where = ClusterSpec(name="fake", node=node(host_time_scale=host), num_nodes=1)
+
+    def passes(issue_s: float) -> FloatArray:
+        setting = context(
+            model=mixture(),
+            cluster=where,
+            kernels=RateKernels(start_s=1.0),
+            stack=stack(expert_issue_s=issue_s, expert_layer_s=0.5),
+        )
+        costs = layer_costs(PlanBatch.from_plans([ExecutionPlan()]), setting).expert_mlp
+        assert costs is not None
+        kernels = [("forward", "core", "launch_forward"), ("input_gradient", "weight_gradient", "launch_backward")]
+        return np.array([sum(costs.component(name)[0] for name in names) for names in kernels])
+
+    busy = passes(0.0) - 0.5 * host
+    assert passes(busy.min() / host / 2) == pytest.approx(busy + 0.5 * host)
+    long = 2 * busy.max()
+    assert passes(long) == pytest.approx(np.full(2, long * host + 0.5 * host))
