@@ -38,6 +38,7 @@ from planner.request import (
     space_of,
 )
 from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Request
+from planner.risks import candidate_rows
 from planner.space import Space
 from planner.switches import switches
 from profiles.errors import SpecError
@@ -310,6 +311,7 @@ def _result(
         kind=kind,
         request=request,
         plans=tuple(answers),
+        likely=_likely(request, priced, answers),
         pareto=tuple(
             FrontierPoint(
                 plan=priced.plans.plan(int(row)),
@@ -327,6 +329,16 @@ def _result(
         infeasible=infeasible,
         warnings=(*warnings_about(request, answers[0] if answers else None), *([_THINNED] if thinned else [])),
     )
+
+
+def _likely(request: Request, priced: Priced, answers: list[PlanEstimate]) -> PlanEstimate | None:
+    """The best plan that is likely to live, where the first is not; ranked after the answers if it is none of them."""
+    if not answers or not answers[0].risky:
+        return None
+    found = _estimates(request, priced, candidate_rows(priced, objective=request.objective))
+    likely = next((item for item in found if not item.risky), None)
+    listed = {item.plan: item for item in answers}
+    return None if likely is None else listed.get(likely.plan, _ranked(likely, len(answers) + 1))
 
 
 def _with_wishes(request: Request, priced: Priced, plan: ExecutionPlan) -> Priced:

@@ -41,6 +41,7 @@ def to_document(result: PlanResult) -> dict[str, Any]:
         "fits": result.fits,
         "request": request_document(result.request),
         "plans": [estimate_document(answer) for answer in result.plans],
+        "likely": None if result.likely is None else estimate_document(result.likely),
         "explanation": _explanation(result),
         "switches": [_switch(item) for item in result.switches],
         "infeasible": infeasible_document(result.infeasible),

@@ -214,14 +214,9 @@ def _shown(name: str, value: int, rival: Rival, side: int) -> str:
 RISK_MEANS = f"GiB? runs out of memory in {percent(RISKY)} of runs or more"
 
 
-def is_risky(item: PlanEstimate) -> bool:
-    """Whether a plan that fits is likely to run out of memory all the same, as ``RISK_MEANS`` says."""
-    return item.fits and item.oom_probability >= RISKY
-
-
 def peak_cell(item: PlanEstimate, *, marked: bool) -> str:
     """The peak in GiB, with a question mark where it is at risk; ``marked`` leaves room for those of other rows."""
-    return f"{item.peak_memory_bytes / GIB:.1f}" + ("?" if is_risky(item) else " " * marked)
+    return f"{item.peak_memory_bytes / GIB:.1f}" + ("?" if item.risky else " " * marked)
 
 
 def remedy_sentence(remedy: Remedy) -> str:
@@ -229,7 +224,7 @@ def remedy_sentence(remedy: Remedy) -> str:
     peak = f"peak {gib(remedy.peak_memory_bytes)}"
     if remedy.fits:
         devices = "1 device" if remedy.num_devices == 1 else f"{remedy.num_devices} devices"
-        if remedy.oom_probability >= RISKY:
+        if not remedy.likely:
             peak += f" (runs out of memory in {percent(remedy.oom_probability)} of runs)"
         return f"{remedy.message}: fits, {peak}, {seconds(remedy.step_time_s)} per step on {devices}"
     return f"{remedy.message}: still does not fit, {peak}"

@@ -5,7 +5,7 @@ degrees, offloading, loss, optimizer states, sequence length, number or kind of 
 the global batch) and searches again.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,13 +14,14 @@ from math import inf
 import numpy as np
 
 from costmodels.evaluate import peaks
-from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec
+from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
 from planner.jobs import on_other_devices, rounded_batch
 from planner.memory_law import MemoryLaw, needed_log
 from planner.pricing import nearest_to_fit, price_all, price_contenders
-from planner.ranking import Priced, best_rows
+from planner.ranking import Priced
 from planner.request import cost_context, full_node, part_of, space_of
-from planner.results import RISKY, Remedy, Request
+from planner.results import Remedy, Request
+from planner.risks import candidate_rows, first_likely
 from planner.rules.base import MEGATRON, divisors
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
@@ -29,8 +30,9 @@ from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 
 MAX_GROWTH = 2048  # largest multiple of the given devices tried: from one to where a trillion parameters fit
 _SHORTEST = 512  # tokens; shorter sequences are no remedy
+_ROUND = 128  # tokens; lengths that any degree of context or sequence parallelism in use divides
+_MLP_TARGETS = ("gate", "up", "down")
 _BATCHES_TRIED = 24
-_SAFE = 64  # of the fastest plans, among which one is looked for that is likely to live
 _MEMORIES_TRIED = 3  # kinds of devices: the smallest that hold the peak should do, but for what grows with memory
 
 # Which pins a remedy lifts, smallest change first.
@@ -60,12 +62,18 @@ _LIFTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trial:
-    """One changed question."""
+    """One changed question.
+
+    Attributes:
+        code, message, request, cluster: As they say.
+        milder: Smaller changes of the kind, the smallest first: not tried before this one is known to do.
+    """
 
     code: str
     message: str
     request: Request
     cluster: ClusterSpec
+    milder: tuple["_Trial", ...] = ()
 
 
 Searcher = Callable[[Request, ClusterSpec], Priced]
@@ -107,14 +115,24 @@ def find_remedies(
     remedies: list[Remedy] = []
     whole = [] if legal else [_other_batches(request)]
     for trials in (*whole, *_families(request, legal=legal), _larger_memories(request, needed_bytes)):
-        for trial in trials:
-            remedy = _try(trial, searcher)
-            if remedy is not None:
-                remedies.append(remedy)
-                if remedy.fits:
-                    break
+        remedies += _of_family(trials, searcher)
     working = [remedy for remedy in remedies if remedy.fits]
     return tuple(working or sorted(remedies, key=lambda remedy: remedy.peak_memory_bytes)[:3])
+
+
+def _of_family(trials: Iterable[_Trial], searcher: Searcher) -> list[Remedy]:
+    """What came of a family: all that failed, and the first that is likely to live, or that fits where none is."""
+    failed: list[Remedy] = []
+    fitting: list[Remedy] = []
+    for trial in trials:
+        remedy = _try(trial, searcher)
+        if remedy is None:
+            continue
+        if remedy.likely:
+            milder = (_try(each, searcher) for each in trial.milder)
+            return [*failed, next((each for each in milder if each is not None and each.likely), remedy)]
+        (fitting if remedy.fits else failed).append(remedy)
+    return [*failed, *fitting[:1]]
 
 
 def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
@@ -125,16 +143,11 @@ def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
     if not len(priced):
         return None
     node = trial.cluster.node
-    fitting = np.concatenate(
-        [
-            best_rows(priced, objective=name, count=count)
-            for name, count in (("step_time", _SAFE), ("memory_headroom", 1))
-        ]
-    )
+    fitting = candidate_rows(priced)
     rows = fitting if len(fitting) else np.asarray([nearest_to_fit(priced, node)])
     context = cost_context(trial.request, trial.cluster)
     risks = MemoryLaw.of(trial.request.stack).risk(needed_log(priced.plans.take(rows), context))
-    chosen = int((risks < RISKY).argmax())  # the fastest that is likely to live; the fastest where none is
+    chosen = first_likely(risks)  # the fastest that is likely to live; the fastest where none is
     row, plan = int(rows[chosen]), priced.plans.plan(int(rows[chosen]))
     return Remedy(
         code=trial.code,
@@ -163,13 +176,12 @@ def _families(request: Request, *, legal: bool) -> Iterator[Iterator[_Trial]]:
         job = replace(request.job, linear_cross_entropy=True)
         message = "use a linear loss, output layer and loss together without logits (--linear-loss)"
         yield iter([_trial(request, "linear_loss", message, job=job)])
-    if request.job.optimizer == "adamw" and not request.job.trains_adapters_only:
-        of_megatron = request.stack.framework == MEGATRON and not request.stack.own_optimizer
-        states = ("adamw", "fp8") if of_megatron else ("adamw8bit", "int8")
-        told = "--state-dtype fp8" if of_megatron else "--optimizer adamw8bit"
-        job = replace(request.job, optimizer=states[0], state_dtype=states[1])
+    if request.job.optimizer == "adamw":
+        job, told = _with_states_in_8_bits(request, request.job)
         yield iter([_trial(request, "smaller_states", f"keep optimizer states in 8 bits ({told})", job=job)])
     yield from _fine_tuning(request)
+    if request.job.lora is not None:
+        yield from _lighter_adapters(request, request.job.lora)
     yield _shorter(request)
     yield _more_devices(request)
 
@@ -184,6 +196,32 @@ def _fine_tuning(request: Request) -> Iterator[Iterator[_Trial]]:
         yield iter([_trial(request, "sixteen_bits", message, job=job)])
     job = replace(request.job, task="lora", lora=LoraSpec(), optimizer_in_backward=False)
     yield iter([_trial(request, "adapters", "train adapters instead (--task lora)", job=job)])
+
+
+def _with_states_in_8_bits(request: Request, job: TrainingJob) -> tuple[TrainingJob, str]:
+    """A job whose optimizer states are in 8 bits, as its framework has them, and the options that ask for it."""
+    if request.stack.framework == MEGATRON and not request.stack.own_optimizer:
+        return replace(job, optimizer="adamw", state_dtype="fp8"), "--state-dtype fp8"
+    return replace(job, optimizer="adamw8bit", state_dtype="int8"), "--optimizer adamw8bit"
+
+
+def _lighter_adapters(request: Request, lora: LoraSpec) -> Iterator[Iterator[_Trial]]:
+    """What is frozen in 4 bits; adapters on attention alone, then with optimizer states in 8 bits besides."""
+    job = request.job
+    if job.task == "lora":
+        message = "quantise what is frozen to 4 bits (--task qlora)"
+        yield iter([_trial(request, "quantised", message, job=replace(job, task="qlora"))])
+    kept = tuple(target for target in lora.targets if target not in _MLP_TARGETS)
+    if kept and kept != lora.targets:
+        fewer = replace(job, lora=replace(lora, targets=kept))
+        message = f"adapters on attention alone (--lora-targets {','.join(kept)})"
+        both, told = _with_states_in_8_bits(request, fewer)
+        yield iter(
+            [
+                _trial(request, "fewer_adapters", message, job=fewer),
+                _trial(request, "fewer_adapters", f"{message}, optimizer states in 8 bits ({told})", job=both),
+            ]
+        )
 
 
 def _other_batches(request: Request) -> Iterator[_Trial]:
@@ -232,11 +270,18 @@ def _trial(
 
 
 def _shorter(request: Request) -> Iterator[_Trial]:
-    length = request.job.sequence_length // 2
-    while length >= _SHORTEST:
-        job = replace(request.job, sequence_length=length)
-        yield _trial(request, "shorter_sequence", f"shorten sequences to {length} tokens", job=job)
+    """Half the length, and half of that; between the two, eighths of the longer."""
+    length = request.job.sequence_length
+    while length // 2 >= _SHORTEST:
+        between = [length * eighths // 8 // _ROUND * _ROUND for eighths in (7, 6, 5)]
         length //= 2
+        milder = tuple(_of_length(request, each) for each in between if each > length)
+        yield replace(_of_length(request, length), milder=milder)
+
+
+def _of_length(request: Request, length: int) -> _Trial:
+    job = replace(request.job, sequence_length=length)
+    return _trial(request, "shorter_sequence", f"shorten sequences to {length} tokens", job=job)
 
 
 def _more_devices(request: Request) -> Iterator[_Trial]:

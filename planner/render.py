@@ -13,7 +13,6 @@ from planner.phrases import (
     count,
     dollars,
     gib,
-    is_risky,
     offload_words,
     peak_cell,
     percent,
@@ -71,6 +70,7 @@ def render_ranking(result: PlanResult, console: Console) -> None:
         devices = result.request.cluster.num_devices
         console.print(_ranking_table(result.plans, devices, narrow=console.width < NARROW))
         console.print(_legend(result.plans), style="dim", highlight=False)
+        _likely(result, console)
         if (run := _run(result.request, result.plans[0])) is not None:
             console.print(f"with the best, {run}", highlight=False)
     _searched(result, console)
@@ -82,6 +82,7 @@ def render_ranking(result: PlanResult, console: Console) -> None:
 def render_estimate(result: PlanResult, best: PlanEstimate, console: Console) -> None:
     """One plan in full: verdict, time, memory, rivals."""
     _verdict(best, console)
+    _likely(result, console)
     _throughput(result.request, best, console)
     for table in (_time_table(best), memory_table(best)):
         console.print()
@@ -122,7 +123,7 @@ def _ranking_table(plans: Sequence[PlanEstimate], devices: int, *, narrow: bool)
     table.add_column("recompute")  # which gives way where a line is short
     for title in ("step", "tok/s/gpu", "MFU %", "GiB"):
         table.add_column(title, justify="right", no_wrap=True)
-    marked = any(map(is_risky, plans))
+    marked = any(item.risky for item in plans)
     for item in plans:
         plan = item.plan
         cells = [item.rank, *([item.num_devices] if sized else [])]
@@ -156,7 +157,7 @@ def _legend(plans: Sequence[PlanEstimate]) -> str:
     words = "mbs micro-batch size, m micro-batches per step"
     if any(item.plan.zero_shard_degree for item in plans):
         words += ", zero s/n stage s sharded over n ranks"
-    if any(map(is_risky, plans)):
+    if any(item.risky for item in plans):
         words += f", {RISK_MEANS}"
     return (
         f"{words}; {gib(best.usable_memory_bytes)} usable; "
@@ -202,6 +203,20 @@ def _verdict(best: PlanEstimate, console: Console) -> None:
         f"[bold {color}]{word}[/]: {gib(best.peak_memory_bytes)} of {gib(best.usable_memory_bytes)} usable "
         f"({gib(best.peak_memory_low_bytes)} to {gib(best.peak_memory_high_bytes)}), "
         f"{percent(best.oom_probability)} risk of running out",
+        highlight=False,
+    )
+
+
+def _likely(result: PlanResult, console: Console) -> None:
+    """The best plan that is likely to live, where the first may well run out of memory."""
+    best, likely = result.best, result.likely
+    if best is None or likely is None:
+        return
+    slower = signed_percent(likely.step_time_s / best.step_time_s - 1)
+    listed = f" (number {likely.rank})" if result.kind == "plan" and likely.rank <= len(result.plans) else ""
+    console.print(
+        f"[yellow]likely to live[/]: {plan_label(likely.plan)}{listed}, {seconds(likely.step_time_s)} ({slower}), "
+        f"{gib(likely.peak_memory_bytes)}, {percent(likely.oom_probability)} risk",
         highlight=False,
     )
 

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from planner.phrases import RISK_MEANS, is_risky, peak_cell, plan_label, seconds, signed_percent
+from planner.phrases import RISK_MEANS, peak_cell, plan_label, seconds, signed_percent
 from planner.render import heading, render_infeasible, render_notes
 from planner.replanning import Continuation, ReplanResult
 from planner.results import PlanEstimate
@@ -26,7 +26,7 @@ def render_replan(result: ReplanResult, console: Console, *, quiet: bool = False
         shown = option.request.job.global_batch_size if changes else None
         table.add_row(_words(option, batch), *_figures(option.estimate, shown, result.running))
     console.print(table)
-    if any(is_risky(item) for item in (result.running, *(option.estimate for option in result.options))):
+    if any(item.risky for item in (result.running, *(option.estimate for option in result.options))):
         console.print(RISK_MEANS, style="dim", highlight=False)
     if any(not option.keeps_layout for option in result.options) and result.loads:
         console.print(f"another layout: {result.loads}", style="dim", highlight=False)

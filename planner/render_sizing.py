@@ -7,7 +7,7 @@ from itertools import compress
 from rich.console import Console
 from rich.table import Table
 
-from planner.phrases import RISK_MEANS, count, dollars, gib, is_risky, peak_cell, plan_label, seconds
+from planner.phrases import RISK_MEANS, count, dollars, gib, peak_cell, plan_label, seconds
 from planner.render import NARROW, render_infeasible, render_notes
 from planner.results import Note, PlanEstimate
 from planner.sizes import KindSizes, Size, SizingResult
@@ -30,7 +30,7 @@ def render_sizing(result: SizingResult, console: Console, *, quiet: bool = False
     for kind in result.kinds:
         console.print()
         _render_kind(kind, console)
-    if any(size.best is not None and is_risky(size.best) for kind in result.kinds for size in kind.sizes):
+    if any(size.best is not None and size.best.risky for kind in result.kinds for size in kind.sizes):
         console.print(RISK_MEANS, style="dim", highlight=False)
     _cheapest(result, console)
     if result.infeasible is not None:

@@ -194,6 +194,11 @@ class PlanEstimate:
         return self.usable_memory_bytes - self.peak_memory_bytes
 
     @property
+    def risky(self) -> bool:
+        """Whether it fits, and runs out of memory in ``RISKY`` of runs or more all the same."""
+        return self.fits and self.oom_probability >= RISKY
+
+    @property
     def tokens_per_s_per_device(self) -> float:
         """Useful tokens per second and device."""
         return self.tokens_per_s / self.num_devices
@@ -306,6 +311,11 @@ class Remedy:
     peak_memory_bytes: float
     oom_probability: float
 
+    @property
+    def likely(self) -> bool:
+        """Whether it fits, and runs out of memory in fewer than ``RISKY`` of runs."""
+        return self.fits and self.oom_probability < RISKY
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Infeasible:
@@ -330,6 +340,8 @@ class PlanResult:
         kind: ``plan`` (a ranking) or ``estimate`` (one plan, explained).
         request: The question as understood.
         plans: Priced plans, best first; empty when ``kind`` is ``plan`` and nothing fits.
+        likely: The best plan whose risk of running out of memory is below ``RISKY``; None where that of the first plan
+            is, or no plan's.
         pareto: Plans that trade step time, memory and devices, fastest first.
         considered: Legal plans priced.
         fitting: Of those, how many fit.
@@ -343,6 +355,7 @@ class PlanResult:
     kind: str
     request: Request
     plans: tuple[PlanEstimate, ...]
+    likely: PlanEstimate | None
     pareto: tuple[FrontierPoint, ...]
     considered: int
     fitting: int

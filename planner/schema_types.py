@@ -39,6 +39,7 @@ def document_schema() -> Shape:
         fits=FLAG,
         request=request_shape(),
         plans=list_of({"$ref": "#/$defs/estimate"}),
+        likely=or_null({"$ref": "#/$defs/estimate"}),
         explanation=or_null(_explanation()),
         switches=list_of(_switch()),
         infeasible=or_null(infeasible_shape()),

@@ -87,10 +87,51 @@ def test_another_device_is_priced_as_if_it_had_been_asked_about() -> None:
 
 def test_of_devices_with_as_much_memory_the_fastest_is_told() -> None:
     """H20 and H200 have 141 GB at 4.8 TB/s, and 148 and 989 TFLOP/s."""
-    answer = api.plan("llama-3-70b", "8xA100-40GB", {"sequence_length": 8192}, framework="fsdp")
+    answer = api.plan("qwen3-14b", "2xA100-80GB", {"sequence_length": 8192}, framework="fsdp")
     assert answer.infeasible is not None
     (remedy,) = (item for item in answer.infeasible.remedies if item.code == "more_memory")
     assert remedy.device == "H200-SXM-141GB"
+
+
+def test_of_a_kind_of_change_the_first_that_is_likely_to_live_is_told() -> None:
+    """H200's 141 GB hold llama-3-70b on eight of them, and run out in more runs than one in five."""
+    job = {"sequence_length": 8192}
+    on_h200 = api.plan("llama-3-70b", "8xH200", job, framework="fsdp", top=100)
+    assert on_h200.fits
+    assert all(item.risky for item in on_h200.plans)
+    answer = api.plan("llama-3-70b", "8xA100-40GB", job, framework="fsdp")
+    assert answer.infeasible is not None
+    (remedy,) = (item for item in answer.infeasible.remedies if item.code == "more_memory")
+    assert (remedy.device, remedy.likely) == ("B200-SXM-180GB", True)
+
+
+def test_adapters_may_be_of_a_quantised_model_and_on_attention_alone() -> None:
+    job = {"sequence_length": 2048, "global_batch_size": 8, "task": "lora"}
+    answer = api.plan("llama-3-70b", "1xA100-80GB", job, framework="huggingface")
+    assert answer.infeasible is not None
+    (remedy,) = (item for item in answer.infeasible.remedies if item.code == "quantised")
+    asked = likely(api.plan("llama-3-70b", "1xA100-80GB", job | {"task": "qlora"}, framework="huggingface", top=50))
+    assert (remedy.peak_memory_bytes, remedy.step_time_s) == (asked.peak_memory_bytes, asked.step_time_s)
+    job = {"sequence_length": 2048, "global_batch_size": 4, "task": "qlora"}
+    answer = api.plan("qwen3-30b-a3b", "1xRTX-4090", job, framework="unsloth")
+    assert answer.infeasible is not None
+    (remedy,) = (item for item in answer.infeasible.remedies if item.code == "fewer_adapters")
+    assert "--lora-targets q,k,v,o" in remedy.message
+    assert remedy.fits
+
+
+def test_lengths_between_a_half_and_the_whole_are_tried_too() -> None:
+    """A quarter of 78475 leaves a third of the device empty."""
+    job = {"sequence_length": 78475, "global_batch_size": 1, "task": "qlora", "lora_rank": 32}
+    answer = api.plan("llama-3-8b", "1xRTX-4090", job, framework="unsloth")
+    assert answer.infeasible is not None
+    (remedy,) = (item for item in answer.infeasible.remedies if item.code == "shorter_sequence")
+    length = int(remedy.message.split()[3])
+    assert length % 128 == 0
+    assert 78475 / 4 < length < 78475 / 2
+    assert remedy.likely
+    asked = api.plan("llama-3-8b", "1xRTX-4090", job | {"sequence_length": length}, framework="unsloth", top=50)
+    assert likely(asked).peak_memory_bytes == remedy.peak_memory_bytes
 
 
 def test_what_updates_in_the_backward_pass_may_train_adapters_instead() -> None:
