@@ -17,7 +17,7 @@ from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
 from planner.estimates import plan_estimates
 from planner.explain import explain, wished_rows
-from planner.host_notes import host_notes
+from planner.host_notes import host_notes, run_notes
 from planner.layouts import needs_layout
 from planner.phrases import percent
 from planner.pricing import blocks_of_one, join, memory_rejections, nearest_to_fit, price_all, price_fitting
@@ -377,6 +377,7 @@ def warnings_about(request: Request, best: PlanEstimate | None) -> tuple[Note, .
         rest = "plans that shard weights (ZeRO-3) keep it in 16 bits, and their kernels take less time"
         warn("fp32_unquantised", "job.fp32_unquantised", f"what QLoRA leaves unquantised is fp32 here; {rest}")
     notes += host_notes([(part_of(request.cluster, best.num_devices), request.stack)])
+    notes += run_notes(best.run)
     usable = best.usable_memory_bytes
     # As risks of running out are told: without what publishers nobody has seen add to intervals.
     usual = memory_error_factor(request.stack, unseen_publisher=False)

@@ -1,14 +1,17 @@
-"""What to know of hosts and of what frameworks make of networks, said of every kind of result."""
+"""What to know of hosts, of what frameworks make of networks and of long runs, said of every kind of result."""
 
 from collections.abc import Iterable
 
-from planner.results import Note
+from planner.results import Note, RunEstimate
 from profiles.hardware import ClusterSpec
 from profiles.stack import StackSpec
 from profiles.units import GIGA
 
 # What hosts kept out of the fit took over their price: docs/collectives.md, kin, pcie-staged.
 _STAGED = "devices without peer access: badly set up hosts take ten times as long for messages between them"
+
+# 419 unexpected interruptions of 16,384 H100s in 54 days (Llama 3, arXiv:2407.21783, table 5 and section 3.3.4).
+_DEVICE_HOURS_PER_INTERRUPTION = 54 * 24 * 16384 / 419
 
 
 def host_notes(used: Iterable[tuple[ClusterSpec, StackSpec]]) -> tuple[Note, ...]:
@@ -29,6 +32,16 @@ def host_notes(used: Iterable[tuple[ClusterSpec, StackSpec]]) -> tuple[Note, ...
         message += ": faster networks gain nothing"
         notes.append(Note(code="framework_limit", field="framework", message=message))
     return tuple(notes)
+
+
+def run_notes(run: RunEstimate | None) -> tuple[Note, ...]:
+    """A warning where a run is long enough to be interrupted, which its duration does not count."""
+    met = 0.0 if run is None else run.device_hours / _DEVICE_HOURS_PER_INTERRUPTION
+    if met < 1:
+        return ()
+    rate = f"one in {_DEVICE_HOURS_PER_INTERRUPTION:,.0f} GPU-hours"
+    message = f"the run is priced without interruptions; as often as Llama 3 met them ({rate}) they would be {met:,.0f}"
+    return (Note(code="interruptions", field="job.train_tokens", message=message),)
 
 
 def _limits(cluster: ClusterSpec, stack: StackSpec) -> bool:

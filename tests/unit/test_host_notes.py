@@ -45,3 +45,17 @@ def test_a_plan_within_one_node_has_no_limit_between_nodes() -> None:
     for objective, told in (("step_time", True), ("fewest_gpus", False)):
         result = planner.plan(**asked, objective=objective)
         assert ("framework_limit" in {note.code for note in result.warnings}) is told
+
+
+@pytest.mark.parametrize(("tokens", "met"), [("15T", True), ("10B", False)])
+def test_a_run_that_is_long_enough_to_be_interrupted_says_how_often(tokens: str, met: bool) -> None:
+    """16,384 H100s for 54 days met 419 interruptions (arXiv:2407.21783): one in 50,700 GPU-hours."""
+    job = {"sequence_length": 8192, "global_batch_size": 2048, "train_tokens": {"15T": 15e12, "10B": 10e9}[tokens]}
+    answer = planner.estimate("llama-3-70b", "128x8xH100", job)
+    assert answer.best is not None
+    assert answer.best.run is not None
+    told = [note.message for note in answer.warnings if note.code == "interruptions"]
+    assert bool(told) == met
+    if met:
+        assert told[0].endswith(f" {answer.best.run.device_hours * 419 / (54 * 24 * 16384):,.0f}")
+        assert "50,677" in told[0]
