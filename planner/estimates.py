@@ -9,11 +9,12 @@ from costmodels.evaluate import evaluate
 from costmodels.flops import model_flops_per_step
 from costmodels.kernels.calls import Basis
 from costmodels.layer_costs import LayerCosts
-from costmodels.plan import FloatArray, PlanBatch
+from costmodels.plan import FloatArray, IntArray, PlanBatch
 from planner.memory_law import MemoryLaw, needed_log
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context
 from planner.results import PlanEstimate, Request, RunEstimate, StageEstimate
+from planner.risks import candidate_rows
 
 
 def plan_estimates(
@@ -40,11 +41,24 @@ def fastest_estimate(request: Request, priced: Priced) -> PlanEstimate | None:
         request: The question.
         priced: Its plans, on its whole cluster.
     """
-    rows = best_rows(priced, objective="step_time", count=1)
+    found = _estimates_of(request, priced, best_rows(priced, objective="step_time", count=1))
+    return found[0] if found else None
+
+
+def likely_estimate(request: Request, priced: Priced) -> PlanEstimate | None:
+    """The same of plans that are likely to live; the fastest of all where none is."""
+    fastest = fastest_estimate(request, priced)
+    if fastest is None or not fastest.risky:
+        return fastest
+    others = _estimates_of(request, priced, candidate_rows(priced))
+    return next((item for item in others if not item.risky), fastest)
+
+
+def _estimates_of(request: Request, priced: Priced, rows: IntArray) -> list[PlanEstimate]:
     if not len(rows):
-        return None
+        return []
     costs = None if priced.costs is None else priced.costs.take(rows)
-    return plan_estimates(priced.plans.take(rows), cost_context(request), price=request.price, costs=costs)[0]
+    return plan_estimates(priced.plans.take(rows), cost_context(request), price=request.price, costs=costs)
 
 
 def _plan_estimate(

@@ -36,7 +36,8 @@ def render_sizing(result: SizingResult, console: Console, *, quiet: bool = False
     if result.infeasible is not None:
         render_infeasible(result.infeasible, console)
     elif not quiet:
-        console.print("\nplanner estimate with --gpus of a size explains its plan", style="dim", highlight=False)
+        words = "of every size the fastest plan that is likely to live; planner plan with --gpus of it lists others"
+        console.print(f"\n{words}", style="dim", highlight=False)
     if not quiet:
         _warnings(result, console)
         render_notes("Assumed", result.assumptions, console)

@@ -12,7 +12,7 @@ from math import isfinite, lcm, prod
 from typing import Any
 
 from planner.api import warnings_about, what_stands_in_the_way
-from planner.estimates import fastest_estimate
+from planner.estimates import likely_estimate
 from planner.pins import parse_pins
 from planner.pricing import nearest_to_fit
 from planner.remedies import search_if_legal
@@ -48,7 +48,7 @@ class Size:
         num_devices: Devices.
         num_nodes: Machines they are in.
         batch: Sequences per step there.
-        best: The fastest plan that fits; None when none does.
+        best: The fastest plan that is likely to live, of all that fit where none is; None when none fits.
         nearest_bytes: Then the least that the fullest device of a plan would hold; None when no plan is legal.
         warnings: What to know before trusting the plan.
     """
@@ -317,10 +317,10 @@ def _between(whole: ClusterSpec, unit: int, smaller: int, larger: int) -> list[i
 
 
 def _size(model: ModelInput, cluster: ClusterSpec, job: JobInput, pins: PinsInput, options: Options) -> Size:
-    """The best plan on one size; a size that what is fixed does not divide has none."""
+    """The fastest plan of one size that is likely to live; a size that what is fixed does not divide has none."""
     request = resolve_request(model, cluster, job, pins, options)
     priced = search_if_legal(request)
-    best = None if priced is None else fastest_estimate(request, priced)
+    best = None if priced is None else likely_estimate(request, priced)
     nearest = None
     if priced is not None and best is None:
         nearest = float(priced.peak_memory_bytes[nearest_to_fit(priced, cluster.node)])
