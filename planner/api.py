@@ -5,6 +5,7 @@ answer the same to the same question.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -20,7 +21,8 @@ from planner.explain import explain, wished_rows
 from planner.host_notes import host_notes, run_notes
 from planner.layouts import needs_layout
 from planner.phrases import percent
-from planner.pricing import blocks_of_one, join, memory_rejections, nearest_to_fit, price_all, price_fitting
+from planner.parts import idle_notes, part_laid_out, search_on, search_parts
+from planner.pricing import blocks_of_one, join, memory_rejections, nearest_to_fit, price_all
 from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, pareto_rows
 from planner.remedies import find_remedies
 from planner.request import (
@@ -46,7 +48,6 @@ from profiles.hardware import ClusterSpec
 from profiles.scalars import plain
 
 MAX_TOP = 1000
-MOST_TOGETHER = 5_000_000  # plans of all parts of a cluster, about 200 bytes each
 _MATERIAL = 0.05  # share of a layer's time from which extrapolated prices are told
 _THINNED = Note(
     code="thinned",
@@ -136,12 +137,13 @@ def price_plan(request: Request, plan: ExecutionPlan) -> PlanResult:
     Raises:
         SpecError: If the framework would refuse the plan.
     """
-    return _alone(request, check_plan(plan, setting_of(request)), {})
+    used = part_laid_out(request, plan)
+    return _alone(request, check_plan(plan, setting_of(used)), {})
 
 
 def _alone(request: Request, batch: PlanBatch, rejected: Mapping[str, int]) -> PlanResult:
     """The only plan there is, priced once."""
-    context = cost_context(request)
+    context = cost_context(request, part_of(request.cluster, int(batch.num_devices[0])))
     answers = plan_estimates(batch, context, price=request.price, costs=blocks_of_one(batch, context))
     priced = Priced(
         plans=batch,
@@ -154,11 +156,13 @@ def _alone(request: Request, batch: PlanBatch, rejected: Mapping[str, int]) -> P
 
 
 def _answer(kind: str, request: Request, top: int) -> PlanResult:
-    clusters = _clusters(request)
-    whole = space_of(request, request.cluster) if len(clusters) == 1 else None
-    if kind == "estimate" and whole is not None and len(whole.plans) == 1:
-        return _alone(request, whole.plans, whole.rejected)
-    priced, rejected, thinned = _search(request, clusters, whole)
+    whole = None
+    if kind == "estimate" and request.objective not in MAY_USE_FEWER_DEVICES:
+        with suppress(SpecError):  # which the search below tells, unless a part of the cluster is meant
+            whole = space_of(request)
+        if whole is not None and len(whole.plans) == 1:
+            return _alone(request, whole.plans, whole.rejected)
+    priced, rejected, thinned = search_parts(request, whole)
     rows = best_rows(priced, objective=request.objective, count=top, variants=request.variants)
     if not len(rows):
         if kind == "plan" or not len(priced):
@@ -177,83 +181,13 @@ def best_among(request: Request, taken: Callable[[PlanBatch, Request], BoolArray
         taken: (N,) which of N plans are.
     """
     whole = replace(request, pins={"tensor_parallel_overlap": 0, **request.pins})
-    found = [_search(each, _clusters(each), taken=taken)[0] for each in (request, whole)]
+    found = [search_parts(each, taken=taken)[0] for each in (request, whole)]
     priced = join([each for each in found if len(each)] or found[:1])
     if not len(priced):
         return None
     rows = best_rows(priced, objective=request.objective, count=1)
     fits = len(rows) > 0
     return priced.plans.plan(int(rows[0]) if fits else nearest_to_fit(priced, request.cluster.node)), fits
-
-
-def _search(
-    request: Request,
-    clusters: list[ClusterSpec],
-    whole: Space | None = None,
-    taken: Callable[[PlanBatch, Request], BoolArray] | None = None,
-) -> tuple[Priced, dict[str, int], bool]:
-    """Every legal plan of the request priced, on each of the clusters; ``whole`` is the space of the only one.
-
-    Of legal plans those that are ``taken``, where that is given. Besides, rules to what they rejected, and whether
-    grids had to be coarser.
-
-    Raises:
-        SpecError: What the last of them says where no cluster can run what is fixed, or one has too many plans.
-    """
-    parts: list[Priced] = []
-    rejected: dict[str, int] = {}
-    refused: SpecError | None = None
-    together, thinned = 0, False
-    for cluster in clusters:
-        try:
-            space = whole or space_of(request, cluster)
-        except SpecError as error:
-            if error.field == "cluster":
-                whose = "" if cluster is request.cluster else f"of those that {request.objective} may use, "
-                raise SpecError(error.field, whose + error.problem, error.hint) from None
-            refused = error  # a part too small for what is fixed is no candidate
-            continue
-        if taken is not None:
-            space = replace(space, plans=space.plans.take(np.flatnonzero(taken(space.plans, request))))
-        together += len(space.plans)
-        thinned |= space.thinned > 0
-        if together > MOST_TOGETHER:
-            problem = f"has parts of up to {cluster.num_devices:,} devices that allow more than {MOST_TOGETHER:,} plans"
-            raise SpecError("cluster", problem, "fix tp, pp, cp or the micro-batch size, or rank by step_time")
-        context = cost_context(request, cluster)
-        priced = price_fitting(space.plans, context)
-        for counts in (space.rejected, memory_rejections(priced, context)):
-            for name, count in counts.items():
-                rejected[name] = rejected.get(name, 0) + count
-        parts.append(priced)
-        if request.objective == "fewest_gpus" and priced.fits.any():
-            break
-    if not parts and refused is not None:
-        raise refused
-    return join(parts), rejected, thinned
-
-
-def _clusters(request: Request) -> list[ClusterSpec]:
-    """The cluster; for objectives that may leave devices unused, also its parts, smallest first."""
-    cluster = request.cluster
-    if request.objective not in MAY_USE_FEWER_DEVICES:
-        return [cluster]
-    sizes, size = [], 1
-    while size < cluster.num_devices:
-        if size < cluster.node.devices_per_node or size % cluster.node.devices_per_node == 0:
-            sizes.append(size)
-        size *= 2
-    wanted = [size for size in sizes if _pins_allow(request, size)]
-    return [*(part_of(cluster, size) for size in wanted), cluster]
-
-
-def _pins_allow(request: Request, size: int) -> bool:
-    """Whether fixed degrees can multiply to that many devices at all."""
-    product, complete = 1, True
-    for name in ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel"):
-        product *= request.pins.get(name, 1)
-        complete = complete and name in request.pins
-    return product == size if complete else size % product == 0
 
 
 def _estimates(request: Request, priced: Priced, rows: Any) -> list[PlanEstimate]:
@@ -276,7 +210,7 @@ def _ranked(answer: PlanEstimate, rank: int) -> PlanEstimate:
 
 def what_stands_in_the_way(request: Request) -> Infeasible:
     """Of a request to which no uniform plan fits: the nearest plan, and what would make one fit."""
-    priced, rejected, _ = _search(request, [request.cluster])
+    priced, rejected, _ = search_on(request, [request.cluster])
     return _infeasible(request, priced, [], rejected)
 
 
@@ -327,7 +261,11 @@ def _result(
         explanation=explain(answers[0], priced, objective=request.objective) if answers else None,
         switches=switches(request, answers[0], priced) if answers else (),
         infeasible=infeasible,
-        warnings=(*warnings_about(request, answers[0] if answers else None), *([_THINNED] if thinned else [])),
+        warnings=(
+            *warnings_about(request, answers[0] if answers else None),
+            *idle_notes(request, priced, answers),
+            *([_THINNED] if thinned else []),
+        ),
     )
 
 

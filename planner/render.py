@@ -81,7 +81,7 @@ def render_ranking(result: PlanResult, console: Console) -> None:
 
 def render_estimate(result: PlanResult, best: PlanEstimate, console: Console) -> None:
     """One plan in full: verdict, time, memory, rivals."""
-    _verdict(best, console)
+    _verdict(best, result.request.cluster.num_devices, console)
     _likely(result, console)
     _throughput(result.request, best, console)
     for table in (_time_table(best), memory_table(best)):
@@ -180,7 +180,7 @@ def _largest(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _verdict(best: PlanEstimate, console: Console) -> None:
+def _verdict(best: PlanEstimate, devices: int, console: Console) -> None:
     color, word = ("green", "fits") if best.fits else ("red", "does not fit")
     plan = best.plan
     extras = [
@@ -196,7 +196,8 @@ def _verdict(best: PlanEstimate, console: Console) -> None:
     console.print(
         f"\n[bold]{plan_label(best.plan)}[/]"
         + (f" ({told})" if told else "")
-        + f", {plan.num_microbatches} micro-batch{'' if plan.num_microbatches == 1 else 'es'}",
+        + f", {plan.num_microbatches} micro-batch{'' if plan.num_microbatches == 1 else 'es'}"
+        + (f", {best.num_devices} of {devices} GPUs" if best.num_devices != devices else ""),
         highlight=False,
     )
     console.print(
