@@ -128,11 +128,11 @@ def sizes_to_try(request: Request, *, above: float = 0.0) -> list[int]:
     """
     model = request.model
     shared = request.job.global_batch_size * model.num_attention_heads * model.num_layers
-    sizes = [size for size in smaller_sizes(request.cluster) if size > above and _pins_allow(request, size)]
+    sizes = [size for size in smaller_sizes(request.cluster) if size > above and pins_allow(request, size)]
     return sorted(sizes, key=lambda size: (shared % size != 0, -size))[:MOST_PARTS]
 
 
-def part_spaces(request: Request, sizes: list[int], *, most: int) -> Iterator[tuple[ClusterSpec, Space]]:
+def part_spaces(request: Request, sizes: list[int], *, most: float = np.inf) -> Iterator[tuple[ClusterSpec, Space]]:
     """Parts of a cluster with their legal plans, until these are more than so many, or than few."""
     together = 0
     for size in sizes:
@@ -158,7 +158,7 @@ def idle_notes(request: Request, priced: Priced, answers: Sequence[PlanEstimate]
     if not answers or request.objective != "step_time" or answers[0].num_devices == devices:
         return ()
     used = answers[0].num_devices
-    message = f"{devices - used} of the {devices} GPUs stay idle; figures per GPU and costs are of the {used} in use"
+    message = f"leaves {devices - used} of the {devices} GPUs idle; figures per GPU and costs are of the {used} in use"
     of_all = priced.num_devices == devices
     if (of_all & priced.fits).any():
         message += f"; on all of them a step takes {seconds(float(priced.step_time_s[of_all & priced.fits].min()))}"
@@ -199,11 +199,11 @@ def _powers_of_two(request: Request) -> list[ClusterSpec]:
         if size < cluster.node.devices_per_node or size % cluster.node.devices_per_node == 0:
             sizes.append(size)
         size *= 2
-    wanted = [size for size in sizes if _pins_allow(request, size)]
+    wanted = [size for size in sizes if pins_allow(request, size)]
     return [*(part_of(cluster, size) for size in wanted), cluster]
 
 
-def _pins_allow(request: Request, size: int) -> bool:
+def pins_allow(request: Request, size: int) -> bool:
     """Whether fixed degrees can multiply to that many devices at all."""
     product, complete = 1, True
     for name in _DEGREES:

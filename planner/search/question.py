@@ -7,7 +7,8 @@ from itertools import combinations
 from math import ceil
 
 from costmodels.context import CostContext
-from costmodels.plan import PlanBatch
+from costmodels.plan import PlanBatch, concatenate
+from planner.parts import part_spaces, sizes_to_try
 from planner.request import (
     ClusterInput,
     JobInput,
@@ -64,9 +65,15 @@ class Question:
         return sum(request.cluster.num_devices for request in self.requests)
 
     def uniform_plans(self, group: int) -> PlanBatch:
-        """Every legal uniform plan on one group; laid out once, by whichever engine asks first."""
+        """Every legal uniform plan on one group, and on the parts of it that are looked at.
+
+        Laid out once, by whichever engine asks first. What a plan on a part costs is the same on the whole.
+        """
         if group not in self.laid_out:
-            self.laid_out[group] = space_of(self.requests[group]).plans
+            request = self.requests[group]
+            whole = space_of(request).plans
+            parts = part_spaces(request, sizes_to_try(request))
+            self.laid_out[group] = concatenate([whole, *(space.plans for _, space in parts)])
         return self.laid_out[group]
 
     @cached_property

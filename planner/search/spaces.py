@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from planner.parts import pins_allow, sizes_to_try, smaller_sizes
 from planner.rules.base import FRAMEWORK_TITLES
 from planner.search.degrees import MOST_STAGES as MOST_VARIED
 from planner.search.mixed_families import MOST_SLOTS, MOST_STAGES, OFFERED
@@ -31,15 +32,18 @@ class Space:
 
 def uniform_space(question: Question, group: int) -> Space:
     """Plans that ``planner plan`` knows, on one group."""
-    return Space(words=_on(question, group, "plans that treat every stage alike"), left_out=("stages that differ",))
+    words = _on(question, group, "plans that treat every stage alike")
+    return Space(words=words, left_out=("stages that differ", *_sizes_left_out(question, group)))
 
 
 def staged_space(question: Question, group: int) -> Space:
     """Pipelines on one group."""
     if question.runnable:
-        return Space(words=_on(question, group, _runnable(question)), left_out=_unasked(question))
+        left_out = (*_sizes_left_out(question, group), *_unasked(question))
+        return Space(words=_on(question, group, _runnable(question)), left_out=left_out)
     words = "any layers per stage with the least recomputation that fits, degrees alike on all stages"
-    return Space(words=_on(question, group, words), left_out=(_DIFFER, *_unasked(question)))
+    left_out = (_DIFFER, *_sizes_left_out(question, group), *_unasked(question))
+    return Space(words=_on(question, group, words), left_out=left_out)
 
 
 def mixed_space(question: Question) -> Space:
@@ -69,6 +73,19 @@ def varied_space(question: Question) -> Space:
 def _on(question: Question, group: int, words: str) -> str:
     """The space, with the group it is searched on where there are several."""
     return words if question.mixed is None else f"{words}, on {question.requests[group].cluster.name} alone"
+
+
+def _sizes_left_out(question: Question, group: int) -> tuple[str, ...]:
+    """Numbers of devices of a group on which plans that treat all of them alike are not looked at."""
+    request = question.requests[group]
+    devices, tried = request.cluster.num_devices, sizes_to_try(request)
+    whose = "of the GPUs" if question.mixed is None else f"of {request.cluster.name}"
+    half = any(pins_allow(request, size) for size in range(1, devices // 2 + 1))
+    told = [f"stages alike on half {whose} or fewer"] if half else []
+    if any(pins_allow(request, size) for size in set(smaller_sizes(request.cluster)) - set(tried)):
+        numbers = ", ".join(str(size) for size in sorted([devices, *tried]))
+        told.append(f"stages alike on other numbers {whose} than {numbers}")
+    return tuple(told)
 
 
 def _runnable(question: Question) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from costmodels.plan import Recompute
-from planner import api
+from planner import api, parts
 from planner.context_degrees import most_context
 from planner.space import block_layers
 from profiles.errors import SpecError
@@ -34,7 +34,7 @@ def test_short_sequences_are_split_where_few_devices_leave_few_other_ways() -> N
 def test_parts_of_a_cluster_that_allow_too_many_plans_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {"model": "llama-2-7b", "cluster": "8xA100-80GB", "job": {"global_batch_size": 64}}
     considered = api.plan(**asked, objective="cost").considered
-    monkeypatch.setattr(api, "MOST_TOGETHER", considered - 1)
+    monkeypatch.setattr(parts, "MOST_TOGETHER", considered - 1)
     api.plan(**asked)
     with pytest.raises(SpecError, match=r"cluster: has parts of up to 8 devices that allow more than .* or rank by"):
         api.plan(**asked, objective="cost")
