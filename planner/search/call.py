@@ -4,7 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from planner.api import what_stands_in_the_way
+from planner.remedies import find_remedies
 from planner.request import JobInput, ModelInput, Options, PinsInput, given_options
+from planner.results import Infeasible, Request
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.frameworks import search_each, several
 from planner.search.portfolio import search_question
@@ -72,4 +74,12 @@ def search(
     result = search_each(names, among, budget) if names else among(chosen.framework, best)
     if result.fits or best.out_of_time:
         return result
-    return replace(result, infeasible=tuple(what_stands_in_the_way(request) for request in result.requests))
+    return replace(result, infeasible=tuple(_in_the_way(request) for request in result.requests))
+
+
+def _in_the_way(request: Request) -> Infeasible:
+    """What stands in the way on one group; what is fixed may not be legal on it at all."""
+    try:
+        return what_stands_in_the_way(request)
+    except SpecError:
+        return Infeasible(reasons={}, nearest=None, remedies=find_remedies(request, legal=False))

@@ -147,6 +147,18 @@ def groups_alone(
     return (Note(code="one_group", field="best.stages", message=message),)
 
 
+def groups_refused(question: Question) -> tuple[Note, ...]:
+    """Says so where plans on a group by itself are left out, because what is fixed is not legal on it."""
+    return tuple(
+        Note(
+            code="group_left_out",
+            field=error.field,
+            message=f"plans on {question.requests[group].cluster.name} alone are left out: {error.problem}",
+        )
+        for group, error in sorted(question.refused.items())
+    )
+
+
 def _stage(
     question: Question, plan: StagePlanBatch, configs: StageConfigs, priced: StageEstimateBatch, stage: int
 ) -> StageChoice:

@@ -27,6 +27,7 @@ from planner.search.families import SCHEDULES, Family, passes_per_work, step_s
 from planner.search.question import Question
 from planner.space import plan_space
 from planner.stage_constraints import pipelines_run
+from profiles.errors import SpecError
 
 MOST_STAGES = 16
 MOST_SLOTS = 8  # stages on one group
@@ -228,24 +229,35 @@ def _pipelines(
 
 
 def _configs(question: Question, pins: Mapping[str, int]) -> StageConfigs:
-    """Legal configurations of stages of every group, from uniform pipelines of two such stages."""
+    """Legal configurations of stages of every group, from uniform pipelines of two such stages.
+
+    Raises:
+        SpecError: If what is fixed makes stages of every size illegal.
+    """
     fixed = {name: value for name, value in pins.items() if name not in _NOT_READ}
     batches: list[PlanBatch] = []
     group_of: list[IntArray] = []
+    refused: SpecError | None = None
     for group, (request, setting_of_group) in enumerate(zip(question.requests, question.settings, strict=True)):
         cluster = request.cluster
         for size in _stage_sizes(cluster.num_devices):
             setting = replace(setting_of_group, num_devices=2 * size)
-            space = plan_space(
-                setting, domain_devices=cluster.domain_devices, pins=fixed | {"pipeline_parallel": 2}, offload=False,
-                lone_shards=request.offload,
-            )  # fmt: skip
+            try:
+                space = plan_space(
+                    setting, domain_devices=cluster.domain_devices, pins=fixed | {"pipeline_parallel": 2},
+                    offload=False, lone_shards=request.offload,
+                )  # fmt: skip
+            except SpecError as error:  # what is fixed may need more devices than this
+                refused = error
+                continue
             plans = space.plans.take(np.flatnonzero(space.plans.schedule == Schedule.ONE_F_ONE_B))
             alike = group_rows(*(getattr(plans, name).astype(np.int64) for name in CONFIG_COLUMNS))
             distinct = plans.take(alike.first)
             named = {name: getattr(distinct, name) for name in (*CONFIG_COLUMNS, "pipeline_parallel")}
             batches.append(PlanBatch.from_columns(len(alike.first), **named))
             group_of.append(np.full(len(alike.first), group))
+    if not batches and refused is not None:
+        raise refused
     return StageConfigs(plans=concatenate(batches), group=np.concatenate(group_of))
 
 

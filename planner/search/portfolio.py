@@ -19,7 +19,7 @@ from planner.search.best import BestSoFar
 from planner.search.capacity import capacity
 from planner.search.degrees import degree_families
 from planner.search.families import Family, alike_families, least_step_s
-from planner.search.found import found_plan, groups_alone, warnings_of
+from planner.search.found import found_plan, groups_alone, groups_refused, warnings_of
 from planner.search.freedom import EIGHTHS, Freedom
 from planner.search.mixed_bounds import MixedFurther
 from planner.search.mixed_families import mixed_families
@@ -82,6 +82,7 @@ def search_question(question: Question, best: BestSoFar, *, strategy: str) -> Se
         warnings += groups_alone(
             question, best.plans, best.configs, step_time_s=best.step_time_s, bounds_s=_bounds_across(free)
         )
+    warnings += groups_refused(question)
     return SearchResult(
         requests=question.requests,
         cluster=question.cluster_name,
@@ -163,6 +164,8 @@ def _enumerated(question: Question, best: BestSoFar, group: int) -> EngineRun:
     model, space = question.requests[group].model, uniform_space(question, group)
     with best.until_stopped():
         plans = question.uniform_plans(group)
+        if group in question.refused:
+            return _refused("enumerate", question, group, space)
         for start in range(0, len(plans), CHUNK_ROWS):
             if group or start:  # of the first chunk there is time for
                 best.check_time()
@@ -207,8 +210,24 @@ def _partitions(question: Question, best: BestSoFar, *, engine: str) -> list[Eng
     if why := _no_pipelines(question):
         return [*runs, _not_run(engine, why)]
     if len(runs) > 1:
-        runs.append(_across(question, best, engine=engine))
-    return runs if question.runnable else [*runs, _varied(question, best, engine=engine)]
+        runs.append(_where_legal(_across, question, best, engine, mixed_space(question)))
+    return runs if question.runnable else [*runs, _where_legal(_varied, question, best, engine, varied_space(question))]
+
+
+def _where_legal(
+    pipelines: Callable[..., EngineRun], question: Question, best: BestSoFar, engine: str, space: Space
+) -> EngineRun:
+    """Pipelines on several groups; none, where what is fixed is legal on one group alone at most.
+
+    Raises:
+        SpecError: Of a single group, what is wrong with what is fixed.
+    """
+    try:
+        return pipelines(question, best, engine=engine)
+    except SpecError as error:
+        if question.mixed is None:
+            raise
+        return _not_run(engine, f"{space.words}; {error.problem}")
 
 
 def _alone(question: Question, best: BestSoFar, group: int, *, engine: str) -> EngineRun:
@@ -217,6 +236,8 @@ def _alone(question: Question, best: BestSoFar, group: int, *, engine: str) -> E
     with best.until_stopped():
         best.check_time()
         plans = question.uniform_plans(group)
+        if group in question.refused:
+            return _refused(engine, question, group, staged_space(question, group))
         freedom = _freedom(plans, question.requests[group])
         families, configs = alike_families(plans, group=group)
         prices = StagePrices(configs=configs, contexts=question.contexts)
@@ -248,6 +269,11 @@ def _not_run(engine: str, space: str) -> EngineRun:
     )
 
 
+def _refused(engine: str, question: Question, group: int, space: Space) -> EngineRun:
+    """The same of a group on which what is fixed is not legal."""
+    return _not_run(engine, f"{space.words}; {question.refused[group].problem}")
+
+
 def _unfinished(best: BestSoFar, engine: str, space: Space, elapsed_s: float) -> EngineRun:
     """What an engine that was stopped before it could try a plan says."""
     return EngineRun(
@@ -275,7 +301,7 @@ def _across(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
     with best.until_stopped():
         best.check_time()
         mixed = mixed_families(question, request.pins, alike=question.runnable, below_s=best.step_time_s)
-        freedom = _freedom(question.uniform_plans(0), request)
+        freedom = _freedom(question.all_uniform_plans, request)
         search = StagedSearch(
             further=MixedFurther(mixed=mixed, freedom=freedom, check_time=best.check_time),
             left_out_s=mixed.left_out_s, prices=mixed.prices, best=best, engine=engine,
@@ -295,7 +321,7 @@ def _varied(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
         return _not_run(engine, f"{space.words}; {why}")
     with best.until_stopped():
         best.check_time()
-        freedom = _freedom(question.uniform_plans(0), request)
+        freedom = _freedom(question.all_uniform_plans, request)
         found = degree_families(question, freedom, best, pins=request.pins)
         search = StagedSearch(
             families=found.families, least_s=np.asarray(found.least_s), prices=found.prices, best=best,

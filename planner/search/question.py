@@ -39,12 +39,14 @@ class Question:
         mixed: The groups together; None for a single one.
         runnable: Whether only plans count that the framework can run.
         laid_out: Legal uniform plans per group, once asked for; those of the same requests are the same.
+        refused: Groups, of several, on which what is fixed is not legal for all of them alike, to why; once asked for.
     """
 
     requests: tuple[Request, ...]
     mixed: MixedCluster | None = None
     runnable: bool = False
     laid_out: dict[int, PlanBatch] = field(default_factory=dict, repr=False, compare=False)
+    refused: dict[int, SpecError] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -67,14 +69,35 @@ class Question:
     def uniform_plans(self, group: int) -> PlanBatch:
         """Every legal uniform plan on one group, and on the parts of it that are looked at.
 
-        Laid out once, by whichever engine asks first. What a plan on a part costs is the same on the whole.
+        Laid out once, by whichever engine asks first. What a plan on a part costs is the same on the whole. A group
+        that is too small for what is fixed has none, as long as another one has.
+
+        Raises:
+            SpecError: If what is fixed makes every plan illegal, on every group.
         """
         if group not in self.laid_out:
-            request = self.requests[group]
-            whole = space_of(request).plans
-            parts = part_spaces(request, sizes_to_try(request))
-            self.laid_out[group] = concatenate([whole, *(space.plans for _, space in parts)])
+            try:
+                self.laid_out[group] = self._lay_out(self.requests[group])
+            except SpecError as error:
+                if self.mixed is None or not error.field.startswith("plan"):
+                    raise
+                self.refused[group] = error
+                self.laid_out[group] = PlanBatch.from_columns(0)
+        if len(self.refused) == len(self.requests):
+            each = [(self.requests[group].cluster.name, error) for group, error in sorted(self.refused.items())]
+            problem = "; ".join(f"on {name}: {error.problem}" for name, error in each)
+            raise SpecError(each[0][1].field, problem, each[0][1].hint)
         return self.laid_out[group]
+
+    def _lay_out(self, request: Request) -> PlanBatch:
+        parts = part_spaces(request, sizes_to_try(request))
+        return concatenate([space_of(request).plans, *(space.plans for _, space in parts)])
+
+    @property
+    def all_uniform_plans(self) -> PlanBatch:
+        """The uniform plans of the first group that has any."""
+        each = [self.uniform_plans(group) for group in range(len(self.requests))]
+        return next((plans for plans in each if len(plans)), each[0])
 
     @cached_property
     def contexts(self) -> tuple[CostContext, ...]:
