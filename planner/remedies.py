@@ -26,13 +26,14 @@ from planner.rules.base import MEGATRON, divisors
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
-from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
+from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec, NodeSpec
 
 MAX_GROWTH = 2048  # largest multiple of the given devices tried: from one to where a trillion parameters fit
 _SHORTEST = 512  # tokens; shorter sequences are no remedy
 _ROUND = 128  # tokens; lengths that any degree of context or sequence parallelism in use divides
 _MLP_TARGETS = ("gate", "up", "down")
 _BATCHES_TRIED = 24
+_MUCH_LARGER = 1.25  # times the memory, at least, for which other devices are worth it
 _MEMORIES_TRIED = 3  # kinds of devices: the smallest that hold the peak should do, but for what grows with memory
 
 # Which pins a remedy lifts, smallest change first.
@@ -163,7 +164,7 @@ def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
 
 
 def _families(request: Request, *, legal: bool) -> Iterator[Iterator[_Trial]]:
-    """Families of ever larger changes of one kind; within one, the first that works is reported."""
+    """Families of ever larger changes of one kind; of one, the first that works and is likely to live is reported."""
     for code, message, names in _LIFTS:
         if set(names) & request.pins.keys():
             pins = {name: value for name, value in request.pins.items() if name not in names}
@@ -299,21 +300,30 @@ def _more_devices(request: Request) -> Iterator[_Trial]:
 
 
 def _larger_memories(request: Request, needed_bytes: float) -> Iterator[_Trial]:
-    """As many devices of the vendor's with more memory, the least first; of equals its kin, then the fastest.
+    """As many devices of the vendor's with much more memory, linked like the given ones.
 
-    Where precision or attention are other ones there, so is what plans need.
+    Devices with a fabric of their own (NVLink, xGMI) are replaced by such devices, boards in PCIe slots by such boards;
+    by others only where there are none. First come those of its architecture, then those of the least memory; of equals
+    the fastest. Where precision or attention are other ones there, so is what plans need.
     """
-    given = request.cluster.device
+    given, catalog = request.cluster.device, default_catalog()
+    slots = _in_slots(request.cluster.node)
+
+    def group(device: DeviceSpec) -> tuple[bool, bool, float]:
+        linked_otherwise = _in_slots(catalog.nodes[device.default_node]) != slots
+        return linked_otherwise, device.architecture != given.architecture, device.usable_memory_bytes
+
     larger = [
         device
-        for device in default_catalog().devices.values()
+        for device in catalog.devices.values()
         if device.vendor == given.vendor
         and device.default_node
-        and device.usable_memory_bytes > given.usable_memory_bytes
+        and catalog.nodes[device.default_node].devices_per_node > 1  # no computers on a desk
+        and device.usable_memory_bytes >= _MUCH_LARGER * given.usable_memory_bytes
     ]
-    larger.sort(key=lambda d: (d.usable_memory_bytes, d.architecture != given.architecture, -_arithmetic(d, request)))
+    larger.sort(key=lambda device: (*group(device), -_arithmetic(device, request)))
     needed, tried = {request.job: needed_bytes}, 0
-    for _, alike in groupby(larger, key=lambda device: device.usable_memory_bytes):
+    for _, alike in groupby(larger, key=group):
         device = next(alike)
         with suppress(SpecError):  # a number of devices that its machines do not come to
             cluster = parse_cluster(f"{request.cluster.num_devices}x{device.name}")
@@ -324,6 +334,11 @@ def _larger_memories(request: Request, needed_bytes: float) -> Iterator[_Trial]:
                 tried += 1
                 message = f"use {device.name} instead of {given.name}"
                 yield _trial(request, "more_memory", message, cluster=cluster, job=job)
+
+
+def _in_slots(node: NodeSpec) -> bool:
+    """Whether devices of a node reach each other over PCIe."""
+    return node.scale_up.kind == "pcie"
 
 
 def _arithmetic(device: DeviceSpec, request: Request) -> float:

@@ -250,6 +250,9 @@ def _priced(kind: ClusterInput, options: Options) -> tuple[ClusterInput, Options
         price = float(words)
     except ValueError:
         price = -1.0
+    if options.price_per_device_hour_usd not in (None, price):
+        problem = f"{kind[:60]!r} and a price of {options.price_per_device_hour_usd:g} contradict each other"
+        raise SpecError("price_per_device_hour_usd", problem, "give one of them: @ for each kind, or one price for all")
     if not (isfinite(price) and price >= 0):
         raise SpecError("cluster", f"cannot read the price in {kind[:60]!r}", "for example 8xH100@2.99")
     return name, replace(options, price_per_device_hour_usd=price)

@@ -87,6 +87,16 @@ def _expert_complaint(plan: ExecutionPlan, _setting: Setting) -> tuple[str, str]
     )
 
 
+def _no_experts(_plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
+    return f"{setting.model.name} has no experts", "ep 1 and etp 1"
+
+
+def _width_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
+    if setting.model.moe is None:
+        return _no_experts(plan, setting)
+    return must_divide("moe.ffn_hidden_size", _expert_width(setting), plan.expert_tensor_parallel, setting.num_devices)
+
+
 EXPERT = (
     Rule(
         name="expert_parallel_needs_experts",
@@ -98,7 +108,7 @@ EXPERT = (
         holds=lambda plans, setting: (
             (plans.expert_parallel * plans.expert_tensor_parallel == 1) | (setting.model.moe is not None)
         ),
-        complaint=lambda _plan, setting: (f"{setting.model.name} has no experts", "ep 1 and etp 1"),
+        complaint=_no_experts,
     ),
     Rule(
         name="expert_parallel_divides_experts",
@@ -124,9 +134,7 @@ EXPERT = (
         holds=lambda plans, setting: (
             (plans.expert_tensor_parallel == 1) | (_expert_width(setting) % plans.expert_tensor_parallel == 0)
         ),
-        complaint=lambda plan, setting: must_divide(
-            "moe.ffn_hidden_size", _expert_width(setting), plan.expert_tensor_parallel, setting.num_devices
-        ),
+        complaint=_width_complaint,
     ),
     Rule(
         name="expert_ranks",
