@@ -2,7 +2,8 @@
 
 A batch, a number of heads or of layers that all the devices cannot share may suit fewer: 48 sequences take six devices
 less time than seven. Under ``step_time`` the whole cluster is looked at first, and then those smaller numbers that can
-still be faster than its best plan; where none is, the answer is that of the whole cluster.
+still be faster than its best plan; where none is, the answer is that of the whole cluster. Where nothing fits on that,
+fewer devices are a remedy (``planner.remedies``), as another batch is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -60,9 +61,10 @@ def search_parts(
     if request.objective != "step_time" or not sizes_to_try(request):
         return found
     best = fastest_estimate(request, found[0])
+    if best is None:
+        return found
     others = _others(request, found[0], best, taken)
-    fastest_s = min((float(each[0].step_time_s[each[0].fits].min()) for each in others), default=np.inf)
-    if fastest_s >= (np.inf if best is None else best.step_time_s):
+    if not any(priced.step_time_s[priced.fits].min() < best.step_time_s for priced, _, _ in others):
         return found
     return join([each[0] for each in (found, *others)]), _summed([each[1] for each in (found, *others)]), found[2]
 
@@ -162,16 +164,14 @@ def idle_notes(request: Request, priced: Priced, answers: Sequence[PlanEstimate]
     of_all = priced.num_devices == devices
     if (of_all & priced.fits).any():
         message += f"; on all of them a step takes {seconds(float(priced.step_time_s[of_all & priced.fits].min()))}"
-    elif len(priced) > 1:
-        message += f"; on all of them no plan {'fits' if of_all.any() else 'is legal'}"
     return (Note(code="idle_devices", field="plan", message=message),)
 
 
 def _others(
-    request: Request, found: Priced, best: PlanEstimate | None, taken: Taken | None
+    request: Request, found: Priced, best: PlanEstimate, taken: Taken | None
 ) -> list[tuple[Priced, dict[str, int], bool]]:
     """What fits on smaller sizes that can be faster than the best plan of the whole cluster."""
-    least = 0.0 if best is None else request.cluster.num_devices * _busy_share(best) * (1 - _LESS_WORK)
+    least = request.cluster.num_devices * _busy_share(best) * (1 - _LESS_WORK)
     parts = part_spaces(request, sizes_to_try(request, above=least), most=len(found))
     searched = [search_on(request, [part], space, taken) for part, space in parts]
     return [each for each in searched if each[0].fits.any()]

@@ -17,6 +17,7 @@ from costmodels.evaluate import peaks
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
 from planner.jobs import on_other_devices, rounded_batch
 from planner.memory_law import MemoryLaw, needed_log
+from planner.parts import sizes_to_try
 from planner.pricing import nearest_to_fit, price_all, price_contenders
 from planner.ranking import Priced
 from planner.request import cost_context, full_node, part_of, space_of
@@ -33,7 +34,7 @@ _SHORTEST = 512  # tokens; shorter sequences are no remedy
 _ROUND = 128  # tokens; lengths that any degree of context or sequence parallelism in use divides
 _MLP_TARGETS = ("gate", "up", "down")
 _BATCHES_TRIED = 24
-_MUCH_LARGER = 1.25  # times the memory, at least, for which other devices are worth it
+_MUCH_LARGER = 1.22  # times the memory, at least, for which other devices are worth it: 40 GB for 32, not 96 for 80
 _MEMORIES_TRIED = 3  # kinds of devices: the smallest that hold the peak should do, but for what grows with memory
 
 # Which pins a remedy lifts, smallest change first.
@@ -184,6 +185,7 @@ def _families(request: Request, *, legal: bool) -> Iterator[Iterator[_Trial]]:
     if request.job.lora is not None:
         yield from _lighter_adapters(request, request.job.lora)
     yield _shorter(request)
+    yield _fewer_devices(request)
     yield _more_devices(request)
 
 
@@ -283,6 +285,12 @@ def _shorter(request: Request) -> Iterator[_Trial]:
 def _of_length(request: Request, length: int) -> _Trial:
     job = replace(request.job, sequence_length=length)
     return _trial(request, "shorter_sequence", f"shorten sequences to {length} tokens", job=job)
+
+
+def _fewer_devices(request: Request) -> Iterator[_Trial]:
+    """Numbers of devices that batch, heads and layers may suit better than all of them do."""
+    for size in sizes_to_try(request):
+        yield _trial(request, "fewer_devices", f"use {size} devices", cluster=part_of(request.cluster, size))
 
 
 def _more_devices(request: Request) -> Iterator[_Trial]:

@@ -197,6 +197,7 @@ def sizing(
     kinds = given if isinstance(given, list | tuple) else [given]
     if not 1 <= len(kinds) <= MAX_KINDS:
         raise SpecError("cluster", f"one to {MAX_KINDS} kinds of machines are compared; got {len(kinds)}")
+    _check_price(kinds, chosen.price_per_device_hour_usd)
     found = []
     for place, kind in enumerate(kinds):
         try:
@@ -239,6 +240,15 @@ def _kind(
     return KindSizes(request=request, sizes=tuple(known[size] for size in sorted(known)), days=days)
 
 
+def _check_price(kinds: Sequence[ClusterInput], price: float | None) -> None:
+    """Refuse a price of all kinds where each has one of its own, even if it is the same."""
+    if price is not None and all(isinstance(kind, str) and "@" in kind for kind in kinds):
+        problem = (
+            f"is {price:g}, but {'the cluster has a' if len(kinds) == 1 else 'every cluster has a'} price of its own"
+        )
+        raise SpecError("price_per_device_hour_usd", problem, "leave it out, or what is behind the @")
+
+
 def _priced(kind: ClusterInput, options: Options) -> tuple[ClusterInput, Options]:
     """A kind of machine without its price, which joins the options."""
     if not isinstance(kind, str) or "@" not in kind:
@@ -250,9 +260,6 @@ def _priced(kind: ClusterInput, options: Options) -> tuple[ClusterInput, Options
         price = float(words)
     except ValueError:
         price = -1.0
-    if options.price_per_device_hour_usd not in (None, price):
-        problem = f"{kind[:60]!r} and a price of {options.price_per_device_hour_usd:g} contradict each other"
-        raise SpecError("price_per_device_hour_usd", problem, "give one of them: @ for each kind, or one price for all")
     if not (isfinite(price) and price >= 0):
         raise SpecError("cluster", f"cannot read the price in {kind[:60]!r}", "for example 8xH100@2.99")
     return name, replace(options, price_per_device_hour_usd=price)

@@ -292,7 +292,7 @@ def test_a_plan_that_uses_fewer_devices_is_launched_on_these() -> None:
 
 def test_without_a_legal_plan_there_is_nothing_to_write() -> None:
     result = planner.export(
-        "llama-2-7b", "8xA100-80GB", JOB | {"global_batch_size": 13}, format="accelerate", framework="huggingface"
+        "llama-2-7b", "8xA100-80GB", JOB | {"global_batch_size": 12}, format="accelerate", framework="huggingface"
     )
     assert (result.exported, result.fits) == (None, False)
     jsonschema_rs.validate(export_schema(), planner.to_document(result))

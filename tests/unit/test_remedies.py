@@ -51,7 +51,7 @@ def test_more_memory_is_enough_memory() -> None:
 @pytest.mark.parametrize(
     ("model", "given", "precision", "attention", "newer"),
     [
-        ("llama-2-13b", {}, "bf16", "flash", {"ada", "ampere"}),
+        ("llama-2-13b", {}, "bf16", "flash", {"ampere"}),
         ("llama-2-70b", {}, "bf16", "flash", {"blackwell"}),
         ("llama-2-70b", {"precision": "fp16"}, "fp16", "flash", {"hopper", "blackwell"}),
         ("llama-2-70b", {"precision": "fp16", "attention": "unfused"}, "fp16", "unfused", {"hopper", "blackwell"}),
@@ -85,12 +85,40 @@ def test_another_device_is_priced_as_if_it_had_been_asked_about() -> None:
     assert likely(asked).step_time_s == pytest.approx(remedy.step_time_s)
 
 
+def looked_at(cluster: str, needed_gib: float) -> list[str]:
+    """Devices that are tried in place of given ones which lack memory, in order."""
+    request = resolve_request("llama-2-13b", cluster, {"global_batch_size": 64}, None, Options())
+    tried: list[str] = []
+
+    def note(_: Request, cluster: ClusterSpec) -> Priced:
+        tried.append(cluster.device.name)
+        raise SpecError("cluster", "only looked at")
+
+    find_remedies(request, needed_bytes=needed_gib * GIB, searcher=note)
+    return [name for name in dict.fromkeys(tried) if name != request.cluster.device.name]
+
+
 def test_of_devices_with_as_much_memory_the_fastest_is_told() -> None:
     """H20 and H200 have 141 GB at 4.8 TB/s, and 148 and 989 TFLOP/s."""
-    answer = api.plan("qwen3-14b", "2xA100-80GB", {"sequence_length": 8192}, framework="fsdp")
+    assert looked_at("8xH100", 120)[0] == "H200-SXM-141GB"
+    assert "H20-SXM-141GB" not in looked_at("8xH100", 120)
+
+
+def test_devices_with_links_of_their_own_are_replaced_by_such_devices() -> None:
+    assert looked_at("8xA100-80GB", 90) == ["H200-SXM-141GB", "B200-SXM-180GB", "GB200-186GB"]
+    assert looked_at("8xMI300X", 200)[0] == "MI325X"
+
+
+def test_boards_in_slots_are_replaced_by_boards_in_slots() -> None:
+    assert looked_at("4xL40S", 60)[:2] == ["H100-PCIe-80GB", "H100-NVL-94GB"]
+    assert looked_at("2xRTX-PRO-6000-WS-96GB", 110)[0] == "H200-SXM-141GB"  # no larger ones; a GB10 is a computer
+
+
+def test_fewer_devices_are_a_remedy_where_all_of_them_cannot_share_the_batch() -> None:
+    answer = api.plan(MODEL, "7xA100-80GB", {"global_batch_size": 48, "sequence_length": 2048}, framework="deepspeed")
     assert answer.infeasible is not None
-    (remedy,) = (item for item in answer.infeasible.remedies if item.code == "more_memory")
-    assert remedy.device == "H200-SXM-141GB"
+    (remedy,) = (item for item in answer.infeasible.remedies if item.code == "fewer_devices")
+    assert (remedy.message, remedy.fits, remedy.num_devices) == ("use 6 devices", True, 6)
 
 
 def test_of_a_kind_of_change_the_first_that_is_likely_to_live_is_told() -> None:
@@ -175,18 +203,10 @@ def test_what_unfused_attention_needs_is_no_bound_on_devices_that_have_a_fused_o
     assert api.plan(MODEL, "8xA100-40GB", job, pins=pins).fits
 
 
-def test_of_equal_memories_kin_come_first() -> None:
-    request = resolve_request("llama-2-13b", "8xA100-40GB", {"global_batch_size": 64}, None, Options())
-    tried: list[str] = []
-
-    def note(_: Request, cluster: ClusterSpec) -> Priced:
-        tried.append(cluster.device.name)
-        raise SpecError("cluster", "only looked at")
-
-    find_remedies(request, needed_bytes=70 * GIB, searcher=note)
-    others = [name for name in tried if name != "A100-SXM-40GB"]
+def test_kin_come_first() -> None:
+    others = looked_at("8xA100-40GB", 70)
     assert others[0] == "A100-SXM-80GB"
-    assert len(others) == len(set(others)) == 3
+    assert len(others) == 3
 
 
 @pytest.mark.parametrize(

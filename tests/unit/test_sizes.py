@@ -109,7 +109,7 @@ def test_a_machine_stands_for_as_many_as_are_looked_at(text: str) -> None:
 
 
 def test_kinds_have_prices_of_their_own() -> None:
-    result = planner.sizing("llama-2-7b", ["8xA100-80GB@1.5", "2x8xH100@3"], JOB, price_per_device_hour_usd=9)
+    result = planner.sizing("llama-2-7b", ["8xA100-80GB@1.5", "2x8xH100"], JOB, price_per_device_hour_usd=3)
     prices = [kind.request.price.usd_per_device_hour for kind in result.kinds if kind.request.price is not None]
     assert prices == [1.5, 3]
     for kind, price in zip(result.kinds, prices, strict=True):
@@ -118,6 +118,12 @@ def test_kinds_have_prices_of_their_own() -> None:
         run_ = kind.fewest.best.run
         assert run_ is not None
         assert run_.cost_usd == pytest.approx(price * run_.device_hours)
+
+
+@pytest.mark.parametrize("clusters", ["8xA100-80GB@1.5", ["8xA100-80GB@1.5", "2x8xH100@3"]])
+def test_a_price_that_no_kind_takes_is_refused(clusters: str | list[str]) -> None:
+    with pytest.raises(SpecError, match=r"^price_per_device_hour_usd: is 9, but .* price of its own"):
+        planner.sizing("llama-2-7b", clusters, JOB, price_per_device_hour_usd=9)
 
 
 def test_numbers_of_machines_between_are_looked_at() -> None:
