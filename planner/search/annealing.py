@@ -4,6 +4,8 @@ It starts from the best plan the engines before it found, and from random ones. 
 the one cost path like every plan; how close it comes to the optimum it cannot say.
 """
 
+import numpy as np
+
 from costmodels.plan import IntArray
 from costmodels.stage_plan import CONFIG_COLUMNS
 from planner.request import setting_of
@@ -41,6 +43,8 @@ def anneal(question: Question, best: BestSoFar) -> EngineRun:
         space = _space(question)
     if space is None:
         return _report(best, began_s, status=best.spent or "infeasible")
+    if not len(space.initial(1, np.random.default_rng(best.budget.seed))):  # nothing to begin with
+        return _report(best, began_s, status=best.spent or "unknown")
     agent = SimulatedAnnealing(
         space=space, seed=best.budget.seed, chains=_CHAINS, cycle=_CYCLE, start=_start(space, best)
     )

@@ -79,11 +79,12 @@ def _sizes_left_out(question: Question, group: int) -> tuple[str, ...]:
     """Numbers of devices of a group on which plans that treat all of them alike are not looked at."""
     request = question.requests[group]
     devices, tried = request.cluster.num_devices, sizes_to_try(request)
-    whose = "of the GPUs" if question.mixed is None else f"of {request.cluster.name}"
+    alone = question.mixed is None
     half = any(pins_allow(request, size) for size in range(1, devices // 2 + 1))
-    told = [f"stages alike on half {whose} or fewer"] if half else []
+    told = [f"stages alike on half {'of the GPUs' if alone else 'of a group'} or fewer"] if half else []
     if any(pins_allow(request, size) for size in set(smaller_sizes(request.cluster)) - set(tried)):
         numbers = ", ".join(str(size) for size in sorted([devices, *tried]))
+        whose = "of GPUs" if alone else f"of {request.cluster.device.name}"
         told.append(f"stages alike on other numbers {whose} than {numbers}")
     return tuple(told)
 

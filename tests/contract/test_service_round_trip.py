@@ -9,6 +9,7 @@ import planner
 from profiles.errors import SpecError
 
 DENSE: dict[str, Any] = {"model": "llama-2-7b", "cluster": "8xA100-80GB"}
+IDLE = {"model": "llama-2-7b", "cluster": "7xH100", "job": {"sequence_length": 2048, "global_batch_size": 48}}
 QLORA = {"task": "qlora", "lora_rank": 8, "lora_targets": ["q", "v"], "sequence_length": 1024}
 SERVED = {"model": "llama-3.1-8b", "cluster": "4xH100", "prompt": 512, "generate": 64}
 
@@ -19,6 +20,7 @@ SERVED = {"model": "llama-3.1-8b", "cluster": "4xH100", "prompt": 512, "generate
         pytest.param("/estimate", DENSE, id="dense"),
         pytest.param("/estimate", DENSE | {"memory_reserve_bytes": 4.5e9}, id="memory left free"),
         pytest.param("/estimate", {"model": "llama-3.2-1b", "cluster": "3xL40S"}, id="part of a node"),
+        pytest.param("/plan", IDLE, id="idle devices"),
         pytest.param("/plan", {"model": "mixtral-8x7b", "cluster": "2x8xH100"}, id="experts"),
         pytest.param("/estimate", {"model": "deepseek-v3", "cluster": "8x72xGB200"}, id="latent attention on racks"),
         pytest.param("/estimate", {"model": "qwen3-next-80b-a3b", "cluster": "4x8xMI300X"}, id="linear attention"),
@@ -35,6 +37,18 @@ def test_what_an_answer_says_of_its_question_may_be_asked(client: TestClient, pa
     again = client.post(path, json=asked | told)
     assert again.status_code == 200, again.text
     assert again.json() == answer | {"assumptions": again.json()["assumptions"]}
+
+
+def test_a_plan_that_leaves_devices_idle_is_priced_and_exported(client: TestClient) -> None:
+    answer = client.post("/plan", json=IDLE).json()
+    best = answer["plans"][0]
+    assert (best["num_devices"], answer["request"]["cluster"]["num_devices"]) == (6, 7)
+    again = client.post("/estimate", json=IDLE | {"plan": best["plan"]})
+    assert again.status_code == 200, again.text
+    assert again.json()["plans"][0]["time"] == best["time"]
+    exported = client.post("/export", json={"answer": answer, "rank": 1, "format": "megatron-lm"})
+    assert exported.status_code == 200, exported.text
+    assert "--nproc-per-node 6 " in exported.json()["launch"]
 
 
 def test_memory_left_free_is_told_with_the_cluster(client: TestClient) -> None:

@@ -218,5 +218,7 @@ def test_cpsat_can_be_interrupted() -> None:
 def test_a_limit_of_evaluations_leaves_no_uniform_plan_out() -> None:
     few = search("llama-2-13b", "8xA100-80GB", evaluations=1, seconds=60.0)
     assert few.engines[0].engine == "enumerate"
-    assert few.engines[0].evaluations == planner.plan("llama-2-13b", "8xA100-80GB").considered > 1000
+    job = {"global_batch_size": few.requests[0].job.global_batch_size}
+    plans = [planner.plan("llama-2-13b", f"{number}xA100-80GB", job).considered for number in (8, 7, 6, 5)]
+    assert few.engines[0].evaluations == sum(plans) > 1000
     assert {run.status for run in few.engines[1:]} == {"evaluations"}

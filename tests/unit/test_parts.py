@@ -94,7 +94,7 @@ def test_sizes_are_whole_machines_down_to_more_than_half() -> None:
 
 
 def test_sizes_that_share_batch_heads_and_layers_come_first() -> None:
-    assert sizes_to_try(asked("1x13xH100")) == [12, 9, 8, 11, 10, 7]
+    assert sizes_to_try(asked("1x13xH100")) == [12, 8, 11, 10, 9, 7]
     many = sizes_to_try(asked("64x8xH100", batch=4096))
     assert len(many) == parts.MOST_PARTS
     assert sizes_to_try(asked("7xH100"), above=5.0) == [6]
