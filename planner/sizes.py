@@ -240,12 +240,10 @@ def _kind(
     return KindSizes(request=request, sizes=tuple(known[size] for size in sorted(known)), days=days)
 
 
-def _check_price(kinds: Sequence[ClusterInput], price: float | None) -> None:
+def _check_price(kinds: Sequence[ClusterInput], per_device_hour_usd: float | None) -> None:
     """Refuse a price of all kinds where each has one of its own, even if it is the same."""
-    if price is not None and all(isinstance(kind, str) and "@" in kind for kind in kinds):
-        problem = (
-            f"is {price:g}, but {'the cluster has a' if len(kinds) == 1 else 'every cluster has a'} price of its own"
-        )
+    if per_device_hour_usd is not None and all(isinstance(kind, str) and "@" in kind for kind in kinds):
+        problem = f"is {per_device_hour_usd:g}, but every kind of machine has a price of its own"
         raise SpecError("price_per_device_hour_usd", problem, "leave it out, or what is behind the @")
 
 

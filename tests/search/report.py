@@ -243,7 +243,11 @@ plan is `largest_price_gap` in the document.
 Across groups of different GPUs every group runs one configuration: any that the groups share, or, where they differ,
 one of the three with the least work for its number of devices per stage and size of micro-batch; bounds are about
 these. The schedule is any that the framework runs, interleaved or not. Which stages are on which group, and how many,
-is part of the partition. Leaving devices idle is legal.
+is part of the partition, and so is leaving devices idle.
+
+Plans and families whose stages are alike may leave devices idle, whole machines where there are several: numbers of
+devices down to more than half are looked at, eight at most, those first that batch, heads and layers share evenly.
+The answer says which numbers it leaves out. What is fixed and a group cannot do leaves that group's own plans out.
 
 Last come pipelines of 2 to 32 stages with degrees of their own: every stage takes any group, any number of devices
 that is an even share of a scale-up domain or so many whole ones, any legal degrees, ZeRO stage and micro-batch of the
