@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from planner.dataflow.flow_notes import graph_notes
 from planner.dataflow.flow_request import FlowOptions, FlowRequest, GraphInput, resolve_flow
 from planner.dataflow.flow_results import FlowPlan, FlowResult
 from planner.dataflow.flow_shortage import explain_shortage
@@ -62,7 +63,7 @@ def _is_by_role(models: object) -> bool:
 
 def _warnings(request: FlowRequest, plan: FlowPlan | None) -> tuple[Note, ...]:
     """What to know before trusting the numbers."""
-    notes: list[Note] = []
+    notes = graph_notes(request.graph)
 
     def warn(code: str, name: str, message: str) -> None:
         notes.append(Note(code=code, field=name, message=message))

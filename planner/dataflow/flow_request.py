@@ -11,6 +11,7 @@ from costmodels.lengths import OutputLengths
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.dataflow.flow_engines import engines_of
 from planner.dataflow.flow_lengths import sequence_lengths
+from planner.dataflow.flow_notes import replaced_notes
 from planner.dataflow.flow_pins import CallPin, parse_call_pins
 from planner.dataflow.flow_stacks import adapter_notes, stacks_of
 from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
@@ -181,7 +182,9 @@ def resolve_flow(
     graph = streamed(graph) if options.stream else graph
     machines = _machines(cluster, options)
     notes += [_assumed("cluster", text) for text in machines.assumptions]
-    specs = _models(graph, {**described, **_by_role(models, graph)}, options, notes)
+    given = _by_role(models, graph)
+    notes += replaced_notes(described, given)
+    specs = _models(graph, {**described, **given}, options, notes)
     batch = options.batch if options.batch is not None else DEFAULT_BATCH
     if options.batch is None:
         notes.append(_assumed("batch", f"{batch} items per iteration (not given)"))

@@ -6,14 +6,22 @@ versions of the weights, see ``planner.dataflow.iterations``. What it leaves out
 call runs and what it costs; the graph is the same on any cluster.
 """
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
 from costmodels.workload import TASKS
+from planner.dataflow.graph_checks import (
+    check_between,
+    check_changes,
+    check_names,
+    check_one_of,
+    nearest_divisor,
+    ratio,
+    whole,
+)
 from planner.lora import Adapters, adapters_of
 from profiles.errors import SpecError, did_you_mean
 
@@ -24,7 +32,6 @@ MAX_SEQUENCES = 1 << 22  # per call and iteration, as of a training job
 MAX_FACTOR = 4096  # sequences a call handles per item of the batch
 MAX_LATENCY_S = 86400.0
 MAX_SCORES = 1 << 20  # numbers per token
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 GENERATE, INFERENCE, TRAIN, EXTERNAL = "generate", "inference", "train", "external"
 KINDS = (GENERATE, INFERENCE, TRAIN, EXTERNAL)
@@ -32,6 +39,18 @@ LANGUAGE_HEAD, VALUE_HEAD = "language", "value"
 HEADS = (LANGUAGE_HEAD, VALUE_HEAD)
 PROMPT, FULL = "prompt", "full"
 SPANS = (PROMPT, FULL)
+
+# Fields of calls that only some kinds read, and how those are called.
+_READ_BY: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "group": ((GENERATE,), "generating calls"),
+    "span": ((INFERENCE, TRAIN), "inference and training calls"),
+    "shared": ((GENERATE, INFERENCE, TRAIN), "calls on the devices"),
+    "mini_batches": ((TRAIN,), "training calls"),
+    "scores": ((INFERENCE,), "inference calls"),
+    "latency_s": ((EXTERNAL,), "external services"),
+    "concurrency": ((EXTERNAL,), "external services"),
+    "stream": ((INFERENCE, EXTERNAL), "inference and services"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +98,8 @@ class Call:
         outputs: Data keys it writes.
         factor: Sequences it handles per item of the batch: the group size of GRPO, 2 for pairs, more
             than the group when oversampling.
-        group: Sequences that share one prompt, so that it may be read once (generating calls only).
+        group: Sequences that share one prompt, so that it may be read once (generating calls only); at most those of an
+            item.
         span: Which tokens of a sequence it computes: those of the ``prompt`` or all (``full``). A
             generating call reads the prompt and writes the response whatever this says.
         shared: Share of the response tokens computed once for several sequences that begin alike, as
@@ -112,25 +132,18 @@ class Call:
         """Sequences per iteration for a batch of that many items.
 
         Raises:
-            SpecError: If that is no whole number, or not a multiple of the mini-batches.
+            SpecError: If that is no whole number, or not one of groups, or not a multiple of the mini-batches.
         """
-        total = self.factor * batch
         where = f"job.calls.{self.name}"
-        if total.denominator != 1:
-            least = self.factor.denominator
-            raise SpecError(
-                "batch",
-                f"{batch} items times {_ratio(self.factor)} sequences of {self.name} is no whole number",
-                f"a multiple of {least}, for example {-(-batch // least) * least}",
-            )
-        count = int(total)
+        groups = whole(self.factor / self.group, batch, f"{'groups' if self.group > 1 else 'sequences'} of {self.name}")
+        count = groups * self.group
         if not 1 <= count <= MAX_SEQUENCES:
             raise SpecError(f"{where}.factor", f"gives {count} sequences; at most {MAX_SEQUENCES}", "a smaller batch")
         if count % self.mini_batches:
             raise SpecError(
                 f"{where}.mini_batches",
                 f"must divide the {count} sequences per iteration; got {self.mini_batches}",
-                f"{_nearest_divisor(count, self.mini_batches)}",
+                f"{nearest_divisor(count, self.mini_batches)}",
             )
         return count
 
@@ -182,9 +195,9 @@ class Dataflow:
     _order: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
-        _check_names("roles", [role.name for role in self.roles], MAX_ROLES)
-        _check_names("calls", [call.name for call in self.calls], MAX_CALLS)
-        _between("job.prefetch", self.prefetch, 0, 64)
+        check_names("roles", [role.name for role in self.roles], MAX_ROLES)
+        check_names("calls", [call.name for call in self.calls], MAX_CALLS)
+        check_between("job.prefetch", self.prefetch, 0, 64)
         for role in self.roles:
             self._check_role(role)
         for call in self.calls:
@@ -245,20 +258,26 @@ class Dataflow:
         """Whether some call trains the role."""
         return any(call.kind == TRAIN for call in self.calls if call.role == role)
 
+    def runs_ahead(self, name: str) -> bool:
+        """Whether a call could run ahead of those that read what it writes: it waits for nobody, and never changes."""
+        role = self.call(name).role
+        frozen = not self.parents(name) and not (role and self.trainable(role))
+        return frozen and bool(self.children(name))
+
     def _check_role(self, role: Role) -> None:
         where = f"job.roles.{role.name}"
         others = [item.name for item in self.roles if item.name != role.name]
         if role.like and role.like not in others:
             problem = "is the role itself" if role.like == role.name else f"unknown role {role.like[:40]!r}"
             raise SpecError(f"{where}.like", problem, did_you_mean(role.like, others))
-        _one_of(f"{where}.head", role.head, HEADS)
-        _one_of(f"{where}.task", role.task, TASKS)
+        check_one_of(f"{where}.head", role.head, HEADS)
+        check_one_of(f"{where}.task", role.task, TASKS)
         role.adapters  # noqa: B018 - refuses what is out of bounds
 
     def _check_call(self, call: Call) -> None:
         where = f"job.calls.{call.name}"
-        _one_of(f"{where}.kind", call.kind, KINDS)
-        _one_of(f"{where}.span", call.span, SPANS)
+        check_one_of(f"{where}.kind", call.kind, KINDS)
+        check_one_of(f"{where}.span", call.span, SPANS)
         names = [role.name for role in self.roles]
         if call.kind == EXTERNAL:
             if call.role:
@@ -269,32 +288,40 @@ class Dataflow:
         elif call.kind == GENERATE and self.role(call.role).head == VALUE_HEAD:
             raise SpecError(f"{where}.role", f"{call.role} has a value head and cannot generate", "head: language")
         for part, keys in (("inputs", call.inputs), ("outputs", call.outputs)):
-            _check_names(f"calls.{call.name}.{part}", keys, MAX_KEYS, least=0)
+            check_names(f"calls.{call.name}.{part}", keys, MAX_KEYS, least=0)
         if not call.inputs:
             first = self.dataset[0] if self.dataset else "prompts"
             raise SpecError(f"{where}.inputs", "is empty: a call works on something", f"inputs: [{first}]")
         if not 0 < call.factor <= MAX_FACTOR or call.factor.denominator > MAX_FACTOR:
-            raise SpecError(f"{where}.factor", f"must be above 0 and at most {MAX_FACTOR}; got {_ratio(call.factor)}")
-        _between(f"{where}.group", call.group, 1, MAX_FACTOR)
+            raise SpecError(f"{where}.factor", f"must be above 0 and at most {MAX_FACTOR}; got {ratio(call.factor)}")
+        check_between(f"{where}.group", call.group, 1, MAX_FACTOR)
         if not 0 <= call.shared < 1:
             raise SpecError(f"{where}.shared", f"must be at least 0 and below 1; got {call.shared:g}")
-        _between(f"{where}.mini_batches", call.mini_batches, 1, MAX_SEQUENCES)
-        if call.mini_batches > 1 and call.kind != TRAIN:
-            raise SpecError(f"{where}.mini_batches", f"is for training calls; {call.name} is {call.kind}", "1")
-        self._check_output(call, where)
-        _between(f"{where}.concurrency", call.concurrency, 1, MAX_SEQUENCES)
+        check_between(f"{where}.mini_batches", call.mini_batches, 1, MAX_SEQUENCES)
+        check_between(f"{where}.scores", call.scores, 0, MAX_SCORES)
+        check_between(f"{where}.concurrency", call.concurrency, 1, MAX_SEQUENCES)
         if not 0 <= call.latency_s <= MAX_LATENCY_S:
             raise SpecError(f"{where}.latency_s", f"must be between 0 and {MAX_LATENCY_S:g}; got {call.latency_s:g}")
+        self._check_read(call, where)
 
-    def _check_output(self, call: Call, where: str) -> None:
-        _between(f"{where}.scores", call.scores, 0, MAX_SCORES)
-        if call.scores != 1 and (call.kind != INFERENCE or self.role(call.role).head == VALUE_HEAD):
-            raise SpecError(f"{where}.scores", f"is for inference with a language head; got {call.scores}", "1")
-        if call.stream and call.kind not in (INFERENCE, EXTERNAL):
-            raise SpecError(f"{where}.stream", f"is for inference and services; {call.name} is {call.kind}", "false")
+    def _check_read(self, call: Call, where: str) -> None:
+        """Refuse what would change nothing, or contradicts itself."""
+        usual = {item.name: item.default for item in fields(Call)}
+        for name, (kinds, words) in _READ_BY.items():
+            words = f"{words}, and {call.name} is {call.kind}"
+            check_changes(f"{where}.{name}", getattr(call, name), usual[name], used=call.kind in kinds, words=words)
+        valued = bool(call.role) and self.role(call.role).head == VALUE_HEAD
+        words = f"language heads, and {call.role} has a value head"
+        check_changes(f"{where}.scores", call.scores, usual["scores"], used=not valued, words=words)
+        words = "services that take time, and latency_s is 0"
+        used = call.latency_s > 0
+        check_changes(f"{where}.concurrency", call.concurrency, usual["concurrency"], used=used, words=words)
+        if call.group > 1 and call.group > call.factor:
+            problem = f"{call.group} sequences share a prompt, but {call.name} has factor {ratio(call.factor)} per item"
+            raise SpecError(f"{where}.group", problem, f"factor {call.group}, or a group of {max(int(call.factor), 1)}")
 
     def _check_keys(self) -> None:
-        _check_names("dataset", self.dataset, MAX_KEYS, least=0)
+        check_names("dataset", self.dataset, MAX_KEYS, least=0)
         made: dict[str, str] = {}
         for call in self.calls:
             for key in call.outputs:
@@ -322,9 +349,13 @@ class Dataflow:
                 raise SpecError("job.copies.source", f"{copy.source} is never trained", "copy from a trained role")
             if self.trainable(copy.target) or copy.target == copy.source:
                 raise SpecError("job.copies.target", f"{copy.target} is trained itself", "copy into a frozen role")
-            _between("job.copies.every", copy.every, 1, 1 << 20)
+            check_between("job.copies.every", copy.every, 1, 1 << 20)
             if not 0 < copy.share <= 1:
                 raise SpecError("job.copies.share", f"must be above 0 and at most 1; got {copy.share:g}")
+        twice = Counter((copy.source, copy.target) for copy in self.copies)
+        for (source, target), times in twice.items():
+            if times > 1:
+                raise SpecError("job.copies", f"{source} -> {target} is there {times} times", "list it once")
 
     def _check_used(self) -> None:
         for role in self.roles:
@@ -334,8 +365,16 @@ class Dataflow:
                 raise SpecError(f"job.calls.{trains[1]}", problem, "one call with all inputs and a larger factor")
         used = {call.role for call in self.calls}
         for role in self.roles:
+            where, trained = f"job.roles.{role.name}", self.trainable(role.name)
             if role.name not in used:
-                raise SpecError(f"job.roles.{role.name}", "no call uses it", "remove it, or add a call")
+                raise SpecError(where, "no call uses it", "remove it, or add a call")
+            words = f"roles that are trained, and no call trains {role.name}"
+            check_changes(f"{where}.task", role.task, "full", used=trained, words=words)
+            words = f"frozen roles, and {role.name} is trained"
+            check_changes(f"{where}.stays", role.stays, False, used=not trained, words=words)
+        runs_ahead = any(self.runs_ahead(call.name) for call in self.calls)
+        words = "calls at the start whose weights never change, and there is none that others wait for"
+        check_changes("job.prefetch", self.prefetch, 1, used=runs_ahead, words=words)
         if not used - {""}:
             raise SpecError("job.calls", "no call runs on the devices", "add one that generates, infers or trains")
 
@@ -356,36 +395,3 @@ class Dataflow:
         while path.count(path[-1]) < 2:
             path.append(next(parent for parent in self.parents(path[-1]) if parent in left))
         return path[path.index(path[-1]) :][::-1]
-
-
-def _check_names(where: str, names: Iterable[str], most: int, *, least: int = 1) -> None:
-    listed = list(names)
-    if not least <= len(listed) <= most:
-        raise SpecError(f"job.{where}", f"must have {least} to {most} entries; got {len(listed)}")
-    for name in listed:
-        if not _NAME.fullmatch(name):
-            problem = f"{name[:40]!r} is no name"
-            raise SpecError(f"job.{where}", problem, "lower-case letters, digits and _, at most 40, e.g. actor_train")
-    name, times = Counter(listed).most_common(1)[0] if listed else ("", 0)
-    if times > 1:
-        raise SpecError(f"job.{where}", f"{name!r} is there {times} times", "names are unique")
-
-
-def _one_of(where: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise SpecError(where, f"unknown value {value[:40]!r}", "use one of " + ", ".join(known))
-
-
-def _between(where: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise SpecError(where, f"must be between {low} and {high}; got {value}")
-
-
-def _ratio(factor: Fraction) -> str:
-    return str(factor) if len(str(factor)) < 24 else f"{float(factor):g}"
-
-
-def _nearest_divisor(count: int, wanted: int) -> int:
-    """The divisor of ``count`` nearest to ``wanted``, the smaller of two as near."""
-    found = [low for low in range(1, int(count**0.5) + 1) if count % low == 0]
-    return min((*found, *(count // low for low in found)), key=lambda divisor: (abs(divisor - wanted), divisor))

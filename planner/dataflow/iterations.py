@@ -106,7 +106,7 @@ def _prefetch_edges(graph: Dataflow) -> dict[tuple[str, str], int]:
     """Frozen producers without parents wait for the consumers of their data some iterations before."""
     edges = {}
     for call in graph.calls:
-        if graph.parents(call.name) or (call.role and graph.trainable(call.role)):
+        if not graph.runs_ahead(call.name):
             continue
         for child in graph.children(call.name):
             edges[child, call.name] = 1 + graph.prefetch

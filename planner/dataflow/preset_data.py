@@ -6,7 +6,6 @@ Each function returns one graph; sources are listed in ``planner.dataflow.preset
 from fractions import Fraction
 
 from planner.dataflow.graph import (
-    EXTERNAL,
     GENERATE,
     INFERENCE,
     PROMPT,
@@ -15,7 +14,7 @@ from planner.dataflow.graph import (
     Dataflow,
     Role,
 )
-from planner.dataflow.preset_settings import Settings, training
+from planner.dataflow.preset_settings import Settings, service, training
 
 _PAIR = Fraction(2)  # a chosen and a rejected response per item
 
@@ -64,15 +63,7 @@ def reward_pairs(settings: Settings) -> Dataflow:
 def reward_trees(settings: Settings) -> Dataflow:
     """Trees of responses are generated and labelled; the reward model trains on their leaves."""
     leaves = Fraction(settings.tree_branches**settings.tree_depth)
-    labels = Call(
-        name="label",
-        kind=EXTERNAL,
-        inputs=("trees",),
-        outputs=("preferences",),
-        factor=leaves,
-        latency_s=settings.latency_s,
-        concurrency=settings.concurrency,
-    )
+    labels = service("label", ("trees",), ("preferences",), settings, leaves)
     return Dataflow(
         name="rm-tree",
         roles=(Role(name="actor"), settings.trained("reward", like="actor", head=VALUE_HEAD)),

@@ -8,7 +8,6 @@ from dataclasses import replace
 from fractions import Fraction
 
 from planner.dataflow.graph import (
-    EXTERNAL,
     GENERATE,
     INFERENCE,
     VALUE_HEAD,
@@ -17,7 +16,7 @@ from planner.dataflow.graph import (
     Role,
     RoleCopy,
 )
-from planner.dataflow.preset_settings import MODEL_REWARD, Settings, training
+from planner.dataflow.preset_settings import MODEL_REWARD, Settings, service, training
 
 _RESPONSES = ("sequences", "logprobs")
 
@@ -199,15 +198,7 @@ def _reward(name: str, settings: Settings, inputs: tuple[str, ...], outputs: tup
     """Scores by a reward model on devices, or by a service beside them."""
     if settings.reward == MODEL_REWARD:
         return _inference(name, "reward", inputs, outputs, factor)
-    return Call(
-        name=name,
-        kind=EXTERNAL,
-        inputs=inputs,
-        outputs=outputs,
-        factor=factor,
-        latency_s=settings.latency_s,
-        concurrency=settings.concurrency,
-    )
+    return service(name, inputs, outputs, settings, factor)
 
 
 def _scores(

@@ -106,6 +106,20 @@ def training(name: str, role: str, inputs: tuple[str, ...], settings: Settings, 
     return Call(name=name, kind=TRAIN, role=role, inputs=inputs, factor=factor, mini_batches=settings.mini_batches)
 
 
+def service(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], settings: Settings, factor: Fraction) -> Call:
+    """The call of a service beside the devices, as slow as the settings say."""
+    return Call(
+        name=name,
+        kind=EXTERNAL,
+        inputs=inputs,
+        outputs=outputs,
+        factor=factor,
+        latency_s=settings.latency_s,
+        # How many sequences it takes at once means nothing where none of them takes time.
+        concurrency=settings.concurrency if settings.latency_s else 1,
+    )
+
+
 def _between(name: str, value: int | Fraction, low: int, high: int) -> None:
     if not low <= value <= high:
         raise SpecError(f"job.{name}", f"must be between {low} and {high}; got {value}")

@@ -192,6 +192,13 @@ PRESETS: Mapping[str, Preset] = {
     )
 }
 
+# Settings that say nothing by themselves, and the settings that make them heard.
+_READ_WITH: Mapping[str, Mapping[str, str]] = {
+    "latency_s": {"reward": "reward=external"},
+    "concurrency": {"reward": "reward=external", "latency_s": "a latency_s above 0"},
+    "copy_share": {"kl": "kl=true"},
+}
+
 
 def preset_name(name: str) -> str:
     """The name as ``PRESETS`` has it, if it is there at all; case and ``_`` for ``-`` do not matter."""
@@ -225,6 +232,10 @@ def build_preset(name: str, settings: Mapping[str, Any] | None = None, *, allow_
         usual = chosen[setting]
         chosen[setting] = value if usual is None else _typed(setting, value, usual)
     graph = preset.build(Settings(**chosen))
+    for setting in settings or {}:
+        usual = getattr(preset.defaults, setting)
+        if chosen[setting] != usual and _same(preset, chosen | {setting: usual}, graph):
+            raise SpecError(f"job.{setting}", f"{chosen[setting]} changes nothing", _what_reads(setting, preset))
     return Dataflow(
         name=key,
         roles=graph.roles,
@@ -233,6 +244,20 @@ def build_preset(name: str, settings: Mapping[str, Any] | None = None, *, allow_
         dataset=graph.dataset,
         prefetch=graph.prefetch,
     )
+
+
+def _same(preset: Preset, chosen: Mapping[str, Any], graph: Dataflow) -> bool:
+    """Whether settings give a graph that is there already."""
+    try:
+        return preset.build(Settings(**chosen)) == graph
+    except SpecError:  # one that others rest on, as the rank of adapters does on the task
+        return False
+
+
+def _what_reads(setting: str, preset: Preset) -> str:
+    """What to say beside a setting so that something reads it."""
+    beside = [words for name, words in _READ_WITH.get(setting, {}).items() if name in preset.takes]
+    return " or ".join(("leave it out", *([f"add {' and '.join(beside)}"] if beside else [])))
 
 
 def unknown_role(graph: Dataflow, role: str) -> SpecError:

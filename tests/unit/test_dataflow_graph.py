@@ -1,5 +1,6 @@
 """Workflows as graphs: what is refused and how, what waits for what, and files of one's own."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,41 @@ REFUSED = [
     pytest.param(
         CALLS, {"copies": (RoleCopy(source="ref", target="actor"),)}, "job.copies.source", "never trained", id="copy"
     ),
+    pytest.param((GEN, INFER, call(latency_s=9.0)), {}, "job.calls.x.latency_s", "9.0 changes nothing", id="latency"),
+    pytest.param((GEN, INFER, call(concurrency=4)), {}, "job.calls.x.concurrency", "4 changes nothing", id="at once"),
+    pytest.param(
+        (*CALLS, call(kind="external", role="", concurrency=4)),
+        {},
+        "job.calls.x.concurrency",
+        "latency_s is 0",
+        id="0 s",
+    ),
+    pytest.param(
+        (*CALLS, call(kind="external", role="", shared=0.5)), {}, "job.calls.x.shared", "0.5 changes", id="shared"
+    ),
+    pytest.param((GEN, INFER, call(factor=Fraction(2), group=2)), {}, "job.calls.x.group", "2 changes", id="group"),
+    pytest.param((replace(GEN, span="prompt"), INFER, TRAIN), {}, "job.calls.gen.span", "prompt changes", id="span"),
+    pytest.param(
+        (replace(GEN, factor=Fraction(2), group=3), INFER, TRAIN),
+        {},
+        "job.calls.gen.group",
+        "has factor 2",
+        id="groups",
+    ),
+    pytest.param(
+        CALLS, {"roles": (ACTOR, replace(REF, task="lora"))}, "job.roles.ref.task", "no call trains ref", id="frozen"
+    ),
+    pytest.param(
+        CALLS, {"roles": (replace(ACTOR, stays=True), REF)}, "job.roles.actor.stays", "actor is trained", id="stays"
+    ),
+    pytest.param(CALLS, {"prefetch": 2}, "job.prefetch", "2 changes nothing", id="nothing ahead"),
+    pytest.param(
+        CALLS,
+        {"copies": (RoleCopy(source="actor", target="ref"),) * 3},
+        "job.copies",
+        "actor -> ref is there 3 times",
+        id="copies",
+    ),
     pytest.param(
         CALLS, {"copies": (RoleCopy(source="actor", target="rf"),)}, "job.copies.target", "unknown role", id="copy to"
     ),
@@ -99,6 +135,10 @@ def test_sequences_follow_factor_and_mini_batches() -> None:
     assert grouped.sequences(8) == 12
     with pytest.raises(SpecError, match=r"batch: 7 items times 3/2 sequences of t is no whole number.*example 8"):
         grouped.sequences(7)
+    pairs = replace(grouped, kind="generate", factor=Fraction(3), group=2, mini_batches=1)
+    assert pairs.sequences(4) == 12
+    with pytest.raises(SpecError, match=r"batch: 5 items times 3/2 groups of t is no whole number.*example 6"):
+        pairs.sequences(5)
     with pytest.raises(SpecError, match=r"must divide the 15 sequences per iteration; got 4. Hint: 3"):
         grouped.sequences(10)
 

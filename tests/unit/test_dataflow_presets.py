@@ -101,6 +101,7 @@ def test_every_setting_a_preset_takes_changes_its_graph(name: str) -> None:
     preset = PRESETS[name]
     for setting in preset.takes:
         base: dict[str, Any] = {"reward": "external"} if setting in ("latency_s", "concurrency") else {}
+        base |= {"latency_s": 1.0} if setting == "concurrency" else {}
         base |= {"task": "lora"} if setting.startswith("lora") else {}
         base = {key: value for key, value in base.items() if key in preset.takes}
         default = getattr(preset.defaults, setting)
@@ -187,6 +188,10 @@ def test_names_are_found_whatever_their_spelling() -> None:
         ("ppo-ema", {"copy_share": 0.0}, "job.copy_share", "above 0 and at most 1"),
         ("grpo", {"latency_s": -1.0}, "job.latency_s", "between 0 and 86400"),
         ("coe", {"kl": True}, "job.kl", "has no effect on coe"),
+        ("grpo", {"latency_s": 50, "concurrency": 1}, "job.latency_s", "50.0 changes nothing"),
+        ("grpo", {"reward": "external", "concurrency": 1}, "job.concurrency", "1 changes nothing"),
+        ("rm-tree", {"concurrency": 2}, "job.concurrency", "2 changes nothing"),
+        ("ppo-ema", {"kl": False, "copy_share": 0.5}, "job.copy_share", "0.5 changes nothing"),
     ],
 )
 def test_settings_are_checked(name: str, settings: dict[str, Any], field: str, words: str) -> None:
@@ -194,3 +199,20 @@ def test_settings_are_checked(name: str, settings: dict[str, Any], field: str, w
         build_preset(name, settings)
     assert caught.value.field == field
     assert words in caught.value.problem
+
+
+def test_a_setting_that_nothing_reads_is_told_with_what_would_read_it() -> None:
+    with pytest.raises(SpecError) as caught:
+        build_preset("grpo", {"concurrency": 1})
+    assert caught.value.hint == "leave it out or add reward=external and a latency_s above 0"
+    with pytest.raises(SpecError) as caught:
+        build_preset("rm-tree", {"concurrency": 1})
+    assert caught.value.hint == "leave it out or add a latency_s above 0"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_usual_value_of_a_setting_may_be_said(name: str) -> None:
+    preset = PRESETS[name]
+    usual = {setting: getattr(preset.defaults, setting) for setting in preset.takes}
+    said = {setting: value for setting, value in usual.items() if value is not None}
+    assert build_preset(name, said) == build_preset(name)

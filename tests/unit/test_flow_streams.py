@@ -150,7 +150,7 @@ def test_only_calls_that_score_stream() -> None:
     assert {call.name for call in graph.calls if call.stream} == {"reward_inf", "critic_inf", "ref_inf"}
     with pytest.raises(SpecError, match="nothing in sft scores"):
         streamed(build_preset("sft"))
-    with pytest.raises(SpecError, match="is for inference and services; learn is train"):
+    with pytest.raises(SpecError, match="is for inference and services, and learn is train"):
         graph_from_mapping(with_streams("learn"))
 
 
