@@ -83,11 +83,11 @@ def chains_of(problem: DataflowProblem, graph: TaskGraph) -> Chains:
     )
     loads = _loads(problem, whole, _sample(problem))
     places = [index[slots_of[group]] for group in found]
-    last, back, time_s = _longest(found, before, places, loads)
+    longest = _longest(found, before, places, loads)
     if problem.settled:
-        counts, time_s = _circles(_shapes(found, every), places, loads, last, back)
+        counts, time_s = _circles(_shapes(found, every), places, loads, longest)
     else:
-        counts = _passed(places, last, back, len(groups))
+        counts, time_s = _passed(places, longest, len(groups)), longest.least_s
     # A GPU runs all that uses it in every iteration, whatever waits for what.
     iterations = 1 if problem.settled else problem.iterations
     work_s = iterations * loads[:, index[everything]]
@@ -207,20 +207,40 @@ def _groups(before: Sequence[int], tasks: int) -> list[int]:
     return sorted(group for groups in fullest.values() for group in groups)
 
 
-def _longest(
-    found: Sequence[int], before: Sequence[int], index: Sequence[int], loads: FloatArray
-) -> tuple[IntArray, IntArray, FloatArray]:
-    """The longest chain of each sampled plan: its last set, the set before each set, and its time.
+@dataclass(frozen=True, slots=True)
+class _Longest:
+    """The longest chain to every set of tasks, of each sampled plan.
+
+    Attributes:
+        ahead: Sets that the chain to each set may pass before it.
+        time_s: Seconds of the longest chain that ends with each set. [sets, plans]
+    """
+
+    ahead: tuple[IntArray, ...]
+    time_s: FloatArray
+
+    @property
+    def least_s(self) -> FloatArray:
+        """Seconds of the longest chain of each plan. [plans]."""
+        return np.asarray(self.time_s.max(axis=0))
+
+    def path(self, plan: int) -> list[int]:
+        """Sets along the longest chain of a plan, first to last."""
+        times = self.time_s[:, plan]
+        path = [int(times.argmax())]
+        while len(ahead := self.ahead[path[-1]]):
+            path.append(int(ahead[times[ahead].argmax()]))
+        return path[::-1]
+
+
+def _longest(found: Sequence[int], before: Sequence[int], index: Sequence[int], loads: FloatArray) -> _Longest:
+    """The longest chains of each sampled plan.
 
     Args:
         found: Sets of tasks, as bits.
         before: What each task waits for, as bits.
         index: Group of each set.
         loads: Time of each group under each plan. [plans, groups]
-
-    Returns:
-        Last set, [plans]; the one before each set on the longest chain to it, as many as there are sets for none,
-        [sets, plans]; seconds, [plans].
     """
     earlier = []
     for members in found:
@@ -228,34 +248,26 @@ def _longest(
         for task in _members(members):
             common &= before[task]
         earlier.append(common)
-    plans, nothing = len(loads), len(found)
-    back = np.full((nothing, plans), nothing)
-    time_s = np.zeros((plans, nothing + 1))  # the last one: nothing goes before
-    done: list[int] = []
-    for place in sorted(range(nothing), key=lambda one: (earlier[one].bit_count(), found[one])):
-        ahead = np.asarray([other for other in done if found[other] & ~earlier[place] == 0] or [nothing])
-        before_s = time_s[:, ahead]
-        longest = before_s.argmax(axis=1)
-        back[place] = ahead[longest]
-        time_s[:, place] = before_s[np.arange(plans), longest] + loads[:, index[place]]
-        done.append(place)
-    last = time_s[:, :nothing].argmax(axis=1)
-    return last, back, np.asarray(time_s[np.arange(plans), last])
+    time_s, group_s = np.zeros((len(found), len(loads))), np.ascontiguousarray(loads.T)
+    sets = sorted(range(len(found)), key=lambda one: (earlier[one].bit_count(), found[one]))
+    # Many sets have the same before them, all of which comes earlier in this order.
+    known: dict[int, tuple[IntArray, FloatArray]] = {}
+    ahead: list[IntArray] = [np.zeros(0, dtype=np.int64)] * len(found)
+    for place in sets:
+        common = earlier[place]
+        if common not in known:
+            others = np.asarray([other for other in sets if not found[other] & ~common], dtype=np.int64)
+            known[common] = others, time_s[others].max(axis=0, initial=0.0)
+        ahead[place], before_s = known[common]
+        np.add(before_s, group_s[index[place]], out=time_s[place])
+    return _Longest(tuple(ahead), time_s)
 
 
-def _path(last: IntArray, back: IntArray, plan: int) -> list[int]:
-    """Sets along the longest chain of a plan, first to last."""
-    path = [int(last[plan])]
-    while back[path[-1], plan] < len(back):
-        path.append(int(back[path[-1], plan]))
-    return path[::-1]
-
-
-def _passed(index: Sequence[int], last: IntArray, back: IntArray, groups: int) -> FloatArray:
+def _passed(index: Sequence[int], longest: _Longest, groups: int) -> FloatArray:
     """How often the longest chain of each plan passes through each group. [plans, groups]."""
-    counts = np.zeros((len(last), groups))
-    for plan in range(len(last)):
-        for place in _path(last, back, plan):
+    counts = np.zeros((longest.time_s.shape[1], groups))
+    for plan in range(len(counts)):
+        for place in longest.path(plan):
             counts[plan, index[place]] += 1
     return counts
 
@@ -274,13 +286,12 @@ def _circles(
     shapes: Sequence[tuple[int, frozenset[tuple[int, int]]]],
     index: Sequence[int],
     loads: FloatArray,
-    last: IntArray,
-    back: IntArray,
+    longest: _Longest,
 ) -> tuple[FloatArray, FloatArray]:
     """The slowest circle on the longest chain of each plan: passes per iteration, [plans, groups], and its pace."""
     counts, pace_s = np.zeros_like(loads), np.zeros(len(loads))
     for plan, load in enumerate(loads):
-        path = _path(last, back, plan)
+        path = longest.path(plan)
         until = np.cumsum([load[index[place]] for place in path])
         best = (0, 0, 1)
         for end, place in enumerate(path):

@@ -51,8 +51,10 @@ def group_tables(problem: DataflowProblem, chains: Chains, units: Units) -> Grou
     for first, second in sorted(pairs):
         places = [place for place, group in enumerate(chains.groups) if first in group and second in group]
         moved = [_moved(problem, chains.moves[place], first, second) for place in places]
-        for shares in sorted(set(moved)):
-            by_first, by_second = _pair(problem, units, first, second, dict(shares))
+        different = sorted(set(moved))
+        for shares, (by_first, by_second) in zip(
+            different, _pair(problem, units, first, second, different), strict=True
+        ):
             for place in (place for place, other in zip(places, moved, strict=True) if other == shares):
                 np.maximum(given[place][first], by_first, out=given[place][first])
                 np.maximum(given[place][second], by_second, out=given[place][second])
@@ -98,8 +100,20 @@ def fits_together(problem: DataflowProblem, units: Units, first: int, second: in
         second: Index of another call.
         rows: Candidates of the first call.
     """
+    shared = _share_gpus(problem.calls[first], problem.calls[second], rows)
+    return _fits(problem, units, first, second, rows, shared)
+
+
+def _share_gpus(one: CallCandidates, two: CallCandidates, rows: IntArray) -> BoolArray:
+    """Whether candidates of two calls share a GPU: rows of the first, all of the second. [rows, n]."""
+    return (one.start[rows][:, None] < two.stop) & (two.start < one.stop[rows][:, None])
+
+
+def _fits(
+    problem: DataflowProblem, units: Units, first: int, second: int, rows: IntArray, shared: BoolArray
+) -> BoolArray:
+    """The same where it is known which of them share a GPU."""
     one, two = problem.calls[first], problem.calls[second]
-    shared = (one.start[rows][:, None] < two.stop) & (two.start < one.stop[rows][:, None])
     # What fits on the roomiest GPU may still not fit on the one shared; which only makes this weaker.
     room = units.capacity_bytes.max()
     static = one.static_bytes[rows][:, None] + two.static_bytes
@@ -110,28 +124,40 @@ def fits_together(problem: DataflowProblem, units: Units, first: int, second: in
 
 
 def _pair(
-    problem: DataflowProblem, units: Units, first: int, second: int, shares: dict[int, float]
-) -> tuple[FloatArray, FloatArray]:
+    problem: DataflowProblem, units: Units, first: int, second: int, moved: Sequence[Sequence[tuple[int, float]]]
+) -> list[tuple[FloatArray, FloatArray]]:
     """Least time of two calls and the transfers between them, for each candidate of either.
 
     A transfer occupies both meshes, so that it adds to whatever the calls take.
+
+    Args:
+        problem: The problem.
+        units: Its units.
+        first: Index of a call.
+        second: Index of another call.
+        moved: What passes between the two, by slot, and how often, in each of several groups.
+
+    Returns:
+        For each of those groups, the least time given each candidate of the first call, and of the second.
     """
     one, two = problem.calls[first], problem.calls[second]
-    by_first, by_second = np.empty(len(one)), np.full(len(two), np.inf)
+    least = [(np.empty(len(one)), np.full(len(two), np.inf)) for _ in moved]
     everyone, passing = np.arange(len(two)), between(problem)
+    slots = sorted({slot for shares in moved for slot, _ in shares})
     block = max(1, _BLOCK_CELLS // len(two))
     for begin in range(0, len(one), block):
         rows = np.arange(begin, min(begin + block, len(one)))
-        shared = (one.start[rows][:, None] < two.stop) & (two.start < one.stop[rows][:, None])
-        time = np.where(
-            shared, one.time_s[rows][:, None] + two.time_s, np.maximum(one.time_s[rows][:, None], two.time_s)
-        )
-        for slot, share in shares.items():
-            time += share * passing_s(passing[slot], first, rows, everyone)
-        time[~fits_together(problem, units, first, second, rows)] = np.inf
-        by_first[rows] = time.min(axis=1)
-        np.minimum(by_second, time.min(axis=0), out=by_second)
-    return by_first, by_second
+        mine_s, shared = one.time_s[rows][:, None], _share_gpus(one, two, rows)
+        alone = np.where(shared, mine_s + two.time_s, np.maximum(mine_s, two.time_s))
+        alone[~_fits(problem, units, first, second, rows, shared)] = np.inf
+        passing_by_slot = {slot: passing_s(passing[slot], first, rows, everyone) for slot in slots}
+        for (by_first, by_second), shares in zip(least, moved, strict=True):
+            time = alone
+            for slot, share in shares:
+                time = time + share * passing_by_slot[slot]
+            by_first[rows] = time.min(axis=1)
+            np.minimum(by_second, time.min(axis=0), out=by_second)
+    return least
 
 
 def passing_s(passing: Between, first: int, rows: IntArray, others: IntArray) -> FloatArray:

@@ -2,13 +2,14 @@
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, product
 
 import numpy as np
 
 from costmodels.plan import IntArray
 from planner.dataflow.problem import DataflowProblem, Edge
+from planner.dataflow.turns import Turns, turns_of
 
 MOST_EXTENSIONS = 720  # orders of the calls of one iteration that are tried
 _EVERY_AHEAD = 4  # up to so many iterations, calls that may run ahead do so by every number of them; then by a few
@@ -42,6 +43,14 @@ class TaskGraph:
     complete: bool
     leads: tuple[tuple[tuple[int, int], ...], ...] = ()
     rounds: "Rounds | None" = None
+    _turns: list[Turns] = field(init=False, repr=False, compare=False, default_factory=list)
+
+    @property
+    def turns(self) -> Turns:
+        """What every task waits for in each order; worked out when it is first asked for."""
+        if not self._turns:
+            self._turns.append(turns_of(self.slot, self.parents, self.leads, self.orders))
+        return self._turns[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ earlier task whose mesh overlaps it. Only the last task of each call matters for
 grow with the number of GPUs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,8 @@ from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
 
 CHUNK_PLANS = 4096  # rows simulated at once; fits the cache, and more do not run faster
-_ROWS_PER_ORDER = 24  # plans of one order from which on it pays to simulate them by themselves
+_WAIT_CELLS = 1 << 16  # waits of all plans looked up at once; few enough to stay in the cache
+_ROWS_PER_ORDER = 96  # plans of one order from which on it pays to simulate them by themselves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,15 +126,16 @@ def end_times(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> tu
         plans: Plans to simulate, at most about ``CHUNK_PLANS``.
     """
     times = slot_times(problem, plans.choice)
-    conflict = overlaps(problem, plans.choice, times).astype(np.float64)
+    conflict = overlaps(problem, plans.choice, times)
     leads = lead_times(problem, plans.choice)
     orders = np.unique(plans.order)
     if len(orders) > 1 and len(plans) < _ROWS_PER_ORDER * len(orders):
         return _run_mixed(graph, plans.order, times, leads, conflict), times[graph.slot]
     end_s = np.empty((len(graph.slot), len(plans)))
+    busy = conflict.astype(np.float64)
     for order in orders:
         rows = slice(None) if len(orders) == 1 else np.flatnonzero(plans.order == order)
-        end_s[:, rows] = _run(graph, order, times[:, rows], leads[:, rows], conflict[:, :, rows])
+        end_s[:, rows] = _run(graph, order, times[:, rows], leads[:, rows], busy[:, :, rows])
     return end_s, times[graph.slot]
 
 
@@ -155,33 +156,40 @@ def _run(graph: TaskGraph, order: int, times: FloatArray, leads: FloatArray, con
 
 
 def _run_mixed(
-    graph: TaskGraph, order: IntArray, times: FloatArray, leads: FloatArray, conflict: FloatArray
+    graph: TaskGraph, order: IntArray, times: FloatArray, leads: FloatArray, conflict: BoolArray
 ) -> FloatArray:
     """The same with an order of its own for every plan; fewer and larger steps when few plans share an order."""
+    turns, waits = graph.turns, graph.turns.ends
     tasks, plans = len(graph.slot), len(order)
-    # A task past the last one, which ends at once, stands in for missing parents.
-    parents = _padded(graph.parents, tasks)
-    if graph.leads:
-        early = _padded([[task for task, _ in found] for found in graph.leads], tasks)
-        lead_of = _padded([[lead for _, lead in found] for found in graph.leads], len(leads))
-        leads = np.concatenate([leads, np.zeros((1, plans))])
     column = np.arange(plans)
-    busy_until = np.zeros((plans, len(times)))
+    took_s = times[turns.slot[:, order], column]
+    # Whether each slot competes with each other, and last the wait that does not depend on it.
+    pairs = conflict[: turns.slots, : turns.slots].reshape(-1, plans)
+    competes = np.concatenate([pairs, np.ones((1, plans), dtype=np.bool_)]).reshape(-1)
+    # By position; the first, which ends at once, stands in for what there is not to wait for.
     end_s = np.zeros((tasks + 1, plans))
-    for task in graph.orders[order].T:
-        slot = graph.slot[task]
-        start = (conflict[slot, :, column] * busy_until).max(axis=1)
-        np.maximum(start, end_s[parents[task], column[:, None]].max(axis=1), out=start)
-        if graph.leads:
-            released = end_s[early[task], column[:, None]] - leads[lead_of[task], column[:, None]]
-            np.maximum(start, released.max(axis=1), out=start)
-        start += times[slot, column]
-        end_s[task, column] = start
-        busy_until[column, slot] = start
-    return end_s[:tasks]
-
-
-def _padded(rows: Sequence[Sequence[int]], filler: int) -> IntArray:
-    """Rows of one length, at least 1. [rows, length]."""
-    most = max(1, *(len(row) for row in rows))
-    return np.array([[*row, *[filler] * (most - len(row))] for row in rows], dtype=np.int64)
+    flat = end_s.reshape(-1)
+    begin = 0
+    while begin < tasks:
+        # As many positions at a time as a cache holds the waits of.
+        most = waits.first[begin] + max(_WAIT_CELLS // plans, 1)
+        until = max(int(np.searchsorted(waits.first, most, side="right")) - 1, begin + 1)
+        rows = slice(waits.first[begin], waits.first[until])
+        place = np.take(waits.reason[rows], order, axis=1).astype(np.int64)
+        place *= plans
+        place += column
+        np.multiply(np.take(waits.position[rows], order, axis=1), np.take(competes, place), out=place)
+        place *= plans
+        place += column
+        bounds = (waits.first[begin : until + 1] - rows.start).tolist()
+        for task in range(begin, until):
+            ended = flat.take(place[bounds[task - begin] : bounds[task - begin + 1]])
+            start = np.maximum.reduce(ended, axis=0, initial=0.0)
+            if turns.early is not None:
+                early = slice(turns.early.first[task], turns.early.first[task + 1])
+                lead_s = leads[turns.early.reason[early][:, order], column]
+                released = end_s[turns.early.position[early][:, order], column] - lead_s
+                start = np.maximum(start, released.max(axis=0, initial=0.0))
+            np.add(start, took_s[task], out=end_s[task + 1])
+        begin = until
+    return end_s[turns.position[:, order], column]
