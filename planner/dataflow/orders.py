@@ -3,17 +3,19 @@
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice, product
 
 import numpy as np
 
 from costmodels.plan import IntArray
-from planner.dataflow.problem import DataflowProblem, Edge
+from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.turns import Turns, turns_of
 
 MOST_EXTENSIONS = 720  # orders of the calls of one iteration that are tried
 _EVERY_AHEAD = 4  # up to so many iterations, calls that may run ahead do so by every number of them; then by a few
 _MOST_PLACES = 150_000  # tasks in all orders together of iterations that recur: each order is played for every plan
+GRAPHS_KEPT = 4  # of the last shapes, some 10 MB each at most: a search asks for the same ones again and again
 _AT_ONCE = -np.inf  # position of a transfer that goes before all that is free
 
 
@@ -82,11 +84,51 @@ def task_graph(problem: DataflowProblem, iterations: int | None = None, *, most_
         most_orders: Only so many of them, the default one first; all if None.
     """
     count = problem.iterations if iterations is None else iterations
-    slots, numbers, parents = _unroll(problem, count)
-    leads = _leads(problem, count, len(slots))
+    return graph_of(shape_of(problem), count, most_orders)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What of an edge tasks and orders hang on."""
+
+    parent: int
+    child: int
+    lag: int
+    waits: bool
+    moves: bool
+    leads: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a problem tasks and orders hang on: many problems of a search have one, whatever their candidates."""
+
+    calls: int
+    edges: tuple[Link, ...]
+
+    @property
+    def moving(self) -> list[Link]:
+        """Edges along which something moves."""
+        return [edge for edge in self.edges if edge.moves]
+
+
+def shape_of(problem: DataflowProblem) -> Shape:
+    """What a problem has in common with others of the same calls and edges."""
+    edges = (
+        Link(edge.parent, edge.child, edge.lag, edge.waits, edge.transfer is not None, edge.lead is not None)
+        for edge in problem.edges
+    )
+    return Shape(len(problem.calls), tuple(edges))
+
+
+@lru_cache(maxsize=GRAPHS_KEPT)
+def graph_of(shape: Shape, iterations: int, most_orders: int | None = None) -> TaskGraph:
+    """What ``task_graph`` makes of a problem of that shape; remembered."""
+    slots, numbers, parents = _unroll(shape, iterations)
+    leads = _leads(shape, iterations, len(slots))
     # A call that starts before another's end still takes its turn behind it.
     earlier = [[*found, *(task for task, _ in early)] for found, early in zip(parents, leads, strict=True)]
-    listed, all_of_them = _positions(problem, several=count > 1)
+    listed, all_of_them = _positions(shape, several=iterations > 1)
     keys = list(islice(listed, most_orders))
     waiting = _waiting(earlier)
     orders = np.unique([_sequence(slots, numbers, earlier, waiting, key) for key in keys], axis=0)
@@ -94,29 +136,30 @@ def task_graph(problem: DataflowProblem, iterations: int | None = None, *, most_
     first = _sequence(slots, numbers, earlier, waiting, keys[0])
     default = int(np.flatnonzero((orders == first).all(axis=1))[0])
     orders[[0, default]] = orders[[default, 0]]
-    moves = any(edge.transfer is not None for edge in problem.edges)
+    moves = any(edge.moves for edge in shape.edges)
+    orders.setflags(write=False)  # it is handed out again
     return TaskGraph(
         slot=np.array(slots),
         iteration=np.array(numbers),
         parents=tuple(tuple(sorted(found)) for found in parents),
         orders=orders,
-        complete=all_of_them and not moves and count == 1 and most_orders is None,
-        leads=tuple(leads) if problem.leading else (),
+        complete=all_of_them and not moves and iterations == 1 and most_orders is None,
+        leads=tuple(leads) if any(edge.leads for edge in shape.edges) else (),
     )
 
 
-def _unroll(problem: DataflowProblem, iterations: int) -> tuple[list[int], list[int], list[list[int]]]:
-    calls = len(problem.calls)
+def _unroll(shape: Shape, iterations: int) -> tuple[list[int], list[int], list[list[int]]]:
+    calls = shape.calls
     count = calls * iterations
     slots = [task % calls for task in range(count)]
     numbers = [task // calls for task in range(count)]
     parents: list[list[int]] = [[] for _ in range(count)]
     next_slot = calls
-    for edge in problem.edges:
-        for iteration in range(edge.lag, iterations if edge.lead is None else 0):
+    for edge in shape.edges:
+        for iteration in range(edge.lag, iterations if not edge.leads else 0):
             parent = (iteration - edge.lag) * calls + edge.parent
             child = iteration * calls + edge.child
-            if edge.transfer is None:
+            if not edge.moves:
                 parents[child].append(parent)
                 continue
             slots.append(next_slot)
@@ -124,49 +167,49 @@ def _unroll(problem: DataflowProblem, iterations: int) -> tuple[list[int], list[
             parents.append([parent])
             if edge.waits:
                 parents[child].append(len(slots) - 1)
-        next_slot += edge.transfer is not None
+        next_slot += edge.moves
     # A call follows itself: iterations of one call never swap, and never run at the same time.
     for task in range(calls, count):
         parents[task].append(task - calls)
     return slots, numbers, [sorted(set(found)) for found in parents]
 
 
-def _leads(problem: DataflowProblem, iterations: int, tasks: int) -> list[tuple[tuple[int, int], ...]]:
-    calls = len(problem.calls)
+def _leads(shape: Shape, iterations: int, tasks: int) -> list[tuple[tuple[int, int], ...]]:
+    calls = shape.calls
     found: list[list[tuple[int, int]]] = [[] for _ in range(tasks)]
-    for number, edge in enumerate(problem.leading):
+    for number, edge in enumerate(edge for edge in shape.edges if edge.leads):
         for begin in range(0, calls * iterations, calls):
             found[begin + edge.child].append((begin + edge.parent, number))
     return [tuple(early) for early in found]
 
 
-def _positions(problem: DataflowProblem, *, several: bool) -> tuple[Iterator[list[float]], bool]:
+def _positions(shape: Shape, *, several: bool) -> tuple[Iterator[list[float]], bool]:
     """Positions of all slots within an iteration, one list for every order; whether every extension is among them.
 
     Of many extensions some, evenly chosen, where iterations recur: how many depends on the problem alone, so that the
     orders of a longer simulation are those of a shorter one.
     """
-    extensions, all_of_them = _extensions(problem)
+    extensions, all_of_them = _extensions(shape)
 
     def listed(extension: tuple[int, ...]) -> Iterator[list[float]]:
-        for calls in _keys(problem, extension, several=several):
-            yield from _in_time(problem, calls)
+        for calls in _keys(shape, extension, several=several):
+            yield from _in_time(shape, calls)
 
     stride = 1
     if several:
-        slots = len(problem.calls) + len(problem.moving)
-        longest = max((edge.lag for edge in problem.edges), default=1)
+        slots = shape.calls + len(shape.moving)
+        longest = max((edge.lag for edge in shape.edges), default=1)
         places = slots * (slots + 2 * min(longest, slots)) * sum(1 for _ in listed(extensions[0]))
         stride = -(-len(extensions) * places // _MOST_PLACES)
     return (key for extension in extensions[::stride] for key in listed(extension)), all_of_them
 
 
-def _extensions(problem: DataflowProblem) -> tuple[list[tuple[int, ...]], bool]:
-    found = list(islice(_linear_extensions(len(problem.calls), problem.edges), MOST_EXTENSIONS + 1))
+def _extensions(shape: Shape) -> tuple[list[tuple[int, ...]], bool]:
+    found = list(islice(_linear_extensions(shape.calls, shape.edges), MOST_EXTENSIONS + 1))
     return found[:MOST_EXTENSIONS], len(found) <= MOST_EXTENSIONS
 
 
-def _linear_extensions(calls: int, edges: Sequence[Edge]) -> Iterator[tuple[int, ...]]:
+def _linear_extensions(calls: int, edges: Sequence[Link]) -> Iterator[tuple[int, ...]]:
     waits = [{edge.parent for edge in edges if edge.child == call and edge.lag == 0} for call in range(calls)]
 
     def grow(done: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -180,18 +223,18 @@ def _linear_extensions(calls: int, edges: Sequence[Edge]) -> Iterator[tuple[int,
     return grow(())
 
 
-def _keys(problem: DataflowProblem, extension: Sequence[int], *, several: bool) -> Iterator[list[float]]:
+def _keys(shape: Shape, extension: Sequence[int], *, several: bool) -> Iterator[list[float]]:
     """Positions of the calls within an iteration, in iterations; sinks may also stand behind later positions.
 
     Where weights may be older, all that follows the calls which run ahead may stand as many iterations behind them.
     """
-    calls = len(problem.calls)
+    calls = shape.calls
     place = {call: position / calls for position, call in enumerate(extension)}
     base = [place[call] for call in range(calls)]
     yield base
     if not several:
         return
-    sources = {edge.parent for edge in problem.edges if edge.lag == 0}
+    sources = {edge.parent for edge in shape.edges if edge.lag == 0}
     sinks = [call for call in extension if call not in sources][:2]
     starts = [extension.index(call) for call in extension if call not in sinks]
     for behind in product([None, *starts[:3]], repeat=len(sinks)):
@@ -200,18 +243,18 @@ def _keys(problem: DataflowProblem, extension: Sequence[int], *, several: bool) 
             if position is not None:
                 key[sink] = 1 + (position + 0.5) / calls
         yield key
-    early = {edge.child for edge in problem.edges if edge.lag > 1}
-    most = max((edge.lag for edge in problem.edges), default=1) - 1
+    early = {edge.child for edge in shape.edges if edge.lag > 1}
+    most = max((edge.lag for edge in shape.edges), default=1) - 1
     for later in sorted({*range(1, min(most, _EVERY_AHEAD) + 1), most // 2, most} - {0}):
         yield [place + later * (call not in early) for call, place in enumerate(base)]
 
 
-def _in_time(problem: DataflowProblem, key: Sequence[float]) -> Iterator[list[float]]:
+def _in_time(shape: Shape, key: Sequence[float]) -> Iterator[list[float]]:
     """The positions with transfers as soon as they may, and with those that have time right before they are wanted."""
-    yield [*key, *(_AT_ONCE for _ in problem.moving)]
-    if any(edge.lag > 1 for edge in problem.moving):
+    yield [*key, *(_AT_ONCE for _ in shape.moving)]
+    if any(edge.lag > 1 for edge in shape.moving):
         half = 0.5 / len(key)
-        yield [*key, *(key[edge.child] - half if edge.lag > 1 else _AT_ONCE for edge in problem.moving)]
+        yield [*key, *(key[edge.child] - half if edge.lag > 1 else _AT_ONCE for edge in shape.moving)]
 
 
 def _waiting(parents: Sequence[Sequence[int]]) -> list[list[int]]:

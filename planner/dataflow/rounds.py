@@ -8,11 +8,12 @@ there are ends to remember from one round to the next.
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
 from costmodels.plan import IntArray
-from planner.dataflow.orders import Rounds, TaskGraph, task_graph
+from planner.dataflow.orders import GRAPHS_KEPT, Rounds, Shape, TaskGraph, graph_of, shape_of
 from planner.dataflow.problem import MOST_ITERATIONS, DataflowProblem, Edge
 
 _ITSELF = Edge(parent=0, child=0, lag=1)  # what every call waits for
@@ -54,10 +55,16 @@ def settled_graph(problem: DataflowProblem) -> TaskGraph:
     if longest_s or not late_s:
         most = slots + 1 + (math.ceil(late_s / longest_s) if late_s else 0)
         problem = replace(problem, edges=tuple(replace(edge, lag=min(edge.lag, most)) for edge in problem.edges))
-    lag = max([1, *(edge.lag for edge in problem.edges)])
+    return _settled(shape_of(problem))
+
+
+@lru_cache(maxsize=GRAPHS_KEPT)
+def _settled(shape: Shape) -> TaskGraph:
+    slots = shape.calls + len(shape.moving)
+    lag = max([1, *(edge.lag for edge in shape.edges)])
     count = 2 * lag + slots + 3
     while True:
-        graph = task_graph(problem, count)
+        graph = graph_of(shape, count)
         table, offset = _tables(graph, slots)
         delays = _delays(graph, offset, slots)
         first = lag + max(delays) + int(np.abs(offset).max())
