@@ -15,7 +15,8 @@ from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
 
 CHUNK_PLANS = 4096  # rows simulated at once; fits the cache, and more do not run faster
-_WAIT_CELLS = 1 << 16  # waits of all plans looked up at once; few enough to stay in the cache
+_MIXED_PLANS = 512  # with orders of their own played at once: more do not fit the cache
+_WAIT_CELLS = 1 << 17  # waits of all plans looked up at once; few enough to stay in the cache
 _ROWS_PER_ORDER = 96  # plans of one order from which on it pays to simulate them by themselves
 
 
@@ -130,7 +131,11 @@ def end_times(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> tu
     leads = lead_times(problem, plans.choice)
     orders = np.unique(plans.order)
     if len(orders) > 1 and len(plans) < _ROWS_PER_ORDER * len(orders):
-        return _run_mixed(graph, plans.order, times, leads, conflict), times[graph.slot]
+        parts = [slice(begin, begin + _MIXED_PLANS) for begin in range(0, len(plans), _MIXED_PLANS)]
+        ends = [
+            _run_mixed(graph, plans.order[part], times[:, part], leads[:, part], conflict[:, :, part]) for part in parts
+        ]
+        return np.concatenate(ends, axis=1), times[graph.slot]
     end_s = np.empty((len(graph.slot), len(plans)))
     busy = conflict.astype(np.float64)
     for order in orders:
@@ -165,7 +170,8 @@ def _run_mixed(
     took_s = times[turns.slot[:, order], column]
     # Whether each slot competes with each other, and last the wait that does not depend on it.
     pairs = conflict[: turns.slots, : turns.slots].reshape(-1, plans)
-    competes = np.concatenate([pairs, np.ones((1, plans), dtype=np.bool_)]).reshape(-1)
+    competes = np.concatenate([pairs, np.ones((1, plans), dtype=np.bool_)]).T.copy()
+    own = (column * competes.shape[1])[:, None]
     # By position; the first, which ends at once, stands in for what there is not to wait for.
     end_s = np.zeros((tasks + 1, plans))
     flat = end_s.reshape(-1)
@@ -174,21 +180,19 @@ def _run_mixed(
         # As many positions at a time as a cache holds the waits of.
         most = waits.first[begin] + max(_WAIT_CELLS // plans, 1)
         until = max(int(np.searchsorted(waits.first, most, side="right")) - 1, begin + 1)
-        rows = slice(waits.first[begin], waits.first[until])
-        place = np.take(waits.reason[rows], order, axis=1).astype(np.int64)
-        place *= plans
+        part = slice(waits.first[begin], waits.first[until])
+        position = waits.position[order, part]
+        position *= competes.take(waits.reason[order, part] + own)
+        place = position.T * np.int64(plans)
         place += column
-        np.multiply(np.take(waits.position[rows], order, axis=1), np.take(competes, place), out=place)
-        place *= plans
-        place += column
-        bounds = (waits.first[begin : until + 1] - rows.start).tolist()
+        bounds = (waits.first[begin : until + 1] - part.start).tolist()
         for task in range(begin, until):
             ended = flat.take(place[bounds[task - begin] : bounds[task - begin + 1]])
             start = np.maximum.reduce(ended, axis=0, initial=0.0)
             if turns.early is not None:
                 early = slice(turns.early.first[task], turns.early.first[task + 1])
-                lead_s = leads[turns.early.reason[early][:, order], column]
-                released = end_s[turns.early.position[early][:, order], column] - lead_s
+                lead_s = leads[turns.early.reason[order, early].T, column]
+                released = end_s[turns.early.position[order, early].T, column] - lead_s
                 start = np.maximum(start, released.max(axis=0, initial=0.0))
             np.add(start, took_s[task], out=end_s[task + 1])
         begin = until

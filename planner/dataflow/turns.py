@@ -18,12 +18,12 @@ Int32Array = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """Rows of what is waited for at each position, one after the other.
+    """What is waited for at each position, one position after the other.
 
     Attributes:
-        first: First row of each position, and one past the last row. [tasks + 1]
-        position: Position waited for, from 1, by order; 0 for none. [rows, orders]
-        reason: Why, by order: see ``Turns``. [rows, orders]
+        first: First column of each position, and one past the last column. [tasks + 1]
+        position: Position waited for, from 1; 0 for none. [orders, columns]
+        reason: Why: see ``Turns``. [orders, columns]
     """
 
     first: IntArray
@@ -112,7 +112,7 @@ def _competing(sequence: IntArray, slot: IntArray, before: BoolArray, slots: int
 
 
 def _listed(found: Sequence[IntArray]) -> Waits:
-    """Positions and reasons row after row, no more at each position than the most of any order."""
+    """Positions and reasons side by side, no more at each position than the most of any order."""
     kept, first = [], [0]
     for both in found:
         needless = both[0] == 0
@@ -120,5 +120,5 @@ def _listed(found: Sequence[IntArray]) -> Waits:
         turn = np.argsort(needless, axis=0, kind="stable")[None, :most]
         kept.append(np.take_along_axis(both, turn, axis=1).astype(np.int32))
         first.append(first[-1] + most)
-    position, reason = np.concatenate(kept, axis=1)
-    return Waits(np.array(first), position, reason)
+    position, reason = np.concatenate(kept, axis=1).transpose(0, 2, 1)
+    return Waits(np.array(first), np.ascontiguousarray(position), np.ascontiguousarray(reason))
