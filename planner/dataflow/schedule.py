@@ -191,9 +191,10 @@ def _run_mixed(
             start = np.maximum.reduce(ended, axis=0, initial=0.0)
             if turns.early is not None:
                 early = slice(turns.early.first[task], turns.early.first[task + 1])
-                lead_s = leads[turns.early.reason[order, early].T, column]
-                released = end_s[turns.early.position[order, early].T, column] - lead_s
-                start = np.maximum(start, released.max(axis=0, initial=0.0))
+                waited = turns.early.position[order, early].T
+                released = end_s[waited, column] - leads[turns.early.reason[order, early].T, column]
+                # Data may also come late, but not what there is not to wait for.
+                start = np.maximum(start, np.where(waited > 0, released, 0.0).max(axis=0, initial=0.0))
             np.add(start, took_s[task], out=end_s[task + 1])
         begin = until
     return end_s[turns.position[:, order], column]
