@@ -177,7 +177,7 @@ def test_what_nothing_waits_for_still_occupies_both_meshes() -> None:
 
 @pytest.mark.parametrize(("kind", "head", "scores"), [(TRAIN, "language", 0), (INFERENCE, "value", 5)])
 def test_scores_are_for_inference_with_a_vocabulary(kind: str, head: str, scores: int) -> None:
-    with pytest.raises(SpecError, match="scores: . changes nothing: it is for (inference calls|language heads)"):
+    with pytest.raises(SpecError, match=r"scores: . changes nothing: it is for (inference calls|language heads)"):
         Dataflow(
             name="x",
             roles=(Role(name="a", head=head),),
