@@ -6,7 +6,7 @@ import numpy as np
 
 from costmodels.kernels.calls import Basis
 from costmodels.plan import FloatArray, IntArray
-from planner.dataflow.flow_compile import CompiledFlow, placed_rows, weight_moves
+from planner.dataflow.flow_compile import CompiledFlow, moved_weights, weight_moves
 from planner.dataflow.flow_costs import FlowCosts, call_flops
 from planner.dataflow.flow_reasons import flow_reasons
 from planner.dataflow.flow_request import FlowRequest
@@ -26,6 +26,7 @@ from planner.dataflow.held_data import data_memory
 from planner.dataflow.holdings import HOLDING_NAMES
 from planner.dataflow.memory import memory_owners, unit_bytes
 from planner.dataflow.orders import TaskGraph
+from planner.dataflow.payloads import Payload
 from planner.dataflow.priced_cluster import PricedCluster
 from planner.dataflow.problem import CallCandidates, DataflowProblem
 from planner.dataflow.reallocation import Route
@@ -304,13 +305,15 @@ def _reallocations(
     prices = TransferPrices.on(priced.cluster)
     index = {name: place for place, name in enumerate(compiled.names)}
 
-    def placed(name: str) -> PlacedRows:
+    def placed(name: str, moved: Payload | None = None) -> PlacedRows:
         call, row = compiled.problem.calls[index[name]], compiled.row[index[name]]
-        return placed_rows(request, name, call, priced.costs, row).take(choice[[index[name]]])
+        every = PlacedRows(call=call, rows=priced.costs.rows[name], row=row, payload=moved)
+        return every.take(choice[[index[name]]])
 
     found = []
     for move in weight_moves(request):
-        moved = prices.pair(placed(move.source), placed(move.target))
+        sent = moved_weights(request, move)
+        moved = prices.pair(placed(move.source, sent), placed(move.target, sent))
         found.append(
             Reallocation(
                 role=move.role,

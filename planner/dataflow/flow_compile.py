@@ -17,12 +17,11 @@ from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
 from planner.dataflow.graph import EXTERNAL, TRAIN
 from planner.dataflow.holdings import ALL_OUT, CallRows
 from planner.dataflow.iterations import iteration_edges
-from planner.dataflow.placement import Meshes, Region, groups_of
+from planner.dataflow.payloads import Payload, payload
+from planner.dataflow.placement import Meshes, Region, groups_of, on_whole_pools
 from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, PairTimes
 from planner.dataflow.streams import StreamEnd, lead_s, reads_early, service_end
 from profiles.mixed_cluster import MixedCluster
-from profiles.parameters import checkpoint_tensors, total_parameters
-from profiles.precision import parse_precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +84,16 @@ def compile_flow(
         The problem; None when some call has no candidate.
     """
     calls, rows = [], []
+    whole = on_whole_pools(request) | {name for name, region in regions.items() if region.whole}
     for name in request.graph.order:
         if request.graph.call(name).kind == EXTERNAL:
             call, row = _service(name, request.graph.call(name).external_s(request.batch))
         else:
             held = costs.rows[name]
             pin = request.pins.get(name, CallPin())
-            call, row = _candidates(name, held, meshes, regions[name], pin, cluster)
+            call, row = _candidates(name, held, meshes, replace(regions[name], whole=name in whole), pin, cluster)
+            if not len(row):
+                call, row = _candidates(name, held, meshes, regions[name], pin, cluster)
         if not len(row):
             return None
         calls.append(call)
@@ -191,10 +193,7 @@ def _edges(
         key = (move.source, move.target)
         if move.every == 1:
             lags[key] = min(lags.get(key, move.lag), move.lag)
-        elif (
-            transfers.most_s(request.models[move.role], request.precision, request.engines) / move.every
-            <= costs.tolerance_s
-        ):
+        elif transfers.most_s(moved_weights(request, move), request.engines) / move.every <= costs.tolerance_s:
             continue
         moving[key] = move
     handed = {
@@ -216,10 +215,13 @@ def _edges(
         if lead is not None:
             led.add(target)
         if (source, target) in moving or (source, target) in handed:
+            moved = moving.get((source, target))
+            sent = None if moved is None else moved_weights(request, moved)
             ends = [
-                placed_rows(request, name, calls[i], costs, rows[i]) for name, i in ((source, parent), (target, child))
+                PlacedRows(call=calls[i], rows=costs.rows[name], row=rows[i], payload=sent)
+                for name, i in ((source, parent), (target, child))
             ]
-            transfer = _transfer(transfers, ends, moving.get((source, target)), handed.get((source, target)))
+            transfer = _transfer(transfers, ends, moved, handed.get((source, target)))
             moves.append((source, target))
         # Weights that move once in many iterations take their share of each; nothing waits for a share.
         lag = lags.get((source, target), 1)
@@ -228,16 +230,9 @@ def _edges(
     return tuple(edges), tuple(moves), tuple(handed.values())
 
 
-def placed_rows(request: FlowRequest, name: str, call: CallCandidates, costs: FlowCosts, row: IntArray) -> PlacedRows:
-    """Candidates of a call of the graph, for the prices of what moves to or from it."""
-    model = request.models[request.graph.call(name).role]
-    return PlacedRows(
-        call=call,
-        rows=costs.rows[name],
-        row=row,
-        tensors=checkpoint_tensors(model),
-        whole_bytes=total_parameters(model) * parse_precision(request.precision).storage_bytes,
-    )
+def moved_weights(request: FlowRequest, move: Move) -> Payload:
+    """What a move carries."""
+    return payload(request, request.graph.call(move.source).role, move.role)
 
 
 def _lead(

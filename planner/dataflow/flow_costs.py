@@ -10,7 +10,7 @@ from costmodels.generation import prompt_job
 from costmodels.lowering.grouping import group_rows
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import IntArray
-from costmodels.workload import LoraSpec
+from costmodels.workload import ADAPTER_TASKS, LoraSpec
 from planner.dataflow.call_costs import CallSetting, call_costs
 from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.flow_request import FlowRequest
@@ -27,6 +27,8 @@ from planner.dataflow.holdings import (
     shareable,
     useful_rows,
 )
+from planner.dataflow.payloads import payload
+from planner.dataflow.placement import on_whole_pools
 from planner.dataflow.rollouts import IN_FLIGHT
 from planner.dataflow.strategies import training_job
 from planner.dataflow.streams import input_parts, read_early, ready_shares
@@ -216,7 +218,12 @@ def _tables(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) ->
             if key not in priced:
                 priced[key] = call_costs(asked, model, setting, sizes, pins=pin.columns)
             ways.append(priced[key])
-        tables[name] = _pinned(concatenated(ways), pin)
+        table = _pinned(concatenated(ways), pin)
+        if call.kind != TRAIN and request.graph.role(call.role).task in ADAPTER_TASKS:
+            # A copy of the base that does not train holds the adapters beside it.
+            beside = payload(request, call.role, call.role).share
+            table = replace(table, static_bytes=table.static_bytes * (1 + beside))
+        tables[name] = table
     return tables
 
 
@@ -254,11 +261,12 @@ def _role_rows(
     layouts = dict(zip([call.name for call in calls], _layouts([tables[call.name] for call in calls]), strict=True))
     trained = np.concatenate([layouts[call.name] for call in calls if call.kind == TRAIN] or [np.zeros(0, dtype=int)])
     moves = len(calls) > 1 and request.graph.trainable(role)
-    moves = moves or any(role in (copy.source, copy.target) for copy in request.graph.copies)
+    alone = all(role not in (copy.source, copy.target) for copy in request.graph.copies)
+    moves = moves or not alone
+    keeps_base = request.graph.role(role).task in ADAPTER_TASKS
     prices, handed = TransferPrices.on(cluster), handed_on(request)
-    slack_s = prices.most_s(request.models[role], request.precision, request.engines) if moves else 0.0
     rows = {}
-    for call in calls:
+    for call in sorted(calls, key=lambda each: each.kind != TRAIN):  # others share weights with what trains, or none
         name = call.name
         table = tables[name]
         held = held_rows(
@@ -270,20 +278,25 @@ def _role_rows(
             ready=ready_shares(table) if read_early(request.graph, name) or in_flight(request, name) else None,
             parts=input_parts(table) if call.stream else None,
         )
-        if call.kind != TRAIN and len(trained):
-            # A copy of weights that arrive anew each iteration is worth keeping only where the trained ones lie alike.
-            shared = shareable(held, trained)
-            held = held.take(np.flatnonzero((held.holding != RESIDENT) | shared))
-            shared = shareable(held, trained)
-        else:
+        if call.kind == TRAIN or not len(trained):
             shared = np.full(len(held), len(calls) > 1 and not len(trained)) & (held.holding == RESIDENT)
+        else:
+            shared = shareable(held, trained)
+            if not keeps_base:
+                # A copy of weights that arrive anew is worth keeping only where the trained ones lie alike.
+                useful = np.flatnonzero((held.holding != RESIDENT) | shared)
+                held, shared = held.take(useful), shared[useful]
+        engines = request.engines if call.kind != INFERENCE else ()
+        slack_s = prices.most_s(payload(request, role if alone else "", role), engines) if moves else 0.0
         most_s = slack_s + sum(
             prices.most_handed_on_s(data.total_bytes)
             for data in handed
             if name in (data.source, data.target) and prices.most_handed_on_s(data.total_bytes) > tolerance_s
         )
         rows[name] = useful_rows(held, slack_s=most_s, tolerance_s=tolerance_s, kept=shared)
-    return rows
+        if call.kind == TRAIN:
+            trained = rows[name].layout
+    return {call.name: rows[call.name] for call in calls}
 
 
 def holdings_of(request: FlowRequest, call: Call) -> tuple[int, ...]:
@@ -291,8 +304,9 @@ def holdings_of(request: FlowRequest, call: Call) -> tuple[int, ...]:
     role, offload = request.graph.role(call.role), request.options.offload
     if call.kind == TRAIN:
         return (RESIDENT, STATES_OUT, ALL_OUT) if offload else (RESIDENT,)
-    if request.graph.trainable(call.role):
-        return (RESIDENT, DELIVERED)
+    if request.graph.trainable(call.role) and role.task not in ADAPTER_TASKS:
+        # A copy beside the weights that train needs no more than their gradients, which may leave.
+        return (DELIVERED,) if offload and call.name in on_whole_pools(request) else (RESIDENT, DELIVERED)
     return (RESIDENT, FETCHED) if offload and not role.stays else (RESIDENT,)
 
 

@@ -1,8 +1,10 @@
 """Which framework trains a workflow's roles, and infers with them, where the user names none.
 
 The default is that of a single job (``profiles.stacks.default_stack``): Hugging Face for fine-tuning. It splits no
-model over GPUs. Workflows that generate with weights they train in full take Megatron-Core instead: theirs are the
-models that are split, on it published steps ran, and by those are its times between generations fitted.
+model over GPUs. Workflows that both generate and train take Megatron-Core instead: theirs are the models that are
+split, on it published steps ran, and by those are its times between generations fitted. That holds for adapters too,
+which verl, NeMo-RL and SkyRL train with FSDP or Megatron-Bridge, but not for those of quantised weights: 4-bit weights
+are split by no framework, and quantised by Hugging Face's.
 """
 
 from collections.abc import Mapping
@@ -17,6 +19,8 @@ from profiles.engines import TRAINER
 from profiles.errors import SpecError
 from profiles.stack import StackSpec
 from profiles.stacks import default_stack, find_stack, in_reinforcement_learning, load_stacks
+
+_QUANTISED = "qlora"
 
 
 def stacks_of(
@@ -53,14 +57,14 @@ def _usual(graph: Dataflow, pins: Mapping[str, CallPin]) -> tuple[str, str]:
     tasks = [graph.role(call.role).task for call in graph.calls if call.kind == TRAIN]
     if not tasks:
         return MEGATRON, ""
-    tuned = next((task for task in tasks if task in ADAPTER_TASKS), tasks[0])
+    tuned = next((task for task in (_QUANTISED, *ADAPTER_TASKS) if task in tasks), tasks[0])
     usual = default_stack(tuned)
     if usual.framework != HUGGINGFACE:
         return usual.name, ""
     if any(_splits(graph, name, pin) for name, pin in pins.items()):
         return MEGATRON, f"; {usual.name} splits no model"
-    if graph.trains_between_generations and tuned not in ADAPTER_TASKS:
-        return MEGATRON, f", as published runs that generate and train all weights; {usual.name} splits no model"
+    if graph.trains_between_generations and tuned != _QUANTISED:
+        return MEGATRON, f", as published runs that generate and train; {usual.name} splits no model"
     return usual.name, ""
 
 
@@ -71,11 +75,14 @@ def _splits(graph: Dataflow, name: str, pin: CallPin) -> bool:
 
 
 def adapter_notes(graph: Dataflow) -> list[Note]:
-    """What was assumed of the adapters that roles train."""
+    """What was assumed of the adapters that roles train, and of how they reach the engine."""
     notes = []
     for role in graph.roles:
         if not graph.trainable(role.name):
             continue
+        if role.task in ADAPTER_TASKS and any(call.kind == GENERATE for call in graph.calls_of(role.name)):
+            message = f"{role.name}: adapters alone go to the engine, whose copy of the base stays or waits on the host"
+            notes.append(Note(code="assumed_default", field=f"job.roles.{role.name}.lora", message=message))
         for name, message in role.adapters.assumed.items():
             field = f"job.roles.{role.name}.lora.{name}"
             notes.append(Note(code="assumed_default", field=field, message=f"{role.name}: {message}"))

@@ -13,6 +13,7 @@ import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
 from planner.dataflow.holdings import CallRows
+from planner.dataflow.payloads import Payload
 from planner.dataflow.placement import groups_of
 from planner.dataflow.problem import CallCandidates, PairTimes
 from planner.dataflow.reallocation import PlacedLayouts, Reallocation, ReallocationModel
@@ -20,9 +21,6 @@ from planner.price_lists import collective_model
 from profiles.engines import TRAINER, find_engine
 from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster
-from profiles.model import ModelSpec
-from profiles.parameters import checkpoint_tensors, total_parameters
-from profiles.precision import parse_precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +31,14 @@ class PlacedRows:
         call: The candidates.
         rows: Ways to run and hold the call.
         row: Row of ``rows`` of each candidate. [candidates]
-        tensors: Of the whole model; 0 leaves out what an engine takes to load them.
-        whole_bytes: Of its weights.
+        payload: What an update of its weights carries; None for all of them, without what an engine takes to load
+            them.
     """
 
     call: CallCandidates
     rows: CallRows
     row: IntArray
-    tensors: int = 0
-    whole_bytes: float = 0.0
+    payload: Payload | None = None
 
     def take(self, candidates: IntArray) -> "PlacedRows":
         """Some of the candidates."""
@@ -98,25 +95,22 @@ class TransferPrices:
         sources, (_, targets, engines) = _classes(source)[1], _classes(target)
         return self._moved(sources, targets, _updates_s(sources, targets, engines, target))
 
-    def most_s(self, model: ModelSpec, precision: str, engines: Sequence[str] = ()) -> float:
-        """Seconds that no transfer of a model exceeds: from one node to whole copies on every GPU there is.
+    def most_s(self, moved: Payload, engines: Sequence[str] = ()) -> float:
+        """Seconds that no transfer exceeds: from one node to whole copies on every GPU there is.
 
         Args:
-            model: What moves.
-            precision: Its format.
+            moved: What moves.
             engines: Who may receive it.
         """
-        whole_bytes = total_parameters(model) * parse_precision(precision).storage_bytes
-        tensors = checkpoint_tensors(model)
         updates = [
-            find_engine(name).update_s(tensors, whole_bytes, apart=apart)
+            find_engine(name).update_s(moved.tensors, moved.total_bytes, apart=apart)
             for name, apart in product(engines, (False, True))
         ]
         most = max(updates, default=0.0)
         for prices in (prices for row in self.models for prices in row):
             cluster = prices.cluster
-            one_node = _only(shards=cluster.node.devices_per_node, copies=1, whole_bytes=whole_bytes)
-            everywhere = _only(shards=1, copies=cluster.num_devices, whole_bytes=whole_bytes)
+            one_node = _only(shards=cluster.node.devices_per_node, copies=1, whole_bytes=moved.total_bytes)
+            everywhere = _only(shards=1, copies=cluster.num_devices, whole_bytes=moved.total_bytes)
             most = max(most, float(prices.broadcast_s(one_node, everywhere)[0, 0]))
         return most
 
@@ -186,12 +180,13 @@ def _updates_s(
     """Seconds in which each target's engine takes in the weights; 0 for a trainer."""
     apart = (sources.stop[:, None] <= targets.start) | (targets.stop <= sources.start[:, None])
     seconds = np.zeros(apart.shape)
-    if not target.tensors:
+    moved = target.payload
+    if moved is None:
         return seconds
     for column, name in enumerate(engines):
         if name != TRAINER:
             engine = find_engine(name)
-            near_s, far_s = (engine.update_s(target.tensors, target.whole_bytes, apart=far) for far in (False, True))
+            near_s, far_s = (engine.update_s(moved.tensors, moved.total_bytes, apart=far) for far in (False, True))
             seconds[:, column] = np.where(apart[:, column], far_s, near_s)
     return seconds
 
@@ -209,7 +204,7 @@ def _classes(placed: PlacedRows) -> tuple[IntArray, PlacedLayouts, list[str]]:
         tensor_parallel=plans.tensor_parallel,
         pipeline_parallel=plans.pipeline_parallel,
         data_parallel=plans.data_parallel * plans.context_parallel,
-        shard_bytes=table.weight_bytes[entry[first]],
+        shard_bytes=table.weight_bytes[entry[first]] * (1.0 if placed.payload is None else placed.payload.share),
         identity=identity,
     )
     return number.reshape(-1), layouts, [table.engines[index] for index in found[3]]

@@ -4,7 +4,8 @@ A call's table (``planner.dataflow.call_costs``) says what it holds and what it 
 runs. Between runs those bytes may stay, go to the host, or need not exist at all:
 
 * ``resident``: they stay. Calls of one role with the same shards on the same mesh hold them once.
-* ``fetched``: weights of a role that is never trained lie on the host and are read before each run.
+* ``fetched``: weights of a role that is never trained, or of which adapters alone are, lie on the host and are read
+  before each run.
 * ``delivered``: weights of a role that is trained elsewhere arrive with each transfer and are dropped after the run.
 * ``states_out``: gradients and optimizer states of a training call lie on the host between runs.
 * ``all_out``: its weights too.

@@ -212,7 +212,7 @@ def _scores(
     """The signals training needs, the calls that make them and the roles those use.
 
     Args:
-        settings: Whether there is a reference, and what rewards.
+        settings: Whether there is a reference, what rewards, and who computes log-probabilities.
         factor: Sequences per item that are trained on.
         rewarded: Sequences per item that get a reward, if more.
         critics: Value models, each with an inference of its own.
@@ -230,6 +230,10 @@ def _scores(
         signals.append(value)
     if settings.reward == MODEL_REWARD:
         roles.append(Role(name="reward", like=critics[0] if critics else "actor", head=VALUE_HEAD))
+    if settings.old_logprobs:
+        # The weights of this iteration's generation, or, where that runs ahead, those it is about to train.
+        calls.append(_inference("actor_inf", "actor", scored, ("old_logprobs",), factor))
+        signals.append("old_logprobs")
     if settings.kl:
         calls.append(_inference("ref_inf", reference, scored, ("ref_logprobs",), factor))
         if reference != "actor":

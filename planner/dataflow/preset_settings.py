@@ -30,6 +30,9 @@ class Settings:
         group_size: Responses per prompt.
         mini_batches: Optimizer steps per iteration.
         kl: Whether a frozen reference scores the responses.
+        old_logprobs: Whether the actor, before it trains, computes the log-probabilities of the responses once more in
+            the trainer, as verl (``old_log_prob``), NeMo-RL (``prev_logprobs``) and OpenRLHF (``action_log_probs``)
+            do; otherwise training takes those of the engine, as verl's ``rollout_correction.bypass_mode``.
         reward: ``model`` (a reward model on devices) or ``external`` (a verifier beside them).
         latency_s: Seconds an external verifier, judge or labeller takes per sequence.
         concurrency: Sequences it handles at once.
@@ -50,6 +53,7 @@ class Settings:
     group_size: int = 1
     mini_batches: int = 1
     kl: bool = True
+    old_logprobs: bool = False
     reward: str = MODEL_REWARD
     latency_s: float = 0.0
     concurrency: int = 1024

@@ -39,7 +39,7 @@ class Preset:
 
 
 ROLE_SETTINGS = ("task", "lora_rank", "lora_targets")
-_PPO_SETTINGS = ("mini_batches", "kl", "reward", "latency_s", "concurrency", *ROLE_SETTINGS)
+_PPO_SETTINGS = ("mini_batches", "kl", "old_logprobs", "reward", "latency_s", "concurrency", *ROLE_SETTINGS)
 _GROUP_SETTINGS = ("group_size", *_PPO_SETTINGS)
 
 PRESETS: Mapping[str, Preset] = {
@@ -75,7 +75,7 @@ PRESETS: Mapping[str, Preset] = {
             source="Shao et al. 2024, arXiv:2402.03300",
             build=preset_policy.group_relative,
             takes=_GROUP_SETTINGS,
-            defaults=Settings(group_size=8),
+            defaults=Settings(group_size=8, old_logprobs=True),
         ),
         Preset(
             name="rloo",
@@ -83,7 +83,7 @@ PRESETS: Mapping[str, Preset] = {
             source="Ahmadian et al. 2024, arXiv:2402.14740",
             build=preset_policy.group_relative,
             takes=_GROUP_SETTINGS,
-            defaults=Settings(group_size=4),
+            defaults=Settings(group_size=4, old_logprobs=True),
         ),
         Preset(
             name="reinforce++",
@@ -91,13 +91,14 @@ PRESETS: Mapping[str, Preset] = {
             source="Hu 2025, arXiv:2501.03262",
             build=preset_policy.group_relative,
             takes=_GROUP_SETTINGS,
+            defaults=Settings(old_logprobs=True),
         ),
         Preset(
             name="remax",
             summary="REINFORCE whose baseline is the reward of the greedy response: two generations per prompt.",
             source="Li et al. 2023, arXiv:2310.10505",
             build=preset_policy.remax,
-            takes=("mini_batches", "kl", "reward", "latency_s", "concurrency", *ROLE_SETTINGS),
+            takes=_PPO_SETTINGS,
         ),
         Preset(
             name="dapo",
@@ -106,7 +107,14 @@ PRESETS: Mapping[str, Preset] = {
             source="Yu et al. 2025, arXiv:2503.14476; three times as many prompts as its published launch script",
             build=preset_policy.group_relative,
             takes=(*_GROUP_SETTINGS, "oversampling"),
-            defaults=Settings(group_size=16, kl=False, reward="external", oversampling=Fraction(3), mini_batches=16),
+            defaults=Settings(
+                group_size=16,
+                kl=False,
+                old_logprobs=True,
+                reward="external",
+                oversampling=Fraction(3),
+                mini_batches=16,
+            ),
         ),
         Preset(
             name="distill-on-policy",

@@ -20,17 +20,27 @@ SHAPES: list[tuple[str, dict[str, Any], dict[str, int], set[str]]] = [
         {"actor_gen": 64, "reward_inf": 64, "critic_inf": 64, "ref_inf": 64, "actor_train": 64, "critic_train": 64},
         {"actor", "critic"},
     ),
-    ("grpo", {}, {"actor_gen": 512, "reward_inf": 512, "ref_inf": 512, "actor_train": 512}, {"actor"}),
-    ("grpo", {"kl": False, "group_size": 2}, {"actor_gen": 128, "reward_inf": 128, "actor_train": 128}, {"actor"}),
-    ("rloo", {"kl": False}, {"actor_gen": 256, "reward_inf": 256, "actor_train": 256}, {"actor"}),
-    ("reinforce++", {"kl": False}, {"actor_gen": 64, "reward_inf": 64, "actor_train": 64}, {"actor"}),
+    (
+        "grpo",
+        {},
+        {"actor_gen": 512, "reward_inf": 512, "actor_inf": 512, "ref_inf": 512, "actor_train": 512},
+        {"actor"},
+    ),
+    (
+        "grpo",
+        {"kl": False, "group_size": 2, "old_logprobs": False},
+        {"actor_gen": 128, "reward_inf": 128, "actor_train": 128},
+        {"actor"},
+    ),
+    ("rloo", {"kl": False}, {"actor_gen": 256, "reward_inf": 256, "actor_inf": 256, "actor_train": 256}, {"actor"}),
+    ("reinforce++", {"kl": False}, {"actor_gen": 64, "reward_inf": 64, "actor_inf": 64, "actor_train": 64}, {"actor"}),
     (
         "remax",
         {"kl": False},
         {"sample_gen": 64, "greedy_gen": 64, "reward_inf": 64, "greedy_reward": 64, "actor_train": 64},
         {"actor"},
     ),
-    ("dapo", {}, {"actor_gen": 3072, "reward_inf": 3072, "actor_train": 1024}, {"actor"}),
+    ("dapo", {}, {"actor_gen": 3072, "reward_inf": 3072, "actor_inf": 1024, "actor_train": 1024}, {"actor"}),
     (
         "safe-rlhf",
         {"kl": False},
@@ -126,6 +136,19 @@ def test_oversampled_groups_are_scored_once_chosen() -> None:
     graph = build_preset("dapo", {"kl": True})
     assert graph.parents("ref_inf") == ("actor_gen", "reward_inf")
     assert graph.call("ref_inf").sequences(BATCH) == 1024
+    assert graph.parents("actor_inf") == graph.parents("ref_inf")
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if "old_logprobs" in PRESETS[name].takes])
+def test_the_policy_scores_its_own_responses_before_it_trains_on_them(name: str) -> None:
+    """By default where log-probabilities are those of a ratio; PPO's six calls are ReaLHF's."""
+    assert PRESETS[name].defaults.old_logprobs == (name in {"grpo", "rloo", "reinforce++", "dapo"})
+    graph = build_preset(name, {"old_logprobs": True})
+    inference, train = graph.call("actor_inf"), graph.call("actor_train")
+    assert inference.role == "actor"
+    assert inference.sequences(BATCH) == train.sequences(BATCH)
+    assert "actor_gen" in graph.parents("actor_inf") or "sample_gen" in graph.parents("actor_inf")
+    assert "actor_inf" in graph.parents("actor_train")
 
 
 def test_ema_averages_the_reference_and_keeps_it() -> None:

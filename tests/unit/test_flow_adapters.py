@@ -11,6 +11,7 @@ from planner.dataflow.flow_costs import model_call
 from planner.dataflow.flow_request import FlowOptions, FlowRequest, resolve_flow
 from planner.dataflow.graph import Dataflow, Role
 from planner.dataflow.graph_file import graph_from_mapping
+from planner.dataflow.payloads import payload
 from planner.dataflow.presets import build_preset
 from planner.workflows import plan_dataflow
 from profiles.errors import SpecError
@@ -84,17 +85,21 @@ def test_one_training_call_costs_what_the_single_job_does(task: str, cluster: st
     [
         ("sft", {"settings": {"task": "qlora"}}, "hf-trainer"),
         ("dpo", {}, "hf-trainer"),
-        ("grpo", {"settings": {"task": "lora"}}, "hf-trainer"),
-        ("ppo", {"settings": {"task": "lora"}}, "hf-trainer"),  # the critic is trained in full
+        ("grpo", {"settings": {"task": "lora"}}, "megatron-core"),
+        ("ppo", {"settings": {"task": "lora"}}, "megatron-core"),  # the critic is trained in full
+        ("grpo", {"settings": {"task": "qlora"}}, "hf-trainer"),
+        ("ppo", {"settings": {"task": "qlora"}}, "hf-trainer"),
+        ("dpo", {"settings": {"task": "lora"}}, "hf-trainer"),  # nothing is generated
         ("sft", {"settings": {"task": "pretrain"}}, "megatron-core"),
         ("grpo", {}, "megatron-core"),
         ("best-of-n", {}, "megatron-core"),
         ("sft", {"pins": {"actor_train": {"tp": 2}}}, "megatron-core"),
         ("sft", {"pins": {"actor_train": {"dp": 2}}}, "hf-trainer"),
-        ("grpo", {"settings": {"task": "lora"}, "pins": {"actor_gen": {"tp": 2}}}, "hf-trainer"),
+        ("best-of-n", {"pins": {"actor_gen": {"tp": 2}}}, "megatron-core"),
+        ("grpo", {"settings": {"task": "qlora"}, "pins": {"actor_gen": {"tp": 2}}}, "hf-trainer"),
         (
             "grpo",
-            {"settings": {"task": "lora"}, "pins": {"actor_gen": {"tp": 2, "engine": "trainer"}}},
+            {"settings": {"task": "qlora"}, "pins": {"actor_gen": {"tp": 2, "engine": "trainer"}}},
             "megatron-core",
         ),
     ],
@@ -114,7 +119,7 @@ def test_why_the_default_is_not_that_of_a_single_job_is_said() -> None:
     def reason(job: str, **options: Any) -> str:
         return next(note.message for note in asked(job, **options).assumptions if note.field == "framework")
 
-    assert "published runs that generate and train all weights; hf-trainer splits no model" in reason("grpo")
+    assert "published runs that generate and train; hf-trainer splits no model" in reason("grpo")
     assert reason("sft", pins={"actor_train": {"pp": 2}}).endswith("; hf-trainer splits no model")
     assert "splits" not in reason("sft")
     with pytest.raises(SpecError, match="framework: workflows are planned for one; got 'any'"):
@@ -137,6 +142,39 @@ def test_intervals_are_as_wide_as_for_what_a_role_trains() -> None:
     assert plan is not None
     wide = {call.name: call.time_high_s / call.time_low_s for call in plan.calls}
     assert wide["second_train"] > 1.5 * wide["first_train"]
+
+
+def test_adapters_alone_reach_the_engine() -> None:
+    """Rank 16 on queries and values of 32 layers 4096 wide: 8.4 million of 6.7 billion parameters."""
+    settings = {"task": "lora", "lora_targets": "q,v", "reward": "external", "kl": False, "old_logprobs": False}
+    apart = {"actor_gen": {"gpus": "0-3"}, "actor_train": {"gpus": "4-7"}}
+    plans = [
+        plan_dataflow("grpo", {"": MODEL}, "8xH100", settings=settings | change, pins=apart, **QUICK).plan
+        for change in ({}, {"task": "full", "lora_targets": None})
+    ]
+    (small,), (whole,) = [plan.reallocations for plan in plans if plan is not None]
+    assert small.moved_bytes / whole.moved_bytes == pytest.approx(2 * 32 * 16 * 8192 / 6.738e9, rel=0.01)
+    assert small.time_s < whole.time_s / 4
+    engines = [plan.calls[0] for plan in plans if plan is not None]
+    assert [engine.holding for engine in engines] == ["resident", "delivered"]
+    base_bytes = 2 * 6.738e9 / plans[0].calls[0].plan.tensor_parallel  # type: ignore[union-attr]
+    assert engines[0].static_bytes > base_bytes * (1 + small.moved_bytes / whole.moved_bytes)
+
+
+def test_a_copy_of_the_policy_carries_all_weights() -> None:
+    request = asked("mrdpo")
+    assert request.graph.role("actor").task == "lora"
+    assert payload(request, "actor", "ref").share == 1
+    adapters = payload(request, "actor", "actor")
+    assert adapters.tensors == 2 * 7 * 32
+    assert adapters.total_bytes < 0.01 * payload(request, "actor", "ref").total_bytes
+
+
+def test_engines_keep_the_base_of_adapters_and_say_so() -> None:
+    notes = {note.field: note.message for note in asked("grpo", settings={"task": "lora"}).assumptions}
+    assert "adapters alone go to the engine" in notes["job.roles.actor.lora"]
+    for job, settings in (("grpo", {}), ("sft", {"task": "lora"})):
+        assert "job.roles.actor.lora" not in {note.field for note in asked(job, settings=settings).assumptions}
 
 
 def test_rank_and_targets_are_settings_and_said_when_assumed() -> None:

@@ -98,14 +98,17 @@ def test_every_gpu_has_the_memory_of_its_kind() -> None:
     assert all(usable == h100 for first, usable in peaks if first)
 
 
-@pytest.mark.parametrize(("job", "cluster"), [("dpo", TINY), ("grpo", "1xA100-80GB+1xH100")])
-def test_the_plan_is_the_best_of_all_on_a_tiny_cluster(job: str, cluster: str) -> None:
-    request, _, compiled = priced(cluster, job, iterations=1)
+@pytest.mark.parametrize(
+    ("job", "cluster", "settings"), [("dpo", TINY, {}), ("grpo", "1xA100-80GB+1xH100", {"kl": False})]
+)
+def test_the_plan_is_the_best_of_all_on_a_tiny_cluster(job: str, cluster: str, settings: dict[str, Any]) -> None:
+    asked = {"iterations": 1, "settings": settings}
+    request, _, compiled = priced.__wrapped__(cluster, job, **asked)
     problem = compiled.problem
     small = problem.restrict(useful_candidates(problem))
     assert small.num_plans < 2e6
     assert solve(problem).makespan_s == pytest.approx(brute_force(small), rel=1e-12)
-    assert plan_of(plan_dataflow(job, SMALL, request.cluster, **QUICK | {"iterations": 1})).total_s == pytest.approx(
+    assert plan_of(plan_dataflow(job, SMALL, request.cluster, **QUICK | asked)).total_s == pytest.approx(
         brute_force(small), rel=1e-9
     )
 

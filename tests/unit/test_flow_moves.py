@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp
-from planner.dataflow.flow_compile import CompiledFlow, compile_flow, placed_rows, weight_moves
+from planner.dataflow.flow_compile import CompiledFlow, compile_flow, weight_moves
 from planner.dataflow.flow_costs import handed_on
 from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.flow_results import FlowPlan
-from planner.dataflow.flow_transfers import TransferPrices
+from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
 from planner.dataflow.graph import INFERENCE, TRAIN, Call, Dataflow, Role
 from planner.dataflow.orders import task_graph
+from planner.dataflow.payloads import payload
 from planner.dataflow.placement import placements
 from planner.dataflow.priced_cluster import priced_on
 from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
@@ -196,9 +197,12 @@ def test_weights_reach_an_engine_no_faster_than_it_loads_them_and_a_trainer_over
     assert flow is not None
     index = {call: place for place, call in enumerate(flow.names)}
     tensors, size = checkpoint_tensors(request.models["actor"]), 2.0 * total_parameters(request.models["actor"])
-    most_s = prices.most_s(request.models["actor"], request.precision, request.engines)
+    sent = payload(request, "actor", "actor")
+    most_s = prices.most_s(sent, request.engines)
     trained, generating = (
-        placed_rows(request, call, flow.problem.calls[index[call]], priced.costs, flow.row[index[call]])
+        PlacedRows(
+            call=flow.problem.calls[index[call]], rows=priced.costs.rows[call], row=flow.row[index[call]], payload=sent
+        )
         for call in ("actor_train", "actor_gen")
     )
     for apart in (False, True):

@@ -1,12 +1,16 @@
 """Meshes, holdings and pace: the parts a workflow's plan is put together from, by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from costmodels.model_calls import CallTable
 from costmodels.plan import PlanBatch
+from planner.dataflow.flow_compile import compile_flow
 from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.flow_request import FlowOptions, resolve_flow
+from planner.dataflow.flow_transfers import TransferPrices
 from planner.dataflow.holdings import (
     ALL_OUT,
     DELIVERED,
@@ -17,7 +21,15 @@ from planner.dataflow.holdings import (
     shareable,
     useful_rows,
 )
-from planner.dataflow.placement import Region, cluster_meshes, machine_meshes, placements, with_pinned
+from planner.dataflow.placement import (
+    Region,
+    cluster_meshes,
+    machine_meshes,
+    on_whole_pools,
+    placements,
+    with_pinned,
+)
+from planner.dataflow.priced_cluster import priced_on
 from planner.request import resolve_cluster
 from profiles.errors import SpecError
 from profiles.mixed_cluster import alone
@@ -106,6 +118,38 @@ def test_modes_divide_the_cluster() -> None:
     assert len(regions("async", "8xH100")) == 7
     with pytest.raises(SpecError, match="divides GPUs among two pools"):
         regions("async", "1xH100")
+
+
+def test_the_only_role_that_trains_scores_on_all_gpus_that_do_not_generate() -> None:
+    def scoring(job: str, **options: Any) -> set[str]:
+        return set(on_whole_pools(resolve_flow(job, {"": "llama-3.2-1b"}, "8xH100", FlowOptions(**options))))
+
+    assert scoring("grpo", mode="async") == scoring("grpo", mode="disaggregated") == {"actor_inf"}
+    assert scoring("grpo", mode="async", settings={"task": "lora"}) == {"actor_inf", "ref_inf"}
+    assert scoring("grpo") == set()
+    assert scoring("ppo", mode="async", settings={"old_logprobs": True}) == set()  # the critic trains beside it
+    for pins, gpus in (({}, 6), ({"actor_inf": {"gpus": "6-7"}}, 2)):
+        request = resolve_flow("grpo", {"": "llama-3.2-1b"}, "8xH100", FlowOptions(batch=96, mode="async", pins=pins))
+        regions = next(item for item in placements(request, request.cluster) if item["actor_gen"].stop == 2)
+        priced = priced_on(request, request.cluster)
+        prices = TransferPrices.on(request.cluster)
+        flow = compile_flow(request, request.cluster, priced.costs, priced.meshes, regions, prices)
+        assert flow is not None
+        assert set(flow.problem.calls[flow.names.index("actor_inf")].size.tolist()) == {gpus}
+        assert len(set(flow.problem.calls[flow.names.index("actor_train")].size.tolist())) > 1
+
+
+def test_weights_lie_where_they_train_only_in_layouts_that_train() -> None:
+    sizes: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128}
+    request = resolve_flow("grpo", {"": "qwen2.5-7b"}, "2x8xH100", FlowOptions(**sizes))
+    rows = priced_on(request, request.cluster).costs.rows
+    assert list(rows)[:3] == ["actor_gen", "actor_inf", "actor_train"]
+    stay = rows["actor_inf"].layout[rows["actor_inf"].holding == RESIDENT]
+    assert len(stay)
+    assert set(stay.tolist()) <= set(rows["actor_train"].layout.tolist())
+    adapters = resolve_flow("grpo", {"": "qwen2.5-7b"}, "2x8xH100", FlowOptions(**sizes, settings={"task": "lora"}))
+    rows = priced_on(adapters, adapters.cluster).costs.rows
+    assert set(rows["actor_gen"].holding.tolist()) == {RESIDENT, FETCHED}
 
 
 def test_a_mode_of_two_pools_needs_two_kinds_of_calls() -> None:

@@ -32,7 +32,7 @@ def planned(job: Any = "grpo", gpus: str = "2xH100", **settings: Any) -> FlowPla
 def waits_for_generation(**settings: Any) -> FlowPlan:
     """The longest responses set the pace, and training is soon done."""
     lengths = {"batch": 128, "prompt": 512, "generate": "lognormal:mean=2000,sigma=1,max=16384"}
-    external = {"reward": "external"}
+    external = {"reward": "external", "old_logprobs": False}
     plan = plan_dataflow("grpo", "qwen2.5-7b", "8xH100", mode="async", settings=external, **lengths, **settings).plan
     assert plan is not None
     return plan
