@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from profiles.errors import SpecError, did_you_mean
-from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, DeviceSpec, LinkSpec, NodeSpec
+from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, DeviceSpec, LinkSpec, NodeSpec, check_role, links_of
 from profiles.units import GIB, GIGA, MIB, MICROSECOND, TERA
 
 GemmFormat = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4"]
@@ -159,11 +159,12 @@ class NodeEntry(Entry):
         """The node, its device and links looked up by canonical name."""
         where = f"{file}:{name}"
 
-        def link(field: str) -> LinkSpec:
+        def link(field: str, role: str) -> LinkSpec:
             wanted: str = getattr(self, field)
             if wanted not in links:
-                raise SpecError(f"{where}.{field}", f"unknown link {wanted[:60]!r}", did_you_mean(wanted, links))
-            return links[wanted]
+                hint = did_you_mean(wanted, links_of(role, links))
+                raise SpecError(f"{where}.{field}", f"unknown link {wanted[:60]!r}", hint)
+            return check_role(links[wanted], role, links, field=f"{where}.{field}")
 
         if self.device not in devices:
             hint = did_you_mean(self.device, devices)
@@ -176,11 +177,11 @@ class NodeEntry(Entry):
             name=name,
             device=devices[self.device],
             devices_per_node=self.devices_per_node,
-            scale_up=link("scale_up"),
+            scale_up=link("scale_up", "scale_up"),
             domain_devices=domain,
-            nic=link("nic"),
+            nic=link("nic", "fabric"),
             nics_per_node=self.nics_per_node,
-            host_link=link("host_link"),
+            host_link=link("host_link", "host_link"),
             host_memory_bytes=self.host_memory_gib * GIB,
             collective_rank_s=self.collective_rank_us * MICROSECOND,
             host_time_scale=self.host_time_scale,

@@ -339,7 +339,7 @@ def _assemble(
         assumptions = [line for line in assumptions if not line.startswith("nics_per_node:")]
 
     def link(field: str, wanted: str | None, default: LinkSpec) -> LinkSpec:
-        return default if wanted is None else catalog.link(wanted, field=f"cluster.{field}")
+        return default if wanted is None else catalog.link(wanted, field=f"cluster.{field}", role=field)
 
     domain = overrides.domain_devices or base.domain_devices
     if domain % base.devices_per_node:

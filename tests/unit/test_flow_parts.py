@@ -18,7 +18,7 @@ from planner.dataflow.holdings import (
     useful_rows,
 )
 from planner.dataflow.placement import Region, cluster_meshes, machine_meshes, placements, with_pinned
-from planner.request import resolve_cluster
+from planner.machines import resolve_cluster
 from profiles.errors import SpecError
 from profiles.mixed_cluster import alone
 
