@@ -32,6 +32,7 @@ from planner.validate.reader import Row, csv_files, read_rows
 from planner.validate.recipes import MODULES_RECOMPUTED
 from planner.validate.rows import CannotScore, Contradiction, MemoryKind, ScorableRow, UnscorableRow
 from planner.validate.stack_choice import defaults_of
+from planner.validate.user_cells import check_cells
 from planner.validate.user_rows import (
     counted_as,
     job_as_estimated,
@@ -107,7 +108,12 @@ def map_rows(rows: Iterable[Row], catalog: Catalog, *, users_own: bool = False) 
             reason = error.reason if isinstance(error, CannotScore) else str(error)
             unscorable.append(
                 UnscorableRow(
-                    file=row.file, line=row.line, source=row.text("source"), model_name=row.text("model"), reason=reason
+                    file=row.file,
+                    line=row.line,
+                    source=row.text("source"),
+                    model_name=row.text("model"),
+                    reason=reason,
+                    error=error if isinstance(error, SpecError) else None,
                 )
             )
     return Mapped(scorable=average_repeats(scorable), unscorable=tuple(unscorable))
@@ -130,6 +136,8 @@ def map_row(printed: Row, catalog: Catalog, finder: ModelFinder, *, users_own: b
     if check:
         raise CannotScore(f"marked as contradictory by its transcriber:{check.group(1).rstrip()}")
     users_own = users_own and printed.text("source_url_or_path") != COLLECTOR  # which writes as published tables do
+    if users_own:
+        check_cells(printed)
     reading = _reading(printed, catalog, finder, users_own=users_own)
     row, model, cluster = reading.row, reading.model, reading.cluster
     degrees = degrees_of(row, cluster.num_devices)

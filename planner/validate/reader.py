@@ -27,6 +27,8 @@ MAX_FILE_BYTES = 64 << 20
 MAX_ROWS = 200_000
 MAX_FILES = 1000
 
+GIVEN = "trials"  # stands for the file of rows that a caller gave one by one
+
 # A number, perhaps followed by a remark: "2.5 (nominal)".
 _NUMBER = re.compile(r"([0-9][0-9,]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+)\s*(?:\(.*\))?")
 _RANGE = re.compile(r"[0-9.]+\s*-\s*[0-9.]+")
@@ -52,8 +54,8 @@ class Row:
         return self.cells.get(column, "").strip()
 
     def where(self, column: str) -> str:
-        """Place of a cell, for messages: ``file:line:column``."""
-        return f"{self.file}:{self.line}:{column}"
+        """Place of a cell, for messages: ``file:line:column``, of rows given one by one ``trials.0.column``."""
+        return f"{place_of(self.file, self.line)}{'.' if self.file == GIVEN else ':'}{column}"
 
     def number(self, column: str) -> float | None:
         """The cell as a positive number or zero; None when blank or a range.
@@ -92,6 +94,11 @@ class Row:
         """Whether the cell starts with yes or no; None when it says neither."""
         words = self.text(column).lower().split(maxsplit=1)
         return _YES_NO.get(words[0].strip(",;:(")) if words else None
+
+
+def place_of(file: str, line: int) -> str:
+    """Place of a row, for messages; rows given one by one are counted from 0, as lists in errors are."""
+    return f"{GIVEN}.{line - 1}" if file == GIVEN else f"{file}:{line}"
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:
