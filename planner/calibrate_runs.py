@@ -85,7 +85,7 @@ def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None
     Raises:
         SpecError: If a table is malformed, holds no run that can be used, or one in another unit.
     """
-    mapped = map_files(paths, users_own=True)
+    mapped = map_files(paths, users_own=True, field="runs")
     timed = [row for row in mapped.scorable if row.step_time_s is not None]
     start = dict(load_stacks()) if stacks is None else dict(stacks)
     if stacks is None:

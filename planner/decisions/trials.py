@@ -95,7 +95,7 @@ def read_trials(given: TrialInput | Sequence[TrialInput], *, allow_files: bool =
         raise SpecError("trials", "tables and rows cannot be mixed")
     if not allow_files:
         raise SpecError("trials", "names a file, which is not read here", "give the rows")
-    return map_files(paths, users_own=True)
+    return map_files(paths, users_own=True, field="trials")
 
 
 def _row(item: Any, number: int) -> Row:

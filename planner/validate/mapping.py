@@ -80,7 +80,9 @@ def scorable_rows(paths: Sequence[Path], *, users_own: bool = False) -> list[Sco
     return list(map_files(paths, users_own=users_own).scorable)
 
 
-def map_files(paths: Sequence[Path], catalog: Catalog | None = None, *, users_own: bool = False) -> Mapped:
+def map_files(
+    paths: Sequence[Path], catalog: Catalog | None = None, *, users_own: bool = False, field: str = "files"
+) -> Mapped:
     """Every row of the given files or folders, priced or with a reason.
 
     Args:
@@ -88,12 +90,15 @@ def map_files(paths: Sequence[Path], catalog: Catalog | None = None, *, users_ow
         catalog: Hardware and models; the default one when None.
         users_own: They are a user's own runs, which mean what ``planner estimate`` does (``user_rows``), and no
             published tables, which leave out what their publishers' habits and scripts say.
+        field: What errors name where there is no such file.
 
     Raises:
         SpecError: If a file is malformed.
     """
     known = catalog or default_catalog()
-    return map_rows((row for path in csv_files(paths) for row in read_rows(path)), known, users_own=users_own)
+    return map_rows(
+        (row for path in csv_files(paths, field=field) for row in read_rows(path)), known, users_own=users_own
+    )
 
 
 def map_rows(rows: Iterable[Row], catalog: Catalog, *, users_own: bool = False) -> Mapped:

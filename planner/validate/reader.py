@@ -123,8 +123,12 @@ def read_rows(path: Path) -> tuple[Row, ...]:
         raise SpecError(name, f"cannot be read: {error.strerror or type(error).__name__}") from None
 
 
-def csv_files(paths: Sequence[Path]) -> tuple[Path, ...]:
+def csv_files(paths: Sequence[Path], *, field: str = "files") -> tuple[Path, ...]:
     """The files themselves, and the ``*.csv`` of each folder (not of its subfolders), in name order.
+
+    Args:
+        paths: Files and folders.
+        field: What errors name.
 
     Raises:
         SpecError: If a path does not exist, a folder holds no table, or there are too many.
@@ -134,14 +138,14 @@ def csv_files(paths: Sequence[Path]) -> tuple[Path, ...]:
         if path.is_dir():
             inside = sorted(path.glob("*.csv"))
             if not inside:
-                raise SpecError("files", f"folder {path.name!r} holds no .csv file")
+                raise SpecError(field, f"folder {path.name!r} holds no .csv file")
             found += inside
         elif path.is_file():
             found.append(path)
         else:
-            raise SpecError("files", f"no file or folder {str(path)[-80:]!r}")
+            raise SpecError(field, f"no file or folder {str(path)[-80:]!r}")
     if len(found) > MAX_FILES:
-        raise SpecError("files", f"at most {MAX_FILES} files; got {len(found)}")
+        raise SpecError(field, f"at most {MAX_FILES} files; got {len(found)}")
     return tuple(found)
 
 
