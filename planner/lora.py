@@ -131,10 +131,12 @@ def read_targets(given: object, field: str) -> tuple[str, ...]:
         name = _JOINT_NAMES.get(small, small.removesuffix("_proj")) if isinstance(small, str) else small
         if name not in (*known, JOINT_TARGET):
             raise SpecError(field, f"unknown value {str(word)[:40]!r}", "a list of " + ", ".join(known))
+        if name in found:
+            raise SpecError(field, f"names {name} twice; got {str(given)[:60]!r}", "each layer once")
         found.append(name)
     if JOINT_TARGET in found and {"q", "k", "v"} & set(found):
         raise SpecError(field, "names q, k or v beside qkv, which is all three", "qkv, or q, k and v")
-    return tuple(dict.fromkeys(found))
+    return tuple(found)
 
 
 def check_adapted(lora: LoraSpec | None, model: ModelSpec, *, where: str = "job") -> None:

@@ -179,7 +179,7 @@ def node_parts(node: NodeSpec) -> dict[str, Any]:
 def _check_count(field: str, count: int | None, limit: int) -> None:
     if count is not None and not 1 <= count <= limit:
         shown = str(count) if count < 10**12 else "a larger number"
-        raise SpecError(field, f"must be between 1 and {limit}; got {shown}")
+        raise SpecError(field, f"must be between 1 and {limit}; got {shown}", "1" if count < 1 else str(limit))
 
 
 def _node_named(match: re.Match[str], catalog: Catalog) -> NodeSpec | None:
