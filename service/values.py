@@ -80,7 +80,7 @@ def _check_scalar(value: object, place: tuple[str | int, ...]) -> None:
         problem = "whole numbers must fit into 64 bits"
     if problem:
         told = {"place": [_encodable(str(part)) for part in place], "value": _encodable(value)}
-        raise PydanticCustomError(INSIDE, problem, told)  # type: ignore[arg-type]
+        raise PydanticCustomError(INSIDE, problem, told)
 
 
 def _encodable(value: object) -> object:
