@@ -84,8 +84,7 @@ def serving(
     stored, note = _format(precision, machines)
     form, published = served_weights(weights, resolved.spec, program, machines.device)
     drafts = drafting(asked, model=resolved.spec, engine=program, allow_files=options.allow_files)
-    notes = [*assumed_notes("model", resolved.assumptions), *assumed_notes("cluster", machines.assumptions)]
-    notes += fabric_notes(machines, options.fabric)
+    notes = [*assumed_notes("model", resolved.assumptions), *_machine_notes(machines, options)]
     question = ServingResult(
         model=resolved.spec,
         cluster=with_own_reserve(machines, options.memory_reserve_bytes),
@@ -100,6 +99,11 @@ def serving(
     )
     most = whole_number("top", top, least=1, most=MOST_TOP)
     return _answered(question, _checked_pins(pins), most, disaggregated=disaggregated)
+
+
+def _machine_notes(machines: ClusterSpec, options: Options) -> list[Note]:
+    """What was assumed of the machines, and whether the network named has an effect."""
+    return [*assumed_notes("cluster", machines.assumptions), *fabric_notes(machines, options.fabric)]
 
 
 def _check_context(job: ServingJob, model: ModelSpec) -> None:
