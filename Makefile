@@ -30,6 +30,7 @@ lint: $(INSTALLED_DEV) ## ruff format and ruff check
 
 types: $(INSTALLED_DEV) ## mypy, strict
 	$(BIN)/mypy
+	$(BIN)/mypy tests/contract/typed_client.py
 
 contracts: $(INSTALLED_DEV) ## import-linter: the layers of the house
 	$(BIN)/lint-imports

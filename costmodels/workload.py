@@ -129,8 +129,10 @@ class TrainingJob:
         if self.frozen_dtype and self.task != "lora":
             problem = f"is of the weights beside unquantised adapters; task is {self.task!r}"
             raise SpecError("job.frozen_dtype", problem, "task lora, or leave it out")
-        if not 0 < self.padding_efficiency <= 1:
-            raise SpecError("job.padding_efficiency", f"must be in (0, 1]; got {self.padding_efficiency}")
+        least = 1 / self.sequence_length  # a sequence has one useful token or more
+        if not least <= self.padding_efficiency <= 1:
+            problem = f"must be from {least:.3g}, one token of a sequence, to 1; got {self.padding_efficiency}"
+            raise SpecError("job.padding_efficiency", problem, "1 where nothing is padded")
         if (self.lora is not None) != self.trains_adapters_only:
             raise SpecError("job.lora", f"must be given exactly when task is lora or qlora; task is {self.task!r}")
 

@@ -8,8 +8,6 @@ search engines, which can be called.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from planner import search as search
-
 if TYPE_CHECKING:
     from costmodels.plan import ExecutionPlan as ExecutionPlan
     from costmodels.workload import TrainingJob as TrainingJob
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from planner.replanning import replan_saved as replan_saved
     from planner.request import Options as Options
     from planner.results import PlanResult as PlanResult
+    from planner.search.call import search as search
     from planner.search.result import SearchResult as SearchResult
     from planner.search.sweep import sweep as sweep
     from planner.serving_plans import serving as serving
@@ -40,6 +39,8 @@ if TYPE_CHECKING:
     from profiles.errors import InfeasibleError as InfeasibleError
     from profiles.errors import PlannerError as PlannerError
     from profiles.errors import SpecError as SpecError
+else:  # type checkers know of no package that can be called
+    from planner import search as search
 
 _HOMES = {
     "CompareResult": "planner.comparing",

@@ -20,13 +20,13 @@ from planner.estimates import plan_estimates
 from planner.explain import explain, wished_rows
 from planner.host_notes import host_notes, run_notes
 from planner.layouts import needs_layout
+from planner.machines import ClusterInput
 from planner.parts import idle_notes, part_laid_out, search_on, search_parts
 from planner.phrases import percent
 from planner.pricing import blocks_of_one, join, memory_rejections, nearest_to_fit, price_all
 from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, pareto_rows
 from planner.remedies import find_remedies
 from planner.request import (
-    ClusterInput,
     JobInput,
     ModelInput,
     Options,

@@ -23,7 +23,8 @@ from costmodels.plan import FloatArray, IntArray
 from costmodels.uncertainty import NORMAL_90
 from planner.validate.mapping import Mapped, map_files
 from planner.validate.predict import RowPredictor, price_half_widths
-from planner.validate.rows import ScorableRow
+from planner.validate.reader import place_of
+from planner.validate.rows import ScorableRow, unreadable
 from planner.validate.stack_fit import MEASUREMENT_STD, PRIOR_STD, Problem, free_parameters
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
@@ -84,7 +85,7 @@ def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None
     Raises:
         SpecError: If a table is malformed, holds no run that can be used, or one in another unit.
     """
-    mapped = map_files(paths, users_own=True)
+    mapped = map_files(paths, users_own=True, field="runs")
     timed = [row for row in mapped.scorable if row.step_time_s is not None]
     start = dict(load_stacks()) if stacks is None else dict(stacks)
     if stacks is None:
@@ -94,6 +95,8 @@ def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None
     predicted_s = RowPredictor(timed).step_times_s(start)
     check_units(timed, predicted_s)
     timed = [row for row, usable in zip(timed, np.isfinite(predicted_s).tolist(), strict=True) if usable]
+    if not timed and (wrong := unreadable(mapped.unscorable)) is not None:
+        raise wrong
     if not timed:
         reasons = sorted({row.reason for row in mapped.unscorable})
         raise SpecError("runs", "no row has a step time that can be compared", "; ".join(reasons[:3]))
@@ -113,7 +116,7 @@ def check_units(rows: Sequence[ScorableRow], predicted_s: FloatArray) -> None:
         if not 1 / FARTHEST <= expected_s / measured_s <= FARTHEST and np.isfinite(expected_s):
             problem = f"takes {measured_s:.3g} s a step, where about {expected_s:.3g} s are expected"
             raise SpecError(
-                f"{row.file}:{row.line}", problem, "is the time in seconds, the batch that of a whole step?"
+                place_of(row.file, row.line), problem, "is the time in seconds, the batch that of a whole step?"
             )
 
 

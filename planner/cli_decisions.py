@@ -1,6 +1,7 @@
 """``planner plan --portfolio``, ``sensitivity`` and ``observe``: decisions under uncertainty on the command line."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,7 +78,7 @@ def show_portfolio(inputs: Mapping[str, Any], values: Mapping[str, Any], *, coun
     from planner.decisions.document import portfolio_document
     from planner.decisions.render import render_portfolio
 
-    with progress("weighing plans", quiet=values["quiet"]):
+    with progress("weighing plans", quiet=values["quiet"]), _counted_by("--portfolio"):
         result = portfolio(**inputs, count=count, terms=terms)
     _show(result, portfolio_document, render_portfolio, values)
 
@@ -116,9 +117,18 @@ def show_observed(
     from planner.decisions.document import observe_document
     from planner.decisions.render import render_observed
 
-    with progress("weighing trials", quiet=values["quiet"]):
+    with progress("weighing trials", quiet=values["quiet"]), _counted_by("--next"):
         result = observe(**inputs, trials=trials, count=count, terms=terms)
     _show(result, observe_document, render_observed, values)
+
+
+@contextmanager
+def _counted_by(flag: str) -> Iterator[None]:
+    """Says of an option of the command line what is wrong with ``count``, which it gives."""
+    try:
+        yield
+    except SpecError as error:
+        raise error.at(flag if error.field == "count" else error.field) from None
 
 
 def _show(

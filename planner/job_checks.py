@@ -57,6 +57,10 @@ def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
         )
     if job.train_tokens is not None and not 0 < job.train_tokens <= MAX_TRAIN_TOKENS:
         raise SpecError("job.train_tokens", f"must be above 0 and at most {MAX_TRAIN_TOKENS:g}; got {job.train_tokens}")
+    step_tokens = job.sequence_length * job.global_batch_size * job.padding_efficiency
+    if job.train_tokens is not None and job.train_tokens < step_tokens:
+        problem = f"is less than the {step_tokens:.12g} of one step; got {job.train_tokens:.12g}"
+        raise SpecError("job.train_tokens", problem, f"{step_tokens:.12g}, or a smaller global_batch_size")
 
 
 def _check_attention_library(job: TrainingJob, device: DeviceSpec) -> None:

@@ -47,9 +47,12 @@ def adapters_of(
     fields = {name: f"{where}.lora{'.' if value is None else '_'}{name}" for name, value in apart.items()}
     rank, targets = given.get("rank"), given.get("targets")
     dropout = given.get("dropout", False)
+    if not isinstance(dropout, bool):
+        raise SpecError(f"{where}.lora.dropout", f"must be true or false; got {str(dropout)[:40]!r}")
     if task not in ADAPTER_TASKS:
-        if rank is not None or targets is not None:
-            said = fields["targets" if rank is None else "rank"]
+        if given:
+            fields["dropout"] = f"{where}.lora.dropout"
+            said = fields[next(name for name in _FIELDS if name in given)]
             raise SpecError(
                 said, "is given, but the task does not train adapters", "task " + " or ".join(ADAPTER_TASKS)
             )
@@ -62,8 +65,6 @@ def adapters_of(
     if targets is None:
         targets = _USUAL.targets
         assumed["targets"] = f"adapters on {', '.join(targets)} (not given)"
-    if not isinstance(dropout, bool):
-        raise SpecError(f"{where}.lora.dropout", f"must be true or false; got {str(dropout)[:40]!r}")
     return Adapters(
         lora=LoraSpec(rank=rank, targets=read_targets(targets, fields["targets"]), dropout=dropout), assumed=assumed
     )
@@ -130,10 +131,12 @@ def read_targets(given: object, field: str) -> tuple[str, ...]:
         name = _JOINT_NAMES.get(small, small.removesuffix("_proj")) if isinstance(small, str) else small
         if name not in (*known, JOINT_TARGET):
             raise SpecError(field, f"unknown value {str(word)[:40]!r}", "a list of " + ", ".join(known))
+        if name in found:
+            raise SpecError(field, f"names {name} twice; got {str(given)[:60]!r}", "each layer once")
         found.append(name)
     if JOINT_TARGET in found and {"q", "k", "v"} & set(found):
         raise SpecError(field, "names q, k or v beside qkv, which is all three", "qkv, or q, k and v")
-    return tuple(dict.fromkeys(found))
+    return tuple(found)
 
 
 def check_adapted(lora: LoraSpec | None, model: ModelSpec, *, where: str = "job") -> None:

@@ -18,18 +18,9 @@ from planner.api import estimate, price_plan, what_stands_in_the_way
 from planner.estimates import fastest_estimate
 from planner.exporters.saved import saved_plan
 from planner.jobs import rounded_batch
+from planner.machines import ClusterInput, resolve_cluster, with_memory_reserve
 from planner.remedies import search_if_legal
-from planner.request import (
-    ClusterInput,
-    JobInput,
-    ModelInput,
-    Options,
-    given_options,
-    part_of,
-    pins_of,
-    resolve_cluster,
-    with_memory_reserve,
-)
+from planner.request import JobInput, ModelInput, Options, given_options, part_of, pins_of
 from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request, assumed_notes
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON
 from profiles.errors import SpecError

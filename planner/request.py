@@ -14,6 +14,7 @@ from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
 from planner.candidates import TooManyPlansError
 from planner.jobs import gradient_notes, resolve_job, state_notes, with_attention, with_loss
+from planner.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
 from planner.option_kinds import check_kinds
 from planner.pins import check_values, parse_pins
 from planner.price_lists import collective_model, kernel_model_of
@@ -22,19 +23,15 @@ from planner.results import Note, Request, assumed_notes
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
 from planner.space import MOST_THINNED, Space, plan_space
 from profiles.catalog import default_catalog
-from profiles.cluster_string import cluster_from_mapping, parse_cluster
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec, NodeSpec
-from profiles.mixed_cluster import MixedCluster, is_mixed, mixed_cluster_from_mapping, parse_mixed_cluster
 from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
 from profiles.scalars import plain
 from profiles.stack import StackSpec
 from profiles.stacks import default_stack, find_stack, fitted_in, load_stacks, with_fit
-from profiles.units import GIB
 
 ModelInput = str | Path | Mapping[str, Any] | ModelSpec
-ClusterInput = str | Mapping[str, Any] | ClusterSpec
 JobInput = TrainingJob | Mapping[str, Any] | None
 PinsInput = Mapping[str, Any] | None
 ANY = "any"  # of the frameworks, where several may be named
@@ -102,7 +99,8 @@ def resolve_request(
     check_options(options)
     resolved = resolve_named_model(model, allow_files=options.allow_files)
     machines = resolve_cluster(cluster, options.fabric)
-    notes = (*assumed_notes("model", resolved.assumptions), *assumed_notes("cluster", machines.assumptions))
+    notes = [*assumed_notes("model", resolved.assumptions), *assumed_notes("cluster", machines.assumptions)]
+    notes += fabric_notes(machines, options.fabric)
     fixed = parse_pins(pins)
     training, job_notes = resolve_job(job, resolved.spec, machines, fixed)
     stack, stack_notes = _stack(options, training, fixed)
@@ -110,7 +108,7 @@ def resolve_request(
     training, loss_notes = with_loss(training, job, stack)
     return Request(
         model=resolved.spec,
-        cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
+        cluster=with_own_reserve(machines, options.memory_reserve_bytes),
         job=training,
         stack=stack,
         stack_fitted=options.stack_fit is not None,
@@ -248,65 +246,6 @@ def resolve_named_model(model: ModelInput, *, allow_files: bool) -> ResolvedMode
 @lru_cache(maxsize=256)
 def _named_model(name: str) -> ResolvedModel:
     return resolve_model(name, default_catalog(), allow_paths=False)
-
-
-def mixed_of(cluster: object) -> MixedCluster | None:
-    """The groups of a cluster of several kinds of machines; None for one that is not described as such.
-
-    Raises:
-        SpecError: If it cannot be read.
-    """
-    cluster = plain(cluster)
-    if isinstance(cluster, MixedCluster):
-        return cluster
-    if isinstance(cluster, str) and is_mixed(cluster):
-        return parse_mixed_cluster(cluster)
-    if isinstance(cluster, Mapping) and is_mixed(cluster):
-        return mixed_cluster_from_mapping(cluster)
-    return None
-
-
-def resolve_cluster(cluster: ClusterInput, fabric: str | None) -> ClusterSpec:
-    """The cluster a user names or describes, with another network link if one is given."""
-    nic = None if fabric is None else default_catalog().link(fabric, field="fabric")
-    mixed = mixed_of(cluster)
-    if mixed is not None:
-        groups = " and ".join(group.name for group in mixed.groups)
-        raise SpecError(
-            "cluster",
-            f"a plan that treats all devices alike cannot use {groups}",
-            "name one of them, or let planner search use both",
-        )
-    if isinstance(cluster, str):
-        return _named_cluster(cluster, fabric)
-    if isinstance(cluster, ClusterSpec):
-        if nic is None:
-            return cluster
-        return replace(cluster, node=replace(cluster.node, nic=nic))
-    if not isinstance(cluster, Mapping):
-        raise SpecError("cluster", f"must be text or a mapping; got {str(cluster)[:40]!r}", "for example '8xH100'")
-    return cluster_from_mapping(dict(cluster) if fabric is None else {**cluster, "fabric": fabric}, default_catalog())
-
-
-@lru_cache(maxsize=256)
-def _named_cluster(text: str, fabric: str | None) -> ClusterSpec:
-    return parse_cluster(text, default_catalog(), fabric=fabric)
-
-
-def with_memory_reserve(cluster: ClusterSpec, reserve_bytes: float) -> ClusterSpec:
-    """The cluster with so much of each device's memory left free, or what it leaves free already if that is more."""
-    device = cluster.device
-    most = device.reported_memory_bytes
-    if not 0 <= reserve_bytes < most:
-        raise SpecError(
-            "memory_reserve_bytes",
-            f"must be at least 0 and below the {most:.0f} usable bytes ({most / GIB:.1f} GiB); "
-            f"got {reserve_bytes:g} ({reserve_bytes / GIB:.1f} GiB)",
-        )
-    if reserve_bytes <= device.reserved_memory_bytes:
-        return cluster
-    smaller = replace(device, usable_memory_bytes=most - reserve_bytes, reserved_memory_bytes=reserve_bytes)
-    return replace(cluster, node=replace(cluster.node, device=smaller))
 
 
 def _stack(options: Options, job: TrainingJob, pins: Mapping[str, int]) -> tuple[StackSpec, list[Note]]:

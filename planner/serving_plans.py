@@ -13,16 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from planner.request import (
-    ClusterInput,
-    ModelInput,
-    Options,
-    check_options,
-    price_of,
-    resolve_cluster,
-    resolve_named_model,
-    with_memory_reserve,
-)
+from planner.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
+from planner.request import ModelInput, Options, check_options, price_of, resolve_named_model
 from planner.results import Note, assumed_notes
 from planner.serving_apart import apart
 from planner.serving_job import ServingJob, serving_engine, serving_job
@@ -92,10 +84,10 @@ def serving(
     stored, note = _format(precision, machines)
     form, published = served_weights(weights, resolved.spec, program, machines.device)
     drafts = drafting(asked, model=resolved.spec, engine=program, allow_files=options.allow_files)
-    notes = (*assumed_notes("model", resolved.assumptions), *assumed_notes("cluster", machines.assumptions))
+    notes = [*assumed_notes("model", resolved.assumptions), *_machine_notes(machines, options)]
     question = ServingResult(
         model=resolved.spec,
-        cluster=with_memory_reserve(machines, options.memory_reserve_bytes),
+        cluster=with_own_reserve(machines, options.memory_reserve_bytes),
         job=job,
         engine=program,
         precision=stored,
@@ -107,6 +99,11 @@ def serving(
     )
     most = whole_number("top", top, least=1, most=MOST_TOP)
     return _answered(question, _checked_pins(pins), most, disaggregated=disaggregated)
+
+
+def _machine_notes(machines: ClusterSpec, options: Options) -> list[Note]:
+    """What was assumed of the machines, and whether the network named has an effect."""
+    return [*assumed_notes("cluster", machines.assumptions), *fabric_notes(machines, options.fabric)]
 
 
 def _check_context(job: ServingJob, model: ModelSpec) -> None:

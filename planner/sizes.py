@@ -13,21 +13,11 @@ from typing import Any
 
 from planner.api import warnings_about, what_stands_in_the_way
 from planner.estimates import likely_estimate
+from planner.machines import ClusterInput, resolve_cluster
 from planner.pins import parse_pins
 from planner.pricing import nearest_to_fit
 from planner.remedies import search_if_legal
-from planner.request import (
-    ClusterInput,
-    JobInput,
-    ModelInput,
-    Options,
-    PinsInput,
-    full_node,
-    given_options,
-    part_of,
-    resolve_cluster,
-    resolve_request,
-)
+from planner.request import JobInput, ModelInput, Options, PinsInput, full_node, given_options, part_of, resolve_request
 from planner.results import Infeasible, Note, PlanEstimate, Request
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec

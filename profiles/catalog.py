@@ -21,7 +21,7 @@ import yaml
 from profiles.catalog_entries import DeviceEntry, LinkEntry, NodeEntry, validated
 from profiles.device_names import DeviceNames, matching_devices
 from profiles.errors import SpecError, did_you_mean
-from profiles.hardware import DeviceSpec, LinkSpec, NodeSpec
+from profiles.hardware import DeviceSpec, LinkSpec, NodeSpec, check_role, links_of
 
 MAX_YAML_BYTES = 4 << 20
 MAX_YAML_FILES = 2000
@@ -251,16 +251,21 @@ class Catalog:
         """
         return tuple(self.devices[match] for match in matching_devices(name, self._device_names, field=field))
 
-    def link(self, name: str, *, field: str = "cluster.fabric") -> LinkSpec:
+    def link(self, name: str, *, field: str = "cluster.fabric", role: str | None = None) -> LinkSpec:
         """The link of that name or alias, case-insensitively.
 
+        Args:
+            name: The name.
+            field: What errors name.
+            role: Where it is to stand (see ``hardware.LINK_ROLES``); anywhere if None.
+
         Raises:
-            SpecError: If the name is unknown.
+            SpecError: If the name is unknown, or its link cannot stand there.
         """
         key = _plain_key(name[:200])
         if key not in self._link_keys:
-            raise SpecError(field, f"unknown link {name[:60]!r}", did_you_mean(key, self.links))
-        return self.links[self._link_keys[key]]
+            raise SpecError(field, f"unknown link {name[:60]!r}", did_you_mean(key, links_of(role, self.links)))
+        return check_role(self.links[self._link_keys[key]], role, self.links, field=field)
 
     def node(self, name: str) -> NodeSpec:
         """The node of that name or alias, case-insensitively.

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from profiles.errors import SpecError, did_you_mean
-from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, DeviceSpec, LinkSpec, NodeSpec
+from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, DeviceSpec, LinkSpec, NodeSpec, check_role, links_of
 from profiles.units import GIB, GIGA, MIB, MICROSECOND, TERA
 
 GemmFormat = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4"]
@@ -46,8 +46,13 @@ DEFAULT_SOURCE = "default"
 EntryT = TypeVar("EntryT", bound=BaseModel)
 
 
+def _is_whole(kind: Any) -> bool:
+    """Whether a field holds a whole number, or one or null; YAML reads ``1e6`` as text, so others may be written so."""
+    return any(part is int or (get_args(part) or (None,))[0] is int for part in (kind, *get_args(kind)))
+
+
 class Entry(BaseModel):
-    """Base of what a file may say: unknown keys are refused, and so is yes or no where a number belongs."""
+    """Base of what a file may say: no unknown keys, no yes or no for a number and no text for a whole one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -58,6 +63,8 @@ class Entry(BaseModel):
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
             raise PydanticCustomError("flag", "must not be true or false")
+        if isinstance(value, str) and _is_whole(kind):
+            raise PydanticCustomError("text", "must be a whole number, not text")
         return value
 
 
@@ -159,11 +166,12 @@ class NodeEntry(Entry):
         """The node, its device and links looked up by canonical name."""
         where = f"{file}:{name}"
 
-        def link(field: str) -> LinkSpec:
+        def link(field: str, role: str) -> LinkSpec:
             wanted: str = getattr(self, field)
             if wanted not in links:
-                raise SpecError(f"{where}.{field}", f"unknown link {wanted[:60]!r}", did_you_mean(wanted, links))
-            return links[wanted]
+                hint = did_you_mean(wanted, links_of(role, links))
+                raise SpecError(f"{where}.{field}", f"unknown link {wanted[:60]!r}", hint)
+            return check_role(links[wanted], role, links, field=f"{where}.{field}")
 
         if self.device not in devices:
             hint = did_you_mean(self.device, devices)
@@ -176,11 +184,11 @@ class NodeEntry(Entry):
             name=name,
             device=devices[self.device],
             devices_per_node=self.devices_per_node,
-            scale_up=link("scale_up"),
+            scale_up=link("scale_up", "scale_up"),
             domain_devices=domain,
-            nic=link("nic"),
+            nic=link("nic", "fabric"),
             nics_per_node=self.nics_per_node,
-            host_link=link("host_link"),
+            host_link=link("host_link", "host_link"),
             host_memory_bytes=self.host_memory_gib * GIB,
             collective_rank_s=self.collective_rank_us * MICROSECOND,
             host_time_scale=self.host_time_scale,
@@ -205,7 +213,7 @@ def validated(entry_type: type[EntryT], data: Any, *, where: str) -> EntryT:
     try:
         return entry_type.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        first = error.errors(include_url=False)[0]
         path = ".".join(str(part)[:60] for part in first["loc"])
         field = f"{where}.{path}" if path else where
         if first["type"] == "extra_forbidden":
@@ -215,7 +223,14 @@ def validated(entry_type: type[EntryT], data: Any, *, where: str) -> EntryT:
             raise SpecError(field, "is required") from None
         given = repr(first["input"])
         shown = given if len(given) <= 60 else given[:57] + "..."
-        raise SpecError(field, f"{first['msg'][:1].lower()}{first['msg'][1:]}; got {shown}") from None
+        problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}; got {shown}"
+        raise SpecError(field, problem, nearest_bound(first)) from None
+
+
+def nearest_bound(error: Mapping[str, Any]) -> str:
+    """Hint of one of pydantic's errors: the bound that a value is beyond, itself allowed; empty where there is none."""
+    bounds = error.get("ctx", {})
+    return next((f"{bounds[name]:.15g}" for name in ("ge", "le") if isinstance(bounds.get(name), int | float)), "")
 
 
 def _entry_at(entry_type: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:

@@ -1,8 +1,9 @@
 """What a mapping may say of a cluster: a YAML file, a REST body, or what an answer says of its question."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from profiles.catalog_entries import Entry
 from profiles.errors import SpecError
@@ -12,6 +13,16 @@ MAX_TEXT_LENGTH = 200
 MAX_NICS_PER_NODE = 1024
 MAX_GROUPS = 8
 _TOLD = "as answers tell it"
+
+
+def _printable(text: str | None) -> str | None:
+    """A name, which is shown as it stands: no line breaks, nothing that steers a terminal."""
+    if text is not None and not text.isprintable():
+        raise PydanticCustomError("printable", "must hold printable characters alone")
+    return text
+
+
+_Name = Annotated[str | None, AfterValidator(_printable)]
 
 
 class ClusterEntry(Entry):
@@ -52,7 +63,7 @@ class ClusterEntry(Entry):
         default=None, max_length=MAX_TEXT_LENGTH, description="Link between device and host memory, e.g. `pcie5`."
     )
     host_memory_gb: float | None = Field(default=None, gt=0, le=1e6, description="Memory per host in GB of 10^9 bytes.")
-    name: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH, description="How to call the cluster.")
+    name: _Name = Field(default=None, max_length=MAX_TEXT_LENGTH, description="How to call the cluster.")
     num_devices: int | None = Field(
         default=None, ge=1, le=MAX_DEVICES, description=f"Devices in all, {_TOLD}: what the other fields come to."
     )
@@ -76,7 +87,7 @@ class MixedClusterEntry(Entry):
         max_length=MAX_TEXT_LENGTH,
         description="Link of one network adapter between nodes of different groups; the slower of theirs if null.",
     )
-    name: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH, description="How to call the cluster.")
+    name: _Name = Field(default=None, max_length=MAX_TEXT_LENGTH, description="How to call the cluster.")
     num_devices: int | None = Field(
         default=None, ge=1, le=MAX_DEVICES, description=f"Devices in all, {_TOLD}: what the groups come to."
     )

@@ -179,7 +179,7 @@ def node_parts(node: NodeSpec) -> dict[str, Any]:
 def _check_count(field: str, count: int | None, limit: int) -> None:
     if count is not None and not 1 <= count <= limit:
         shown = str(count) if count < 10**12 else "a larger number"
-        raise SpecError(field, f"must be between 1 and {limit}; got {shown}")
+        raise SpecError(field, f"must be between 1 and {limit}; got {shown}", "1" if count < 1 else str(limit))
 
 
 def _node_named(match: re.Match[str], catalog: Catalog) -> NodeSpec | None:
@@ -339,7 +339,7 @@ def _assemble(
         assumptions = [line for line in assumptions if not line.startswith("nics_per_node:")]
 
     def link(field: str, wanted: str | None, default: LinkSpec) -> LinkSpec:
-        return default if wanted is None else catalog.link(wanted, field=f"cluster.{field}")
+        return default if wanted is None else catalog.link(wanted, field=f"cluster.{field}", role=field)
 
     domain = overrides.domain_devices or base.domain_devices
     if domain % base.devices_per_node:

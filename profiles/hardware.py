@@ -13,6 +13,15 @@ MAX_NODES = 1 << 17
 MAX_DEVICES_PER_NODE = 72
 MAX_DEVICES = 1 << 20
 
+# What a link of each kind connects; between nodes and between groups of them the same kinds stand. NVLink reaches host
+# memory as C2C only.
+LINK_ROLES: Mapping[str, tuple[str, ...]] = {
+    "scale_up": ("nvlink", "xgmi", "pcie"),
+    "fabric": ("infiniband", "roce", "efa", "omnipath", "slingshot", "ethernet"),
+    "host_link": ("pcie", "c2c", "xgmi"),
+}
+_ROLE_WORDS = {"scale_up": "devices of a node", "fabric": "nodes", "host_link": "a device and host memory"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSpec:
@@ -95,6 +104,27 @@ class LinkSpec:
     one_host: bool = False
     copied_share: float = 1.0
     source: str = field(default="", compare=False)
+
+    def fits(self, role: str | None) -> bool:
+        """Whether the link may stand in a role of ``LINK_ROLES``; in any that is not given."""
+        return role is None or self.kind in LINK_ROLES[role]
+
+
+def links_of(role: str | None, links: Mapping[str, LinkSpec]) -> list[str]:
+    """Names of the links that may stand in a role, the catalogue's order kept."""
+    return [name for name, link in links.items() if link.fits(role)]
+
+
+def check_role(link: LinkSpec, role: str | None, links: Mapping[str, LinkSpec], *, field: str) -> LinkSpec:
+    """The link, unless it is of a kind that connects something else.
+
+    Raises:
+        SpecError: Naming those that may stand there.
+    """
+    if role is None or link.fits(role):
+        return link
+    problem = f"{link.name!r} is of kind {link.kind}, which does not connect {_ROLE_WORDS[role]}"
+    raise SpecError(field, problem, "one of " + ", ".join(links_of(role, links)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

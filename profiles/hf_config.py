@@ -12,6 +12,7 @@ from typing import Any
 
 from profiles.checkpoint_names import IN_QLORA, configured_format
 from profiles.errors import SpecError
+from profiles.hf_checks import check_said
 from profiles.hf_families import ENCODERS, FAMILIES, LLAMA, STATE_SPACE, SYNONYMS, VISION, Family, Rule
 from profiles.hf_layers import FIELD, at_least, layer_mask_of_experts, windowed_layers
 from profiles.hf_linear import linear_attention
@@ -125,7 +126,9 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
     model_type = text.get("model_type")
     kind = model_type if isinstance(model_type, str) else ""
     _reject_other_architectures(text, kind)
-    reader = _Reader(_flattened(text), _family(text, kind, notes), notes)
+    flat = _flattened(text)
+    check_said(flat, SYNONYMS.get(kind, kind), experts=_NAMES["num_experts"], lengths=_NAMES["max_sequence_length"])
+    reader = _Reader(flat, _family(text, kind, notes), notes)
     try:
         spec = _build(reader, name, source)
     except SpecError as error:

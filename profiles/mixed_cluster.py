@@ -139,7 +139,7 @@ def mixed_cluster_to_mapping(cluster: MixedCluster) -> dict[str, Any]:
 def _joined(name: str, groups: list[ClusterSpec], between: str | None, catalog: Catalog) -> MixedCluster:
     """The groups as one cluster, with what was assumed about them and about the links between them."""
     assumptions = [f"{group.name}: {line}" for group in groups for line in group.assumptions]
-    link = None if between is None else catalog.link(between, field="cluster.between")
+    link = None if between is None else catalog.link(between, field="cluster.between", role="fabric")
     cluster = MixedCluster(name=name, groups=tuple(groups), between=link)
     if link is None:
         for first, second in combinations(range(len(groups)), 2):

@@ -215,7 +215,9 @@ def _by_path(text: str) -> ResolvedModel | None:
     try:
         path = Path(text).expanduser()
         if path.is_dir():
-            path, written_as_path = path / "config.json", True
+            if not (path / "config.json").is_file():
+                raise SpecError("model", f"folder {shown(text)} holds no config.json", "give the path of one that does")
+            path = path / "config.json"
         if path.is_file():
             return _from_file(path)
     except (OSError, ValueError, RuntimeError) as error:  # unreadable, NUL in the name, no home folder

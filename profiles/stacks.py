@@ -129,6 +129,8 @@ def with_fit(path: Path, task: str = PRETRAIN) -> Mapping[str, StackSpec]:
     Raises:
         SpecError: If it is missing or malformed.
     """
+    if path.is_dir():
+        raise SpecError("stack_fit", f"is a folder: {str(path)[:200]}", "name the file that calibrate --runs wrote")
     if not path.is_file():
         raise SpecError("stack_fit", f"no such file: {str(path)[:200]}")
     return _with_cards(load_stacks(task), path)

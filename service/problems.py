@@ -17,10 +17,11 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from profiles.catalog_entries import nearest_bound
 from profiles.errors import SpecError
 from profiles.model_fields import shown
 from service.schemas import meant_field
-from service.values import PATTERN_WORDS, SAVED_TAG, WORKFLOW_TAG
+from service.values import INSIDE, PATTERN_WORDS, SAVED_TAG, WORKFLOW_TAG
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
@@ -149,6 +150,9 @@ def _merged(problems: Iterable[FieldProblem]) -> list[FieldProblem]:
 def _of_validation_error(item: Mapping[str, Any], path: str, body: Any) -> FieldProblem:
     """One of pydantic's errors, with the value at fault and, for an unknown field, what it may have meant."""
     source, *location = item["loc"]
+    if item["type"] == INSIDE:
+        inside = item["ctx"]
+        location, item = [*location, *inside["place"]], {**item, "input": inside["value"]}
     parts = _posted(location, body, missing=item["type"] == "missing") if source == "body" else [*map(str, location)]
     field = ".".join(parts) or source
     if item["type"] == "json_invalid":
@@ -161,7 +165,7 @@ def _of_validation_error(item: Mapping[str, Any], path: str, body: Any) -> Field
         tag = next((part for part in (WORKFLOW_TAG, SAVED_TAG) if part in location), "")
         problem, hint = "unknown field", meant_field(parts[:-1], parts[-1], path=path, tag=tag)
     else:
-        problem, hint = _wrong_value(item), _hint(parts, item.get("input"))
+        problem, hint = _wrong_value(item), _hint(parts, item.get("input")) or nearest_bound(item)
     return FieldProblem(
         field=_clean(field, MAX_FIELD_CHARACTERS),
         problem=_clean(problem, MAX_MESSAGE_CHARACTERS),

@@ -4,6 +4,7 @@ import math
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from profiles.hardware import MAX_DEVICES
 from profiles.model import MAX_SEQUENCE
@@ -20,6 +21,7 @@ TEXT_TAG, MAPPING_TAG = "(text)", "(mapping)"
 JOB_TAG, WORKFLOW_TAG = "(job)", "(workflow)"
 # Of a question about the plan of an answer.
 SAVED_TAG = "(saved)"
+INSIDE = "inside"  # type of an error whose context has the place inside a mapping, and the value there
 # Which kind of a cell of a trial.
 NUMBER_TAG, FLAG_TAG = "(number)", "(flag)"
 TAGS = frozenset({TEXT_TAG, MAPPING_TAG, JOB_TAG, WORKFLOW_TAG, SAVED_TAG, NUMBER_TAG, FLAG_TAG})
@@ -46,31 +48,44 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: If one is not.
+        PydanticCustomError: If a text or a number is not; its context has the place.
     """
     values = 0
-    level: list[dict[str, Any] | list[Any]] = [value]
+    level: list[tuple[tuple[str | int, ...], dict[str, Any] | list[Any]]] = [((), value)]
     for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
-        for item in level:
-            inner += [*item, *item.values()] if isinstance(item, dict) else item
+        inner: list[tuple[tuple[str | int, ...], Any]] = []
+        for place, item in level:
+            if isinstance(item, dict):
+                inner += [(place, key) for key in item]
+            held = item.items() if isinstance(item, dict) else enumerate(item)
+            inner += [((*place, key), each) for key, each in held]
         values += len(inner)
         if values > MAX_VALUES:
             raise ValueError(f"may hold at most {MAX_VALUES} values")
-        for item in inner:
-            _check_scalar(item)
-        level = [item for item in inner if isinstance(item, dict | list)]
+        for place, item in inner:
+            _check_scalar(item, place)
+        level = [(place, item) for place, item in inner if isinstance(item, dict | list)]
         if not level:
             return value
     raise ValueError(f"may be nested at most {MAX_DEPTH} levels deep")
 
 
-def _check_scalar(value: object) -> None:
+def _check_scalar(value: object, place: tuple[str | int, ...]) -> None:
+    problem = None
     if isinstance(value, str) and (len(value) > MAX_TEXT or not value.isprintable()):
-        raise ValueError(f"texts may have at most {MAX_TEXT} printable characters")
+        problem = f"texts may have at most {MAX_TEXT} printable characters"
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("numbers must be finite")
+        problem = "numbers must be finite"
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise ValueError("whole numbers must fit into 64 bits")
+        problem = "whole numbers must fit into 64 bits"
+    if problem:
+        told = {"place": [_encodable(str(part)) for part in place], "value": _encodable(value)}
+        raise PydanticCustomError(INSIDE, problem, told)
+
+
+def _encodable(value: object) -> object:
+    """The value, a text without what UTF-8 cannot hold, which pydantic would stumble over."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _kind(value: object) -> str | None:

@@ -24,15 +24,9 @@ from planner.dataflow.streams import streamed
 from planner.job_checks import check_precision
 from planner.jobs import default_attention, default_precision, unfused_attention_note
 from planner.lora import check_adapted
+from planner.machines import ClusterInput, fabric_notes, mixed_of, resolve_cluster, with_own_reserve
 from planner.option_kinds import check_kinds, in_small_letters
-from planner.request import (
-    ClusterInput,
-    ModelInput,
-    mixed_of,
-    resolve_cluster,
-    resolve_named_model,
-    with_memory_reserve,
-)
+from planner.request import ModelInput, resolve_named_model
 from planner.results import Note
 from planner.rules.linear import check_trained
 from profiles.errors import SpecError, did_you_mean
@@ -182,6 +176,7 @@ def resolve_flow(
     graph = streamed(graph) if options.stream else graph
     machines = _machines(cluster, options)
     notes += [_assumed("cluster", text) for text in machines.assumptions]
+    notes += fabric_notes(machines.groups[0], options.fabric)
     given = _by_role(models, graph)
     notes += replaced_notes(described, given)
     specs = _models(graph, {**described, **given}, options, notes)
@@ -383,5 +378,5 @@ def _machines(cluster: ClusterInput | MixedCluster, options: FlowOptions) -> Mix
         raise SpecError("objective", problem, "time")
     if mixed.num_devices > MAX_GPUS:
         raise SpecError("cluster", f"workflows are planned on up to {MAX_GPUS} GPUs; got {mixed.num_devices}")
-    groups = tuple(with_memory_reserve(group, options.memory_reserve_bytes) for group in mixed.groups)
+    groups = tuple(with_own_reserve(group, options.memory_reserve_bytes) for group in mixed.groups)
     return replace(mixed, groups=groups)

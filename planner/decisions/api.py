@@ -3,7 +3,7 @@
 Like ``planner.plan``, pure functions of their arguments and the catalogue; the scenarios are drawn with a seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from planner.api import plan
@@ -17,10 +17,12 @@ from planner.decisions.results import (
     PortfolioResult,
     SensitivityResult,
     Terms,
+    terms_of,
 )
 from planner.decisions.trials import TrialInput, read_trials, select_trials
 from planner.decisions.worth import sensitivity_of
-from planner.request import ClusterInput, JobInput, ModelInput, Options, PinsInput, given_options, resolve_request
+from planner.machines import ClusterInput
+from planner.request import JobInput, ModelInput, Options, PinsInput, given_options, resolve_request
 from planner.results import Infeasible, Request
 from profiles.scalars import whole_number
 
@@ -31,7 +33,7 @@ def portfolio(
     job: JobInput = None,
     *,
     count: int = 3,
-    terms: Terms | None = None,
+    terms: Terms | Mapping[str, Any] | None = None,
     pins: PinsInput = None,
     options: Options | None = None,
     **settings: Any,
@@ -60,8 +62,8 @@ def portfolio(
         >>> result.trials[2].regret < result.trials[0].regret
         True
     """
-    count = whole_number("portfolio", count, least=1, most=MAX_TRIALS)
-    agreed = terms or Terms()
+    count = whole_number("count", count, least=1, most=MAX_TRIALS)
+    agreed = terms_of(terms)
     request, candidates, infeasible = _asked(model, cluster, job, pins, given_options(options, settings))
     if infeasible is None:
         return portfolio_of(request, outlook_on(candidates, agreed), count)
@@ -80,7 +82,7 @@ def sensitivity(
     job: JobInput = None,
     *,
     rivals: int = 3,
-    terms: Terms | None = None,
+    terms: Terms | Mapping[str, Any] | None = None,
     pins: PinsInput = None,
     options: Options | None = None,
     **settings: Any,
@@ -104,7 +106,7 @@ def sensitivity(
         SpecError: If the question itself is wrong.
     """
     rivals = whole_number("rivals", rivals, least=1, most=MAX_RIVALS)
-    agreed = terms or Terms()
+    agreed = terms_of(terms)
     request, candidates, infeasible = _asked(model, cluster, job, pins, given_options(options, settings))
     if infeasible is None:
         return sensitivity_of(request, outlook_on(candidates, agreed), rivals)
@@ -129,7 +131,7 @@ def observe(
     *,
     trials: TrialInput | Sequence[TrialInput],
     count: int = 3,
-    terms: Terms | None = None,
+    terms: Terms | Mapping[str, Any] | None = None,
     pins: PinsInput = None,
     options: Options | None = None,
     **settings: Any,
@@ -155,7 +157,7 @@ def observe(
         SpecError: If the question is wrong, a table malformed, or no row says anything of the question.
     """
     count = whole_number("count", count, least=1, most=MAX_TRIALS)
-    agreed, chosen = terms or Terms(), given_options(options, settings)
+    agreed, chosen = terms_of(terms), given_options(options, settings)
     mapped = read_trials(trials, allow_files=chosen.allow_files)
     request, candidates, infeasible = _asked(model, cluster, job, pins, chosen)
     ran = select_trials(request, mapped)

@@ -1,11 +1,13 @@
 """What decisions under uncertainty answer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from costmodels.plan import ExecutionPlan
 from planner.results import Infeasible, Note, Request
 from planner.validate.rows import UnscorableRow
-from profiles.errors import SpecError
+from profiles.errors import SpecError, did_you_mean
 from profiles.scalars import plain, whole_number
 
 MAX_TRIALS = 50
@@ -37,6 +39,23 @@ class Terms:
         penalty = self.oom_penalty
         if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0 <= penalty <= 1:
             raise SpecError("oom_penalty", f"must be from 0 to 1; got {str(penalty)[:40]!r}")
+
+
+def terms_of(given: Terms | Mapping[str, Any] | None) -> Terms:
+    """The terms a caller in Python gives, as one object or as a mapping of its fields; the usual ones if none.
+
+    Raises:
+        SpecError: If they are something else, or a field is unknown or out of bounds.
+    """
+    if given is None or isinstance(given, Terms):
+        return given or Terms()
+    known = [item.name for item in fields(Terms)]
+    if not isinstance(given, Mapping):
+        raise SpecError("terms", f"must be a mapping; got {str(given)[:40]!r}", "with " + ", ".join(known))
+    for name in given:
+        if name not in known:
+            raise SpecError(f"terms.{str(name)[:40]}", "unknown field", did_you_mean(str(name), known))
+    return Terms(**given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ from planner.calibrate_runs import check_units
 from planner.results import Request
 from planner.validate.mapping import Mapped, map_files, map_rows
 from planner.validate.predict import Predictions, RowPredictor
-from planner.validate.reader import COLUMNS, REQUIRED, Row
-from planner.validate.rows import CONTRADICTION, ScorableRow, UnscorableRow
+from planner.validate.reader import COLUMNS, GIVEN, REQUIRED, Row, place_of
+from planner.validate.rows import CONTRADICTION, ScorableRow, UnscorableRow, unreadable
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError, did_you_mean
 from profiles.scalars import plain
@@ -95,12 +95,12 @@ def read_trials(given: TrialInput | Sequence[TrialInput], *, allow_files: bool =
         raise SpecError("trials", "tables and rows cannot be mixed")
     if not allow_files:
         raise SpecError("trials", "names a file, which is not read here", "give the rows")
-    return map_files(paths, users_own=True)
+    return map_files(paths, users_own=True, field="trials")
 
 
 def _row(item: Any, number: int) -> Row:
     """A row as a table would hold it; true and false are yes and no there."""
-    where = f"trials[{number}]"
+    where = place_of(GIVEN, number + 1)
     if not isinstance(item, Mapping):
         raise SpecError(where, f"must be a mapping of columns; got {str(item)[:40]!r}")
     cells = {}
@@ -116,7 +116,7 @@ def _row(item: Any, number: int) -> Row:
     if missing:
         wanted = ", ".join(column for column in REQUIRED if column != "source")
         raise SpecError(f"{where}.{missing[0]}", "is missing", f"every trial says {wanted}")
-    return Row(file="trials", line=number + 1, cells=cells)
+    return Row(file=GIVEN, line=number + 1, cells=cells)
 
 
 def _cell(value: str | float | bool | None) -> str:
@@ -148,6 +148,8 @@ def select_trials(request: Request, mapped: Mapped) -> Trials:
     predictions = predictor.predict({request.stack.name: request.stack})
     unused += [_unused(rows[number], problem) for number, problem in predictions.problems.items()]
     kept = [row for number, row in enumerate(rows) if number not in predictions.problems]
+    if not kept and (wrong := unreadable(unused)) is not None:
+        raise wrong
     if not kept:
         told = "; ".join(sorted({row.reason for row in unused})[:3])
         raise SpecError("trials", "no row says anything of this question", told)
@@ -175,7 +177,7 @@ def check_peaks(rows: Sequence[ScorableRow], predicted_bytes: FloatArray) -> Non
         SpecError: Naming the first.
     """
     for row, expected in zip(rows, predicted_bytes.tolist(), strict=True):
-        where, hint = f"{row.file}:{row.line}", "is measured_peak_mem_gb that of one device, in GiB?"
+        where, hint = place_of(row.file, row.line), "is measured_peak_mem_gb that of one device, in GiB?"
         if row.memory_note.startswith(CONTRADICTION):
             raise SpecError(where, row.memory_note.removeprefix(CONTRADICTION), hint)
         measured = row.memory_bytes or expected

@@ -14,16 +14,8 @@ from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
 from planner.api import best_among, estimate
 from planner.exporters.exported import Exported, Target, expressed
 from planner.exporters.saved import saved_plan
-from planner.request import (
-    ClusterInput,
-    JobInput,
-    ModelInput,
-    Options,
-    fixed_by,
-    given_options,
-    on_used_part,
-    resolve_request,
-)
+from planner.machines import ClusterInput
+from planner.request import JobInput, ModelInput, Options, fixed_by, given_options, on_used_part, resolve_request
 from planner.results import Infeasible, Request
 from profiles.errors import SpecError, did_you_mean
 

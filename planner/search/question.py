@@ -1,6 +1,6 @@
 """A search's question: one request per group of devices, and everything prices depend on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
@@ -8,20 +8,19 @@ from math import ceil
 
 from costmodels.context import CostContext
 from costmodels.plan import PlanBatch, concatenate
+from planner.machines import ClusterInput, mixed_of
 from planner.parts import part_spaces, sizes_to_try
 from planner.request import (
-    ClusterInput,
     JobInput,
     ModelInput,
     Options,
     PinsInput,
     cost_context,
-    mixed_of,
     resolve_request,
     setting_of,
     space_of,
 )
-from planner.results import Request
+from planner.results import Note, Request
 from planner.rules.base import Setting
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -147,13 +146,18 @@ def ask(
         groups = [resolve_request(model, group, first.job, pins, options) for group in mixed.groups]
         notes = tuple(note for note in first.assumptions if note.field != "cluster")
         question = Question(
-            requests=tuple(replace(group, assumptions=(*group.assumptions, *notes)) for group in groups),
+            requests=tuple(replace(group, assumptions=(*_own_notes(group), *notes)) for group in groups),
             mixed=mixed,
             runnable=runnable,
         )
     if question.requests[0].objective != "step_time":
         raise SpecError("objective", "a search minimises step_time", "planner plan knows other objectives")
     return question
+
+
+def _own_notes(group: Request) -> Iterator[Note]:
+    """What was noted of one group; its network leads to the others though it has but one node."""
+    return (note for note in group.assumptions if note.field != "fabric")
 
 
 def _alike(mixed: MixedCluster) -> ClusterSpec:

@@ -6,9 +6,12 @@ from typing import Any
 from planner.search.call import search
 from planner.search.result import SearchResult
 from profiles.errors import SpecError, did_you_mean
+from profiles.scalars import whole_number
 
 BACKENDS = ("loky", "threading", "sequential", "dask", "ray")
 MAX_SWEEP = 10_000
+MAX_WORKERS = 1 << 16
+_NEEDED = ("model", "cluster")
 _PACKAGES = {"dask": "distributed", "ray": "ray"}
 
 
@@ -31,11 +34,15 @@ def sweep(
     """
     if backend not in BACKENDS:
         raise SpecError("backend", f"unknown value {str(backend)[:40]!r}", did_you_mean(str(backend), BACKENDS))
+    if isinstance(questions, str | Mapping) or not isinstance(questions, Sequence):
+        raise SpecError("questions", f"must be a list of mappings; got {str(questions)[:40]!r}", "one per search")
+    if workers != -1:
+        whole_number("workers", workers, least=1, most=MAX_WORKERS)
     if len(questions) > MAX_SWEEP:
         raise SpecError("questions", f"at most {MAX_SWEEP}; got {len(questions)}")
     for number, question in enumerate(questions):
         if not isinstance(question, Mapping):
-            raise SpecError(f"questions[{number}]", f"must be a mapping of arguments; got {str(question)[:40]!r}")
+            raise SpecError(f"questions.{number}", f"must be a mapping of arguments; got {str(question)[:40]!r}")
     from joblib import Parallel, delayed, parallel_config
 
     _prepare(backend)
@@ -49,6 +56,9 @@ def sweep(
 def answer(arguments: Mapping[str, Any]) -> SearchResult | SpecError:
     """One search of a sweep, its error as its answer; runs in a worker."""
     try:
+        for name in _NEEDED:
+            if name not in arguments:
+                raise SpecError(name, "is missing", "every search has a model and a cluster")
         return search(**arguments)
     except SpecError as error:
         return error

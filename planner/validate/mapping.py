@@ -32,6 +32,7 @@ from planner.validate.reader import Row, csv_files, read_rows
 from planner.validate.recipes import MODULES_RECOMPUTED
 from planner.validate.rows import CannotScore, Contradiction, MemoryKind, ScorableRow, UnscorableRow
 from planner.validate.stack_choice import defaults_of
+from planner.validate.user_cells import check_cells
 from planner.validate.user_rows import (
     counted_as,
     job_as_estimated,
@@ -79,7 +80,9 @@ def scorable_rows(paths: Sequence[Path], *, users_own: bool = False) -> list[Sco
     return list(map_files(paths, users_own=users_own).scorable)
 
 
-def map_files(paths: Sequence[Path], catalog: Catalog | None = None, *, users_own: bool = False) -> Mapped:
+def map_files(
+    paths: Sequence[Path], catalog: Catalog | None = None, *, users_own: bool = False, field: str = "files"
+) -> Mapped:
     """Every row of the given files or folders, priced or with a reason.
 
     Args:
@@ -87,12 +90,15 @@ def map_files(paths: Sequence[Path], catalog: Catalog | None = None, *, users_ow
         catalog: Hardware and models; the default one when None.
         users_own: They are a user's own runs, which mean what ``planner estimate`` does (``user_rows``), and no
             published tables, which leave out what their publishers' habits and scripts say.
+        field: What errors name where there is no such file.
 
     Raises:
         SpecError: If a file is malformed.
     """
     known = catalog or default_catalog()
-    return map_rows((row for path in csv_files(paths) for row in read_rows(path)), known, users_own=users_own)
+    return map_rows(
+        (row for path in csv_files(paths, field=field) for row in read_rows(path)), known, users_own=users_own
+    )
 
 
 def map_rows(rows: Iterable[Row], catalog: Catalog, *, users_own: bool = False) -> Mapped:
@@ -107,7 +113,12 @@ def map_rows(rows: Iterable[Row], catalog: Catalog, *, users_own: bool = False) 
             reason = error.reason if isinstance(error, CannotScore) else str(error)
             unscorable.append(
                 UnscorableRow(
-                    file=row.file, line=row.line, source=row.text("source"), model_name=row.text("model"), reason=reason
+                    file=row.file,
+                    line=row.line,
+                    source=row.text("source"),
+                    model_name=row.text("model"),
+                    reason=reason,
+                    error=error if isinstance(error, SpecError) else None,
                 )
             )
     return Mapped(scorable=average_repeats(scorable), unscorable=tuple(unscorable))
@@ -130,6 +141,8 @@ def map_row(printed: Row, catalog: Catalog, finder: ModelFinder, *, users_own: b
     if check:
         raise CannotScore(f"marked as contradictory by its transcriber:{check.group(1).rstrip()}")
     users_own = users_own and printed.text("source_url_or_path") != COLLECTOR  # which writes as published tables do
+    if users_own:
+        check_cells(printed)
     reading = _reading(printed, catalog, finder, users_own=users_own)
     row, model, cluster = reading.row, reading.model, reading.cluster
     degrees = degrees_of(row, cluster.num_devices)

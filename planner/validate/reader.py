@@ -27,6 +27,8 @@ MAX_FILE_BYTES = 64 << 20
 MAX_ROWS = 200_000
 MAX_FILES = 1000
 
+GIVEN = "trials"  # stands for the file of rows that a caller gave one by one
+
 # A number, perhaps followed by a remark: "2.5 (nominal)".
 _NUMBER = re.compile(r"([0-9][0-9,]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+)\s*(?:\(.*\))?")
 _RANGE = re.compile(r"[0-9.]+\s*-\s*[0-9.]+")
@@ -52,8 +54,8 @@ class Row:
         return self.cells.get(column, "").strip()
 
     def where(self, column: str) -> str:
-        """Place of a cell, for messages: ``file:line:column``."""
-        return f"{self.file}:{self.line}:{column}"
+        """Place of a cell, for messages: ``file:line:column``, of rows given one by one ``trials.0.column``."""
+        return f"{place_of(self.file, self.line)}{'.' if self.file == GIVEN else ':'}{column}"
 
     def number(self, column: str) -> float | None:
         """The cell as a positive number or zero; None when blank or a range.
@@ -94,6 +96,11 @@ class Row:
         return _YES_NO.get(words[0].strip(",;:(")) if words else None
 
 
+def place_of(file: str, line: int) -> str:
+    """Place of a row, for messages; rows given one by one are counted from 0, as lists in errors are."""
+    return f"{GIVEN}.{line - 1}" if file == GIVEN else f"{file}:{line}"
+
+
 def read_rows(path: Path) -> tuple[Row, ...]:
     """Every row of one file.
 
@@ -116,8 +123,12 @@ def read_rows(path: Path) -> tuple[Row, ...]:
         raise SpecError(name, f"cannot be read: {error.strerror or type(error).__name__}") from None
 
 
-def csv_files(paths: Sequence[Path]) -> tuple[Path, ...]:
+def csv_files(paths: Sequence[Path], *, field: str = "files") -> tuple[Path, ...]:
     """The files themselves, and the ``*.csv`` of each folder (not of its subfolders), in name order.
+
+    Args:
+        paths: Files and folders.
+        field: What errors name.
 
     Raises:
         SpecError: If a path does not exist, a folder holds no table, or there are too many.
@@ -127,14 +138,14 @@ def csv_files(paths: Sequence[Path]) -> tuple[Path, ...]:
         if path.is_dir():
             inside = sorted(path.glob("*.csv"))
             if not inside:
-                raise SpecError("files", f"folder {path.name!r} holds no .csv file")
+                raise SpecError(field, f"folder {path.name!r} holds no .csv file")
             found += inside
         elif path.is_file():
             found.append(path)
         else:
-            raise SpecError("files", f"no file or folder {str(path)[-80:]!r}")
+            raise SpecError(field, f"no file or folder {str(path)[-80:]!r}")
     if len(found) > MAX_FILES:
-        raise SpecError("files", f"at most {MAX_FILES} files; got {len(found)}")
+        raise SpecError(field, f"at most {MAX_FILES} files; got {len(found)}")
     return tuple(found)
 
 

@@ -146,6 +146,7 @@ class UnscorableRow:
         source: The table's ``source`` column.
         model_name: Model as the table names it.
         reason: Why, in words for the user.
+        error: The cell that cannot be read, where that is why.
     """
 
     file: str
@@ -153,6 +154,12 @@ class UnscorableRow:
     source: str
     model_name: str
     reason: str
+    error: SpecError | None = None
+
+
+def unreadable(rows: Iterable[UnscorableRow]) -> SpecError | None:
+    """What is wrong with the first row that has a cell that cannot be read; None where all can."""
+    return next((row.error for row in rows if row.error is not None), None)
 
 
 def refuse_unseen(rows: Iterable[ScorableRow]) -> None:

@@ -90,7 +90,7 @@ def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], fiel
             {"job": {"seq_length": 1}},
             "job.seq_length: unknown field. Hint: did you mean 'sequence_length' or 'varied_lengths'?",
         ),
-        ({"top": 0}, "top: input should be greater than or equal to 1; got 0"),
+        ({"top": 0}, "top: input should be greater than or equal to 1; got 0. Hint: 1"),
         ({"cluster": "8xH10O"}, "cluster.device: unknown name 'H10O'. Hint: did you mean 'H100' or 'H20' or 'A10'?"),
     ],
 )

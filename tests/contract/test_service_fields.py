@@ -114,3 +114,26 @@ def test_any_sign_for_times_is_read(client: TestClient, text: str) -> None:
     assert client.post("/sizing", json=body).status_code == 200
     document = client.post("/estimate", json=BODY | {"cluster": text}).json()
     assert document["request"]["cluster"]["num_devices"] == 8
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [("NaN", "numbers must be finite; got nan"), (f'"{"x" * 5000}"', "texts may have at most 4096 printable")],
+)
+def test_values_inside_mappings_are_named(client: TestClient, value: str, problem: str) -> None:
+    text = (
+        '{"job": {"name": "x", "calls": {"gen": {"factor": %s}}}, "models": {"a": "llama-3.2-1b"}, "cluster": "8xH100"}'
+    )
+    response = client.post("/plan", content=text % value, headers={"Content-Type": "application/json"})
+    (error,) = response.json()["errors"]
+    assert error["field"] == "job.calls.gen.factor"
+    assert error["problem"].startswith(problem)
+
+
+def test_what_is_beyond_a_bound_is_told_the_bound(client: TestClient) -> None:
+    for body in (
+        {"cluster": {"device": "H100", "num_nodes": 0}},
+        {"cluster": "0x8xH100"},
+        {"plan": {"tensor_parallel": 0}},
+    ):
+        assert client.post("/plan", json=BODY | body).json()["errors"][0]["hint"] == "1", body

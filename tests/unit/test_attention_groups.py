@@ -8,7 +8,8 @@ import planner
 from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, ModelCall
 from planner.dataflow.call_costs import CallSetting, call_costs
-from planner.request import resolve_cluster, resolve_named_model
+from planner.machines import resolve_cluster
+from planner.request import resolve_named_model
 from planner.serving_results import ServingPlan
 from profiles.parameters import layer_parameters
 from profiles.stacks import find_stack

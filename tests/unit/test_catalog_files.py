@@ -212,7 +212,7 @@ NODE = (
         (
             "nodes",
             NODE.replace("devices_per_node: 8", "devices_per_node: 1000"),
-            ":n.devices_per_node: input should be less than or equal to 72; got 1000",
+            ":n.devices_per_node: input should be less than or equal to 72; got 1000. Hint: 72",
         ),
         (
             "nodes",

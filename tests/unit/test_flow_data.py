@@ -12,7 +12,8 @@ from planner.dataflow.call_costs import CallSetting, price_plans
 from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.flow_results import FlowPlan, Task
 from planner.dataflow.held_data import data_memory
-from planner.request import resolve_cluster, resolve_named_model
+from planner.machines import resolve_cluster
+from planner.request import resolve_named_model
 from planner.workflows import plan_dataflow
 from profiles.stacks import find_stack
 

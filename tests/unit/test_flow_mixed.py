@@ -20,7 +20,7 @@ from planner.dataflow.placement import groups_of, machine_meshes, placements
 from planner.dataflow.priced_cluster import PricedCluster, priced_on
 from planner.dataflow.search import solve
 from planner.document_flow import flow_document, flow_document_schema
-from planner.request import mixed_of, resolve_cluster
+from planner.machines import mixed_of, resolve_cluster
 from planner.validate.dataflow_search import brute_force
 from planner.workflows import plan_dataflow
 from profiles.errors import SpecError

@@ -21,8 +21,8 @@ from planner.dataflow.priced_cluster import priced_on
 from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
 from planner.dataflow.reallocation import PlacedLayouts, ReallocationModel
 from planner.dataflow.schedule import PlanRows, timeline
+from planner.machines import resolve_cluster
 from planner.price_lists import default_collective_model
-from planner.request import resolve_cluster
 from planner.workflows import plan_dataflow
 from profiles.engines import find_engine
 from profiles.errors import SpecError

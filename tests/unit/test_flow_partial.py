@@ -13,7 +13,8 @@ from planner.dataflow.call_costs import CallSetting, call_context
 from planner.dataflow.flow_costs import model_call
 from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.flow_results import FlowPlan
-from planner.request import resolve_cluster, resolve_named_model
+from planner.machines import resolve_cluster
+from planner.request import resolve_named_model
 from planner.workflows import plan_dataflow
 from profiles.engines import find_engine
 from profiles.errors import SpecError

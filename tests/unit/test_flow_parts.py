@@ -30,7 +30,7 @@ from planner.dataflow.placement import (
     with_pinned,
 )
 from planner.dataflow.priced_cluster import priced_on
-from planner.request import resolve_cluster
+from planner.machines import resolve_cluster
 from profiles.errors import SpecError
 from profiles.mixed_cluster import alone
 

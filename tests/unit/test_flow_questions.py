@@ -11,7 +11,8 @@ from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.graph import Dataflow
 from planner.dataflow.length_text import lengths_text, parse_lengths
 from planner.dataflow.presets import build_preset
-from planner.request import Options, resolve_cluster, resolve_request
+from planner.machines import resolve_cluster
+from planner.request import Options, resolve_request
 from planner.workflows import plan_dataflow
 from profiles.errors import SpecError
 from profiles.mixed_cluster import alone

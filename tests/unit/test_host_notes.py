@@ -4,7 +4,7 @@ import pytest
 
 import planner
 from planner.host_notes import host_notes
-from planner.request import resolve_cluster
+from planner.machines import resolve_cluster
 from profiles.stacks import find_stack
 
 JOB = {"global_batch_size": 8, "sequence_length": 256}

@@ -186,10 +186,10 @@ def test_a_plan_that_ran_is_known_to_fit_though_nothing_was_expected_to() -> Non
     ("trials", "message"),
     [
         ([], "trials: none given"),
-        ([{"modle": "x"}], r"trials\[0\].modle: unknown column. Hint: did you mean 'model'"),
-        ([{"model": "llama-2-7b"}], r"trials\[0\].gpu: is missing. Hint: every trial says model, gpu, num_gpus"),
-        ([{"model": ["x"]}], r"trials\[0\].model: must be a text or a number; got"),
-        ([3], r"trials\[0\]: must be a mapping of columns; got '3'"),
+        ([{"modle": "x"}], r"trials\.0.modle: unknown column. Hint: did you mean 'model'"),
+        ([{"model": "llama-2-7b"}], r"trials\.0.gpu: is missing. Hint: every trial says model, gpu, num_gpus"),
+        ([{"model": ["x"]}], r"trials\.0.model: must be a text or a number; got"),
+        ([3], r"trials\.0: must be a mapping of columns; got '3'"),
         (["no-such-file.csv"], "files: no file or folder"),
         (["a.csv", {"model": "x"}], "trials: tables and rows cannot be mixed"),
     ],
@@ -200,7 +200,7 @@ def test_wrong_trials_are_named(trials: Any, message: str) -> None:
 
 
 def test_times_in_another_unit_are_refused() -> None:
-    with pytest.raises(SpecError, match=r"trials:1: takes .* are expected. Hint: is the time in seconds"):
+    with pytest.raises(SpecError, match=r"trials\.0: takes .* are expected. Hint: is the time in seconds"):
         seen({"measured_step_time_s": 0.009 * simple().step_time_s})
     with pytest.raises(SpecError, match="no row says anything of this question"):
         seen({"measured_step_time_s": 1000 * simple().step_time_s})
@@ -216,7 +216,7 @@ def test_times_in_another_unit_are_refused() -> None:
 def test_peaks_that_cannot_be_are_refused(peak_gb: float, problem: str) -> None:
     with pytest.raises(SpecError) as caught:
         seen({"measured_step_time_s": simple().step_time_s, "measured_peak_mem_gb": peak_gb})
-    assert str(caught.value) == f"trials:1: {problem}. Hint: is measured_peak_mem_gb that of one device, in GiB?"
+    assert str(caught.value) == f"trials.0: {problem}. Hint: is measured_peak_mem_gb that of one device, in GiB?"
 
 
 def test_a_peak_of_adapters_in_another_unit_is_refused() -> None:
@@ -229,7 +229,7 @@ def test_a_peak_of_adapters_in_another_unit_is_refused() -> None:
     }  # fmt: skip
     ask = {"model": "llama-2-7b", "cluster": "8xA100-80GB", "job": job}
     for peak_gb in (1e-9, 0.04):
-        with pytest.raises(SpecError, match=r"trials:1: peaks at \S+ GiB, where about \S+ GiB are expected. Hint"):
+        with pytest.raises(SpecError, match=r"trials\.0: peaks at \S+ GiB, where about \S+ GiB are expected. Hint"):
             planner.observe(**ask, trials=cells | {"measured_peak_mem_gb": peak_gb})
     (ran,) = planner.observe(**ask, trials=cells | {"measured_peak_mem_gb": 25}).observed
     assert ran.same_job

@@ -52,5 +52,5 @@ def test_trials_are_tables_or_rows(trials: Any) -> None:
 
 
 def test_questions_of_a_sweep_are_mappings() -> None:
-    with pytest.raises(SpecError, match=r"questions\[1\]: must be a mapping of arguments; got '3'"):
+    with pytest.raises(SpecError, match=r"questions\.1: must be a mapping of arguments; got '3'"):
         planner.sweep([{"model": "llama-2-7b", "cluster": "8xA100-80GB"}, 3], backend="sequential")  # type: ignore[list-item]

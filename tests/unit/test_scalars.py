@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import planner
-from planner.request import mixed_of
+from planner.machines import mixed_of
 from profiles.errors import SpecError
 from profiles.scalars import plain
 

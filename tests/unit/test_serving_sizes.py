@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.request import resolve_cluster
+from planner.machines import resolve_cluster
 from planner.serving_layouts import fewest_devices, most_beside, most_replicas
 from planner.serving_states import last_held
 from profiles.errors import SpecError

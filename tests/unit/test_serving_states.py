@@ -25,7 +25,8 @@ from costmodels.serving import (
 )
 from costmodels.serving_memory import serving_memory
 from planner.dataflow.call_costs import CallSetting, call_context
-from planner.request import resolve_cluster, resolve_named_model
+from planner.machines import resolve_cluster
+from planner.request import resolve_named_model
 from profiles.engines import EngineSpec, find_engine
 from profiles.stacks import find_stack
 from tests.fakes import UnitKernels, context

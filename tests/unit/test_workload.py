@@ -29,8 +29,16 @@ from tests.fakes import job
             {"gradient_dtype": "none"},
             "job.gradient_dtype: unknown value 'none'. Hint: use one of fp32, bf16, fp16",
         ),
-        ({"padding_efficiency": 0.0}, "job.padding_efficiency: must be in (0, 1]; got 0.0"),
-        ({"padding_efficiency": 1.5}, "job.padding_efficiency: must be in (0, 1]; got 1.5"),
+        (
+            {"padding_efficiency": 0.0},
+            "job.padding_efficiency: must be from 0.000488, one token of a sequence, to 1; got 0.0. "
+            "Hint: 1 where nothing is padded",
+        ),
+        (
+            {"padding_efficiency": 1.5},
+            "job.padding_efficiency: must be from 0.000488, one token of a sequence, to 1; got 1.5. "
+            "Hint: 1 where nothing is padded",
+        ),
         ({"lora": LoraSpec()}, "job.lora: must be given exactly when task is lora or qlora; task is 'pretrain'"),
         ({"task": "qlora"}, "job.lora: must be given exactly when task is lora or qlora; task is 'qlora'"),
     ],
