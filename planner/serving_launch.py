@@ -9,11 +9,11 @@ Source:
     vLLM 0.33: ``vllm serve --help``, its pages on data- and expert-parallel deployment; SGLang 0.5: server arguments,
     of which running requests and chunks are shared out over the attention groups (``managers/tp_worker.py``,
     ``server_args.py``), and over micro-batches in flight, rounded down (``managers/scheduler.py``,
-    ``pp_max_micro_batch_size``); TensorRT-LLM 1.2 and later: ``trtllm-serve --help`` and the LLM API's options, of which
-    a file's ``kv_cache_config`` replaces that of the command line (``llmapi/llm_args.py``,
-    ``update_llm_args_with_extra_dict``) and ``max_batch_size`` is of a micro-batch
-    (``_torch/pyexecutor/_util.py``, ``max_num_sequences``). Before, ``Eagle3`` was ``Eagle``, ``speculative_model``
-    had other names, and chunked prefill no option on the command line.
+    ``pp_max_micro_batch_size``); TensorRT-LLM 1.2 and later: ``trtllm-serve --help`` and the LLM API's options,
+    of which a file's ``kv_cache_config`` replaces that of the command line (``llmapi/llm_args.py``,
+    ``update_llm_args_with_extra_dict``) and ``max_batch_size`` is of a micro-batch (``_torch/pyexecutor/_util.py``,
+    ``max_num_sequences``). Before, ``Eagle3`` was ``Eagle`` (pull request 10124), ``speculative_model`` had other
+    names, and chunked prefill no option on the command line (issue 4947).
 """
 
 from collections.abc import Callable, Mapping

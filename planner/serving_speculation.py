@@ -68,8 +68,8 @@ class Drafting:
         Source:
             Stages: vLLM's documentation of speculative decoding ("not compatible with pipeline parallelism"; some
             methods run with them since mid 2026, pull requests 50514 and 46994); SGLang, ``check_server_args``
-            (``server_args.py``, later ``arg_groups/validation_hook.py``); TensorRT-LLM, ``py_executor.py`` ("Drafting is
-            not supported for selected executor loop", issue 9009, 1.2).
+            (``server_args.py``, later ``arg_groups/validation_hook.py``); TensorRT-LLM, ``py_executor.py``
+            ("Drafting is not supported for selected executor loop", issue 9009, 1.2).
         """
         heads = 0 if self.draft is None else self.draft.num_attention_heads
         kept = (plans.pipeline_parallel == 1) & (heads % plans.tensor_parallel == 0)

@@ -1,4 +1,4 @@
-"""Pipeline stages of SGLang and TensorRT-LLM: which layouts, what they are told, and what published runs say of them."""
+"""Pipeline stages of SGLang and TensorRT-LLM: which layouts, what they are told, and what published runs say."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def test_sglang_has_no_command_where_nodes_would_hold_parts_of_stages() -> None:
 
 
 def test_what_a_second_stage_gains_beside_what_was_published() -> None:
-    """TensorRT-LLM's performance overview, Llama 3.3 70B in NVFP4 on RTX 6000 Pro, 1024/1024: 1,708 and 1,887 per GPU."""
+    """TensorRT-LLM's performance overview, Llama 3.3 70B, NVFP4, RTX 6000 Pro, 1024/1024: 1,708 and 1,887 per GPU."""
     asked: dict[str, Any] = {"weights": "nvfp4", "kv_cache_dtype": "fp8", "generate": 1024, "requests": 3000}
     one, two = (
         served("llama-3.3-70b", f"{stages}xRTX-PRO-6000", engine="tensorrt-llm", pins={"tp": 1, "pp": stages}, **asked)
