@@ -1,6 +1,7 @@
 """What reading prompts takes where an engine reads and generates in the same steps, or reads first."""
 
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 
@@ -24,12 +25,14 @@ class Reading:
 
     Attributes:
         alone_s: (N,) one prompt alone, in one attention group.
+        slowest_s: (N,) of that, the slowest stage.
         added_s: (N,) one in every attention group, among as many as a step takes.
         routed: (N,) share of routed experts.
         half_widths: (2, N) of the log time.
     """
 
     alone_s: FloatArray
+    slowest_s: FloatArray
     added_s: FloatArray
     routed: FloatArray
     half_widths: FloatArray
@@ -38,17 +41,23 @@ class Reading:
 def rest_read(
     plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext, cached_tokens: int
 ) -> Reading:
-    """Reading what of a prompt is not in the cache: reading all, less what is there, to which the rest attends."""
+    """Reading what of a prompt is not in the cache: reading all, less what is there, to which the rest attends.
+
+    Alone, its c chunks follow each other through the stages where the engine has them do so
+    (``EngineSpec.chunks_follow``): the slowest stage is busy throughout, the others with the c-th part of what is left.
+    """
     reading = _reading(plans, call, engine, context)
-    if not cached_tokens:
+    if cached_tokens:
+        there = _reading(plans, replace(call, prompt_tokens=cached_tokens), engine, context)
+        left = _reading(plans, replace(call, prompt_tokens=call.prompt_tokens - cached_tokens), engine, context)
+        names = ("alone_s", "slowest_s", "added_s")
+        rest = {name: np.maximum(getattr(reading, name) - getattr(there, name), getattr(left, name)) for name in names}
+        reading = replace(reading, **rest)
+    if not engine.chunks_follow:
         return reading
-    there = _reading(plans, replace(call, prompt_tokens=cached_tokens), engine, context)
-    left = _reading(plans, replace(call, prompt_tokens=call.prompt_tokens - cached_tokens), engine, context)
-    return replace(
-        reading,
-        alone_s=np.maximum(reading.alone_s - there.alone_s, left.alone_s),
-        added_s=np.maximum(reading.added_s - there.added_s, left.added_s),
-    )
+    chunks = ceil((call.prompt_tokens - cached_tokens) / engine.prefill_tokens)
+    others_s = reading.alone_s - reading.slowest_s
+    return replace(reading, alone_s=reading.slowest_s + others_s / chunks)
 
 
 def _reading(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> Reading:
@@ -62,15 +71,13 @@ def _reading(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: Cos
     if not full or (full, left) == (1, 0):
         return whole
     chunk = _whole(plans, replace(call, prompt_tokens=engine.prefill_tokens), engine, context)
-    alone_s, added_s = full * chunk.alone_s, full * chunk.added_s
-    if left:
-        last = _whole(plans, replace(call, prompt_tokens=left), engine, context)
-        alone_s, added_s = alone_s + last.alone_s, added_s + last.added_s
-    return replace(
-        whole,
-        alone_s=np.maximum(whole.alone_s, alone_s),
-        added_s=np.maximum(whole.added_s, added_s) if engine.reads_first else whole.added_s,
-    )
+    last = _whole(plans, replace(call, prompt_tokens=left), engine, context) if left else None
+
+    def chunks_s(name: str) -> FloatArray:
+        return np.asarray(full * getattr(chunk, name) + (0.0 if last is None else getattr(last, name)))
+
+    names = ("alone_s", "slowest_s", *(("added_s",) if engine.reads_first else ()))
+    return replace(whole, **{name: np.maximum(getattr(whole, name), chunks_s(name)) for name in names})
 
 
 def _whole(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> Reading:
@@ -86,9 +93,10 @@ def _whole(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostC
     one_s, costs = passes(1)
     together = max(engine.prefill_tokens // call.prompt_tokens, 1)
     many_s, many = passes(together) if together > 1 else (one_s, costs)
-    alone_s = total((one_s * stages.count).T)
+    alone_s, share = total((one_s * stages.count).T), of_one(_routed(costs, context.model), plans.attention_groups)
     return Reading(
-        alone_s=alone_s * of_one(_routed(costs, context.model), plans.attention_groups),
+        alone_s=alone_s * share,
+        slowest_s=largest(one_s) * share,
         added_s=largest(many_s) / together,
         routed=_routed(many, context.model),
         half_widths=half_widths(layer_opens(costs), reading),

@@ -36,7 +36,7 @@ CONVENTIONS = {
     "concurrency": "requests in one replica, those whose prompt is being read among them",
     "runs": "with requests: means over all of them, rates over the whole run, its start and its end included",
     "tokens": "output tokens; those of prompts are not counted",
-    "interval": "90 %",
+    "interval": "90 %; of tokens null at a rate, which is given",
     "weights": "format of the checkpoint's matrices; products: what multiplies them, 16 bits where kernels unpack them",
     "speculation": "accepted: of the draft_tokens proposed per step, on average; a step makes one token more",
     "launch": "starts a replica, on each of its nodes; $MODEL is the checkpoint, $DRAFT that of a draft; empty where "
@@ -127,6 +127,7 @@ def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
         "concurrency": plan.concurrency,
         **_times(plan),
         **_rates(plan, result),
+        **{f"output_tokens_{end}_per_s": value for end, value in _ends(plan.tokens_interval_per_s).items()},
         "ttft_percentiles_s": _percentiles(plan.ttft_percentiles_s),
         "latency_percentiles_s": _percentiles(plan.latency_percentiles_s),
         "duration_s": plan.duration_s,
@@ -175,6 +176,11 @@ def _rates(plan: ServingPlan | ApartPlan, result: ServingResult) -> dict[str, fl
     }
 
 
+def _ends(told: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = (None, None) if told is None else told
+    return {"low": low, "high": high}
+
+
 def _percentiles(told: Mapping[str, float] | None) -> dict[str, float] | None:
     return None if told is None else dict(told)
 
@@ -199,6 +205,8 @@ def serving_schema() -> Shape:
     plan = closed_object(
         **dict.fromkeys((*_POOL_COUNTS, "attention_groups"), COUNT),
         **_figure_shapes(),
+        output_tokens_low_per_s=or_null(AMOUNT),
+        output_tokens_high_per_s=or_null(AMOUNT),
         duration_s=or_null(AMOUNT),
         ttft_percentiles_s=or_null(map_of(AMOUNT)),
         latency_percentiles_s=or_null(map_of(AMOUNT)),

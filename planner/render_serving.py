@@ -177,17 +177,20 @@ def _pool(part: PoolPart) -> str:
 
 def _figures(plan: ServingPlan | ApartPlan, result: ServingResult) -> dict[str, str]:
     """Columns from the requests at once on."""
-    rate = plan.requests_per_s
     return {
         "at once": f"{plan.concurrency:,.0f}" if plan.concurrency > 0.995 else "<1",
         "TTFT": seconds(plan.ttft_s),
         "TPOT": seconds(plan.tpot_s),
         "latency": seconds(plan.latency_s),
-        "req/s": f"{rate:,.3g}" if rate < 1000 else f"{rate:,.0f}",
+        "req/s": _per_s(plan.requests_per_s),
         "tok/s/gpu": f"{plan.tokens_per_s_per_device:,.0f}",
         "tok/s/user": f"{plan.tokens_per_s_per_user:,.0f}",
         "$/1M tokens": "-" if result.price is None else dollars(plan.usd_per_million_tokens(result.price)),
     }
+
+
+def _per_s(rate: float) -> str:
+    return f"{rate:,.3g}" if rate < 1000 else f"{rate:,.0f}"
 
 
 def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> None:
@@ -196,6 +199,9 @@ def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> 
     ends = [f"{name} {seconds(low)} to {seconds(high)}" for name, (low, high) in (
         ("TTFT", best.ttft_interval_s), ("TPOT", best.tpot_interval_s),
     )]  # fmt: skip
+    if best.tokens_interval_per_s is not None:
+        low, high = (end / best.num_devices for end in best.tokens_interval_per_s)
+        ends.append(f"tok/s/gpu {_per_s(low)} to {_per_s(high)}")
     console.print(f"\nThe first, 90 %: {', '.join(ends)}.", highlight=False)
     if best.duration_s is not None:
         requests = result.job.requests or 0

@@ -8,9 +8,12 @@ Slurm starts on all of them.
 Source:
     vLLM 0.33: ``vllm serve --help``, its pages on data- and expert-parallel deployment; SGLang 0.5: server arguments,
     of which running requests and chunks are shared out over the attention groups (``managers/tp_worker.py``,
-    ``server_args.py``); TensorRT-LLM 1.x: ``trtllm-serve --help`` and the LLM API's options,
+    ``server_args.py``), and over micro-batches in flight, rounded down (``managers/scheduler.py``,
+    ``pp_max_micro_batch_size``); TensorRT-LLM 1.2 and later: ``trtllm-serve --help`` and the LLM API's options,
     of which a file's ``kv_cache_config`` replaces that of the command line (``llmapi/llm_args.py``,
-    ``update_llm_args_with_extra_dict``).
+    ``update_llm_args_with_extra_dict``) and ``max_batch_size`` is of a micro-batch (``_torch/pyexecutor/_util.py``,
+    ``max_num_sequences``). Before, ``Eagle3`` was ``Eagle`` (pull request 10124), ``speculative_model`` had other
+    names, and chunked prefill no option on the command line (issue 4947).
 """
 
 from collections.abc import Callable, Mapping
@@ -52,6 +55,11 @@ def most_running(plan: ServingPlan, result: ServingResult) -> int:
     average = job.rate_per_s is not None or job.requests is not None
     wanted = job.concurrency or (plan.most_requests if average else plan.concurrency)
     return min(max(ceil(wanted / groups), 1), fitting)
+
+
+def _most_in_stage(plan: ServingPlan, result: ServingResult) -> int:
+    """Requests of one attention group's micro-batch; as many of these as stages are in flight."""
+    return ceil(most_running(plan, result) / plan.pipeline_parallel)
 
 
 def _share(plan: ServingPlan, result: ServingResult) -> str:
@@ -105,15 +113,19 @@ def _vllm_drafts(asked: Drafting) -> str:
 
 
 def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
-    groups, nodes = plan.attention_groups, _nodes(plan, result)
+    groups, stages, nodes = plan.attention_groups, plan.pipeline_parallel, _nodes(plan, result)
+    if stages % nodes and nodes % stages:  # nodes hold whole stages, or stages whole nodes (entrypoints/engine.py)
+        return []
     words = ["python", "-m", "sglang.launch_server", "--model-path", '"$MODEL"']
     words += ["--tp-size", f"{plan.tensor_parallel * groups}"]
+    if stages > 1:
+        words += ["--pp-size", f"{stages}"]
     if groups > 1:
         words += ["--dp-size", f"{groups}", "--enable-dp-attention"]
     if plan.expert_parallel > 1:
         words += ["--ep-size", f"{plan.expert_parallel}"]
     words += ["--context-length", f"{result.job.max_model_len}"]
-    words += ["--max-running-requests", f"{groups * most_running(plan, result)}"]
+    words += ["--max-running-requests", f"{groups * stages * _most_in_stage(plan, result)}"]
     words += ["--chunked-prefill-size", f"{groups * result.engine.prefill_tokens}"]
     words += ["--mem-fraction-static", _share(plan, result), *_formats(result, "fp8_e4m3")]
     words += [] if result.engine.captures_graphs else ["--disable-cuda-graph"]
@@ -138,11 +150,7 @@ def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
     share, narrow = _share(plan, result), result.kv_cache_dtype == EIGHT_BITS
     options = ["enable_attention_dp: true"] if groups > 1 else []
     if result.speculation is not None:
-        asked = result.speculation
-        drafts = f"decoding_type: {_TENSORRT_DRAFTS[asked.method]}, max_draft_len: {asked.tokens.draft_tokens}"
-        # Outside of the quotes that the line is written in, so that the shell fills in the path.
-        drafts += ", speculative_model: '\"$DRAFT\"'" if asked.has_checkpoint else ""
-        options += [f"speculative_config: {{{drafts}}}"]
+        options += [f"speculative_config: {{{_tensorrt_drafts(result.speculation)}}}"]
     if options or narrow:
         cache = f"free_gpu_memory_fraction: {share}" + (", dtype: fp8" if narrow else "")
         options += [f"kv_cache_config: {{{cache}}}"]
@@ -156,10 +164,26 @@ def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
         words += ["--pp_size", f"{plan.pipeline_parallel}"]
     if plan.expert_parallel > 1:
         words += ["--ep_size", f"{plan.expert_parallel}"]
-    words += ["--max_seq_len", f"{result.job.max_model_len}", "--max_batch_size", f"{most_running(plan, result)}"]
+    words += ["--max_seq_len", f"{result.job.max_model_len}", "--max_batch_size", f"{_most_in_stage(plan, result)}"]
     words += ["--max_num_tokens", f"{result.engine.prefill_tokens}"]
+    # Off unless said, and longer prompts are refused then (TensorRT-LLM issues 9277 and 4947; llmapi/llm.py,
+    # _check_arguments).
+    words += ["--enable_chunked_prefill"] if result.job.max_model_len > result.engine.prefill_tokens else []
     last = ["--extra_llm_api_options", "options.yaml"] if options else ["--kv_cache_free_gpu_memory_fraction", share]
     return words + last
+
+
+def _tensorrt_drafts(asked: Drafting) -> str:
+    """Of a mapping in YAML, within single quotes; the shell fills in the path of the draft.
+
+    Layers for further tokens draft as many tokens as ``num_nextn_predict_layers`` says up to 1.2, and ``max_draft_len``
+    from 1.3 on, which drops the other with a warning (``_remap_deprecated_num_nextn_predict_layers``, pull request
+    12341). Up to 1.2 it is one token without it, whatever ``max_draft_len`` says.
+    """
+    tokens = asked.tokens.draft_tokens
+    words = f"decoding_type: {_TENSORRT_DRAFTS[asked.method]}, max_draft_len: {tokens}"
+    words += f", num_nextn_predict_layers: {tokens}" if asked.method == "mtp" else ""
+    return words + (", speculative_model: '\"$DRAFT\"'" if asked.has_checkpoint else "")
 
 
 def _formats(result: ServingResult, cache: str) -> Words:

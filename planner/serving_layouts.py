@@ -44,7 +44,7 @@ def replica_layouts(asked: ServingResult, pins: Mapping[str, int]) -> tuple[Plan
     wanted = pins.get("data_parallel")
     kept = most >= (wanted or 1)
     if asked.speculation is not None:
-        kept &= asked.speculation.splits(plans)
+        kept &= asked.speculation.splits(plans, asked.engine)
     for name, value in pins.items():
         if name != "data_parallel":
             kept &= getattr(plans, name) == value

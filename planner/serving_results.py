@@ -77,6 +77,7 @@ class ServingPlan(Served):
             have ended, as ``p50``, ``p90``, ``p99`` and what else was asked for; None where nothing is known of them
             (``costmodels.serving_percentiles``): without a rate, where places are few, of latencies of equal lengths.
         ttft_interval_s, tpot_interval_s: Low and high end of their 90 % interval.
+        tokens_interval_per_s: Low and high end of that of ``output_tokens_per_s``; None at a rate, which is given.
         priced_ttft_s, priced_tpot_s: The same as prices of kernels and links alone leave them open, whoever serves.
         requests_per_s: Of all replicas; of a run over its whole duration.
         output_tokens_per_s: Of all replicas.
@@ -101,6 +102,7 @@ class ServingPlan(Served):
     latency_percentiles_s: Mapping[str, float] | None
     ttft_interval_s: tuple[float, float]
     tpot_interval_s: tuple[float, float]
+    tokens_interval_per_s: tuple[float, float] | None
     priced_ttft_s: tuple[float, float]
     priced_tpot_s: tuple[float, float]
     requests_per_s: float

@@ -9,7 +9,7 @@ from costmodels.plan import FloatArray
 from costmodels.serving import most_per_s
 from planner.phrases import gib, seconds
 from planner.request import full_node, part_of
-from planner.serving_job import MOST_SECONDS, bound_words, serving_engine
+from planner.serving_job import MOST_REQUESTS, MOST_SECONDS, bound_words, serving_engine
 from planner.serving_layouts import fewest_devices, replica_layouts
 from planner.serving_ranking import Deployed, ranked, served
 from planner.serving_results import ServingResult, ServingShortage
@@ -22,6 +22,7 @@ from profiles.weights import WEIGHT_FORMATS, parse_weights
 _SMALLER = {"fp8": "an 8-bit checkpoint", "int4": "a 4-bit checkpoint (AWQ, GPTQ)"}
 _NAMES = {"data_parallel": "replicas"}
 _SHORTEST_STEP = 512  # tokens: shorter ones keep no device busy
+_RUN = 10  # times as many requests as at once, as benchmarks send (InferenceMAX's)
 _DOUBLINGS = 6  # of the devices, in the search for how many would do
 _HALVINGS, _BETWEEN = 6, 5  # of what was asked for, in the search for what would do; and tries between the last two
 
@@ -45,6 +46,9 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
         why += ", or over those of several attention groups, a multiple of tp" * asked.engine.attention_data_parallel
     elif asked.speculation is not None and len(replica_layouts(replace(asked, speculation=None), pins)[0]):
         why = "speculative decoding takes one pipeline stage, and a draft with heads for every tensor-parallel rank"
+        if asked.speculation.method in asked.engine.speculates_ungrouped:
+            method = asked.speculation.method.replace("_", " ")
+            why += f", and that of {asked.engine.name} by {method} no data-parallel attention"
     elif asked.weights is not None and len(replica_layouts(replace(asked, weights=None), pins)[0]):
         why = f"ranks would get parts of {asked.weights.group} weights that share a scale in {asked.weights.name}"
     else:
@@ -159,16 +163,30 @@ def _devices(asked: ServingResult, pins: Mapping[str, int]) -> str:
 
 def _degrees(asked: ServingResult, pins: Mapping[str, int]) -> str:
     """The degrees that would do instead of those fixed; empty if none do."""
-    plans = served(asked, {}) if pins else []
+    replicas = {name: value for name, value in pins.items() if name == "data_parallel"}
+    freed = [free for free in (replicas, {}) if pins and free != pins]
+    plans = next((plans for free in freed if (plans := served(asked, free))), ())
     if not plans:
         return ""
-    best = plans[0]
+    best = min(plans, key=lambda plan: _changed(plan, pins))
     degrees = {"tp": best.tensor_parallel, "pp": best.pipeline_parallel}
     if asked.model.moe is not None or "expert_parallel" in pins:
         degrees["ep"] = best.expert_parallel
     if "data_parallel" in pins:
         degrees["replicas"] = best.replicas
     return " ".join(f"{name} {value}" for name, value in degrees.items())
+
+
+def _changed(plan: Deployed, pins: Mapping[str, int]) -> tuple[int, ...]:
+    """How many of the degrees fixed a deployment changes; of equally many, experts are spread otherwise first."""
+    degrees = {
+        "tensor_parallel": plan.tensor_parallel,
+        "pipeline_parallel": plan.pipeline_parallel,
+        "data_parallel": plan.replicas,
+        "expert_parallel": plan.expert_parallel,
+    }
+    changed = [pins.get(name, value) != value for name, value in degrees.items()]
+    return sum(changed), *changed
 
 
 def _least(plan: Deployed, asked: ServingResult, pins: Mapping[str, int]) -> int:
@@ -227,6 +245,9 @@ def _too_many_at_once(
     engine = replace(asked.engine, max_sequences=max(asked.engine.max_sequences, concurrency))
     if served(replace(asked, engine=engine), pins):
         words.append(f"max_num_seqs {concurrency}")
+    requests = min(_RUN * concurrency, MOST_REQUESTS)
+    if served(replace(asked, job=replace(asked.job, requests=requests)), pins):
+        words.append(f"requests {requests}, a run in which some wait for a place")
     if not words and asked.job.bounds:
         alone = replace(asked, job=replace(asked.job, concurrency=1))
         return _too_slow_too(found, alone, pins, message, "concurrency 1")

@@ -60,15 +60,22 @@ class Drafting:
         }.get(self.method)
         return () if message is None else (Note(code="assumed_default", field="speculate", message=message),)
 
-    def splits(self, plans: PlanBatch) -> BoolArray:
-        """(N,) whether engines speculate in a layout: without stages, and with heads for every rank of the draft.
+    def splits(self, plans: PlanBatch, engine: EngineSpec) -> BoolArray:
+        """(N,) whether an engine speculates in a layout: without stages, with heads for every rank of the draft.
+
+        Attention groups are refused by some methods of some engines (``EngineSpec.speculates_ungrouped``).
 
         Source:
-            vLLM's documentation of speculative decoding ("not compatible with pipeline parallelism"); SGLang's
-            ``server_args.py`` likewise.
+            Stages: vLLM's documentation of speculative decoding ("not compatible with pipeline parallelism"; some
+            methods run with them since mid 2026, pull requests 50514 and 46994); SGLang, ``check_server_args``
+            (``server_args.py``, later ``arg_groups/validation_hook.py``); TensorRT-LLM, ``py_executor.py``
+            ("Drafting is not supported for selected executor loop", issue 9009, 1.2).
         """
         heads = 0 if self.draft is None else self.draft.num_attention_heads
-        return np.asarray((plans.pipeline_parallel == 1) & (heads % plans.tensor_parallel == 0), dtype=np.bool_)
+        kept = (plans.pipeline_parallel == 1) & (heads % plans.tensor_parallel == 0)
+        if self.method in engine.speculates_ungrouped:
+            kept &= plans.attention_groups == 1
+        return np.asarray(kept, dtype=np.bool_)
 
 
 def drafting(asked: Mapping[str, Any], *, model: ModelSpec, engine: EngineSpec, allow_files: bool) -> Drafting | None:

@@ -300,7 +300,7 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
     """One of the deployments in full."""
     plan, job, points = found.plans.plan(row), asked.job, there.points
     point, reading = points.at(row, place), found.prices.half_widths[:, row]
-    beyond = {name: serving_log_stds(name, asked.model, burst=job.is_burst) for name in ("ttft", "tpot")}
+    beyond = {name: serving_log_stds(name, asked.model, burst=job.is_burst) for name in ("ttft", "tpot", "tokens")}
     widths, basis = found.prices.decode.take(np.asarray([row])).nearest(points.generating[row, place : place + 1])
     groups, rate = int(found.plans.attention_groups[row]), float(there.requests_per_s[row, place])
     replicas, latency_s = int(there.replicas[row, place]), float(points.latency_s[row, place])
@@ -323,6 +323,9 @@ def deployment(found: Layouts, there: Deployments, asked: ServingResult, row: in
         latency_percentiles_s=_percentiles(found, point, job, row, "latency_s"),
         ttft_interval_s=interval(ttft_s, reading, beyond["ttft"]),
         tpot_interval_s=_token_interval(found, point, job, row, widths[:, 0], beyond["tpot"]),
+        tokens_interval_per_s=None  # slower kernels, fewer tokens: the ends change places
+        if job.rate_per_s is not None
+        else interval(rate * job.output.mean, widths[::-1, 0], beyond["tokens"]),
         priced_ttft_s=interval(ttft_s, reading, (0.0, 0.0)),
         priced_tpot_s=_token_interval(found, point, job, row, widths[:, 0], (0.0, 0.0)),
         requests_per_s=rate,

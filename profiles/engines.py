@@ -37,6 +37,7 @@ OF_WEIGHTS_AND_CACHE = (
 )
 OF_FREE = "free"  # of what weights and activations leave, for the cache
 _SHARES = (OF_ALL, OF_ALL_BUT_GRAPHS, OF_WEIGHTS_AND_CACHE, OF_FREE)
+_TUPLES = ("unsupported", "linear_attention", "speculates", "speculates_ungrouped")  # fields that are lists in YAML
 _HOST_TIMES = (
     *("kernel_launch_s", "eager_launch_s", "collective_launch_s"),
     *("step_overhead_s", "sequence_overhead_s", "rollout_step_s"),
@@ -76,8 +77,11 @@ class EngineSpec:
         norms_quantise: Norms write the input of a product in 8 bits themselves, where no other kernel reads it.
         activations_quantise: Activation functions do.
         splits_stages: Whether layers can be split over pipeline stages.
+        rollout_stages: Whether they can under a reinforcement-learning framework.
+        chunks_follow: Whether a chunk of a prompt enters the first stage while those before it are in later ones.
         disaggregates: Whether prompts can be read by replicas of their own, which hand their keys and values on.
         speculates: Methods of speculative decoding that it has: of ``METHODS``, and ``draft_model``.
+        speculates_ungrouped: Those of them that it refuses with data-parallel attention.
         drafts_trees: Whether drafts may branch there.
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
         groups_are_ranks: Where they do, a group is a single rank.
@@ -125,8 +129,11 @@ class EngineSpec:
     norms_quantise: bool = False
     activations_quantise: bool = False
     splits_stages: bool = True
+    rollout_stages: bool = True
+    chunks_follow: bool = False
     disaggregates: bool = False
     speculates: tuple[str, ...] = ()
+    speculates_ungrouped: tuple[str, ...] = ()
     drafts_trees: bool = False
     attention_data_parallel: bool = False
     groups_are_ranks: bool = False
@@ -269,6 +276,7 @@ class EngineSpec:
             rollout_step_s=0.0,
             measures_sampling=False,
             own_all_reduce=False,
+            splits_stages=self.splits_stages and self.rollout_stages,
         )
 
     def update_s(self, tensors: int, weight_bytes: float, *, apart: bool) -> float:
@@ -303,7 +311,7 @@ def load_engines() -> Mapping[str, EngineSpec]:
         if name in fitted:
             values |= fitted[name]["values"]
             sources |= dict.fromkeys(fitted[name]["values"], fitted[name]["source"])
-        values |= {name: tuple(values.get(name, ())) for name in ("unsupported", "linear_attention", "speculates")}
+        values |= {name: tuple(values.get(name, ())) for name in _TUPLES}
         values["weights_on"] = {form: tuple(names) for form, names in values.get("weights_on", {}).items()}
         values["float32_states"] = tuple(values.get("float32_states", LINEAR_KINDS))
         values["by_device"] = tuple(DeviceDefaults(**each) for each in values.get("by_device", ()))

@@ -31,7 +31,7 @@ def serving_log_stds(figure: str, model: ModelSpec, *, burst: bool) -> tuple[flo
     it: its lower end stays.
 
     Args:
-        figure: ``ttft`` or ``tpot``.
+        figure: ``ttft``, ``tpot`` or ``tokens`` a second.
         model: Which is served.
         burst: Whether all requests are there from the start.
     """

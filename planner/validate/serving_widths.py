@@ -27,7 +27,7 @@ from planner.validate.serving_words import FIGURES
 from profiles.markdown import table_head, table_row
 from profiles.serving_widths import BURST, DENSE, MIXTURE, ONE_SIDED, kind_of
 
-TOLD = ("tpot", "ttft")  # figures whose intervals are told
+TOLD = ("tpot", "ttft", "tokens")  # figures whose intervals are told
 KINDS = (DENSE, MIXTURE, BURST)
 
 
@@ -115,10 +115,11 @@ def _covered(told: FirstErrors, held: BoolArray) -> str:
 _WORDS = f"""## How wide intervals must be
 
 Prices of kernels and links leave open less than servers of different publishers differ by: their engines' versions,
-hosts and load generators. Intervals of the time per output token and of the first token are wider by a component of
-its own, told by the errors of now, publishers with {LEAST_FIGURES} figures or more weighing alike, by the rule of
-training ([unseen.md](unseen.md)); the last column judges every publisher by the width that the others tell. It shifts
-no price and no ranking. What prices leave out of the first token only adds to it, so that its width is one upwards.
+hosts and load generators. Intervals of the time per output token, of the first token and of tokens a second are
+wider by a component of their own, told by the errors of now, publishers with {LEAST_FIGURES} figures or more weighing
+alike, by the rule of training ([unseen.md](unseen.md)); the last column judges every publisher by the width that the
+others tell. It shifts no price and no ranking. What prices leave out of the first token only adds to it, so that its
+width is one upwards.
 The columns *in 90 %* above are of the interval of prices alone. Runs with all requests there from the start (*burst*)
 are apart, whatever the model: a server takes hundreds of requests in more slowly than its engine reads them. Requests
 at a rate tell by how many times as long all times would have to be, since a slower server is also busier; runs at one

@@ -31,7 +31,8 @@ def test_an_engine_waits_for_its_training_framework_only_where_there_is_one(name
     assert between.between_training() == between
     assert not between.measures_sampling
     assert not between.own_all_reduce
-    own = {name: getattr(engine, name) for name in ("rollout_step_s", "measures_sampling", "own_all_reduce")}
+    names = ("rollout_step_s", "measures_sampling", "own_all_reduce", "splits_stages")
+    own = {name: getattr(engine, name) for name in names}
     assert replace(between, step_overhead_s=serving_s, **own) == engine
     slow = engine.on_host(2.0)
     assert slow.between_training() == between.on_host(2.0)

@@ -177,8 +177,9 @@ def test_concurrency_is_that_of_a_replica() -> None:
     assert plan.tokens_per_s_per_device == pytest.approx(plan.output_tokens_per_s / 8)
     shortage = served(concurrency=100_000).shortage
     assert shortage is not None
-    assert shortage.remedy == "concurrency 1024"
+    assert shortage.remedy == "concurrency 1024, or requests 1000000, a run in which some wait for a place"
     assert served(concurrency=1024).fits
+    assert served(concurrency=100_000, requests=1_000_000).fits
 
 
 def test_memory_adds_up_to_the_device() -> None:
@@ -331,7 +332,7 @@ def test_limits_of_the_engine_can_be_set() -> None:
     assert small.ttft_s > large.ttft_s
     shortage = served(gpus="1xH100-SXM-80GB", prompt=100, generate=100, concurrency=1500).shortage
     assert shortage is not None
-    _, limit = shortage.remedy.split(", or ")
+    _, limit, _ = shortage.remedy.split(", or ")
     name, value = limit.split()
     asked: dict[str, Any] = {"gpus": "1xH100-SXM-80GB", "prompt": 100, "generate": 100, "concurrency": 1500}
     assert served(**asked, **{name: int(value)}).fits

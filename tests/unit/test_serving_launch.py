@@ -96,6 +96,17 @@ def test_the_file_of_tensorrt_llm_has_the_share_too() -> None:
     assert option not in grouped + narrow
 
 
+def test_tensorrt_llm_reads_prompts_in_chunks_only_where_told_to() -> None:
+    """Without, prompts of more tokens than a step takes are refused."""
+    asked: dict[str, Any] = {"engine": "tensorrt-llm", "concurrency": 4, "generate": 256}
+    long, short = (run(served("1xH100-SXM-80GB", "llama-3.1-8b", prompt=count, **asked)) for count in (20_000, 7936))
+    assert value(long, "--max_num_tokens") == value(short, "--max_num_tokens") == "8192"
+    assert "--enable_chunked_prefill" in long
+    assert "--enable_chunked_prefill" not in short
+    beside = run(served("1xH100-SXM-80GB", "llama-3.1-8b", prompt=1000, max_model_len=20_000, **asked))
+    assert "--enable_chunked_prefill" in beside
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_replicas_on_several_nodes(rank: int) -> None:
     grouped = run(served("2x8xH200-SXM-141GB", pins={"tp": 1, "ep": 16}), rank)

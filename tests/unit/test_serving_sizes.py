@@ -110,6 +110,25 @@ def test_layouts_that_cannot_be_say_why(model: str, pins: dict[str, int], words:
     assert words in shortage.message
 
 
+@pytest.mark.parametrize(
+    ("pins", "kept"),
+    [
+        ({"tp": 8, "ep": 1}, "tp 8 "),
+        ({"tp": 8, "pp": 1, "ep": 1, "dp": 1}, "tp 8 pp 1 "),
+        ({"tp": 4, "pp": 3}, "tp 4 "),
+    ],
+)
+def test_what_would_do_changes_the_fewest_degrees(pins: dict[str, int], kept: str) -> None:
+    asked: dict[str, Any] = {"model": "Qwen/Qwen3-235B-A22B-FP8", "concurrency": 32}
+    shortage = served(**asked, pins=pins).shortage
+    assert shortage is not None
+    assert shortage.remedy.startswith(kept)
+    words = iter(shortage.remedy.replace("replicas", "dp").split())
+    asked_for = dict(zip(words, map(int, words), strict=True))
+    assert sum(asked_for[name] != count for name, count in pins.items()) == 1
+    assert served(**asked, pins=asked_for).fits
+
+
 def test_more_devices_are_never_worse() -> None:
     """Sizes of replicas need not divide those of the cluster."""
     rates = [best("llama-3.1-70b", f"{count}xH100-SXM-80GB", top=1).output_tokens_per_s for count in range(2, 9)]

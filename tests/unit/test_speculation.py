@@ -230,6 +230,25 @@ def test_layouts_have_one_stage_and_heads_for_every_rank() -> None:
     assert "speculative decoding takes one pipeline stage" in shortage.message
 
 
+@pytest.mark.parametrize(("engine", "together"), [("sglang", False), ("vllm", True)])
+@pytest.mark.parametrize("method", ["ngram", "qwen3-0.6b"])
+def test_attention_groups_draft_as_their_engine_has_it(engine: str, together: bool, method: str) -> None:
+    """SGLang raises "does not support dp attention" of these two, and runs heads with it."""
+    asked: dict[str, Any] = {"draft_tokens": 4, "accepted": 1, "concurrency": 8, "top": 100, "engine": engine}
+
+    def groups(method: str) -> set[bool]:
+        plans = served("qwen3-235b-a22b", "8xH200-SXM-141GB", speculate=method, **asked).plans
+        return {plan.attention_groups > 1 for plan in plans}
+
+    assert groups(method) == {False, together}
+    assert groups("mtp") == {False, True}
+    shortage = served(
+        "qwen3-235b-a22b", "8xH200-SXM-141GB", speculate=method, pins={"tp": 1, "ep": 8}, **asked
+    ).shortage
+    assert (shortage is None) == together
+    assert shortage is None or "no data-parallel attention" in shortage.message
+
+
 @pytest.mark.parametrize(
     ("change", "field", "words"),
     [
@@ -301,6 +320,13 @@ def test_tensorrt_llm_is_told_in_its_file() -> None:
         "max_draft_len": 3,
         "speculative_model": "some draft",
     }
+
+
+def test_tensorrt_llm_drafts_as_many_tokens_in_old_and_new_versions() -> None:
+    """Up to 1.2 it reads the one key, from 1.3 on the other."""
+    lines = drafted(served(engine="tensorrt-llm", **DRAFTS | {"speculate": "mtp"}))
+    file = yaml.safe_load("\n".join(line.removeprefix("file: ") for line in lines if line.startswith("file: ")))
+    assert file["speculative_config"] == {"decoding_type": "MTP", "max_draft_len": 3, "num_nextn_predict_layers": 3}
 
 
 def drafted(result: ServingResult) -> list[str]:
