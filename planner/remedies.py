@@ -335,7 +335,7 @@ def _larger_memories(request: Request, needed_bytes: float) -> Iterator[_Trial]:
         device = next(alike)
         with suppress(SpecError):  # a number of devices that its machines do not come to
             cluster = parse_cluster(f"{request.cluster.num_devices}x{device.name}")
-            job = on_other_devices(request.job, request.asked, request.stack, cluster)
+            job = on_other_devices(request.job, request.asked, request.stack, cluster, request.model)
             if job not in needed:
                 needed[job] = _least_peak_bytes(replace(request, job=job), cluster)
             if device.usable_memory_bytes >= needed[job] and tried < _MEMORIES_TRIED:

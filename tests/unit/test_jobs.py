@@ -224,7 +224,7 @@ def test_attention_is_fused_where_the_stack_has_such_a_kernel_for_the_device(
     framework: str, architecture: str, given: Any, found: str
 ) -> None:
     job = TrainingJob(sequence_length=512, global_batch_size=8)
-    answer, notes = with_attention(job, given, find_stack(framework), cluster(architecture=architecture))
+    answer, notes = with_attention(job, given, find_stack(framework), cluster(architecture=architecture), gpt())
     assert answer.attention == found
     assert [note.field for note in notes] == (["job.attention"] if found == "unfused" else [])
 
