@@ -203,7 +203,8 @@ def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
     latent = _latent(reader)
     moe = _moe(reader, num_layers)
     linear = linear_attention(reader.config, family, num_layers, reader.notes)
-    window, windowed = (0, 0) if family.linear else windowed_layers(reader.config, family, num_layers, reader.notes)
+    windows = (0, 0, 0) if family.linear else windowed_layers(reader.config, family, num_layers, reader.notes)
+    window, windowed, full_every = windows
     max_length = reader.dimension("max_sequence_length") or 0
     embedding = reader.integer("word_embed_proj_dim") or 0
     return ModelSpec(
@@ -236,6 +237,7 @@ def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
         moe=moe,
         sliding_window=window,
         windowed_layers=windowed,
+        full_attention_every=full_every,
         attention_output_gate=reader.boolean(family.output_gate),
         linear_attention=linear,
         source=source,
