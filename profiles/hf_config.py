@@ -135,7 +135,8 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
     if called and not form:
         why = IN_QLORA if called == "bitsandbytes" else "has no price"
         notes.append(f"{FIELD}.quantization_config ({called}) {why}: weights taken in 16 bits")
-    return replace(spec, checkpoint_weights=form), tuple(notes)
+    named = SYNONYMS.get(kind, kind)
+    return replace(spec, checkpoint_weights=form, family=named if named in FAMILIES else ""), tuple(notes)
 
 
 def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:

@@ -109,6 +109,7 @@ class ModelSpec:
         attention_output_gate: Queries bring a gate for every value of attention's output (Qwen3-Next).
         linear_attention: Linear attention of some layers, when used.
         checkpoint_weights: Format of the published checkpoint's matrices (``profiles.weights``); "" for 16 bits.
+        family: Hugging Face's ``model_type`` where it is a known one, whose code names the layers; else "".
         published_parameters: Parameter count as published; None when there is none.
         source: Where the dimensions come from.
     """
@@ -147,6 +148,7 @@ class ModelSpec:
     attention_output_gate: bool = False
     linear_attention: LinearAttention | None = None
     checkpoint_weights: str = ""
+    family: str = field(default="", compare=False)
     published_parameters: float | None = None
     source: str = field(default="", compare=False)
 

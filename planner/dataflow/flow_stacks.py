@@ -13,7 +13,7 @@ from itertools import product
 from costmodels.workload import ADAPTER_TASKS
 from planner.attention import attention_notes, default_attention
 from planner.dataflow.flow_pins import CallPin
-from planner.dataflow.graph import GENERATE, TRAIN, Dataflow
+from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
 from planner.request import MODEL_AXES, names_several
 from planner.results import Note
 from planner.rules.base import HUGGINGFACE, MEGATRON
@@ -83,8 +83,9 @@ def fused_or_not(
 ) -> list[Note]:
     """What is assumed of the attention of every role's model on every kind of device, once where it is the same."""
     devices = {each.device.name: each.device for each in machines.groups}.values()
+    roles = (call.role for call in graph.calls if call.kind in (INFERENCE, TRAIN))
     notes: dict[Note, None] = {}
-    for role, device in product(dict.fromkeys(call.role for call in graph.calls), devices):
+    for role, device in product(dict.fromkeys(roles), devices):
         asked = (stacks[role], device, models[role])
         notes.update(dict.fromkeys(attention_notes(default_attention(*asked), *asked)))
     return list(notes)

@@ -8,6 +8,7 @@ import numpy as np
 from costmodels.energy_cost import steps_in_run
 from costmodels.plan import BoolArray, ExecutionPlan
 from planner.attention import sink_kernel
+from planner.exporters.adapters import adapter_note
 from planner.exporters.exported import Check, Gap, gaps
 from planner.job_checks import BEFORE_AMPERE
 from planner.results import Request
@@ -129,7 +130,7 @@ def script_notes(request: Request, *, shared: bool = False) -> tuple[str, ...]:
         kernel = "fused linear cross-entropy" if job.linear_cross_entropy else "fused cross-entropy"
         found.append(f"loss: {kernel}; of Liger's kernels that one alone (liger_kernel_config, no argument)")
     if job.lora is not None:
-        found.append(f"adapters: peft.LoraConfig of rank {job.lora.rank} on {', '.join(job.lora.targets)}")
+        found.append(adapter_note(model, job.lora))
     if job.task == "qlora":
         # FSDP shards no integers: what holds the 4 bits has to look like the weights that are not quantised
         # (bitsandbytes documentation, FSDP-QLoRA). Compute type and format default to fp32 and fp4.
