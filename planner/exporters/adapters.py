@@ -11,10 +11,9 @@ def adapter_note(model: ModelSpec, lora: LoraSpec) -> str:
     """What a script says of its adapters: real names where the family is known, kinds of layers where it is not."""
     names = module_names(model.family)
     if names is None or model.linear_attention is not None:
-        kinds = ", ".join(lora.targets)
         return (
-            f"adapters: peft.LoraConfig of rank {lora.rank} on {kinds}: kinds of layers, whose modules the checkpoint "
-            "names (model.named_modules())"
+            f"adapters: peft.LoraConfig of rank {lora.rank} on {', '.join(lora.targets)}: kinds of layers, whose "
+            "modules the checkpoint names (model.named_modules())"
         )
     kinds = [kind for target in lora.targets for kind in (_JOINTLY if target == JOINT_TARGET else (target,))]
     attention = dict(names) if model.latent_attention is None else _of_latent(model.latent_attention)
