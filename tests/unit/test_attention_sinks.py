@@ -79,6 +79,15 @@ def test_other_kernels_know_no_sinks(device: str, library: str, hint: str) -> No
     assert planner.estimate(MODEL, f"1x{device}", JOB | {"attention_library": library}, framework="unsloth").best
 
 
+def test_scores_that_fill_a_device_are_told_how_to_go() -> None:
+    job = JOB | {"task": "qlora", "sequence_length": 16384}
+    answer = planner.plan(MODEL, "1xA100-80GB", job, framework="huggingface", top=1)
+    assert answer.infeasible is not None
+    (remedy,) = (item for item in answer.infeasible.remedies if item.code == "fused_attention")
+    assert remedy.message == "use flex_attention (--attention flash)"
+    assert planner.plan(MODEL, "1xA100-80GB", job | {"attention": "flash"}, framework="huggingface", top=1).fits
+
+
 def test_flex_attention_has_the_rate_of_flash_attention_2() -> None:
     def library(model: str, **asked: str) -> str:
         answer = planner.estimate(model, "1xH100", JOB | asked, framework="huggingface")
