@@ -39,7 +39,10 @@ Paged = Annotated[
 GradientDtype = Annotated[str | None, option("--gradient-dtype", "Format gradients accumulate in.", _JOB)]
 MasterDtype = Annotated[str | None, option("--master-dtype", "Format of the master weights, or none.", _JOB)]
 StateDtype = Annotated[str | None, option("--state-dtype", "Format of the optimizer moments.", _JOB)]
-Attention = Annotated[str | None, option("--attention", "Default flash; in Megatron before Ampere unfused.", _JOB)]
+Attention = Annotated[
+    str | None,
+    option("--attention", "Default flash; unfused in Megatron before Ampere, and of gpt-oss in transformers.", _JOB),
+]
 AttentionLibrary = Annotated[
     str | None, option("--attention-library", "flash_2, flash_3 or cudnn; default that of the stack.", _JOB)
 ]

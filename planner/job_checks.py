@@ -64,12 +64,17 @@ def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
 
 
 def _check_attention_library(job: TrainingJob, device: DeviceSpec) -> None:
-    """Refuse FlashAttention-3 where it has no kernels.
+    """Refuse libraries where they have no kernels.
 
     Source:
         README.md of Dao-AILab/flash-attention: FlashAttention-3 is optimized for Hopper GPUs, and requires one;
-        FlashAttention-2 supports Ampere, Ada and Hopper GPUs.
+        FlashAttention-2 supports Ampere, Ada and Hopper GPUs. ``check_cudnn_hardware_support`` in PyTorch's
+        native/transformers/cuda/sdp_utils.cpp: from sm80.
     """
+    if job.attention_library in ("flash_2", "cudnn") and device.architecture in BEFORE_AMPERE:
+        title = "FlashAttention-2" if job.attention_library == "flash_2" else "cuDNN's attention"
+        problem = f"{title} has kernels for Ampere and newer, not for {device.name}"
+        raise SpecError("job.attention_library", problem, "leave it out")
     if job.attention_library != "flash_3" or device.architecture == "hopper":
         return
     older = device.vendor != "nvidia" or device.architecture in BEFORE_AMPERE

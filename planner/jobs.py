@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from costmodels.attention_sinks import unfused_by_default
 from costmodels.autocast import sharding_stack
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, TrainingJob
-from planner.job_checks import BEFORE_AMPERE, MAX_TRAIN_TOKENS, check_job
+from planner.attention import asked_attention_notes, attention_notes, default_attention
+from planner.job_checks import MAX_TRAIN_TOKENS, check_job
 from planner.lora import adapters_of
 from planner.results import Note
-from planner.rules.base import FRAMEWORK_TITLES, divisors
+from planner.rules.base import divisors
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
@@ -76,41 +78,32 @@ def default_precision(devices: Sequence[DeviceSpec]) -> str:
     return next((name for name in usual if all(name in each.peak_flops_per_s for each in devices)), usual[0])
 
 
-def default_attention(stack: StackSpec, device: DeviceSpec) -> str:
-    """The attention a stack has on a device.
-
-    Megatron-LM calls Transformer Engine. FSDP's and Hugging Face's model code, DeepSpeed's too, calls PyTorch's
-    ``scaled_dot_product_attention``, whose memory-efficient kernel runs on older devices too
-    (from sm50: ``check_mem_efficient_hardware_support`` in PyTorch's native/transformers/cuda/sdp_utils.cpp).
-    """
-    too_old = stack.fused_attention == "ampere" and device.architecture in BEFORE_AMPERE
-    return "unfused" if too_old or stack.fused_attention == "none" else "flash"
-
-
-def unfused_attention_note(stack: StackSpec, device: DeviceSpec) -> Note:
-    """What is said where ``default_attention`` is not fused."""
-    reason = f"{stack.name} has no fused one"
-    if stack.fused_attention != "none":
-        reason = f"{FRAMEWORK_TITLES[stack.framework]} has no fused one on {device.name}"
-    return Note(code="assumed_default", field="job.attention", message=f"attention unfused (not given; {reason})")
-
-
 def with_attention(
-    job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, stack: StackSpec, cluster: ClusterSpec
+    job: TrainingJob,
+    given: TrainingJob | Mapping[str, Any] | None,
+    stack: StackSpec,
+    cluster: ClusterSpec,
+    model: ModelSpec,
 ) -> tuple[TrainingJob, tuple[Note, ...]]:
     """The job with the attention that its stack has on such devices, unless it was said, and what was assumed.
+
+    Who names a library wants the fused one that the stack does not pick itself.
 
     Args:
         job: The job in full.
         given: What was said of it.
         stack: Who runs it.
         cluster: Its device may be too old for the fused kernels.
+        model: Its attention may be one that they do not know.
+
+    Raises:
+        SpecError: If a kernel was named that does not know it.
     """
-    if _said("attention", given):
-        return job, ()
-    attention = default_attention(stack, cluster.device)
-    notes = () if attention == "flash" else (unfused_attention_note(stack, cluster.device),)
-    return replace(job, attention=attention), notes
+    device = cluster.device
+    if _said("attention", given) or (job.attention_library and unfused_by_default(model, stack)):
+        return job, asked_attention_notes(job, stack, device, model)
+    attention = default_attention(stack, device, model)
+    return replace(job, attention=attention), attention_notes(attention, stack, device, model)
 
 
 def with_loss(
@@ -154,12 +147,16 @@ def gradient_notes(
 
 
 def on_other_devices(
-    job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, stack: StackSpec, cluster: ClusterSpec
+    job: TrainingJob,
+    given: TrainingJob | Mapping[str, Any] | None,
+    stack: StackSpec,
+    cluster: ClusterSpec,
+    model: ModelSpec,
 ) -> TrainingJob:
     """The job on devices it was not asked about: what was assumed of precision and attention is assumed anew."""
     if not _said("precision", given):
         job = replace(job, precision=default_precision([cluster.device]))
-    return with_attention(job, given, stack, cluster)[0]
+    return with_attention(job, given, stack, cluster, model)[0]
 
 
 def _said(name: str, given: TrainingJob | Mapping[str, Any] | None) -> bool:

@@ -130,7 +130,8 @@ def read_targets(given: object, field: str) -> tuple[str, ...]:
         small = word.lower() if isinstance(word, str) else word
         name = _JOINT_NAMES.get(small, small.removesuffix("_proj")) if isinstance(small, str) else small
         if name not in (*known, JOINT_TARGET):
-            raise SpecError(field, f"unknown value {str(word)[:40]!r}", "a list of " + ", ".join(known))
+            hint = f"a list of {', '.join(known)}; {JOINT_TARGET} where one layer makes q, k and v"
+            raise SpecError(field, f"unknown value {str(word)[:40]!r}", hint)
         if name in found:
             raise SpecError(field, f"names {name} twice; got {str(given)[:60]!r}", "each layer once")
         found.append(name)

@@ -95,6 +95,18 @@ def dollars(usd: float) -> str:
     return f"${usd:,.0f}" if usd >= 100 else f"${usd:,.2f}"
 
 
+def hours(number: float) -> str:
+    """GPU-hours: ``1,846``, ``2.4`` below ten, ``0.052`` below one."""
+    if number < 0.995:
+        return f"{number:.2g}"
+    return f"{number:.1f}" if number < 9.95 else f"{number:,.0f}"
+
+
+def energy(joules: float) -> str:
+    """Energy in MWh, below one in kWh: ``12.35 MWh``, ``823 kWh``, ``2.5 kWh``."""
+    return f"{joules / 3.6e9:,.2f} MWh" if joules >= 3.6e9 else f"{hours(joules / 3.6e6)} kWh"
+
+
 def plan_label(plan: ExecutionPlan) -> str:
     """A plan in the field's short words, parts that are off left out."""
     words = [f"tp{plan.tensor_parallel}", f"pp{plan.pipeline_parallel}", f"dp{plan.data_parallel}"]

@@ -1,8 +1,8 @@
 """When nothing fits: the smallest changes to the question under which something would.
 
-Each remedy changes one thing the user fixed or left out (recomputation, ZeRO stage, micro-batch,
-degrees, offloading, loss, optimizer states, sequence length, number or kind of devices; where no plan is even legal,
-the global batch) and searches again.
+Each remedy changes one thing the user fixed or left out (recomputation, ZeRO stage, micro-batch, degrees, offloading,
+attention, loss, optimizer states, sequence length, number or kind of devices; where no plan is even legal, the global
+batch) and searches again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,8 +13,10 @@ from math import inf
 
 import numpy as np
 
+from costmodels.attention_sinks import unfused_by_default
 from costmodels.evaluate import peaks
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
+from planner.attention import FLEX
 from planner.jobs import on_other_devices, rounded_batch
 from planner.memory_law import MemoryLaw, needed_log
 from planner.parts import sizes_to_try
@@ -174,6 +176,9 @@ def _families(request: Request, *, legal: bool) -> Iterator[Iterator[_Trial]]:
         yield _without_sums(request)
     if not request.offload:
         yield _offloading(request)
+    if request.job.attention == "unfused" and unfused_by_default(request.model, request.stack):
+        job = replace(request.job, attention="flash")
+        yield iter([_trial(request, "fused_attention", f"use {FLEX} (--attention flash)", job=job)])
     if not request.job.linear_cross_entropy:
         job = replace(request.job, linear_cross_entropy=True)
         message = "use a linear loss, output layer and loss together without logits (--linear-loss)"
@@ -335,7 +340,7 @@ def _larger_memories(request: Request, needed_bytes: float) -> Iterator[_Trial]:
         device = next(alike)
         with suppress(SpecError):  # a number of devices that its machines do not come to
             cluster = parse_cluster(f"{request.cluster.num_devices}x{device.name}")
-            job = on_other_devices(request.job, request.asked, request.stack, cluster)
+            job = on_other_devices(request.job, request.asked, request.stack, cluster, request.model)
             if job not in needed:
                 needed[job] = _least_peak_bytes(replace(request, job=job), cluster)
             if device.usable_memory_bytes >= needed[job] and tried < _MEMORIES_TRIED:

@@ -12,7 +12,9 @@ from planner.phrases import (
     TIME_NAMES,
     count,
     dollars,
+    energy,
     gib,
+    hours,
     offload_words,
     peak_cell,
     percent,
@@ -228,15 +230,15 @@ def _run(request: Request, item: PlanEstimate) -> str | None:
     if run is None:
         if price is None:
             return None
-        hours = 1e9 * item.device_seconds_per_token / SECONDS_PER_HOUR
-        return f"{dollars(hours * price.usd_per_device_hour)} per billion tokens, {hours:,.0f} GPU-hours"
+        needed = 1e9 * item.device_seconds_per_token / SECONDS_PER_HOUR
+        return f"{dollars(needed * price.usd_per_device_hour)} per billion tokens, {hours(needed)} GPU-hours"
     cost = ""
     if run.cost_usd is not None and price is not None:
         dated = f" of {price.date}" if price.date else ""
         cost = f", {dollars(run.cost_usd)} at {dollars(price.usd_per_device_hour)} per GPU-hour{dated}"
     return (
-        f"{count(run.tokens)} tokens: {seconds(run.duration_s)}, {run.device_hours:,.0f} GPU-hours{cost}, "
-        f"at most {run.energy_j / 3.6e9:,.2f} MWh for the GPUs"
+        f"{count(run.tokens)} tokens: {seconds(run.duration_s)}, {hours(run.device_hours)} GPU-hours{cost}, "
+        f"at most {energy(run.energy_j)} for the GPUs"
     )
 
 

@@ -14,6 +14,7 @@ from planner.phrases import (
     TIME_NAMES,
     dollars,
     gib,
+    hours,
     percent,
     plan_label,
     seconds,
@@ -139,7 +140,7 @@ def _figures(compared: Iterable[Compared]) -> Iterator[Row]:
         yield "host memory per node", [gib(item.host_memory_bytes) for item in items]
     if any(item.run for item in items):
         yield "whole run", ["-" if item.run is None else seconds(item.run.duration_s) for item in items]
-        yield "GPU-hours", ["-" if item.run is None else f"{item.run.device_hours:,.0f}" for item in items]
+        yield "GPU-hours", ["-" if item.run is None else hours(item.run.device_hours) for item in items]
     prices = [item.request.price for item in compared]
     if any(prices):
         yield "$ per million tokens", [

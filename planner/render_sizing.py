@@ -7,7 +7,7 @@ from itertools import compress
 from rich.console import Console
 from rich.table import Table
 
-from planner.phrases import RISK_MEANS, count, dollars, gib, peak_cell, plan_label, seconds
+from planner.phrases import RISK_MEANS, count, dollars, gib, hours, peak_cell, plan_label, seconds
 from planner.render import NARROW, render_infeasible, render_notes
 from planner.results import Note, PlanEstimate
 from planner.sizes import KindSizes, Size, SizingResult
@@ -116,13 +116,13 @@ def _figures(kind: KindSizes, best: PlanEstimate) -> list[str]:
     price = kind.request.price
     if best.run is None:
         if price is not None:
-            hours = 1e9 * best.device_seconds_per_token / SECONDS_PER_HOUR
-            cells.append(dollars(hours * price.usd_per_device_hour))
+            needed = 1e9 * best.device_seconds_per_token / SECONDS_PER_HOUR
+            cells.append(dollars(needed * price.usd_per_device_hour))
         return cells
     ends = (best.run.steps * each / SECONDS_PER_DAY for each in (best.step_time_low_s, best.step_time_high_s))
     cells += [_days(best.run.duration_s / SECONDS_PER_DAY), " to ".join(_days(end) for end in ends)]
     cost = best.run.cost_usd
-    return [*cells, f"{best.run.device_hours:,.0f}" if cost is None else dollars(cost)]
+    return [*cells, hours(best.run.device_hours) if cost is None else dollars(cost)]
 
 
 def _days(days: float) -> str:

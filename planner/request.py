@@ -104,7 +104,7 @@ def resolve_request(
     fixed = parse_pins(pins)
     training, job_notes = resolve_job(job, resolved.spec, machines, fixed)
     stack, stack_notes = _stack(options, training, fixed)
-    training, attention_notes = with_attention(training, job, stack, machines)
+    training, attention_notes = with_attention(training, job, stack, machines, resolved.spec)
     training, loss_notes = with_loss(training, job, stack)
     return Request(
         model=resolved.spec,

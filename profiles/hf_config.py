@@ -138,7 +138,8 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
     if called and not form:
         why = IN_QLORA if called == "bitsandbytes" else "has no price"
         notes.append(f"{FIELD}.quantization_config ({called}) {why}: weights taken in 16 bits")
-    return replace(spec, checkpoint_weights=form), tuple(notes)
+    named = SYNONYMS.get(kind, kind)
+    return replace(spec, checkpoint_weights=form, family=named if named in FAMILIES else ""), tuple(notes)
 
 
 def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
@@ -206,7 +207,8 @@ def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
     latent = _latent(reader)
     moe = _moe(reader, num_layers)
     linear = linear_attention(reader.config, family, num_layers, reader.notes)
-    window, windowed = (0, 0) if family.linear else windowed_layers(reader.config, family, num_layers, reader.notes)
+    windows = (0, 0, 0) if family.linear else windowed_layers(reader.config, family, num_layers, reader.notes)
+    window, windowed, full_every = windows
     max_length = reader.dimension("max_sequence_length") or 0
     embedding = reader.integer("word_embed_proj_dim") or 0
     return ModelSpec(
@@ -239,6 +241,7 @@ def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
         moe=moe,
         sliding_window=window,
         windowed_layers=windowed,
+        full_attention_every=full_every,
         attention_output_gate=reader.boolean(family.output_gate),
         linear_attention=linear,
         source=source,

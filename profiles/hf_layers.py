@@ -70,8 +70,13 @@ def _numbered(listed: list[Any], key: str, num_layers: int) -> set[int]:
     return set(listed)
 
 
-def windowed_layers(config: Mapping[str, Any], family: Family, num_layers: int, notes: list[str]) -> tuple[int, int]:
-    """The attention window in tokens and how many layers it applies to; (0, 0) for none.
+def windowed_layers(
+    config: Mapping[str, Any], family: Family, num_layers: int, notes: list[str]
+) -> tuple[int, int, int]:
+    """The attention window in tokens, how many layers it applies to, and which do without; (0, 0, 0) for none.
+
+    The last is n where all layers but every n-th have the window and differ in nothing else, as in families known to
+    be so; others turn full layers round no positions (SmolLM3, EXAONE 4), or attend in chunks (Llama 4).
 
     Raises:
         SpecError: If a layer is neither full nor windowed attention, or a number is not one.
@@ -83,22 +88,24 @@ def windowed_layers(config: Mapping[str, Any], family: Family, num_layers: int, 
         notes.append(f"{FIELD}.{key} is absent: taken as {window}, as the family does")
     types = config.get("layer_types")
     if isinstance(types, list):
-        count = _windowed_by_type(types, num_layers)
+        mask = _windowed_by_type(types, num_layers)
     elif family.window == "chunk":
-        count = _chunked(config, num_layers)
+        mask = _chunked(config, num_layers)
     elif family.window.startswith("every:"):
         every = _whole(config, "sliding_window_pattern", int(family.window.removeprefix("every:")))
-        count = num_layers - num_layers // every
+        mask = _all_but_every(every, num_layers)
     elif family.window == "qwen":
         full = _whole(config, "max_window_layers", num_layers, smallest=0)
-        count = max(0, num_layers - full) if config.get("use_sliding_window") is True else 0
+        mask = [config.get("use_sliding_window") is True and index >= full for index in range(num_layers)]
     else:
-        count = num_layers if family.window == "all" else 0
-    if not window or not count:
-        return 0, 0
+        mask = [family.window == "all"] * num_layers
+    if not window or not any(mask):
+        return 0, 0, 0
     if family.window == "chunk":
         notes.append(f"attention in chunks of {window} tokens is treated as a sliding window")
-    return window, count
+    alternates = range(2, num_layers + 1) if family.window.startswith("every:") else ()
+    every = next((n for n in alternates if mask == _all_but_every(n, num_layers)), 0)
+    return window, sum(mask), every
 
 
 def one_each(listed: list[Any], key: str, num_layers: int) -> list[Any]:
@@ -123,19 +130,23 @@ def at_least(value: object, key: str, smallest: int) -> int:
     return int(value)
 
 
-def _windowed_by_type(types: list[Any], num_layers: int) -> int:
+def _all_but_every(every: int, num_layers: int) -> list[bool]:
+    return [(index + 1) % every > 0 for index in range(num_layers)]
+
+
+def _windowed_by_type(types: list[Any], num_layers: int) -> list[bool]:
     for item in types:
         if item not in (*_LOCAL, "full_attention"):
             raise SpecError(f"{FIELD}.layer_types", f"unsupported layer {shown(item)}")
-    return sum(item in _LOCAL for item in one_each(types, "layer_types", num_layers))
+    return [item in _LOCAL for item in one_each(types, "layer_types", num_layers)]
 
 
-def _chunked(config: Mapping[str, Any], num_layers: int) -> int:
+def _chunked(config: Mapping[str, Any], num_layers: int) -> list[bool]:
     """Llama 4: layers with rotary positions attend within a chunk, every fourth has neither."""
     rotary = config.get("no_rope_layers")
     if isinstance(rotary, list) and rotary:
-        return min(num_layers, sum(item in (1, True) for item in rotary))
-    return num_layers - num_layers // _whole(config, "no_rope_layer_interval", 4)
+        return [item in (1, True) for item in rotary[:num_layers]]
+    return _all_but_every(_whole(config, "no_rope_layer_interval", 4), num_layers)
 
 
 def _whole(config: Mapping[str, Any], key: str, default: int, *, smallest: int = 1) -> int:

@@ -104,9 +104,12 @@ class ModelSpec:
         moe: Expert structure, when used.
         sliding_window: Window of the windowed layers, in tokens; 0 for none.
         windowed_layers: How many layers use the window.
+        full_attention_every: n where all layers but every n-th have the window and nothing else tells them apart; 0
+            where all or none have it, or it is not known.
         attention_output_gate: Queries bring a gate for every value of attention's output (Qwen3-Next).
         linear_attention: Linear attention of some layers, when used.
         checkpoint_weights: Format of the published checkpoint's matrices (``profiles.weights``); "" for 16 bits.
+        family: Hugging Face's ``model_type`` where it is a known one, whose code names the layers; else "".
         published_parameters: Parameter count as published; None when there is none.
         source: Where the dimensions come from.
     """
@@ -141,9 +144,11 @@ class ModelSpec:
     moe: MoESpec | None = None
     sliding_window: int = 0
     windowed_layers: int = 0
+    full_attention_every: int = field(default=0, compare=False)
     attention_output_gate: bool = False
     linear_attention: LinearAttention | None = None
     checkpoint_weights: str = ""
+    family: str = field(default="", compare=False)
     published_parameters: float | None = None
     source: str = field(default="", compare=False)
 
@@ -185,6 +190,7 @@ class ModelSpec:
             "embedding_dim": MAX_DIMENSION,
             "norms_per_layer": MAX_NORMS_PER_LAYER,
             "windowed_layers": self.num_layers,
+            "full_attention_every": self.num_layers,
         }
         for name, largest in bounds.items():
             value = getattr(self, name)

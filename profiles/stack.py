@@ -37,6 +37,8 @@ class StackSpec:
         blackwell_attention_library: The same on data-centre Blackwell; empty: no difference.
         fused_attention: On which devices it has one: ``all``, those from ``ampere`` on (and no older ones of NVIDIA's),
             or ``none``.
+        fuses_sinks: Attention with sinks, which Hugging Face's model code runs op by op unless told otherwise, is fused
+            here all the same.
         memory_time_scale: The same for bandwidth-bound kernels.
         collective_time_scale: The same for collectives within a scale-up domain.
         scale_out_time_scale: The same for collectives that cross domains: training shares the network
@@ -230,6 +232,7 @@ class StackSpec:
     attention_library: str = ""
     blackwell_attention_library: str = ""
     fused_attention: str = "all"
+    fuses_sinks: bool = False
     memory_time_scale: float = 1.0
     collective_time_scale: float = 1.0
     scale_out_time_scale: float = 1.0

@@ -54,7 +54,10 @@ class JobBody(Body):
     paged_optimizer: bool | None = Field(
         default=None, description="Optimizer states are on the device as far as there is room (bitsandbytes)."
     )
-    attention: Literal["flash", "unfused"] | None = None
+    attention: Literal["flash", "unfused"] | None = Field(
+        default=None,
+        description="What the stack picks: unfused in Megatron before Ampere, and of gpt-oss in Hugging Face's code.",
+    )
     attention_library: Annotated[Literal["flash_2", "flash_3", "cudnn"] | None, USUAL] = Field(
         default=None, description="Whose fused attention runs, where it is not the one the stack picks."
     )

@@ -20,10 +20,10 @@ from costmodels.layer_costs import joined_devices
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
+from planner.attention import default_attention
 from planner.dataflow.dominance import undominated
 from planner.dataflow.engine_strategies import engine_strategies, running_choices
 from planner.dataflow.strategies import strategies, training_job
-from planner.jobs import default_attention
 from planner.price_lists import collective_model, kernel_model_of
 from profiles.engines import TRAINER as TRAINER
 from profiles.engines import EngineSpec, find_engine
@@ -128,7 +128,7 @@ def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> Cos
     return CostContext(
         model=model,
         cluster=setting.cluster,
-        job=replace(training_job(call), attention=default_attention(stack, device)),
+        job=replace(training_job(call), attention=default_attention(stack, device, model)),
         stack=stack if trains else replace(stack, autocast_weights=False),
         kernels=kernel_model_of(device),
         collectives=collective_model(),

@@ -13,7 +13,7 @@ from planner.dataflow.flow_engines import engines_of
 from planner.dataflow.flow_lengths import sequence_lengths
 from planner.dataflow.flow_notes import replaced_notes
 from planner.dataflow.flow_pins import CallPin, parse_call_pins
-from planner.dataflow.flow_stacks import adapter_notes, stacks_of
+from planner.dataflow.flow_stacks import adapter_notes, fused_or_not, stacks_of
 from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
 from planner.dataflow.graph_file import graph_from_mapping, load_graph
 from planner.dataflow.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
@@ -22,7 +22,7 @@ from planner.dataflow.presets import PRESETS, ROLE_SETTINGS, build_preset, unkno
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.streams import streamed
 from planner.job_checks import check_precision
-from planner.jobs import default_attention, default_precision, unfused_attention_note
+from planner.jobs import default_precision
 from planner.lora import check_adapted
 from planner.machines import ClusterInput, fabric_notes, mixed_of, resolve_cluster, with_own_reserve
 from planner.option_kinds import check_kinds, in_small_letters
@@ -193,10 +193,7 @@ def resolve_flow(
         check_trained(specs[role], stacks[role].framework)
         check_adapted(graph.role(role).adapters.lora, specs[role], where=f"job.roles.{role}")
     notes += [*adapter_notes(graph), *stack_notes]
-    stack = next(iter(stacks.values()))
-    devices = {each.device.name: each.device for each in machines.groups}.values()
-    unfused = [device for device in devices if default_attention(stack, device) == "unfused"]
-    notes += [unfused_attention_note(stack, device) for device in unfused]
+    notes += fused_or_not(graph, stacks, specs, machines)
     return FlowRequest(
         graph=graph,
         models=specs,

@@ -8,15 +8,19 @@ are split by no framework, and quantised by Hugging Face's.
 """
 
 from collections.abc import Mapping
+from itertools import product
 
 from costmodels.workload import ADAPTER_TASKS
+from planner.attention import attention_notes, default_attention
 from planner.dataflow.flow_pins import CallPin
-from planner.dataflow.graph import GENERATE, TRAIN, Dataflow
+from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
 from planner.request import MODEL_AXES, names_several
 from planner.results import Note
 from planner.rules.base import HUGGINGFACE, MEGATRON
 from profiles.engines import TRAINER
 from profiles.errors import SpecError
+from profiles.mixed_cluster import MixedCluster
+from profiles.model import ModelSpec
 from profiles.stack import StackSpec
 from profiles.stacks import default_stack, find_stack, in_reinforcement_learning, load_stacks
 
@@ -72,6 +76,19 @@ def _splits(graph: Dataflow, name: str, pin: CallPin) -> bool:
     """Whether what is fixed of a call splits its model in the training framework."""
     trainer = graph.call(name).kind != GENERATE or pin.engine == TRAINER
     return trainer and max((pin.columns.get(axis, 1) for axis in MODEL_AXES), default=1) > 1
+
+
+def fused_or_not(
+    graph: Dataflow, stacks: Mapping[str, StackSpec], models: Mapping[str, ModelSpec], machines: MixedCluster
+) -> list[Note]:
+    """What is assumed of the attention of every role's model on every kind of device, once where it is the same."""
+    devices = {each.device.name: each.device for each in machines.groups}.values()
+    roles = (call.role for call in graph.calls if call.kind in (INFERENCE, TRAIN))
+    notes: dict[Note, None] = {}
+    for role, device in product(dict.fromkeys(roles), devices):
+        asked = (stacks[role], device, models[role])
+        notes.update(dict.fromkeys(attention_notes(default_attention(*asked), *asked)))
+    return list(notes)
 
 
 def adapter_notes(graph: Dataflow) -> list[Note]:

@@ -23,7 +23,7 @@ from planner.exporters.exported import (
     on_every_node,
     sharding,
 )
-from planner.exporters.trainer import script_notes, trainer_arguments, trainer_gaps
+from planner.exporters.trainer import attention_check, script_notes, trainer_arguments, trainer_gaps
 from planner.results import Request
 from planner.rules.base import ACCELERATE_PRECISIONS, HUGGINGFACE
 from planner.rules.offload import moves_together
@@ -31,7 +31,13 @@ from planner.rules.offload import moves_together
 TARGET = Target(name="accelerate", title="Accelerate 1.15 (FSDP2)", stacks=("fsdp", "fsdp-eager", "hf-trainer"))
 CONFIG = "accelerate.yaml"
 _MIXED = {"bf16": "bf16", "fp16": "fp16", "fp32": "no", "tf32": "no"}
+# PyTorch's ring passes keys and values on step by step, or gathers all of them once (_AllToAllRotater and
+# _AllGatherRotater of torch/distributed/tensor/experimental/_attention.py): the two kinds as they are priced.
 _CONTEXT = {ContextKind.RING: "alltoall", ContextKind.ALL_GATHER: "allgather"}
+_CONTEXT_NOTES = (
+    "context ranks share attention without a mask, or with a causal one: no packing masks, no padding",
+    "labels: a loop of one's own shifts them before ranks share them (shift_labels); the Trainer does",
+)
 
 
 def export(plan: ExecutionPlan, request: Request) -> Exported:
@@ -59,8 +65,18 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
             *([["--gradient_checkpointing", "true"]] if checkpoints else []),
         ],
         files={CONFIG: "\n".join([*comment(header(TARGET, plan, request)), text])},
-        gaps=(*gaps(*plan_checks(PlanBatch.from_plans([plan]), request)), *_job_gaps(request), *trainer_gaps(request)),
-        left_to_you=(*script_notes(request), *_loaded(request), *_moved_in_script(plan), *on_every_node(cluster)),
+        gaps=(
+            *gaps(*plan_checks(PlanBatch.from_plans([plan]), request)),
+            *_job_gaps(request),
+            *trainer_gaps(request),
+        ),
+        left_to_you=(
+            *script_notes(request, shared=plan.context_parallel > 1),
+            *_shared(plan),
+            *_loaded(request),
+            *_moved_in_script(plan),
+            *on_every_node(cluster),
+        ),
     )
 
 
@@ -109,6 +125,17 @@ def _parallelism(plan: ExecutionPlan) -> dict[str, Any]:
     return found
 
 
+def _shared(plan: ExecutionPlan) -> tuple[str, ...]:
+    """What Accelerate's guide asks of who shares a context, and what it recommends."""
+    if plan.context_parallel == 1:
+        return ()
+    ring = (
+        "cp_comm_strategy alltoall is the ring that was priced; Accelerate's guide expects allgather to be faster in "
+    )
+    ring += "most cases: planned for with --context-kind all_gather"
+    return (*_CONTEXT_NOTES, *([ring] if plan.context_kind is ContextKind.RING else []))
+
+
 def _loaded(request: Request) -> tuple[str, ...]:
     """Transformers 5 loads weights in the format of the checkpoint; DeepSpeed keeps fp32 copies, Accelerate none."""
     job = request.job
@@ -142,6 +169,7 @@ def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
         (unsharded, "plan.tensor_parallel", "goes with FSDP2 alone", "tp 1, or zero 3"),
         (zero == 1, "plan.zero_stage", "FSDP2 shards gradients too", "zero 2 or 3, or --format deepspeed"),
         (windows, "plan.context_parallel", "layers with windows are not shared", "cp 1"),
+        attention_check(request, c > 1),
         (hybrid, "plan.zero_shard_degree", "tp and cp need shards over data-parallel ranks", "hsdp 0"),
         (half, "plan.offload_parameters", "weights and optimizer are on the host, or neither", other),
         (~whole, "plan.recompute", "every layer is recomputed or none", "recompute none or full"),

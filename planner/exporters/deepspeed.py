@@ -7,6 +7,8 @@ tests feed DeepSpeed's own reader where it is installed. Stages and experts are 
 import json
 from typing import Any
 
+import numpy as np
+
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch, Recompute
 from planner.exporters.exported import (
     Check,
@@ -18,7 +20,7 @@ from planner.exporters.exported import (
     on_every_node,
     torchrun,
 )
-from planner.exporters.trainer import script_notes, trainer_arguments, trainer_gaps
+from planner.exporters.trainer import attention_check, script_notes, trainer_arguments, trainer_gaps
 from planner.results import Request
 from planner.rules.base import HUGGINGFACE
 
@@ -133,6 +135,7 @@ def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
         (ring, "plan.context_kind", "sequences are split by Ulysses only", "context_kind ulysses"),
         (ddp, "plan.zero_stage", "0 was priced as DDP", "zero 1, or --format accelerate"),
         (degree, "plan.zero_shard_degree", "0.19.7 has no shard degree (MiCS)", "hsdp 0"),
+        attention_check(request, np.zeros(len(plans), dtype=np.bool_)),
         (stays, "plan.offload_activations", "the Trainer's checkpoints stay on the device", "--format accelerate"),
     )
 

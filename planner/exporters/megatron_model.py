@@ -42,9 +42,22 @@ def model_options(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     options += [[name] for name, on in flags.items() if on]
     if model.attention_sinks:
         options.append(["--softmax-type", "learnable"])
-    if model.windowed_layers == model.num_layers and model.sliding_window:
-        options.append(["--window-size", f"{model.sliding_window - 1},0"])
-    return options + _attention(model) + _linear_attention(model) + _experts(plan, request)
+    return options + _windows(model) + _attention(model) + _linear_attention(model) + _experts(plan, request)
+
+
+def _windows(model: ModelSpec) -> list[list[str]]:
+    """Windows of all layers, or of all but every n-th.
+
+    Source:
+        megatron/core/transformer/utils.py, is_layer_window_attention, which counts layers from 1:
+        ``layer_number % window_attn_skip_freq != 0``; a window holds so many tokens before the one that looks.
+    """
+    if not model.sliding_window or not _windows_known(model):
+        return []
+    options = [["--window-size", f"{model.sliding_window - 1},0"]]
+    if model.windowed_layers < model.num_layers:
+        options.append(["--window-attn-skip-freq", str(model.full_attention_every)])
+    return options
 
 
 def _attention(model: ModelSpec) -> list[list[str]]:
@@ -106,13 +119,19 @@ def _experts(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     return options
 
 
+def _windows_known(model: ModelSpec) -> bool:
+    """Whether it is known which layers have the window, of as many as have one."""
+    layers, every = model.num_layers, model.full_attention_every
+    return model.windowed_layers == layers or (every > 1 and model.windowed_layers == layers - layers // every)
+
+
 def model_gaps(request: Request) -> tuple[Gap, ...]:
     """What ``pretrain_gpt.py`` cannot build."""
     model = request.model
     linear = model.linear_attention
     ragged = linear is not None and model.num_layers % model.full_attention_layers > 0
     other = linear is not None and linear.kind != DELTA_NET
-    some = bool(model.sliding_window) and 0 < model.windowed_layers < model.num_layers
+    some = bool(model.sliding_window) and not _windows_known(model)
     biases = (model.qkv_bias, model.attention_out_bias, model.mlp_bias)
     plain = biases in ((True, True, True), (True, False, False), (False, False, False))
     return gaps(

@@ -3,9 +3,14 @@
 Target: transformers 5 (``transformers/training_args.py``).
 """
 
+import numpy as np
+
 from costmodels.energy_cost import steps_in_run
-from costmodels.plan import ExecutionPlan
-from planner.exporters.exported import Gap, gaps
+from costmodels.plan import BoolArray, ExecutionPlan
+from planner.attention import sink_kernel
+from planner.exporters.adapters import adapter_note
+from planner.exporters.exported import Check, Gap, gaps
+from planner.job_checks import BEFORE_AMPERE
 from planner.results import Request
 
 _OPTIMIZERS = {
@@ -22,11 +27,20 @@ _OPTIMIZERS = {
 _OF_SHARDS = {("adamw8bit", False): "adamw_torch_8bit"}
 
 
+_CUDNN = "sdpa, under torch.nn.attention.sdpa_kernel(SDPBackend.CUDNN_ATTENTION),"
 _ATTENTION = {
     "": "sdpa or flash_attention_2",
     "flash_2": "flash_attention_2",
     "flash_3": "flash_attention_3",
-    "cudnn": "sdpa, under torch.nn.attention.sdpa_kernel(SDPBackend.CUDNN_ATTENTION),",
+    "cudnn": _CUDNN,
+}
+# Of what calls PyTorch's attention alone: context ranks of Accelerate (its context parallelism guide; Trainer,
+# _prepare_context_parallel_inputs: "supported only with SDPA"), and all but 16 bits on Ampere and newer, for
+# which alone FlashAttention-2 has kernels (README.md of Dao-AILab/flash-attention).
+_PYTORCH_S = {
+    "": "sdpa",
+    "flash_2": "sdpa, under torch.nn.attention.sdpa_kernel(SDPBackend.FLASH_ATTENTION),",
+    "cudnn": _CUDNN,
 }
 
 
@@ -54,6 +68,36 @@ def trainer_arguments(plan: ExecutionPlan, request: Request, *, shards: bool = F
     return options
 
 
+def _attention(request: Request, *, shared: bool) -> str | None:
+    """The ``attn_implementation`` that runs as priced; None where there is none.
+
+    Args:
+        request: What is trained, on what.
+        shared: Whether Accelerate shares a context over ranks.
+    """
+    job, device = request.job, request.cluster.device
+    if request.model.attention_sinks:
+        return sink_kernel(job, device)
+    if job.attention == "unfused":
+        return None if shared else "eager"
+    older = device.architecture in BEFORE_AMPERE or job.precision in ("fp32", "tf32")
+    return (_PYTORCH_S if shared or (older and not job.attention_library) else _ATTENTION).get(job.attention_library)
+
+
+def attention_check(request: Request, shared: BoolArray) -> Check:
+    """Where transformers runs no attention as priced.
+
+    Args:
+        request: What is trained, on what.
+        shared: (N,) whether Accelerate shares a context over the ranks of a plan.
+    """
+    lacking = [_attention(request, shared=each) is None for each in (False, True)]
+    sinks, library = request.model.attention_sinks, request.job.attention_library
+    problem = f"{library} knows no sinks" if sinks else "context ranks share PyTorch's attention alone (sdpa)"
+    field = "job.attention_library" if library else "job.attention"
+    return np.where(shared, lacking[1], lacking[0]), field, problem, "attention flash, and no attention_library"
+
+
 def trainer_gaps(request: Request) -> tuple[Gap, ...]:
     """What the Trainer has no argument for."""
     job = request.job
@@ -69,19 +113,24 @@ def trainer_gaps(request: Request) -> tuple[Gap, ...]:
     )
 
 
-def script_notes(request: Request) -> tuple[str, ...]:
-    """What ``train.py``, the user's script, has to do for the plan to be the one that was priced."""
+def script_notes(request: Request, *, shared: bool = False) -> tuple[str, ...]:
+    """What ``train.py``, the user's script, has to do for the plan to be the one that was priced.
+
+    Args:
+        request: What is trained, on what.
+        shared: Whether Accelerate shares a context over ranks.
+    """
     model, job = request.model, request.job
     found = [
         f"train.py: builds {model.name}, reads data in sequences of {job.sequence_length} tokens, sets learning rates"
     ]
-    attention = "eager" if job.attention == "unfused" else _ATTENTION[job.attention_library]
-    found.append(f"attention: attn_implementation {attention} in from_pretrained")
+    attention = _attention(request, shared=shared)
+    found += [f"attention: attn_implementation {attention} in from_pretrained"] if attention else []
     if job.fuses_loss:
         kernel = "fused linear cross-entropy" if job.linear_cross_entropy else "fused cross-entropy"
         found.append(f"loss: {kernel}; of Liger's kernels that one alone (liger_kernel_config, no argument)")
     if job.lora is not None:
-        found.append(f"adapters: peft.LoraConfig of rank {job.lora.rank} on {', '.join(job.lora.targets)}")
+        found.append(adapter_note(model, job.lora))
     if job.task == "qlora":
         # FSDP shards no integers: what holds the 4 bits has to look like the weights that are not quantised
         # (bitsandbytes documentation, FSDP-QLoRA). Compute type and format default to fp32 and fp4.

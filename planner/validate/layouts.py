@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule, Schedule
 from costmodels.stage_balance import balanced_stage_layers
 from costmodels.workload import ADAPTER_TASKS, TrainingJob
-from planner.jobs import default_attention
+from planner.attention import default_attention
 from planner.validate import recipes, wording
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore, Contradiction
@@ -333,7 +333,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     sixteen = _sixteen_bit_states(row, defaults.sixteen_bit_states and not adapters, task)
     optimizer = wording.optimizer_of(row)
     precision = _precision(reading)
-    attention = default_attention(stack, reading.cluster.device)
+    attention = default_attention(stack, reading.cluster.device, reading.model)
     fp8_activation, fp8_attention = recipes.kept_in_8_bits(row)
     plain = _without_master_copy(reading)  # optax keeps moments in the format of the parameters they belong to
     attention = recipes.attention_of(row, reading.model, precision=precision, default=attention)

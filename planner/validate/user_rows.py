@@ -16,7 +16,7 @@ import numpy as np
 from costmodels.layer_costs import joined_devices
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import LoraSpec, TrainingJob
-from planner.jobs import default_attention
+from planner.attention import default_attention
 from planner.rules.base import FRAMEWORKS, Setting, overlaps_tensor
 from planner.space import context_kinds
 from planner.validate import wording
@@ -94,7 +94,8 @@ def job_as_estimated(reading: Reading, job: TrainingJob) -> TrainingJob:
     if job.task == "full" and job.master_dtype == job.state_dtype == "fp32" and not said:
         assumptions.append("formats of model states not printed: master copy and moments in fp32")
     flash = row.flag("flash_attention")
-    usual = default_attention(find_stack(reading.defaults.stack, load_priors()), reading.cluster.device)
+    stack = find_stack(reading.defaults.stack, load_priors())
+    usual = default_attention(stack, reading.cluster.device, reading.model)
     attention = usual if flash is None else "flash" if flash else "unfused"
     library = job.attention_library if attention == "flash" else ""
     return replace(job, attention=attention, attention_library=library, lora=_adapters(reading, job))

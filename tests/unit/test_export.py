@@ -148,7 +148,7 @@ def test_the_trainer_is_told_what_its_file_is_told() -> None:
     assert read["--gradient_accumulation_steps"] == ["2"]
     assert read["--gradient_checkpointing"] == ["true"]
     assert "optimizer" not in json.loads(exported.files["ds_config.json"])  # it is the Trainer's: --optim
-    assert any("rank 16 on q, k, v, o" in words for words in exported.left_to_you)
+    assert any("peft.LoraConfig(r=16, target_modules=" in words for words in exported.left_to_you)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", "torch.bfloat16"), ("fp16", "torch.float16")])

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+import planner
 from planner.exporters.trainer import script_notes
+from profiles.errors import SpecError
 from tests.exported import export, options, plan_of, request_of, script_words
 
 JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64}
@@ -43,3 +45,57 @@ def test_an_exchange_beside_kernels_has_a_queue_of_its_own(stack: str, connectio
     request = request_of("qwen3-30b-a3b", "8xH100", stack, **JOB)
     exported = export("megatron_lm", plan_of(request, tp=2, sp=True, ep=4, zero=1), request)
     assert exported.environment.get("CUDA_DEVICE_MAX_CONNECTIONS") == connections
+
+
+def implementation(words: tuple[str, ...]) -> str:
+    (found,) = (each for each in words if each.startswith("attention: attn_implementation "))
+    return found.removeprefix("attention: attn_implementation ").partition(" in from_pretrained")[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "job", "found"),
+    [
+        ("llama-3.2-1b", "A100", {}, "sdpa or flash_attention_2"),
+        ("llama-3.2-1b", "T4", {}, "sdpa"),
+        ("llama-3.2-1b", "V100", {}, "sdpa"),
+        ("llama-3.2-1b", "A100", {"precision": "tf32"}, "sdpa"),
+        ("gpt-oss-20b", "H100", {}, "eager"),
+        ("gpt-oss-20b", "A100", {"attention": "flash"}, "flex_attention"),
+        ("gpt-oss-20b", "H100", {"attention_library": "flash_3"}, "kernels-community/vllm-flash-attn3"),
+    ],
+)
+def test_the_attention_that_is_named_runs_on_the_device(
+    model: str, device: str, job: dict[str, Any], found: str
+) -> None:
+    """FlashAttention-2 is for 16 bits on Ampere and newer, and neither it nor PyTorch's knows sinks."""
+    request = request_of(model, f"1x{device}", "huggingface", task="lora", **JOB, **job)
+    assert implementation(script_notes(request)) == found
+
+
+def test_context_ranks_share_pytorch_s_attention_alone() -> None:
+    """The Trainer raises otherwise (_prepare_context_parallel_inputs), and the guide wants shifted labels."""
+    request = request_of("llama-2-7b", "8xA100-80GB", "fsdp", **JOB)
+    ring = export("accelerate", plan_of(request, cp=2, zero=3, context_kind="ring"), request).left_to_you
+    gathered = export("accelerate", plan_of(request, cp=2, zero=3, context_kind="all_gather"), request).left_to_you
+    whole = export("accelerate", plan_of(request, zero=3), request).left_to_you
+    assert implementation(ring) == implementation(gathered) == "sdpa"
+    assert implementation(whole) == "sdpa or flash_attention_2"
+    assert any("allgather" in words for words in ring)
+    for said in ("no packing masks", "shift_labels"):
+        assert [any(said in words for words in each) for each in (ring, gathered, whole)] == [True, True, False]
+    assert not any("alltoall" in words for words in (*gathered, *whole))
+
+
+@pytest.mark.parametrize("job", [{"attention_library": "flash_3"}, {"attention": "unfused"}])
+def test_accelerate_refuses_other_attention_of_context_ranks(job: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"format": "accelerate", "framework": "fsdp"}
+    with pytest.raises(SpecError, match=rf"^job\.{next(iter(job))}: .* context ranks share PyTorch's attention alone"):
+        planner.export("llama-2-7b", "8xH100", JOB | job, plan={"cp": 2, "zero": 3}, **asked)
+    assert planner.export("llama-2-7b", "8xH100", JOB | job, plan={"cp": 1, "zero": 3}, **asked).exported
+
+
+@pytest.mark.parametrize(("format", "framework"), [("accelerate", "fsdp"), ("deepspeed", "deepspeed")])
+def test_a_kernel_that_knows_no_sinks_is_not_written(format: str, framework: str) -> None:
+    job = JOB | {"task": "lora", "attention_library": "flash_2"}
+    with pytest.raises(SpecError, match=r"job\.attention_library: .*flash_2"):
+        planner.export("gpt-oss-20b", "8xH100", job, format=format, framework=framework)

@@ -224,7 +224,7 @@ def test_attention_is_fused_where_the_stack_has_such_a_kernel_for_the_device(
     framework: str, architecture: str, given: Any, found: str
 ) -> None:
     job = TrainingJob(sequence_length=512, global_batch_size=8)
-    answer, notes = with_attention(job, given, find_stack(framework), cluster(architecture=architecture))
+    answer, notes = with_attention(job, given, find_stack(framework), cluster(architecture=architecture), gpt())
     assert answer.attention == found
     assert [note.field for note in notes] == (["job.attention"] if found == "unfused" else [])
 
@@ -264,7 +264,13 @@ def test_flash_attention_3_is_hopper_s(architecture: str, others: str) -> None:
     assert resolved(given, architecture="hopper").attention_library == "flash_3"
     with pytest.raises(SpecError, match=rf"^job\.attention_library: .* not for fake-80GB\. Hint: {others}"):
         resolved(given, architecture=architecture)
-    assert resolved({"attention_library": "flash_2"}, architecture=architecture).attention_library == "flash_2"
+
+
+@pytest.mark.parametrize("library", ["flash_2", "cudnn"])
+def test_fused_libraries_are_for_ampere_and_newer(library: str) -> None:
+    assert resolved({"attention_library": library}, architecture="ampere").attention_library == library
+    with pytest.raises(SpecError, match=r"library: .* for Ampere and newer, not for fake-80GB\. Hint: leave it out"):
+        resolved({"attention_library": library}, architecture="turing")
 
 
 def test_the_format_of_gradients_is_assumed_unless_said() -> None:

@@ -101,3 +101,19 @@ def test_remedies(fits: bool, words: str) -> None:
     assert risky.startswith("use 16 devices: fits, peak 70.0 GiB (runs out of memory in 31 % of runs), 12 s")
     alone = replace(remedy, fits=True, num_devices=1)
     assert phrases.remedy_sentence(alone).endswith("12 s per step on 1 device")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(1846.3, "1,846"), (99.6, "100"), (9.97, "10"), (2.43, "2.4"), (0.0523, "0.052")],
+)
+def test_hours_of_short_runs_keep_a_decimal(number: float, words: str) -> None:
+    assert phrases.hours(number) == words
+
+
+@pytest.mark.parametrize(
+    ("joules", "words"),
+    [(4.45e10, "12.36 MWh"), (3.6e9, "1.00 MWh"), (2.96e9, "822 kWh"), (9e6, "2.5 kWh")],
+)
+def test_energy_of_short_runs_is_in_kwh(joules: float, words: str) -> None:
+    assert phrases.energy(joules) == words

@@ -108,6 +108,15 @@ def test_rankings_say_what_the_run_takes_and_costs() -> None:
     assert f"with the best, ${2 * hours:,.0f} per billion tokens, {hours:,.0f} GPU-hours" in shown(result, width=200)
 
 
+def test_a_short_run_is_not_rounded_to_nothing() -> None:
+    answer = api.estimate("llama-3.2-1b", "1xA100", JOB | {"task": "lora", "train_tokens": 2e7})
+    run = answer.plans[0].run
+    assert run is not None
+    words = f"{run.device_hours:.2g} GPU-hours, at most {run.energy_j / 3.6e6:.2g} kWh for the GPUs"
+    assert run.device_hours < 1
+    assert words in shown(answer, width=200)
+
+
 def test_plans_on_part_of_the_cluster_say_on_how_many_gpus() -> None:
     part = api.plan("llama-2-7b", "8xA100-80GB", JOB, objective="fewest_gpus", top=2)
     assert {plan.num_devices for plan in part.plans} == {2}
