@@ -190,7 +190,7 @@ class ModelSpec:
             "embedding_dim": MAX_DIMENSION,
             "norms_per_layer": MAX_NORMS_PER_LAYER,
             "windowed_layers": self.num_layers,
-            "full_attention_every": self.num_layers,
+            "full_attention_every": MAX_LAYERS,  # a draft keeps that of the model it drafts for
         }
         for name, largest in bounds.items():
             value = getattr(self, name)

@@ -178,7 +178,7 @@ INSTANCES = (
           num_key_value_heads=40, intermediate_size=13824), cluster="4xA100-PCIe-80GB", reserve_gib=59.32,
           pins={"pp": 2}, job={"sequence_length": 4096, "global_batch_size": 128}),
     Small(name="dense, six devices", model=model(6), cluster="6xA100-80GB", job=_JOB, reserve_gib=50.0,
-          pins={"pp": 2}),
+          pins={"pp": 2, "vpp": 1}),
     Small(name="two types, sizes differ", model=model(4), cluster="1x2xA100-80GB+1x1xH100", job=_JOB,
           reserve_gib=45.0),
     Small(name="two types, loose", model=model(5), cluster="1x2xA100-80GB+1x2xH100", job=_LONG, pins={"mbs": 1}),

@@ -168,7 +168,7 @@ def test_devices_that_fill_no_stage_are_left_idle() -> None:
     assert result.best is not None
     assert result.best.idle_devices == 2
     assert result.optimal
-    assert not np.isfinite(result.uniform_step_time_s)
+    assert result.uniform_step_time_s >= result.best.step_time_s  # of four devices, alike
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64}
 FULL, NEAR = "full_attention", "sliding_attention"
 
 
+DENSE = {"num_local_experts": 0}
+
+
 @pytest.mark.parametrize(
     ("model_type", "change", "every"),
     [
@@ -28,7 +31,7 @@ FULL, NEAR = "full_attention", "sliding_attention"
 )
 def test_a_pattern_is_known_where_layers_follow_it(model_type: str, change: dict[str, Any], every: int) -> None:
     """Megatron-Core counts layers from 1, and those that the number divides attend in full."""
-    spec = model_from_hf_config(LLAMA | {"model_type": model_type, "sliding_window": 64} | change, "x")
+    spec = model_from_hf_config(LLAMA | DENSE | {"model_type": model_type, "sliding_window": 64} | change, "x")
     assert spec.full_attention_every == every
 
 

@@ -190,7 +190,7 @@ def test_a_plan_that_ran_is_known_to_fit_though_nothing_was_expected_to() -> Non
         ([{"model": "llama-2-7b"}], r"trials\.0.gpu: is missing. Hint: every trial says model, gpu, num_gpus"),
         ([{"model": ["x"]}], r"trials\.0.model: must be a text or a number; got"),
         ([3], r"trials\.0: must be a mapping of columns; got '3'"),
-        (["no-such-file.csv"], "files: no file or folder"),
+        (["no-such-file.csv"], "trials: no file or folder"),
         (["a.csv", {"model": "x"}], "trials: tables and rows cannot be mixed"),
     ],
 )
@@ -281,4 +281,4 @@ def test_the_command_prints_what_changed(run: Any, table: Path) -> None:
     assert (code, document["kind"], len(document["next_trials"])) == (0, "observe", 3)
     code, _, err = run(*ASK, str(table.parent / "none.csv"))
     assert code == 2
-    assert err.startswith("error: files: no file or folder")
+    assert err.startswith("error: trials: no file or folder")

@@ -13,6 +13,8 @@ from profiles.scalars import plain
 
 MODEL, CLUSTER = "llama-3.2-1b", "8xA100-80GB"
 JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64}
+# A step of fewer tokens than the run of a byte has.
+SHORT: dict[str, Any] = {"sequence_length": 8, "global_batch_size": 8}
 WHOLE = [np.int64, np.int32, np.uint8]
 
 
@@ -45,7 +47,7 @@ def test_narrow_numbers_in_a_job_do_not_wrap_around(kind: type) -> None:
 @pytest.mark.parametrize("kind", WHOLE)
 def test_whole_numbers_are_taken_everywhere(kind: type) -> None:
     pins = {"tp": kind(2), "zero": kind(1)}
-    planned = planner.plan(MODEL, CLUSTER, JOB | {"train_tokens": kind(100)}, pins=pins, memory_reserve_bytes=kind(9))
+    planned = planner.plan(MODEL, CLUSTER, SHORT | {"train_tokens": kind(100)}, pins=pins, memory_reserve_bytes=kind(9))
     assert planned.best is not None
     assert planned.best.plan.tensor_parallel == 2
     assert planned.request.memory_reserve_bytes == 9
@@ -64,7 +66,7 @@ def test_whole_numbers_are_taken_everywhere(kind: type) -> None:
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_so_are_others(kind: type) -> None:
-    result = planner.plan(MODEL, CLUSTER, JOB | {"train_tokens": kind(2048)}, price_per_device_hour_usd=kind(2.5))
+    result = planner.plan(MODEL, CLUSTER, SHORT | {"train_tokens": kind(2048)}, price_per_device_hour_usd=kind(2.5))
     assert result.best is not None
     assert result.request.job.train_tokens == 2048
     assert planner.search(MODEL, CLUSTER, JOB, seconds=kind(0.5)).best is not None
