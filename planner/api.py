@@ -269,7 +269,7 @@ def _result(
 
 def _likely(request: Request, priced: Priced, answers: list[PlanEstimate]) -> PlanEstimate | None:
     """The best plan that is likely to live, where the first is not; ranked after the answers if it is none of them."""
-    if not answers or not answers[0].risky:
+    if not answers or not answers[0].risky or len(priced) == 1:
         return None
     found = _estimates(request, priced, candidate_rows(priced, objective=request.objective))
     likely = next((item for item in found if not item.risky), None)

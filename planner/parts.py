@@ -1,8 +1,9 @@
 """Plans that leave devices idle: the parts of a cluster that a question may use, and their plans priced.
 
 A batch, a number of heads or of layers that all the devices cannot share may suit fewer: 48 sequences take six devices
-less time than seven. Under ``step_time`` the whole cluster is looked at first, and then those smaller numbers that can
-still be faster than its best plan; where none is, the answer is that of the whole cluster. Where nothing fits on that,
+less time than seven. Under ``step_time`` the whole cluster is looked at first, and then, where that does not share its
+work evenly, those smaller numbers that can still be faster than its best plan; where none is, the answer is that of the
+whole cluster. Where nothing fits on that,
 fewer devices are a remedy (``planner.remedies``), as another batch is.
 """
 
@@ -58,7 +59,8 @@ def search_parts(
         if error.field == "cluster" or not (parts := _laid_out(request)):
             raise
         return search_on(request, parts, taken=taken)
-    if request.objective != "step_time" or not sizes_to_try(request):
+    even = _shared_work(request) % request.cluster.num_devices == 0  # no fewer devices share it better
+    if even or request.objective != "step_time" or not sizes_to_try(request):
         return found
     best = fastest_estimate(request, found[0])
     if best is None:
@@ -128,10 +130,14 @@ def sizes_to_try(request: Request, *, above: float = 0.0) -> list[int]:
     Returns:
         Numbers of devices, ``MOST_PARTS`` at most.
     """
-    model = request.model
-    shared = request.job.global_batch_size * model.num_attention_heads * model.num_layers
+    shared = _shared_work(request)
     sizes = [size for size in smaller_sizes(request.cluster) if size > above and pins_allow(request, size)]
     return sorted(sizes, key=lambda size: (shared % size != 0, -size))[:MOST_PARTS]
+
+
+def _shared_work(request: Request) -> int:
+    """What devices share: sequences times heads times layers."""
+    return request.job.global_batch_size * request.model.num_attention_heads * request.model.num_layers
 
 
 def part_spaces(request: Request, sizes: list[int], *, most: float = np.inf) -> Iterator[tuple[ClusterSpec, Space]]:
