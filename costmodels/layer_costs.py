@@ -19,6 +19,7 @@ from costmodels.lowering.priced_calls import PartCosts
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.plan import BoolArray, ContextKind, FloatArray, IntArray, PlanBatch
 from profiles.hardware import ClusterSpec
+from profiles.parameters import MLP_TARGETS
 
 _FORWARD = [ROW[name] for name in ("forward", "core", "tensor_forward", "context_forward", "expert_forward")] + [
     ROW["launch_forward"]
@@ -191,7 +192,7 @@ def _hooks_s(shape: RankShape, context: CostContext) -> FloatArray:
     of_mlp = float(model.mlp_matrices)
     gathered = np.array([max(stack.gathered_modules_per_layer - of_mlp, 0.0), of_mlp, 0.0, 0.0])
     for target in () if job.lora is None else job.lora.targets:
-        gathered[int(target in ("gate", "up", "down"))] += _ADAPTER_HOOKS
+        gathered[int(target in MLP_TARGETS)] += _ADAPTER_HOOKS
     norms_of_heads = 2.0 * model.qk_norm
     sharded = np.array([_ATTENTION_MODULES + norms_of_heads, of_mlp + 1, 0.0, 0.0])
     host_scale = context.cluster.node.host_time_scale

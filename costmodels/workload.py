@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from profiles.errors import SpecError
 from profiles.model import MAX_SEQUENCE
+from profiles.parameters import MLP_TARGETS
 from profiles.precision import Precision, find_recipe
 
 MAX_GLOBAL_BATCH = 1 << 22
@@ -19,7 +20,7 @@ FROZEN_DTYPES = ("", "fp32")
 ATTENTION_LIBRARIES = ("", "flash_2", "flash_3", "cudnn")
 
 # Linear layers of one transformer layer that an adapter may be attached to.
-LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+LORA_TARGETS = ("q", "k", "v", "o", *MLP_TARGETS)
 # Where one layer makes queries, keys and values (GPT-NeoX's query_key_value, Phi-3's qkv_proj), it has one adapter.
 JOINT_TARGET = "qkv"
 

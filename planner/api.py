@@ -4,7 +4,7 @@ Both are pure functions of their arguments and the catalogue, safe to call from 
 answer the same to the same question.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from math import inf
@@ -14,14 +14,14 @@ import numpy as np
 
 from costmodels.autocast import fp32_stream
 from costmodels.memory import memory_error_factor
-from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
+from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
 from planner.estimates import plan_estimates
 from planner.explain import explain, wished_rows
 from planner.host_notes import host_notes, run_notes
 from planner.layouts import needs_layout
 from planner.machines import ClusterInput
-from planner.parts import idle_notes, part_laid_out, search_on, search_parts
+from planner.parts import Taken, idle_notes, part_laid_out, search_on, search_parts
 from planner.phrases import percent
 from planner.pricing import blocks_of_one, join, memory_rejections, nearest_to_fit, price_all
 from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, pareto_rows
@@ -40,7 +40,7 @@ from planner.request import (
     space_of,
 )
 from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Request
-from planner.risks import candidate_rows
+from planner.risks import likely_row
 from planner.switches import switches
 from profiles.errors import SpecError
 from profiles.scalars import plain
@@ -169,7 +169,7 @@ def _answer(kind: str, request: Request, top: int) -> PlanResult:
     return _result(kind, request, priced, _estimates(request, priced, rows), rejected, thinned=thinned)
 
 
-def best_among(request: Request, taken: Callable[[PlanBatch, Request], BoolArray]) -> tuple[ExecutionPlan, bool] | None:
+def best_among(request: Request, taken: Taken) -> tuple[ExecutionPlan, bool] | None:
     """The best of the legal plans that are taken, and whether it fits; None where none is taken.
 
     Besides the plans that are ranked, which split tensor-parallel traffic wherever they may, those that do not.
@@ -271,10 +271,12 @@ def _likely(request: Request, priced: Priced, answers: list[PlanEstimate]) -> Pl
     """The best plan that is likely to live, where the first is not; ranked after the answers if it is none of them."""
     if not answers or not answers[0].risky or len(priced) == 1:
         return None
-    found = _estimates(request, priced, candidate_rows(priced, objective=request.objective))
-    likely = next((item for item in found if not item.risky), None)
+    row = likely_row(priced, cost_context(request), objective=request.objective)
+    if row is None:
+        return None
+    (likely,) = _estimates(request, priced, np.asarray([row]))
     listed = {item.plan: item for item in answers}
-    return None if likely is None else listed.get(likely.plan, _ranked(likely, len(answers) + 1))
+    return listed.get(likely.plan, _ranked(likely, len(answers) + 1))
 
 
 def _with_wishes(request: Request, priced: Priced, plan: ExecutionPlan) -> Priced:

@@ -10,11 +10,10 @@ from costmodels.flops import model_flops_per_step
 from costmodels.kernels.calls import Basis
 from costmodels.layer_costs import LayerCosts
 from costmodels.plan import FloatArray, IntArray, PlanBatch
-from planner.memory_law import MemoryLaw, needed_log
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context
 from planner.results import PlanEstimate, Request, RunEstimate, StageEstimate
-from planner.risks import candidate_rows
+from planner.risks import likely_row, oom_risks
 
 
 def plan_estimates(
@@ -30,7 +29,7 @@ def plan_estimates(
     """
     batch = evaluate(plans, context, full=True, costs=costs)
     full_flops = model_flops_per_step(context.model, context.job, causal=False)
-    risks = MemoryLaw.of(context.stack).risk(needed_log(plans, context))
+    risks = oom_risks(plans, context)
     return [_plan_estimate(plans, batch, row, context, price, full_flops, risks) for row in range(len(plans))]
 
 
@@ -50,8 +49,8 @@ def likely_estimate(request: Request, priced: Priced) -> PlanEstimate | None:
     fastest = fastest_estimate(request, priced)
     if fastest is None or not fastest.risky:
         return fastest
-    others = _estimates_of(request, priced, candidate_rows(priced))
-    return next((item for item in others if not item.risky), fastest)
+    row = likely_row(priced, cost_context(request))
+    return fastest if row is None else _estimates_of(request, priced, np.asarray([row]))[0]
 
 
 def _estimates_of(request: Request, priced: Priced, rows: IntArray) -> list[PlanEstimate]:

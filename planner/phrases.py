@@ -95,8 +95,8 @@ def dollars(usd: float) -> str:
     return f"${usd:,.0f}" if usd >= 100 else f"${usd:,.2f}"
 
 
-def hours(number: float) -> str:
-    """GPU-hours: ``1,846``, ``2.4`` below ten, ``0.052`` below one."""
+def amount(number: float) -> str:
+    """GPU-hours, kWh and the like: ``1,846``, ``2.4`` below ten, ``0.052`` below one."""
     if number < 0.995:
         return f"{number:.2g}"
     return f"{number:.1f}" if number < 9.95 else f"{number:,.0f}"
@@ -104,7 +104,7 @@ def hours(number: float) -> str:
 
 def energy(joules: float) -> str:
     """Energy in MWh, below one in kWh: ``12.35 MWh``, ``823 kWh``, ``2.5 kWh``."""
-    return f"{joules / 3.6e9:,.2f} MWh" if joules >= 3.6e9 else f"{hours(joules / 3.6e6)} kWh"
+    return f"{joules / 3.6e9:,.2f} MWh" if joules >= 3.6e9 else f"{amount(joules / 3.6e6)} kWh"
 
 
 def plan_label(plan: ExecutionPlan) -> str:

@@ -11,30 +11,28 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from math import inf
 
-import numpy as np
-
 from costmodels.attention_sinks import unfused_by_default
 from costmodels.evaluate import peaks
+from costmodels.plan import PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
 from planner.attention import FLEX
 from planner.jobs import on_other_devices, rounded_batch
-from planner.memory_law import MemoryLaw, needed_log
 from planner.parts import sizes_to_try
 from planner.pricing import nearest_to_fit, price_all, price_contenders
-from planner.ranking import Priced
+from planner.ranking import Priced, best_rows
 from planner.request import cost_context, full_node, part_of, space_of
 from planner.results import Remedy, Request
-from planner.risks import candidate_rows, first_likely
+from planner.risks import likely_row, oom_risks
 from planner.rules.base import MEGATRON, divisors
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec, NodeSpec
+from profiles.parameters import MLP_TARGETS
 
 MAX_GROWTH = 2048  # largest multiple of the given devices tried: from one to where a trillion parameters fit
 _SHORTEST = 512  # tokens; shorter sequences are no remedy
 _ROUND = 128  # tokens; lengths that any degree of context or sequence parallelism in use divides
-_MLP_TARGETS = ("gate", "up", "down")
 _BATCHES_TRIED = 24
 _MUCH_LARGER = 1.22  # times the memory, at least, for which other devices are worth it: 40 GB for 32, not 96 for 80
 _MEMORIES_TRIED = 3  # kinds of devices: the smallest that hold the peak should do, but for what grows with memory
@@ -147,12 +145,11 @@ def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
     if not len(priced):
         return None
     node = trial.cluster.node
-    fitting = candidate_rows(priced)
-    rows = fitting if len(fitting) else np.asarray([nearest_to_fit(priced, node)])
     context = cost_context(trial.request, trial.cluster)
-    risks = MemoryLaw.of(trial.request.stack).risk(needed_log(priced.plans.take(rows), context))
-    chosen = first_likely(risks)  # the fastest that is likely to live; the fastest where none is
-    row, plan = int(rows[chosen]), priced.plans.plan(int(rows[chosen]))
+    row = likely_row(priced, context) if priced.fits.any() else nearest_to_fit(priced, node)
+    if row is None:
+        row = int(best_rows(priced, objective="step_time", count=1)[0])
+    plan = priced.plans.plan(row)
     return Remedy(
         code=trial.code,
         message=trial.message,
@@ -162,7 +159,7 @@ def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
         device=node.device.name,
         step_time_s=float(priced.step_time_s[row]),
         peak_memory_bytes=float(priced.peak_memory_bytes[row]),
-        oom_probability=float(risks[chosen]),
+        oom_probability=float(oom_risks(PlanBatch.from_plans([plan]), context)[0]),
     )
 
 
@@ -219,7 +216,7 @@ def _lighter_adapters(request: Request, lora: LoraSpec) -> Iterator[Iterator[_Tr
     if job.task == "lora":
         message = "quantise what is frozen to 4 bits (--task qlora)"
         yield iter([_trial(request, "quantised", message, job=replace(job, task="qlora"))])
-    kept = tuple(target for target in lora.targets if target not in _MLP_TARGETS)
+    kept = tuple(target for target in lora.targets if target not in MLP_TARGETS)
     if kept and kept != lora.targets:
         fewer = replace(job, lora=replace(lora, targets=kept))
         message = f"adapters on attention alone (--lora-targets {','.join(kept)})"

@@ -10,11 +10,11 @@ from rich.text import Text
 from planner.phrases import (
     RISK_MEANS,
     TIME_NAMES,
+    amount,
     count,
     dollars,
     energy,
     gib,
-    hours,
     offload_words,
     peak_cell,
     percent,
@@ -231,13 +231,13 @@ def _run(request: Request, item: PlanEstimate) -> str | None:
         if price is None:
             return None
         needed = 1e9 * item.device_seconds_per_token / SECONDS_PER_HOUR
-        return f"{dollars(needed * price.usd_per_device_hour)} per billion tokens, {hours(needed)} GPU-hours"
+        return f"{dollars(needed * price.usd_per_device_hour)} per billion tokens, {amount(needed)} GPU-hours"
     cost = ""
     if run.cost_usd is not None and price is not None:
         dated = f" of {price.date}" if price.date else ""
         cost = f", {dollars(run.cost_usd)} at {dollars(price.usd_per_device_hour)} per GPU-hour{dated}"
     return (
-        f"{count(run.tokens)} tokens: {seconds(run.duration_s)}, {hours(run.device_hours)} GPU-hours{cost}, "
+        f"{count(run.tokens)} tokens: {seconds(run.duration_s)}, {amount(run.device_hours)} GPU-hours{cost}, "
         f"at most {energy(run.energy_j)} for the GPUs"
     )
 

@@ -12,9 +12,9 @@ from planner.phrases import (
     MEMORY_NAMES,
     SHORT_NAMES,
     TIME_NAMES,
+    amount,
     dollars,
     gib,
-    hours,
     percent,
     plan_label,
     seconds,
@@ -140,7 +140,7 @@ def _figures(compared: Iterable[Compared]) -> Iterator[Row]:
         yield "host memory per node", [gib(item.host_memory_bytes) for item in items]
     if any(item.run for item in items):
         yield "whole run", ["-" if item.run is None else seconds(item.run.duration_s) for item in items]
-        yield "GPU-hours", ["-" if item.run is None else hours(item.run.device_hours) for item in items]
+        yield "GPU-hours", ["-" if item.run is None else amount(item.run.device_hours) for item in items]
     prices = [item.request.price for item in compared]
     if any(prices):
         yield "$ per million tokens", [

@@ -7,7 +7,7 @@ from itertools import compress
 from rich.console import Console
 from rich.table import Table
 
-from planner.phrases import RISK_MEANS, count, dollars, gib, hours, peak_cell, plan_label, seconds
+from planner.phrases import RISK_MEANS, amount, count, dollars, gib, peak_cell, plan_label, seconds
 from planner.render import NARROW, render_infeasible, render_notes
 from planner.results import Note, PlanEstimate
 from planner.sizes import KindSizes, Size, SizingResult
@@ -122,7 +122,7 @@ def _figures(kind: KindSizes, best: PlanEstimate) -> list[str]:
     ends = (best.run.steps * each / SECONDS_PER_DAY for each in (best.step_time_low_s, best.step_time_high_s))
     cells += [_days(best.run.duration_s / SECONDS_PER_DAY), " to ".join(_days(end) for end in ends)]
     cost = best.run.cost_usd
-    return [*cells, hours(best.run.device_hours) if cost is None else dollars(cost)]
+    return [*cells, amount(best.run.device_hours) if cost is None else dollars(cost)]
 
 
 def _days(days: float) -> str:

@@ -2,19 +2,31 @@
 
 import numpy as np
 
-from costmodels.plan import FloatArray, IntArray
+from costmodels.context import CostContext
+from costmodels.plan import FloatArray, PlanBatch
+from planner.memory_law import MemoryLaw, needed_log
 from planner.ranking import Priced, best_rows
 from planner.results import RISKY
 
 _LOOKED_AT = 64  # of the best plans, among which one is looked for that is likely to live
 
 
-def candidate_rows(priced: Priced, *, objective: str = "step_time") -> IntArray:
-    """Rows among which one is looked for that is likely to live: the best that fit, and the one of the least memory."""
+def oom_risks(plans: PlanBatch, context: CostContext) -> FloatArray:
+    """(N,) probability that each of N plans runs out of memory."""
+    return MemoryLaw.of(context.stack).risk(needed_log(plans, context))
+
+
+def likely_row(priced: Priced, context: CostContext, *, objective: str = "step_time") -> int | None:
+    """The row of the best plan that is likely to live; None where none is.
+
+    It is looked for among the best that fit, and the one of the least memory.
+
+    Args:
+        priced: The plans, on the context's cluster or parts of it.
+        context: Model, cluster, job and stack.
+        objective: What makes a plan the best, one of ``OBJECTIVES``.
+    """
     best = best_rows(priced, objective=objective, count=_LOOKED_AT)
-    return np.concatenate([best, best_rows(priced, objective="memory_headroom", count=1)])
-
-
-def first_likely(risks: FloatArray) -> int:
-    """The first of some risks of running out of memory that is small; 0 where none is."""
-    return int((risks < RISKY).argmax())
+    rows = np.concatenate([best, best_rows(priced, objective="memory_headroom", count=1)])
+    likely = rows[oom_risks(priced.plans.take(rows), context) < RISKY]
+    return int(likely[0]) if len(likely) else None

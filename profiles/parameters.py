@@ -18,6 +18,7 @@ from profiles.linear_attention import (
 )
 from profiles.model import LatentAttention, ModelSpec
 
+MLP_TARGETS = ("gate", "up", "down")  # linear layers of an MLP that an adapter may be attached to
 _TENSORS_PER_LAYER = 9  # norms, attention and dense matrices
 
 
@@ -318,7 +319,7 @@ def _adapters(matrices: list[tuple[str, tuple[int, int]]], rank: int, targets: t
 
 
 def _mlp_adapters(model: ModelSpec, rank: int, targets: tuple[str, ...], is_moe: bool) -> int:
-    matrices = sum(name in targets and (name != "gate" or model.gated_mlp) for name in ("gate", "up", "down"))
+    matrices = sum(name in targets and (name != "gate" or model.gated_mlp) for name in MLP_TARGETS)
     return sum(copies * matrices * rank * (model.hidden_size + width) for width, copies in _mlp_widths(model, is_moe))
 
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 from planner.dataflow.flow_request import FlowRequest
 from profiles.model import ModelSpec
-from profiles.parameters import checkpoint_tensors, total_lora_parameters, total_parameters
+from profiles.parameters import MLP_TARGETS, checkpoint_tensors, total_lora_parameters, total_parameters
 from profiles.precision import parse_precision
 
-_IN_MLP = ("gate", "up", "down")
 _PER_ADAPTER = 2  # the matrices A and B
 
 
@@ -51,7 +50,7 @@ def payload(request: FlowRequest, source: str, target: str) -> Payload:
 
 def _adapter_tensors(model: ModelSpec, targets: tuple[str, ...]) -> int:
     """Tensors of adapters, about: two per adapted matrix, those of every expert one by one."""
-    in_mlp = sum(target in _IN_MLP for target in targets)
+    in_mlp = sum(target in MLP_TARGETS for target in targets)
     experts = 0 if model.moe is None else model.num_moe_layers * model.moe.num_experts
     mlps = model.num_layers - model.num_moe_layers + experts
     return _PER_ADAPTER * ((len(targets) - in_mlp) * model.num_layers + in_mlp * mlps)

@@ -108,7 +108,7 @@ def test_remedies(fits: bool, words: str) -> None:
     [(1846.3, "1,846"), (99.6, "100"), (9.97, "10"), (2.43, "2.4"), (0.0523, "0.052")],
 )
 def test_hours_of_short_runs_keep_a_decimal(number: float, words: str) -> None:
-    assert phrases.hours(number) == words
+    assert phrases.amount(number) == words
 
 
 @pytest.mark.parametrize(
