@@ -16,6 +16,7 @@ from planner.dataflow.graph import (
     Call,
     Role,
 )
+from planner.dataflow.graph_checks import check_between, check_one_of
 from planner.lora import adapters_of, merged_fields
 from profiles.errors import SpecError
 
@@ -71,21 +72,19 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, most in (("group_size", MAX_FACTOR), ("mini_batches", MAX_SEQUENCES), ("tree_depth", 10)):
-            _between(name, getattr(self, name), 1, most)
-        _between("tree_branches", self.tree_branches, 2, 16)
-        _between("concurrency", self.concurrency, 1, MAX_SEQUENCES)
-        _between("copy_every", self.copy_every, 1, 1 << 20)
-        _between("prefetch", self.prefetch, 0, 64)
-        _between("scores", self.scores, 0, MAX_SCORES)
-        _between("oversampling", self.oversampling, 1, 64)
+            check_between(f"job.{name}", getattr(self, name), 1, most)
+        check_between("job.tree_branches", self.tree_branches, 2, 16)
+        check_between("job.concurrency", self.concurrency, 1, MAX_SEQUENCES)
+        check_between("job.copy_every", self.copy_every, 1, 1 << 20)
+        check_between("job.prefetch", self.prefetch, 0, 64)
+        check_between("job.scores", self.scores, 0, MAX_SCORES)
+        check_between("job.oversampling", self.oversampling, 1, 64)
         if not 0 <= self.latency_s <= MAX_LATENCY_S:
             raise SpecError("job.latency_s", f"must be between 0 and {MAX_LATENCY_S:g}; got {self.latency_s:g}")
         if not 0 < self.copy_share <= 1:
             raise SpecError("job.copy_share", f"must be above 0 and at most 1; got {self.copy_share:g}")
         for name, known in (("reward", (MODEL_REWARD, EXTERNAL)), ("task", TASKS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise SpecError(f"job.{name}", f"unknown value {value[:40]!r}", "use one of " + ", ".join(known))
+            check_one_of(f"job.{name}", getattr(self, name), known)
         adapters_of(self.task, rank=self.lora_rank, targets=self.lora_targets)
         if self.tree_branches**self.tree_depth > MAX_FACTOR:
             leaves = self.tree_branches**self.tree_depth
@@ -122,8 +121,3 @@ def service(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], settin
         # How many sequences it takes at once means nothing where none of them takes time.
         concurrency=settings.concurrency if settings.latency_s else 1,
     )
-
-
-def _between(name: str, value: int | Fraction, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise SpecError(f"job.{name}", f"must be between {low} and {high}; got {value}")
