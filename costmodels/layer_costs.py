@@ -185,14 +185,16 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
 def _hooks_s(shape: RankShape, context: CostContext) -> FloatArray:
     """(4, K) seconds that modules take on the host in either pass through attention, dense MLP, embedding and head.
 
-    Hooks of ZeRO-3 (``module_hooks_s``), and DTensors of tensor parallelism (``dtensor_module_s``) in linear layers and
-    norms. Those of experts and of the two ends are left out.
+    Hooks of what gathers parameters (``module_hooks_s``), and DTensors of tensor parallelism (``dtensor_module_s``) in linear layers and
+    norms. Those of single experts and of the two ends are left out.
     """
     stack, job, model = context.stack, context.job, context.model
     of_mlp = float(model.mlp_matrices)
-    gathered = np.array([max(stack.gathered_modules_per_layer - of_mlp, 0.0), of_mlp, 0.0, 0.0])
-    for target in () if job.lora is None else job.lora.targets:
-        gathered[int(target in MLP_TARGETS)] += _ADAPTER_HOOKS
+    gathered = np.array([1.0, 0.0, 0.0, 0.0])  # whole layers, those of mixtures of experts too
+    if stack.gathered_modules_per_layer:
+        gathered[:2] = max(stack.gathered_modules_per_layer - of_mlp, 0.0), of_mlp
+        for target in () if job.lora is None else job.lora.targets:
+            gathered[int(target in MLP_TARGETS)] += _ADAPTER_HOOKS
     norms_of_heads = 2.0 * model.qk_norm
     sharded = np.array([_ATTENTION_MODULES + norms_of_heads, of_mlp + 1, 0.0, 0.0])
     host_scale = context.cluster.node.host_time_scale

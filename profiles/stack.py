@@ -127,7 +127,8 @@ class StackSpec:
         gathered_modules_per_layer: Calls per dense layer in which ZeRO-3 gathers parameters, a module each; 0 when it
             gathers a layer at once. Gradients are reduced layer by layer.
         module_hooks_s: Host time per pass through such a module under ZeRO-3, its own and its surroundings' hooks: they
-            look up what is to be fetched, fetch and release it, and hand over gradients.
+            look up what is to be fetched, fetch and release it, and hand over gradients. Through a layer, also under
+            ZeRO-2, where layers are gathered at once (FSDP).
         dtensor_module_s: Host time per pass through a linear layer or norm that is tensor-parallel: what operations on
             DTensors take beyond those on plain tensors, hooks and what is between modules included.
         expert_layer_s: Host time per pass of a micro-batch through a layer with experts that nothing hides.

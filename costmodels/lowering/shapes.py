@@ -23,7 +23,8 @@ class RankShape:
         sequence_parallel: Megatron sequence parallelism.
         tensor_overlap: Tensor-parallel traffic runs under the GEMMs.
         kv_heads: Key/value heads per rank, at least one (replicated beyond).
-        hooked: ZeRO-3 shards the parameters, in a stack whose hooks that takes time (``module_hooks_s``).
+        hooked: Hooks of modules gather parameters, in a stack where that takes time (``module_hooks_s``): under ZeRO-3
+            and, where they gather whole layers, ZeRO-2, which FSDP does in the same way.
     """
 
     sequences: FloatArray
@@ -68,7 +69,8 @@ def rank_shapes(plans: PlanBatch, context: CostContext, *, experts: bool) -> tup
         plans.sequence_parallel.astype(np.int64),
         plans.tensor_parallel_overlap.astype(np.int64),
     ]
-    hooked = (plans.zero_stage == 3) & (context.stack.module_hooks_s > 0)
+    gathers_from = 3 if context.stack.gathered_modules_per_layer else 2
+    hooked = (plans.zero_stage >= gathers_from) & (context.stack.module_hooks_s > 0)
     if hooked.any():
         columns.append(hooked.astype(np.int64))
     if experts:

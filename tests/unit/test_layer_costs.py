@@ -76,6 +76,17 @@ def test_hooks_of_zero_3_take_time_that_a_busy_device_hides():
     assert blocks(sharded, slow)["attention"]["launch_forward"] == 2 * 0.5 * 4
 
 
+def test_hooks_of_whole_layers_take_time_once_in_either_pass():
+    """FSDP's are the same whether parameters stay gathered after the forward pass (ZeRO-2) or not; adapters add none."""
+    where = context(kernels=FREE, stack=stack(module_hooks_s=0.5))
+    adapted = replace(where, job=job(task="lora", lora=LoraSpec(targets=("q", "v", "down"))))
+    for stage, seconds in ((0, 0.0), (1, 0.0), (2, 0.5), (3, 0.5)):
+        for asked in (where, adapted):
+            found = blocks(ExecutionPlan(zero_stage=stage), asked)
+            for block, each_s in {"attention": seconds, "dense_mlp": 0, "embedding": 0, "head": 0}.items():
+                assert (found[block]["launch_forward"], found[block]["launch_backward"]) == (each_s, each_s)
+
+
 def test_dtensors_of_tensor_parallelism_take_time_that_a_busy_device_hides():
     """A norm and four matrices of attention, a norm and two matrices of this MLP, in either pass; none without it."""
     where = context(kernels=FREE, stack=stack(dtensor_module_s=0.5))
