@@ -185,8 +185,8 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
 def _hooks_s(shape: RankShape, context: CostContext) -> FloatArray:
     """(4, K) seconds that modules take on the host in either pass through attention, dense MLP, embedding and head.
 
-    Hooks of what gathers parameters (``module_hooks_s``), and DTensors of tensor parallelism (``dtensor_module_s``) in linear layers and
-    norms. Those of single experts and of the two ends are left out.
+    Hooks of what gathers parameters (``module_hooks_s``), and DTensors of tensor parallelism (``dtensor_module_s``) in
+    linear layers and norms. Those of single experts and of the two ends are left out.
     """
     stack, job, model = context.stack, context.job, context.model
     of_mlp = float(model.mlp_matrices)

@@ -77,7 +77,7 @@ def test_hooks_of_zero_3_take_time_that_a_busy_device_hides():
 
 
 def test_hooks_of_whole_layers_take_time_once_in_either_pass():
-    """FSDP's are the same whether parameters stay gathered after the forward pass (ZeRO-2) or not; adapters add none."""
+    """FSDP's are the same whether parameters stay gathered after the forward pass (ZeRO-2) or not."""
     where = context(kernels=FREE, stack=stack(module_hooks_s=0.5))
     adapted = replace(where, job=job(task="lora", lora=LoraSpec(targets=("q", "v", "down"))))
     for stage, seconds in ((0, 0.0), (1, 0.0), (2, 0.5), (3, 0.5)):
