@@ -40,6 +40,7 @@ _ENTRY_FIELD_OF = {
     "num_sms": "num_sms",
     "l2_bytes": "l2_mib",
     "power_w": "power_w",
+    "training_time_scale": "training_time_scale",
 }
 DEFAULT_SOURCE = "default"
 
@@ -83,6 +84,7 @@ class DeviceEntry(Entry):
     l2_mib: float = Field(gt=0, le=1e6)
     power_w: float = Field(gt=0, le=1e5)
     default_node: str = ""
+    training_time_scale: float = Field(default=1.0, gt=0, le=1e3)
     sources: dict[str, str] = Field(default_factory=dict)
 
     def to_spec(self, name: str, *, file: str) -> DeviceSpec:
@@ -111,6 +113,7 @@ class DeviceEntry(Entry):
             l2_bytes=self.l2_mib * MIB,
             power_w=self.power_w,
             default_node=self.default_node,
+            training_time_scale=self.training_time_scale,
             sources={number: self.sources.get(field, rest) for number, field in _ENTRY_FIELD_OF.items()},
         )
 

@@ -33,6 +33,9 @@ def kernel_time_scale(calls: KernelCallBatch, context: CostContext) -> FloatArra
     is_gemm = (calls.op == int(KernelOp.GEMM)) | (calls.op == int(KernelOp.GROUPED_GEMM))
     is_served = (calls.op == int(KernelOp.ATTENTION_DECODE)) | (calls.op == int(KernelOp.FUSED_EXPERTS))
     is_served |= calls.op == int(KernelOp.LINEAR_ATTENTION)  # nor was its scale fitted in training
+    if not context.implementation:
+        board = context.cluster.device.training_time_scale
+        by_format, attention = by_format * board, attention * board
     other = np.where(calls.op == int(KernelOp.MEMORY), stack.memory_time_scale, np.where(is_served, 1.0, attention))
     return np.where(is_gemm, by_format[calls.gemm_format], other)
 

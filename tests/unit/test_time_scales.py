@@ -73,6 +73,40 @@ def test_what_a_machine_sustains_stands_in_for_what_its_generation_does(architec
     assert same == core
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "nvfp4"])
+def test_a_board_that_its_power_holds_back_less_trains_faster(precision):
+    """Products and attention of a training stack; memory-bound kernels and an engine's are as their timings say."""
+
+    def seconds(scale: float, **changes: object) -> tuple[float, float, float]:
+        peaks = {**dict.fromkeys(("fp16", "bf16", "tf32", "fp32", "fp8"), 2250e12), "fp4": 9000e12}
+        fake = replace(device(architecture="blackwell", peak_flops_per_s=peaks), training_time_scale=scale)
+        cluster = ClusterSpec(name="fake", node=node(device=fake), num_nodes=1)
+        where = context(cluster=cluster, kernels=RateKernels(start_s=1.0), job=job(precision=precision), **changes)
+        costs = layer_costs(PlanBatch.from_plans([ExecutionPlan()]), where)
+        return tuple(
+            float(block.component(name)[0])
+            for block, name in (
+                (costs.dense_mlp, "weight_gradient"),
+                (costs.attention, "core"),
+                (costs.embedding, "forward"),
+            )
+        )
+
+    product_s, core_s, looked_up_s = seconds(1.0)
+    assert looked_up_s > 0
+    assert seconds(0.8) == pytest.approx((0.8 * product_s, 0.8 * core_s, looked_up_s))
+    assert seconds(0.8, implementation=1) == seconds(1.0, implementation=1)
+
+
+def test_the_ultra_boards_gain_what_their_power_does():
+    """Over boards of the same peaks (data/devices/nvidia_blackwell.yaml cites measured steps)."""
+    for ultra, elder in (("B300-SXM-288GB", "B200-SXM-180GB"), ("GB300-288GB", "GB200-186GB")):
+        assert DEVICES[ultra].peak("bf16") == DEVICES[elder].peak("bf16")
+        expected = DEVICES[elder].power_w / DEVICES[ultra].power_w
+        assert DEVICES[ultra].training_time_scale == pytest.approx(expected, rel=2e-3)
+        assert DEVICES[elder].training_time_scale == 1
+
+
 def test_a_t4_holds_what_its_power_limit_lets_it():
     """24 TFLOP/s where 4096 x 4096 x 4096 are multiplied again and again (its node in data/nodes.yaml cites it)."""
     t4 = default_catalog().nodes["g4dn.metal"]
