@@ -7,8 +7,11 @@ products are none that it knows. The last product never does: recomputation stop
 pass needs.
 
 Source:
-    pytorch/torchtitan, torchtitan/distributed/activation_checkpoint.py (``_apply_op_sac``); the operations whose
-    results are kept: ``_op_sac_save_list`` of torchtitan/models/llama3/infra/parallelize.py and its like.
+    pytorch/torchtitan 0.3.0, torchtitan/distributed/activation_checkpoint.py: ``SelectiveAC``, and the operations whose
+    results are kept, ``_get_default_save_ops``. Each model had a list of its own before (pull request 2357 of spring
+    2026), Qwen3's without exchanges of tokens. A compiled layer is one graph (``apply_compile`` of
+    torchtitan/distributed/compile.py); one with routed experts was compiled part by part from October 2025 to March
+    2026 (pull requests 1895 and 2741), of which selective recomputation saw nothing: all of it ran again.
 """
 
 from dataclasses import dataclass, replace
@@ -118,7 +121,7 @@ def saved_bytes(
 ) -> FloatArray:
     """(N,) bytes of one layer and micro-batch that stay on a rank: its input, and what is not made again.
 
-    A compiler drops the last product's result, which nothing needs. Layers with routed experts are not one graph.
+    A compiler drops the last product's result, which nothing needs.
 
     Args:
         plans: N plans.
@@ -131,7 +134,7 @@ def saved_bytes(
     """
     t, element = plans.tensor_parallel, job.numerics.storage_bytes
     every = layer_products(model, moe=moe)
-    compiled = stack.activation != "eager" and not moe
+    compiled = stack.activation != "eager"
     kept = [product for product in every if product.kept and not (compiled and product is every[-1])]
     each = {"tensor": tokens / t, "sequence": sharded_tokens, "none": tokens}
     each["key_value"] = tokens / np.minimum(t, model.num_key_value_heads)

@@ -212,8 +212,11 @@ FOUND_LATER = {
   (paragao), those of two and more were within 14 %: launches of many short kernels. What the host takes for a layer
   with experts, 4.2 ms per pass by the tables behind the fits, is hidden under what the device has to do now, where it
   was a fifth of a millisecond on top. H200's are within 20 %; B200's, whose host takes some 3 ms, up to 37 % too high.
-- **torchtitan's peaks** of Qwen3-30B-A3B at 49,000 to 98,000 tokens a GPU are less than half of what logits of so many
-  tokens in 32 bits ask for, with compilation off as listed: something holds fewer of them. Not known what.
+- **Selective recomputation that kept nothing.** torchtitan of that December compiled a layer with experts part by part,
+  and selective checkpoints of PyTorch do not look into compiled parts: all of a layer ran again, and its input alone
+  stayed, where every other product and what the exchanges of tokens bring was priced. Read as full recomputation,
+  peaks of Qwen3-30B-A3B that were 156 to 343 % too high are 10 % too low to 5 % too high. Since March 2026 such a layer
+  is one graph, and is priced so: PithTrain's baseline of July is 3 % off.
 - **What was right.** Unsloth on RTX 5090, H100 and B200 is 10 % off, OpenEuroLLM's 32B on up to 4,096 GH200s 16 %, and
   their bf16 and 8-bit runs, stages and batches come in the order priced; NVFP4 on GB200 is within 10 %.
 """,
