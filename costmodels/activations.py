@@ -29,6 +29,7 @@ from costmodels.attention_activations import (
     core_bytes,
     dropped_bytes,
     input_bytes,
+    score_bytes,
 )
 from costmodels.autocast import caches_casts, casts_weights, fp32_stream, output_bytes, run_apart, stream_bytes
 from costmodels.experts_run import as_run
@@ -288,14 +289,12 @@ def _add_experts(kept: PerToken, model: ModelSpec, experts: MoESpec, job: Traini
 def _gradients(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per token of gradients inside the MLP, or inside unfused attention, by when the MLP's inputs are gone.
 
-    One as large as the scores: when dropout has made another, what it dropped is gone. An fp32 softmax whose cast was
-    kept, too, has two in fp32 instead of that cast.
+    When dropout has made another gradient as large as the scores, what it dropped is gone.
     """
     mlp = _mlp_gradient(model, job, stack, moe=False)
     if job.attention == "flash":
         return mlp
-    element = job.numerics.storage_bytes
-    scores = (2 * _FP32 - element if stack.score_bytes > _FP32 else element) * model.num_attention_heads
+    scores = score_bytes(model, job, stack)[1] * model.num_attention_heads
     return max(mlp, scores * job.sequence_length - _inner_bytes(model, job, stack) * model.ffn_hidden_size)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from costmodels.autocast import fp32_stream
 from costmodels.linear_work import kept_elements
 from costmodels.plan import FloatArray
 from costmodels.workload import TrainingJob
@@ -150,10 +151,33 @@ def _add_latent(kept: PerToken, latent: LatentAttention, heads: int, element: fl
 
 
 def core_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
-    """Bytes per token of softmax output, its dropout mask and its dropout output; nothing with flash attention."""
+    """Bytes per token that are kept of the scores; nothing with flash attention."""
     if job.attention == "flash":
         return 0.0
+    return score_bytes(model, job, stack)[0] * model.num_attention_heads * job.sequence_length
+
+
+def score_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> tuple[float, float]:
+    """Bytes per score, of one head and two tokens, that attention op by op keeps, and that it needs beyond them.
+
+    Kept are what the softmax gives and, in another format or with dropout in between, what the product with the values
+    reads; a mask of dropout; and the hyperbolic tangent that caps logits. Beyond these the backward pass has the
+    softmax's gradients of output and input, in its format, when what the product read is gone; a fused softmax writes
+    one over the other.
+
+    The softmax of Hugging Face's code is in fp32. That of gpt-oss is in the format of the scores: 16 bits, or fp32
+    where the residual stream is and with it the mask that is added.
+
+    Source:
+        transformers 5.24, eager_attention_forward of models/llama, gpt_oss and gemma2. Their saved tensors and live
+        bytes, counted with PyTorch 2.14 at bf16, under autocast and at fp32: kept 6, 6, 4 bytes per score for Llama, 2,
+        6, 4 for gpt-oss, 8, 8, 8 for Gemma 2; beyond these 6, 6, 8, for gpt-oss 4, 6, 8, for Gemma 2 6, 6, 8.
+    """
     element = job.numerics.storage_bytes
-    softmax = stack.score_bytes or element
-    per_score = softmax + MASK + element if job.dropout else softmax
-    return per_score * model.num_attention_heads * job.sequence_length
+    spelled_out = stack.score_bytes > _FP32
+    softmax = min(stack.score_bytes, _FP32) or element
+    if spelled_out and model.attention_sinks and stack.transformers_models and not fp32_stream(job, stack):
+        softmax = element
+    cast = element if spelled_out and softmax > element else 0.0
+    kept = softmax + (MASK + element if job.dropout else cast) + (element if model.attention_softcap else 0.0)
+    return kept, 2 * softmax - cast if spelled_out else element

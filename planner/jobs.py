@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from costmodels.attention_sinks import unfused_by_default
 from costmodels.autocast import sharding_stack
 from costmodels.data_parallel import gradient_element_bytes
+from costmodels.eager_attention import unfused_by_default
 from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, TrainingJob
 from planner.attention import asked_attention_notes, attention_notes, default_attention
 from planner.job_checks import MAX_TRAIN_TOKENS, check_job

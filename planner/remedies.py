@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from math import inf
 
-from costmodels.attention_sinks import unfused_by_default
+from costmodels.eager_attention import unfused_by_default
 from costmodels.evaluate import peaks
 from costmodels.plan import PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob

@@ -234,6 +234,7 @@ def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
         mlp_bias=reader.boolean(family.mlp_bias),
         parallel_residual=reader.boolean(family.parallel),
         attention_sinks=family.sinks,
+        attention_softcap=bool(reader.config.get("attn_logit_softcapping", family.softcap)),
         head_bias=reader.boolean(family.head_bias),
         embedding_norm=family.embedding_norm,
         embedding_dim=0 if embedding == hidden else embedding,

@@ -29,6 +29,7 @@ class Family:
         qk_norm_all_heads: Query and key norms span all heads.
         embedding_norm: A norm follows the embedding.
         sinks: Learned attention sinks.
+        softcap: Attention's logits are capped where ``attn_logit_softcapping`` is absent.
         router_bias: One number per expert beside the router's matrix.
         shared_gate: The shared expert has a gate.
         positions_key: Key with the rows of the learned position embedding; "" for none.
@@ -60,6 +61,7 @@ class Family:
     parallel: Rule = ("", False)
     embedding_norm: bool = False
     sinks: bool = False
+    softcap: bool = False
     router_bias: bool = False
     shared_gate: bool = False
     positions_key: str = ""
@@ -124,7 +126,8 @@ FAMILIES: Mapping[str, Family] = {
     "kimi_k2": replace(_DEEPSEEK, router_bias=True),
     "gemma": replace(_GEMMA, key_value_heads=16, defaults={"head_dim": 256}),
     "gemma2": replace(
-        _GEMMA, norms=4, key_value_heads=4, window="every:2", window_default=4096, defaults={"head_dim": 256}
+        _GEMMA, norms=4, key_value_heads=4, window="every:2", window_default=4096, softcap=True,
+        defaults={"head_dim": 256},
     ),
     "gemma3_text": replace(
         _GEMMA, norms=4, qk_norm=_YES, window="every:6", window_default=4096, defaults=_GEMMA3_DEFAULTS

@@ -95,6 +95,7 @@ class ModelSpec:
         qkv_bias / attention_out_bias / mlp_bias: Whether those linear layers carry biases.
         parallel_residual: Attention and MLP read the same input (GPT-NeoX, Falcon).
         attention_sinks: One learned logit per query head (gpt-oss).
+        attention_softcap: A hyperbolic tangent caps attention's logits (Gemma 2).
         head_bias: The output head carries a bias (GPT-J, Phi-2).
         value_head: The output head gives one number per token instead of one per word (critics, reward models).
         embedding_norm: A norm directly after the embedding (BLOOM).
@@ -136,6 +137,7 @@ class ModelSpec:
     mlp_bias: bool = False
     parallel_residual: bool = False
     attention_sinks: bool = False
+    attention_softcap: bool = False
     head_bias: bool = False
     value_head: bool = False
     embedding_norm: bool = False

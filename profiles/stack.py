@@ -37,8 +37,8 @@ class StackSpec:
         blackwell_attention_library: The same on data-centre Blackwell; empty: no difference.
         fused_attention: On which devices it has one: ``all``, those from ``ampere`` on (and no older ones of NVIDIA's),
             or ``none``.
-        fuses_sinks: Attention with sinks, which Hugging Face's model code runs op by op unless told otherwise, is fused
-            here all the same.
+        own_attention: Attention with sinks or capped logits, which Hugging Face's model code runs op by op unless told
+            otherwise, is fused here all the same.
         memory_time_scale: The same for bandwidth-bound kernels.
         collective_time_scale: The same for collectives within a scale-up domain.
         scale_out_time_scale: The same for collectives that cross domains: training shares the network
@@ -188,7 +188,8 @@ class StackSpec:
         four_bit_weight_bytes: Bytes per 4-bit weight with its constants; 0: these are quantised again (QLoRA).
         weighs_expert_outputs: Outputs of experts are weighted by their probabilities, which keeps them; otherwise the
             inputs of their last matrix are.
-        score_bytes: Bytes per element of the attention scores that unfused attention keeps after its softmax; 0
+        score_bytes: Bytes per element of the attention scores that unfused attention keeps after its softmax in 16
+            bits, without dropout: 6 where that is spelled out, in fp32, and cast (``costmodels.eager_attention``); 0
             for those of the model's format.
         master_gradients: What becomes of the optimizer's fp32 copy of gradients accumulated in 16 bits: ``kept``,
             alive in its ``step`` only, or ``none`` (XLA, which fuses the cast into the update).
@@ -233,7 +234,7 @@ class StackSpec:
     attention_library: str = ""
     blackwell_attention_library: str = ""
     fused_attention: str = "all"
-    fuses_sinks: bool = False
+    own_attention: bool = False
     memory_time_scale: float = 1.0
     collective_time_scale: float = 1.0
     scale_out_time_scale: float = 1.0

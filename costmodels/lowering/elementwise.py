@@ -91,6 +91,9 @@ SOFTMAX: Mapping[str, _Work] = {
     "compiled": ((6.0, 3.0), (7.0, 2.0)),
     "eager": ((8.0, 4.0), (12.0, 3.0)),
 }
+# Logits that a hyperbolic tangent caps are divided, capped and multiplied again; backward the tangent's kernel reads
+# its result, too.
+_SOFTCAP = ((6.0, 3.0), (7.0, 3.0))
 # What the triangular kernel takes: rows of at most so many keys, and heads of a micro-batch four at a time, a warp each
 # (FusedScaleMaskSoftmax.is_kernel_available in NVIDIA/Megatron-LM, megatron/model/fused_softmax.py; 2048 keys in 2021).
 _TRIANGULAR_KEYS = (16.0, 4096.0)
@@ -248,7 +251,7 @@ def ring_sums(
 
 
 def softmax(calls: CallList, batch: FloatArray, queries: FloatArray, keys: float) -> None:
-    """Softmax of attention scores that lie in memory, and dropout of what it gives.
+    """Softmax of attention scores that lie in memory, what caps them before, and dropout of what it gives.
 
     Args:
         calls: Where the calls go.
@@ -257,6 +260,8 @@ def softmax(calls: CallList, batch: FloatArray, queries: FloatArray, keys: float
         keys: Scores of a row.
     """
     code, rows = calls.context.stack.softmax, batch * queries
+    if calls.context.model.attention_softcap:
+        passes(calls, _SOFTCAP, KernelFamily.POINTWISE, rows=rows, width=keys, core=True)
     if code == "triangular":
         fits = takes_triangle(batch, queries, keys)
         apart, rows_apart = SOFTMAX["spelled_out"], np.where(fits, 0.0, rows)

@@ -1,7 +1,7 @@
 """In which formats, and by whose kernels, the calls of a context run."""
 
-from costmodels.attention_sinks import unfused_by_default
 from costmodels.context import CostContext
+from costmodels.eager_attention import unfused_by_default
 from costmodels.kernels.implementations import Engine, Library, code_of
 
 # Of products whose operands are in 8 bits already PyTorch's were timed, which are cuBLAS's. So are TensorRT-LLM's
@@ -22,8 +22,8 @@ def attention_library(context: CostContext) -> str:
 
     They differ on Hopper and on data-centre Blackwell, whose instructions FlashAttention-2 does not use.
     FlashAttention-3, whose backward pass nobody has timed, has cuDNN's rate: within a tenth of it at long sequences,
-    both ways (arXiv:2407.08608, figures 5 and 6). FlexAttention, which runs the sinks that PyTorch's own kernels do not
-    know, has about FlashAttention-2's: 90 % of it forward and 85 % backward, as its authors measured
+    both ways (arXiv:2407.08608, figures 5 and 6). FlexAttention, which runs the sinks and caps that PyTorch's own
+    kernels do not know, has about FlashAttention-2's: 90 % of it forward and 85 % backward, as its authors measured
     (pytorch.org/blog/flexattention).
     """
     stack, architecture = context.stack, context.cluster.device.architecture

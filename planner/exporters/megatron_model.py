@@ -138,6 +138,7 @@ def model_gaps(request: Request) -> tuple[Gap, ...]:
         (not plain, "model.attention_out_bias", "all linear layers have biases, those of q, k and v, or none", ""),
         (not model.rms_norm and not model.norm_bias, "model.norm_bias", "a LayerNorm has a bias", ""),
         (model.norms_per_layer != 2, "model.norms_per_layer", f"a layer has 2 norms; got {model.norms_per_layer}", ""),
+        (model.attention_softcap, "model.attention_softcap", "attention caps no logits", ""),
         (model.qk_norm_all_heads, "model.qk_norm_all_heads", "norms of queries and keys span one head", ""),
         (model.parallel_residual, "model.parallel_residual", "the MLP follows attention", ""),
         (model.head_bias, "model.head_bias", "the output layer has no bias", ""),

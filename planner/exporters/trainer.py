@@ -5,9 +5,10 @@ Target: transformers 5 (``transformers/training_args.py``).
 
 import numpy as np
 
+from costmodels.eager_attention import beyond_sdpa
 from costmodels.energy_cost import steps_in_run
 from costmodels.plan import BoolArray, ExecutionPlan
-from planner.attention import sink_kernel
+from planner.attention import asked_kernel
 from planner.exporters.adapters import adapter_note
 from planner.exporters.exported import Check, Gap, gaps
 from planner.job_checks import BEFORE_AMPERE
@@ -76,8 +77,8 @@ def _attention(request: Request, *, shared: bool) -> str | None:
         shared: Whether Accelerate shares a context over ranks.
     """
     job, device = request.job, request.cluster.device
-    if request.model.attention_sinks:
-        return sink_kernel(job, device)
+    if beyond_sdpa(request.model):
+        return asked_kernel(job, device, request.model)
     if job.attention == "unfused":
         return None if shared else "eager"
     older = device.architecture in BEFORE_AMPERE or job.precision in ("fp32", "tf32")
@@ -92,8 +93,9 @@ def attention_check(request: Request, shared: BoolArray) -> Check:
         shared: (N,) whether Accelerate shares a context over the ranks of a plan.
     """
     lacking = [_attention(request, shared=each) is None for each in (False, True)]
-    sinks, library = request.model.attention_sinks, request.job.attention_library
-    problem = f"{library} knows no sinks" if sinks else "context ranks share PyTorch's attention alone (sdpa)"
+    model, library = request.model, request.job.attention_library
+    unknown = "knows no sinks" if model.attention_sinks else "caps no logits"
+    problem = f"{library} {unknown}" if beyond_sdpa(model) else "context ranks share PyTorch's attention alone (sdpa)"
     field = "job.attention_library" if library else "job.attention"
     return np.where(shared, lacking[1], lacking[0]), field, problem, "attention flash, and no attention_library"
 

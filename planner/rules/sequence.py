@@ -171,6 +171,33 @@ CONTEXT = (
         ),
     ),
     Rule(
+        name="context_parallel_has_no_caps",
+        frameworks=(FSDP, MEGATRON),
+        field="context_parallel",
+        text="a context is not shared by attention whose logits are capped",
+        source="Megatron-Bridge models/gemma/modeling_gemma2.py: Context parallelism is only supported by "
+        "TEDotProductAttention; Accelerate shares it by PyTorch's attention alone, which transformers 5.24 refuses for "
+        "Gemma 2 (_supports_sdpa = False), and torchtitan 0.3.0 has no such model",
+        columns=columns("context_parallel"),
+        holds=lambda plans, setting: mask((plans.context_parallel == 1) | (not setting.model.attention_softcap)),
+        complaint=lambda _plan, setting: (
+            f"{setting.model.name} caps attention's logits, which nobody here shares over ranks",
+            "cp 1, or framework deepspeed with attention flash",
+        ),
+    ),
+    Rule(
+        name="ulysses_has_no_eager_attention",
+        frameworks=(DEEPSPEED,),
+        field="context_parallel",
+        text="Ulysses shares no attention that transformers runs op by op",
+        source="deepspeed/runtime/sequence_parallel/ulysses_sp.py, register_with_transformers: eager is not supported",
+        columns=columns("context_parallel"),
+        holds=lambda plans, setting: mask(
+            (plans.context_parallel == 1) | (not setting.transformers_models) | (setting.job.attention == "flash")
+        ),
+        complaint=lambda _plan, _setting: ("Ulysses shares no eager attention", "cp 1, or attention flash"),
+    ),
+    Rule(
         name="context_parallel_ring_only",
         frameworks=(NANOTRON,),
         field="context_kind",

@@ -57,7 +57,13 @@ def model_of(row: Row, finder: ModelFinder) -> tuple[ModelSpec, list[str]]:
         CannotScore: If it is not a decoder-only transformer or its dimensions are unknown.
     """
     model, assumed = _unrouted(row, finder)
-    return _routed(row, model), assumed
+    return _capped(row, _routed(row, model)), assumed
+
+
+def _capped(row: Row, model: ModelSpec) -> ModelSpec:
+    """The model, whose attention's logits are capped where a row calls it a Gemma 2, be it by its dimensions alone."""
+    named = re.search(r"gemma-?2-[0-9]", f"{row.text('model')} {row.text('notes')}".lower())
+    return dataclasses.replace(model, attention_softcap=True) if named else model
 
 
 def _routed(row: Row, model: ModelSpec) -> ModelSpec:

@@ -173,7 +173,7 @@ def _preset_attention(row: Row, model: ModelSpec) -> str | None:
     SDPA", CausalSelfAttention in its model.py): in Gemma 2.
     """
     if "litgpt" in row.text("framework").lower():
-        return "unfused" if re.search(r"gemma-?2-[0-9]", f"{row.text('model')} {row.text('notes')}".lower()) else None
+        return "unfused" if model.attention_softcap else None
     if "flagperf" in row.text("source").lower() and "peft" in row.text("framework").lower():
         return "unfused"
     early = re.search(r"release v25\.05\b", row.text("notes")) and "dgxc" in row.text("source").lower()

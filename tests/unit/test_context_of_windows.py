@@ -60,3 +60,19 @@ def test_fsdp_does_not_share_a_context_of_sinks() -> None:
         planner.estimate("gpt-oss-20b", "8xH100", LONG, plan={"cp": 2, "zero": 3}, framework="fsdp")
     found = planner.plan("gpt-oss-20b", "2x8xH200", LONG, framework="fsdp")
     assert {item.plan.context_parallel for item in found.plans} == {1}
+
+
+@pytest.mark.parametrize(("framework", "plan"), [("fsdp", {"cp": 2, "zero": 3}), ("megatron-core", {"cp": 2})])
+def test_nobody_but_ulysses_shares_a_context_of_capped_logits(framework: str, plan: dict[str, int]) -> None:
+    """Megatron-Bridge has its own attention for Gemma 2, Accelerate shares PyTorch's alone, which caps nothing."""
+    with pytest.raises(SpecError, match=r"^plan\.context_parallel: gemma-2-9b caps attention's logits"):
+        planner.estimate("gemma-2-9b", "8xH100", LONG, plan=plan, framework=framework)
+
+
+def test_ulysses_shares_no_eager_attention() -> None:
+    for model in ("gemma-2-9b", "gpt-oss-20b"):
+        with pytest.raises(SpecError, match=r"^plan\.context_parallel: Ulysses shares no eager attention"):
+            planner.estimate(model, "8xH100", LONG, plan={"cp": 2, "zero": 1}, framework="deepspeed")
+        assert planner.estimate(
+            model, "8xH100", LONG | {"attention": "flash"}, plan={"cp": 2, "zero": 1}, framework="deepspeed"
+        ).best

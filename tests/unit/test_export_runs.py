@@ -62,12 +62,15 @@ def implementation(words: tuple[str, ...]) -> str:
         ("gpt-oss-20b", "H100", {}, "eager"),
         ("gpt-oss-20b", "A100", {"attention": "flash"}, "flex_attention"),
         ("gpt-oss-20b", "H100", {"attention_library": "flash_3"}, "kernels-community/vllm-flash-attn3"),
+        ("gemma-2-2b", "A100", {}, "eager"),
+        ("gemma-2-2b", "A100", {"attention": "flash"}, "flex_attention"),
+        ("gemma-2-2b", "A100", {"attention_library": "flash_2"}, "flash_attention_2"),
     ],
 )
 def test_the_attention_that_is_named_runs_on_the_device(
     model: str, device: str, job: dict[str, Any], found: str
 ) -> None:
-    """FlashAttention-2 is for 16 bits on Ampere and newer, and neither it nor PyTorch's knows sinks."""
+    """FlashAttention-2 is for 16 bits on Ampere and newer; neither it nor PyTorch's knows sinks, and it alone caps."""
     request = request_of(model, f"1x{device}", "huggingface", task="lora", **JOB, **job)
     assert implementation(script_notes(request)) == found
 
@@ -99,3 +102,19 @@ def test_a_kernel_that_knows_no_sinks_is_not_written(format: str, framework: str
     job = JOB | {"task": "lora", "attention_library": "flash_2"}
     with pytest.raises(SpecError, match=r"job\.attention_library: .*flash_2"):
         planner.export("gpt-oss-20b", "8xH100", job, format=format, framework=framework)
+
+
+@pytest.mark.parametrize(("format", "framework"), [("accelerate", "fsdp"), ("deepspeed", "deepspeed")])
+def test_exports_name_attention_that_caps_logits(format: str, framework: str) -> None:
+    job = JOB | {"task": "lora", "attention_library": "flash_2"}
+    written = planner.export("gemma-2-9b", "8xH100", job, format=format, framework=framework).exported
+    assert written is not None
+    assert implementation(written.left_to_you) == "flash_attention_2"
+    with pytest.raises(SpecError, match=r"job\.attention_library: .*cudnn"):
+        planner.export("gemma-2-9b", "8xH100", job | {"attention_library": "cudnn"}, format=format, framework=framework)
+
+
+def test_megatron_lm_caps_no_logits() -> None:
+    """There is no such argument in megatron-core 0.19.2; four norms are not its, either."""
+    with pytest.raises(SpecError, match=r"nor model\.attention_softcap"):
+        planner.export("gemma-2-9b", "8xH100", JOB, format="megatron-lm", framework="megatron")

@@ -57,3 +57,18 @@ def test_latent_attention_is_not_left_out() -> None:
 def test_numbers_that_no_model_has_are_refused(key: str, value: object) -> None:
     with pytest.raises(SpecError, match=rf"^config\.json\.{key}: must be"):
         read_hf_config(LLAMA | {key: value}, "odd")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "capped"),
+    [
+        ("gemma2", {}, True),
+        ("gemma2", {"attn_logit_softcapping": None}, False),
+        ("gemma3_text", {"attn_logit_softcapping": None}, False),
+        ("unknown", {"attn_logit_softcapping": 30.0}, True),
+        ("llama", {}, False),
+    ],
+)
+def test_attention_is_capped_where_its_key_is_not_null(kind: str, given: dict[str, Any], capped: bool) -> None:
+    """Gemma2Config caps at 50 unless told otherwise."""
+    assert read_hf_config(LLAMA | {"model_type": kind} | given, "some")[0].attention_softcap is capped

@@ -152,6 +152,16 @@ def test_unfused_attention_passes_over_its_scores(code, ahead, back):
     assert dropped[Phase.INPUT_GRADIENT] - plain[Phase.INPUT_GRADIENT] == pytest.approx(2.5 * scores + 2.5 * ROWS)
 
 
+def test_capping_logits_passes_over_the_scores_six_times_and_seven_backward():
+    """Divide, tanh and multiply read and write them; backward the tangent's kernel reads what it gave, besides."""
+    unfused, capped = job(attention="unfused"), gpt(attention_softcap=True, **LEARNED)
+    scores = 2 * capped.num_attention_heads * S**2
+    found, plain = (moved("attention", model=model, job=unfused) for model in (capped, gpt(**LEARNED)))
+    assert found[Phase.CORE] - plain[Phase.CORE] == pytest.approx(6 * scores)
+    assert found[Phase.INPUT_GRADIENT] - plain[Phase.INPUT_GRADIENT] == pytest.approx(7 * scores)
+    assert moved("attention", model=capped) == moved("attention", model=gpt(**LEARNED))  # fused kernels cap on the way
+
+
 @pytest.mark.parametrize(
     ("heads", "sequences", "tensor", "keys", "fused"),
     [
