@@ -120,7 +120,20 @@ def weight_bytes(plans: PlanBatch, parameters: StageParameters, context: CostCon
         dense = parameters.dense - unquantised(plans, stage_table(plans, context.model), context)
         matrices = parameters.expert + (0.0 if context.weights.experts_only else dense)
         held = held - (storage - context.weights.element_bytes) * matrices
+        held = held + context.weights.element_bytes * _padding(plans, context)[:, None] * parameters.expert
     return held
+
+
+def _padding(plans: PlanBatch, context: CostContext) -> FloatArray:
+    """(N,) what the padding of a rank's matrices of experts adds to them, as a share."""
+    model, form = context.model, context.weights
+    if form is None or model.moe is None or form.expert_multiples == (1, 1):
+        return np.zeros(len(plans))
+    whole, part = form.expert_multiples
+    own = model.moe.ffn_hidden_size / plans.expert_tensor_parallel
+    padded = np.ceil(model.hidden_size / whole) * whole * np.ceil(own / part) * part
+    share: FloatArray = padded / (model.hidden_size * own) - 1
+    return share
 
 
 def _gathering_s(

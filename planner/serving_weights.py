@@ -24,10 +24,11 @@ def served_weights(
             that would be in it.
     """
     if asked is None:
-        return _published(model, engine, device)
-    weights = parse_weights(asked)
-    _check(weights, model, engine, device)
-    return weights, ()
+        weights, notes = _published(model, engine, device)
+    else:
+        weights, notes = parse_weights(asked), ()
+        _check(weights, model, engine, device)
+    return weights and engine.laid_out(weights, device), notes
 
 
 def _check(weights: WeightFormat | None, model: ModelSpec, engine: EngineSpec, device: DeviceSpec) -> None:

@@ -114,6 +114,8 @@ class EngineSpec:
         linear_attention: Kinds of linear attention whose models it runs (``profiles.linear_attention``).
         float32_states: Those whose recurrent states it keeps in 32 bits; others are in the model's format, but for
             models that ask for 32 (``LinearAttention.float32_states``).
+        expert_multiples: Format of weights and architecture of devices to the multiples that its kernels' matrices of
+            experts are padded to there: hidden width, and a rank's part of their own.
         weights_on: Formats of weights (``profiles.weights``) that it serves, each with the architectures of devices
             that it has kernels for; 16 bits it serves everywhere.
         kernels: Label of the timings whose kernels it runs (``costmodels.kernels.implementations``); empty: none.
@@ -165,6 +167,7 @@ class EngineSpec:
     linear_attention: tuple[str, ...] = ()
     float32_states: tuple[str, ...] = LINEAR_KINDS
     weights_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    expert_multiples: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict, hash=False)
     kernels: str = ""
     residual_log_std: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
@@ -213,6 +216,11 @@ class EngineSpec:
     def serves(self, weights: WeightFormat | None, device: DeviceSpec) -> bool:
         """Whether it runs weights of a format on a device; None is 16 bits."""
         return weights is None or device.architecture in self.weights_on.get(weights.name, ())
+
+    def laid_out(self, weights: WeightFormat, device: DeviceSpec) -> WeightFormat:
+        """A format as its kernels on a device hold it, padded where they ask for that."""
+        padded = self.expert_multiples.get(weights.name, {}).get(device.architecture)
+        return weights if padded is None else replace(weights, expert_multiples=padded)
 
     def knows(self, model: ModelSpec) -> bool:
         """Whether it has code for the linear attention that a model has, if any."""
@@ -313,6 +321,10 @@ def load_engines() -> Mapping[str, EngineSpec]:
             sources |= dict.fromkeys(fitted[name]["values"], fitted[name]["source"])
         values |= {name: tuple(values.get(name, ())) for name in _TUPLES}
         values["weights_on"] = {form: tuple(names) for form, names in values.get("weights_on", {}).items()}
+        values["expert_multiples"] = {
+            form: {architecture: tuple(multiples) for architecture, multiples in on.items()}
+            for form, on in values.get("expert_multiples", {}).items()
+        }
         values["float32_states"] = tuple(values.get("float32_states", LINEAR_KINDS))
         values["by_device"] = tuple(DeviceDefaults(**each) for each in values.get("by_device", ()))
         engines[name] = EngineSpec(name=name, **values | {"sources": sources})

@@ -27,6 +27,8 @@ class WeightFormat:
             kernels do with parts.
         grouped_outputs: Whether weights of so many outputs share it as well.
         experts_only: Only the matrices of routed experts are in it.
+        expert_multiples: Multiples that an engine's kernels round the hidden width of experts, and a rank's part of
+            their own, up to (``EngineSpec.laid_out``).
         source: Where the layout is described.
     """
 
@@ -37,6 +39,7 @@ class WeightFormat:
     group: int = 0
     grouped_outputs: bool = False
     experts_only: bool = False
+    expert_multiples: tuple[int, int] = (1, 1)
     source: str
 
     def recipe_on(self, device: DeviceSpec) -> str:
