@@ -217,8 +217,9 @@ def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> 
         f"{gib(memory.left_to_others)} are left to others.",
         highlight=False,
     )
-    words = f"A replica's cache has room for {count(best.cache_tokens)} tokens: {best.most_requests:,} such requests"
-    words += " at once"
+    windows = " in every layer, of which those with a window keep few" if best.longest_tokens is None else ""
+    words = f"A replica's cache has room for {count(best.cache_tokens)} tokens{windows}: "
+    words += f"{best.most_requests:,} such requests at once"
     if best.most_requests == best.attention_groups * result.engine.max_sequences:
         words += f" (as many as {result.engine.name} takes)"
     words += f", or {best.most_longest:,} of {result.job.max_model_len:,} tokens"

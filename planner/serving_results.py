@@ -85,7 +85,8 @@ class ServingPlan(Served):
         most_requests: That fit a replica at once at these lengths, and the engine takes.
         most_longest: Requests of ``max_model_len`` tokens that fit a replica at once.
         longest_tokens: Tokens of the longest request that fits; None where windows bound what is kept.
-        cache_tokens: Tokens that fit the cache of a replica, beside the states of ``most_requests``.
+        cache_tokens: Tokens that fit the cache of a replica, beside the states of ``most_requests``, were all of them
+            kept in every layer: where layers have windows, longer requests fit (``most_requests``, ``most_longest``).
         memory: Of the fullest device.
         basis: Weakest ``Basis`` of the prices.
     """
