@@ -62,7 +62,7 @@ def resolve_job(
         _fill_precision(values, cluster, notes)
         _fill_sequence(values, model, notes)
         _fill_batch(values, cluster, pins, notes)
-        _fill_lora(values, notes)
+        _fill_lora(values, model, notes)
         job = TrainingJob(**values)
     try:
         check_job(job, model, cluster)
@@ -336,9 +336,9 @@ def _replicas(num_devices: int, pins: Mapping[str, int]) -> int:
     return pins.get("data_parallel", max(num_devices // model_degree, 1))
 
 
-def _fill_lora(values: dict[str, Any], notes: list[Note]) -> None:
+def _fill_lora(values: dict[str, Any], model: ModelSpec, notes: list[Note]) -> None:
     rank, targets, lora = (values.pop(name, None) for name in ("lora_rank", "lora_targets", "lora"))
-    adapters = adapters_of(values.get("task", TASKS[0]), rank=rank, targets=targets, lora=lora)
+    adapters = adapters_of(values.get("task", TASKS[0]), rank=rank, targets=targets, lora=lora, model=model)
     for name, message in adapters.assumed.items():
         _assume(notes, f"lora_{name}", message)
     if adapters.lora is not None:

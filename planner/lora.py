@@ -7,6 +7,7 @@ from typing import Any
 from costmodels.workload import ADAPTER_TASKS, JOINT_TARGET, LoraSpec
 from profiles.errors import SpecError, did_you_mean
 from profiles.model import ModelSpec
+from profiles.parameters import MLP_TARGETS
 
 MAX_RANK = 1 << 14
 _JOINT_NAMES = dict.fromkeys(("c_attn", "query_key_value", "wqkv", "qkv_proj"), JOINT_TARGET)
@@ -28,15 +29,25 @@ class Adapters:
 
 
 def adapters_of(
-    task: str, *, rank: object = None, targets: object = None, lora: object = None, where: str = "job"
+    task: str,
+    *,
+    rank: object = None,
+    targets: object = None,
+    lora: object = None,
+    model: ModelSpec | None = None,
+    where: str = "job",
 ) -> Adapters:
     """The adapters a task trains.
+
+    Where no layers are named they are all linear ones of a dense model, and those of attention of one with experts:
+    transformers keeps these stacked, as parameters that no name of a module reaches (PEFT's ``target_modules``).
 
     Args:
         task: What is trained.
         rank: Their rank; None when not given.
         targets: Adapted layers, a list or words with commas between; None when not given.
         lora: The same and ``dropout`` in one piece; None when not given.
+        model: Whose layers they are; all linear ones are meant where it is not known.
         where: What the field of an error begins with.
 
     Raises:
@@ -63,8 +74,10 @@ def adapters_of(
         assumed["rank"] = f"adapters of rank {rank} (not given)"
     rank = read_rank(rank, fields["rank"])
     if targets is None:
-        targets = _USUAL.targets
-        assumed["targets"] = f"adapters on {', '.join(targets)} (not given)"
+        mixed = model is not None and model.moe is not None
+        targets = tuple(name for name in _USUAL.targets if not (mixed and name in MLP_TARGETS))
+        experts = "; none on experts unless gate, up and down are named" if mixed else ""
+        assumed["targets"] = f"adapters on {', '.join(targets)} (not given{experts})"
     return Adapters(
         lora=LoraSpec(rank=rank, targets=read_targets(targets, fields["targets"]), dropout=dropout), assumed=assumed
     )

@@ -8,6 +8,7 @@ import pytest
 import planner
 from costmodels.workload import LoraSpec, TrainingJob
 from planner.jobs import gradient_notes, resolve_job, rounded_batch, with_attention
+from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.stacks import find_stack, fitted_stacks
@@ -283,3 +284,24 @@ def test_the_format_of_gradients_is_assumed_unless_said() -> None:
     assert "summed in 32 bits" in gradient_notes(plain, {}, stacks["hf-trainer"])[0].message
     assert gradient_notes(replace(plain, gradient_dtype="bf16"), {"gradient_dtype": "bf16"}, stacks["fsdp"]) == ()
     assert gradient_notes(replace(plain, task="lora", lora=LoraSpec()), {}, stacks["fsdp"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "targets"),
+    [
+        ("llama-3.1-8b", ("q", "k", "v", "o", "gate", "up", "down")),
+        ("qwen3-30b-a3b", ("q", "k", "v", "o")),
+        ("gpt-oss-20b", ("q", "k", "v", "o")),
+    ],
+)
+def test_experts_have_adapters_only_where_they_are_named(model: str, targets: tuple[str, ...]) -> None:
+    """Unsloth trains 3,981,312 parameters of gpt-oss-20b at rank 8: those of attention."""
+    asked = {"task": "qlora", "lora_rank": 8}
+    spec = default_catalog().model(model)
+    found, notes = resolve_job(asked, spec, cluster(), {})
+    assert found.lora is not None
+    assert found.lora.targets == targets
+    assert any(f"adapters on {', '.join(targets)} (not given" in note.message for note in notes)
+    named, _ = resolve_job(asked | {"lora_targets": "q,down"}, spec, cluster(), {})
+    assert named.lora is not None
+    assert named.lora.targets == ("q", "down")
