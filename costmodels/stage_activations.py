@@ -140,6 +140,25 @@ def held_activations(units: ActivationUnits, layers: StageLayers, in_flight: Flo
     return replace(found, kept=left, newest=np.minimum(newest, left), moved=moved, offloaded=offloaded)
 
 
+def least_activations(units: ActivationUnits, layers: StageLayers, in_flight: FloatArray) -> StageActivations:
+    """At most what ``held_activations`` says of plans that offload none, whatever they recompute.
+
+    Args:
+        units: What one layer of each kind keeps, and what all modules that may be recomputed drop.
+        layers: How many layers of each kind there are; how they are treated is not read.
+        in_flight: (N, S) micro-batches held.
+    """
+    pairs = zip(layers.groups, units.layers, strict=True)
+    newest = units.ends + total(
+        group.layers * np.minimum(layer.whole - np.maximum(layer.selective, 0.0), layer.layer_input)
+        for group, layer in pairs
+    )
+    working = reduce(np.maximum, (layer.backward for layer in units.layers))
+    return StageActivations(
+        kept=newest * in_flight, newest=newest, casts=None, working=working, moved=None, offloaded=None
+    )
+
+
 def _gradients_wait(plans: PlanBatch, context: CostContext) -> BoolArray | None:
     """(N,) whether gradients of recomputed layers' inputs are kept to the end of the backward pass; None for nowhere.
 

@@ -280,15 +280,16 @@ def _likely(request: Request, priced: Priced, answers: list[PlanEstimate]) -> Pl
 
 
 def _with_wishes(request: Request, priced: Priced, plan: ExecutionPlan) -> Priced:
-    """With the steps of what does not fit timed where an explanation of a plan tells of it."""
+    """With time and memory of what does not fit where an explanation of a plan tells of it."""
     rows = np.unique(np.concatenate(list(wished_rows(plan, priced).values())))
     rows = rows[np.isinf(priced.step_time_s[rows])]
     if not len(rows):
         return priced
     context = cost_context(request, part_of(request.cluster, plan.num_devices))
-    step_time_s = priced.step_time_s.copy()
-    step_time_s[rows] = price_all(priced.plans.take(rows), context).step_time_s
-    return replace(priced, step_time_s=step_time_s)
+    asked = price_all(priced.plans.take(rows), context)
+    step_time_s, peak_memory_bytes = priced.step_time_s.copy(), priced.peak_memory_bytes.copy()
+    step_time_s[rows], peak_memory_bytes[rows] = asked.step_time_s, asked.peak_memory_bytes
+    return replace(priced, step_time_s=step_time_s, peak_memory_bytes=peak_memory_bytes)
 
 
 def warnings_about(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:

@@ -66,7 +66,7 @@ class Priced:
     Attributes:
         plans: The plans.
         step_time_s: Seconds per step; infinite where a plan does not fit and nobody asked.
-        peak_memory_bytes: Fullest device.
+        peak_memory_bytes: Fullest device; infinite where a plan cannot fit whatever it recomputes and nobody asked.
         host_memory_bytes: Per node, for offloaded states.
         fits: Whether device and host memory suffice.
         costs: The blocks of the plans, priced on the cluster of all of them; None where there are several clusters, or
@@ -160,9 +160,17 @@ def nearest_rows(
     peak_memory_bytes: FloatArray, host_memory_bytes: FloatArray, *, usable_bytes: float, host_bytes: float
 ) -> BoolArray:
     """(N,) which plans have the smallest relative memory overshoot."""
-    overshoot = np.maximum(peak_memory_bytes / usable_bytes, host_memory_bytes / max(host_bytes, 1.0))
+    overshoot = overshoots(peak_memory_bytes, host_memory_bytes, usable_bytes=usable_bytes, host_bytes=host_bytes)
     nearest: BoolArray = overshoot <= overshoot.min() * (1 + 10.0**-_DIGITS)
     return nearest
+
+
+def overshoots(
+    peak_memory_bytes: FloatArray, host_memory_bytes: FloatArray, *, usable_bytes: float, host_bytes: float
+) -> FloatArray:
+    """(N,) memory that plans need over what there is, of the device or the host, whichever is shorter."""
+    overshoot: FloatArray = np.maximum(peak_memory_bytes / usable_bytes, host_memory_bytes / max(host_bytes, 1.0))
+    return overshoot
 
 
 def pareto_rows(priced: Priced) -> IntArray:
