@@ -82,18 +82,21 @@ def least_peaks(plans: PlanBatch, context: CostContext) -> FloatArray:
     return largest(total(with_overheads(tensors, context.stack).values()))
 
 
-def outcomes(plans: PlanBatch, context: CostContext, *, needs: Peaks | None = None) -> Outcomes:
+def outcomes(
+    plans: PlanBatch, context: CostContext, *, needs: Peaks | None = None, costs: LayerCosts | None = None
+) -> Outcomes:
     """What ``evaluate`` says of time and memory, without parts, intervals and what they rest on.
 
     Args:
         plans: N legal plans.
         context: Model, cluster, job, stack and price lists.
         needs: What ``peaks`` says of them, if the caller has it.
+        costs: Their blocks as ``layer_costs`` prices them, if the caller has them.
     """
     stages = stage_table(plans, context.model, stack=context.stack)
     parameters = stage_parameters(plans, stages, context.model, context.job)
     found = _needs(plans, stages, parameters, context).peaks if needs is None else needs
-    costs = layer_costs(plans, context)
+    costs = layer_costs(plans, context) if costs is None else costs
     return Outcomes(
         step_time_s=step_time_s(plans, stages, costs, parameters, context, paged_bytes=found.paged_bytes),
         peak_memory_bytes=found.peak_memory_bytes,

@@ -71,10 +71,13 @@ def price_fitting(plans: PlanBatch, context: CostContext) -> Priced:
     if len(plans) <= CHUNK_ROWS:
         return price_all(plans, context)
     needs = _contender_peaks(plans, context)
-    step_time_s, rows = np.full(len(plans), np.inf), np.flatnonzero(needs.fits)
+    rows = np.flatnonzero(needs.fits)
+    timed, held, step_time_s = plans.take(rows), needs.take(rows), np.full(len(plans), np.inf)
+    costs = layer_costs(timed, context)  # of all at once, which share most of their blocks
     for at in range(0, len(rows), CHUNK_ROWS):
-        chunk = rows[at : at + CHUNK_ROWS]
-        step_time_s[chunk] = outcomes(plans.take(chunk), context, needs=needs.take(chunk)).step_time_s
+        chunk = np.arange(at, min(at + CHUNK_ROWS, len(rows)))
+        found = outcomes(timed.take(chunk), context, needs=held.take(chunk), costs=costs.take(chunk))
+        step_time_s[rows[chunk]] = found.step_time_s
     return Priced(
         plans=plans,
         step_time_s=step_time_s,

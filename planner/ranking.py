@@ -83,6 +83,17 @@ class Priced:
     def __len__(self) -> int:
         return len(self.step_time_s)
 
+    def take(self, rows: IntArray) -> "Priced":
+        """The selected plans."""
+        return Priced(
+            plans=self.plans.take(rows),
+            step_time_s=self.step_time_s[rows],
+            peak_memory_bytes=self.peak_memory_bytes[rows],
+            host_memory_bytes=self.host_memory_bytes[rows],
+            fits=self.fits[rows],
+            costs=None if self.costs is None else self.costs.take(rows),
+        )
+
     @property
     def num_devices(self) -> IntArray:
         """(N,) devices each plan occupies."""
