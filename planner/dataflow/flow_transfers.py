@@ -183,11 +183,10 @@ def _updates_s(
     moved = target.payload
     if moved is None:
         return seconds
-    for column, name in enumerate(engines):
-        if name != TRAINER:
-            engine = find_engine(name)
-            near_s, far_s = (engine.update_s(moved.tensors, moved.total_bytes, apart=far) for far in (False, True))
-            seconds[:, column] = np.where(apart[:, column], far_s, near_s)
+    for name in set(engines) - {TRAINER}:
+        engine, columns = find_engine(name), np.flatnonzero(np.asarray(engines) == name)
+        near_s, far_s = (engine.update_s(moved.tensors, moved.total_bytes, apart=far) for far in (False, True))
+        seconds[:, columns] = np.where(apart[:, columns], far_s, near_s)
     return seconds
 
 

@@ -164,22 +164,29 @@ class ReallocationModel:
 
     def broadcast_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
         """Every layer into each node that lacks it once, then to the ranks inside."""
-        inflow, outflow, nodes = self._node_flows(source, target)
+        inflow, outflow, nodes, pairs = self._shape_flows(source, target)
         cards = self.cluster.node.nics_per_node
-        network_s = self._across_s(np.maximum(inflow, outflow) * target.model_bytes / cards)
+        flows, flow = np.unique(np.maximum(inflow, outflow), return_inverse=True)
+        sizes_bytes, size = np.unique(target.model_bytes, return_inverse=True)
+        each_s = self._across_s(flows[:, None] * sizes_bytes / cards)
+        network_s = each_s[flow.reshape(inflow.shape)[pairs], size]
         # A chain of nodes is full once the first message has passed all but the last of them.
         hop_s = self._across_s(target.model_bytes / self.layer_groups / cards)
         # Messages travel inside nodes while the next ones arrive; the slower link sets the pace.
         local_s = np.where(self._alone(source, target), 0.0, self._inside_s(target.shard_bytes))
-        return np.maximum(network_s, local_s) + np.maximum(nodes - 1, 0) * hop_s
+        return np.maximum(network_s, local_s) + np.maximum(nodes - 1, 0)[pairs] * hop_s
 
     def shards_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
         """Every rank fetches its own shard; ranks that hold it share the work of sending."""
-        inflow, _, _ = self._node_flows(source, target)
-        sent = (target.shard_bytes * target.size) / source.size[:, None]
-        most = np.maximum(target.shard_bytes, sent)
-        inside_s = np.where(self._alone(source, target), 0.0, self._inside_s(most))
-        return np.where(inflow > 0, self._across_s(most * self._devices_per_card), inside_s)
+        inflow, _, _, pairs = self._shape_flows(source, target)
+        sizes, size = np.unique(source.size, return_inverse=True)
+        (shards, ranks), shard = np.unique(
+            np.stack([target.shard_bytes, target.size]), axis=1, return_inverse=True
+        )
+        most = np.maximum(shards, (shards * ranks) / sizes[:, None])
+        ends = np.ix_(size, shard.reshape(-1))
+        inside_s = np.where(self._alone(source, target), 0.0, self._inside_s(most)[ends])
+        return np.where((inflow > 0)[pairs], self._across_s(most * self._devices_per_card)[ends], inside_s)
 
     def full_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
         """Whole tensors to every rank of the target, one tensor after the other, as engines are brought up to date."""
@@ -196,7 +203,9 @@ class ReallocationModel:
         node. Nothing moves where mesh, replicas and stages are equal.
         """
         senders, receivers = source.size // source.pipeline_parallel, target.size // target.pipeline_parallel
-        share = total_bytes / np.minimum(senders[:, None], receivers)
+        (sent, sender), (taken, taker) = (np.unique(ranks, return_inverse=True) for ranks in (senders, receivers))
+        share = total_bytes / np.minimum(sent[:, None], taken)
+        ends = np.ix_(sender, taker)
         each = self.cluster.domain_devices
         first, last = source.start // each, (source.start + source.size - 1) // each
         one_node = (first[:, None] == target.start // each) & (
@@ -207,7 +216,7 @@ class ReallocationModel:
         same &= source.pipeline_parallel[:, None] == target.pipeline_parallel
         same &= source.data_parallel[:, None] == target.data_parallel
         across_s = self._across_s(share * self._devices_per_card)
-        return np.where(same, 0.0, np.where(one_node, self._inside_s(share), across_s))
+        return np.where(same, 0.0, np.where(one_node, self._inside_s(share)[ends], across_s[ends]))
 
     @property
     def _devices_per_card(self) -> float:
@@ -255,14 +264,20 @@ class ReallocationModel:
         All shapes [sources, targets]. Nodes of a source that hold the same layers share the sending evenly, and a
         layer leaves the source once: nodes pass it on.
         """
+        inflow, outflow, nodes, pairs = self._shape_flows(source, target)
+        return inflow[pairs], outflow[pairs], nodes[pairs]
+
+    def _shape_flows(
+        self, source: PlacedLayouts, target: PlacedLayouts
+    ) -> tuple[FloatArray, FloatArray, IntArray, tuple[IntArray, ...]]:
+        """The same between distinct shapes, and the place among these of every pair."""
         senders, sender = _shapes(source)
         receivers, receiver = _shapes(target)
         inflow, total, nodes = self._flows(senders, receivers)
         # A model of one copy over k nodes leaves each of them in part; copies share the work.
         source_nodes = np.maximum(-(-senders.size // self.cluster.domain_devices), 1)
         outflow = np.where(inflow > 0, np.minimum(1.0 / source_nodes[:, None], total), 0.0)
-        pairs = np.ix_(sender, receiver)
-        return inflow[pairs], outflow[pairs], nodes[pairs]
+        return inflow, outflow, nodes, np.ix_(sender, receiver)
 
     def _flows(self, source: PlacedLayouts, target: PlacedLayouts) -> tuple[FloatArray, FloatArray, IntArray]:
         """Largest and total share of the model that nodes lack, and how many lack any. [sources, targets]."""
