@@ -72,8 +72,10 @@ class TransferPrices:
         """Seconds for every pair of classes of candidates; a class is one layout on one mesh."""
         source_class, sources, _ = _classes(source)
         target_class, targets, engines = _classes(target)
-        moved = self._moved(sources, targets, _updates_s(sources, targets, engines, target))
-        return PairTimes(source_class=source_class, target_class=target_class, time_s=moved.time_s)
+        time_s = _updates_s(sources, targets, engines, target)
+        for prices, block, ends in self._blocks(sources, targets):
+            time_s[block] = np.maximum(prices.between_s(*ends), time_s[block])
+        return PairTimes(source_class=source_class, target_class=target_class, time_s=time_s)
 
     def handed_on(self, source: PlacedRows, target: PlacedRows, total_bytes: float) -> PairTimes:
         """Seconds of handing on so many bytes of data, for the same classes as ``between``."""

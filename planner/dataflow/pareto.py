@@ -90,7 +90,7 @@ def _sharing(problem: DataflowProblem, index: int) -> tuple[BoolArray, IntArray]
     mine = _keys(call)
     found = np.zeros(len(call), dtype=np.bool_)
     for partner in partners:
-        found |= (mine[:, None] == np.unique(_keys(problem.calls[partner]))[None, :]).any(axis=1)
+        found |= np.isin(mine, _keys(problem.calls[partner]))
     return found, mine
 
 

@@ -14,8 +14,10 @@ on from
 on request. Transfers of one node share its cards: bytes into a node, or out of it, add up.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from functools import partial, reduce
 
 import numpy as np
 
@@ -117,17 +119,30 @@ class ReallocationModel:
             source: Copies that weights may come from.
             target: Copies they may go to.
         """
-        block = max(1, _BLOCK_PAIRS // max(len(target), 1))
-        parts = [self._between(source.take(slice(row, row + block)), target) for row in range(0, len(source), block)]
+        parts = [self._between(block, target) for block in _blocks(source, target)]
         return Reallocation(
             time_s=np.concatenate([part.time_s for part in parts]),
             moved_bytes=np.concatenate([part.moved_bytes for part in parts]),
             route=np.concatenate([part.route for part in parts]),
         )
 
+    def between_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
+        """Seconds of ``between`` alone."""
+        found = np.empty((len(source), len(target)))
+        begin = 0
+        for block in _blocks(source, target):
+            rows = found[begin : begin + len(block)]
+            reduce(partial(np.minimum, out=rows), self._routes_s(block, target))
+            rows[block.identity[:, None] == target.identity] = 0.0
+            begin += len(block)
+        return found
+
+    def _routes_s(self, source: PlacedLayouts, target: PlacedLayouts) -> tuple[FloatArray, ...]:
+        """Seconds by each route, in the order of their codes from ``Route.ALL_GATHER`` on."""
+        return tuple(route_s(source, target) for route_s in (self.all_gather_s, self.broadcast_s, self.shards_s))
+
     def _between(self, source: PlacedLayouts, target: PlacedLayouts) -> Reallocation:
-        routes = (self.all_gather_s, self.broadcast_s, self.shards_s)
-        times = np.stack([route_s(source, target) for route_s in routes])
+        times = np.stack(self._routes_s(source, target))
         route = times.argmin(axis=0) + int(Route.ALL_GATHER)
         time_s = times.min(axis=0)
         moved = np.broadcast_to(target.shard_bytes * target.size, time_s.shape).copy()
@@ -147,19 +162,19 @@ class ReallocationModel:
         (arXiv:2409.19256, section 5.3), so that no rank holds more than that.
         """
         one_mesh = (source.start[:, None] == target.start) & (source.size[:, None] == target.size)
-        wider = source.tensor_parallel[:, None] // target.tensor_parallel
-        longer = source.pipeline_parallel[:, None] // target.pipeline_parallel
-        whole = (source.tensor_parallel[:, None] % target.tensor_parallel == 0) & (
-            source.pipeline_parallel[:, None] % target.pipeline_parallel == 0
+        time_s = np.full(one_mesh.shape, np.inf)
+        row, column = np.divmod(np.flatnonzero(one_mesh), len(target))
+        held, wanted = source.take(row), target.take(column)
+        wider = held.tensor_parallel // wanted.tensor_parallel
+        longer = held.pipeline_parallel // wanted.pipeline_parallel
+        whole = (held.tensor_parallel % wanted.tensor_parallel == 0) & (
+            held.pipeline_parallel % wanted.pipeline_parallel == 0
         )
         group = np.maximum(wider * longer, 1)
-        stage = source.tensor_parallel * source.data_parallel
-        stages_in_node = np.maximum(self._node_gpus(source.size) // stage, 1)[:, None]
+        stages_in_node = np.maximum(self._node_gpus(held.size) // (held.tensor_parallel * held.data_parallel), 1)
         near = np.maximum(wider, 1) * np.minimum(np.maximum(longer, 1), stages_in_node)
-        row, column = np.nonzero(one_mesh & whole)
-        time_s = np.full(one_mesh.shape, np.inf)
-        gathered = target.shard_bytes[column]
-        time_s[row, column] = self._price(CollectiveOp.ALL_GATHER, gathered, group[row, column], near[row, column])
+        gathered_s = self._price(CollectiveOp.ALL_GATHER, wanted.shard_bytes[whole], group[whole], near[whole])
+        time_s[row[whole], column[whole]] = gathered_s
         return time_s
 
     def broadcast_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
@@ -298,6 +313,12 @@ class ReallocationModel:
             total[:, columns] += missing
             nodes[:, columns] += missing > 0
         return inflow, total, nodes
+
+
+def _blocks(source: PlacedLayouts, target: PlacedLayouts) -> Iterator[PlacedLayouts]:
+    """The sources, as many at once as bound memory."""
+    block = max(1, _BLOCK_PAIRS // max(len(target), 1))
+    return (source.take(slice(row, row + block)) for row in range(0, len(source), block))
 
 
 def _shapes(layouts: PlacedLayouts) -> tuple[PlacedLayouts, IntArray]:
