@@ -71,19 +71,32 @@ def price_fitting(plans: PlanBatch, context: CostContext) -> Priced:
     if len(plans) <= CHUNK_ROWS:
         return price_all(plans, context)
     needs = _contender_peaks(plans, context)
-    rows = np.flatnonzero(needs.fits)
-    timed, held, step_time_s = plans.take(rows), needs.take(rows), np.full(len(plans), np.inf)
-    costs = layer_costs(timed, context)  # of all at once, which share most of their blocks
-    for at in range(0, len(rows), CHUNK_ROWS):
-        chunk = np.arange(at, min(at + CHUNK_ROWS, len(rows)))
-        found = outcomes(timed.take(chunk), context, needs=held.take(chunk), costs=costs.take(chunk))
-        step_time_s[rows[chunk]] = found.step_time_s
+    rows, step_time_s = np.flatnonzero(needs.fits), np.full(len(plans), np.inf)
+    step_time_s[rows] = _timed(plans.take(rows), needs.take(rows), context).step_time_s
     return Priced(
         plans=plans,
         step_time_s=step_time_s,
         peak_memory_bytes=needs.peak_memory_bytes,
         host_memory_bytes=needs.host_memory_bytes,
         fits=needs.fits,
+    )
+
+
+def _timed(plans: PlanBatch, needs: Peaks, context: CostContext) -> Priced:
+    """Plans whose memory is known, with their steps; blocks of all are priced at once, since they share most."""
+    costs = layer_costs(plans, context)
+    chunks = [np.arange(at, min(at + CHUNK_ROWS, len(plans))) for at in range(0, len(plans), CHUNK_ROWS)]
+    steps_s = [
+        outcomes(plans.take(rows), context, needs=needs.take(rows), costs=costs.take(rows)).step_time_s
+        for rows in chunks
+    ]
+    return Priced(
+        plans=plans,
+        step_time_s=np.concatenate([np.zeros(0), *steps_s]),
+        peak_memory_bytes=needs.peak_memory_bytes,
+        host_memory_bytes=needs.host_memory_bytes,
+        fits=needs.fits,
+        costs=costs,
     )
 
 
@@ -129,7 +142,8 @@ def price_contenders(plans: PlanBatch, context: CostContext) -> Priced:
             usable_bytes=context.cluster.device.usable_memory_bytes,
             host_bytes=context.cluster.node.host_memory_bytes,
         )
-    return price_all(plans.take(np.flatnonzero(kept)), context)
+    rows = np.flatnonzero(kept)
+    return _timed(plans.take(rows), needs.take(rows), context)
 
 
 def least_peak_bytes(plans: PlanBatch, context: CostContext) -> float:

@@ -15,6 +15,7 @@ from costmodels.layer_costs import LayerCosts
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
 from profiles.errors import SpecError, did_you_mean
 
+_SAMPLED = 4096  # plans that rule out most others before the rest are sorted
 _DIGITS = 6  # significant decimal digits two values must differ in to be different
 
 # Simplicity, most important first; smaller is simpler.
@@ -216,9 +217,12 @@ def pareto_rows(priced: Priced) -> IntArray:
 def _unbeaten(priced: Priced) -> BoolArray:
     """(N,) fitting plans that no other on as many devices beats in step time and memory, equals among them."""
     unbeaten = np.zeros(len(priced), dtype=np.bool_)
-    for number in np.unique(priced.num_devices[priced.fits]):
-        rows = np.flatnonzero(priced.fits & (priced.num_devices == number))
+    devices = priced.num_devices
+    for number in np.unique(devices[priced.fits]):
+        rows = np.flatnonzero(priced.fits & (devices == number))
         step, memory = _significant(priced.step_time_s[rows]), _significant(priced.peak_memory_bytes[rows])
+        near = _near_front(step, memory)
+        rows, step, memory = rows[near], step[near], memory[near]
         order = np.lexsort([memory, step])
         step, memory = step[order], memory[order]
         least = np.minimum.accumulate(memory)
@@ -227,6 +231,18 @@ def _unbeaten(priced: Priced) -> BoolArray:
         latest = np.maximum.accumulate(np.where(lower, np.arange(len(rows)), 0))
         unbeaten[rows[order[(memory == least) & (step == step[latest])]]] = True
     return unbeaten
+
+
+def _near_front(step: FloatArray, memory: FloatArray) -> IntArray:
+    """Rows that none of a sample of them beats in step time and memory: few are left to be sorted."""
+    if len(step) <= _SAMPLED:
+        return np.arange(len(step))
+    sample = np.arange(0, len(step), len(step) // _SAMPLED)
+    sample = sample[np.argsort(step[sample], kind="stable")]
+    least = np.minimum.accumulate(memory[sample])
+    faster = np.searchsorted(step[sample], step, side="left")  # of the sample, strictly
+    bound = np.concatenate([[np.inf], least])[faster]
+    return np.flatnonzero(memory < bound)
 
 
 def _significant(values: FloatArray) -> FloatArray:
