@@ -1,6 +1,6 @@
 """The one cost path: plans and their context in, priced estimates out."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,8 +45,12 @@ class Peaks:
 
     def take(self, rows: IntArray) -> "Peaks":
         """What the selected plans need."""
-        columns = {item.name: getattr(self, item.name) for item in fields(Peaks)}
-        return Peaks(**{name: None if column is None else column[rows] for name, column in columns.items()})
+        return Peaks(
+            peak_memory_bytes=self.peak_memory_bytes[rows],
+            host_memory_bytes=self.host_memory_bytes[rows],
+            fits=self.fits[rows],
+            paged_bytes=None if self.paged_bytes is None else self.paged_bytes[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

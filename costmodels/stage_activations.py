@@ -149,10 +149,7 @@ def least_activations(units: ActivationUnits, layers: StageLayers, in_flight: Fl
         in_flight: (N, S) micro-batches held.
     """
     pairs = zip(layers.groups, units.layers, strict=True)
-    newest = units.ends + total(
-        group.layers * np.minimum(layer.whole - np.maximum(layer.selective, 0.0), layer.layer_input)
-        for group, layer in pairs
-    )
+    newest = total(_least_kept_bytes(group, layer) for group, layer in pairs) + units.ends
     working = reduce(np.maximum, (layer.backward for layer in units.layers))
     return StageActivations(
         kept=newest * in_flight, newest=newest, casts=None, working=working, moved=None, offloaded=None
@@ -194,6 +191,12 @@ def _kept_bytes(group: LayerGroup, layer: LayerUnits) -> FloatArray:
     """(N, S) bytes that one micro-batch keeps in the layers of one kind."""
     kept: FloatArray = group.layers * layer.whole - group.full * (layer.whole - layer.layer_input)
     return kept if group.selective is None else kept - group.selective * layer.selective
+
+
+def _least_kept_bytes(group: LayerGroup, layer: LayerUnits) -> FloatArray:
+    """(N, S) at most what ``_kept_bytes`` says, however layers are treated: it is linear in how many are so."""
+    each: FloatArray = np.minimum(layer.whole - np.maximum(layer.selective, 0.0), layer.layer_input)
+    return each * group.layers
 
 
 def _working(layer: LayerUnits, layers: StageLayers) -> FloatArray:

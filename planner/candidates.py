@@ -107,8 +107,8 @@ class Candidates:
     def derive(self, **values: Any) -> None:
         """Set columns that follow from the others, unless the user fixed them."""
         for name, column in values.items():
-            values = np.broadcast_to(self.pins.get(name, column), (self.length,))
-            self.columns[name] = np.ascontiguousarray(values, dtype=np.int64)
+            filled = np.broadcast_to(self.pins.get(name, column), (self.length,))
+            self.columns[name] = np.ascontiguousarray(filled, dtype=np.int64)
         self._settle()
 
     def offered(self, names: tuple[str, ...], options: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

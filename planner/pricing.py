@@ -16,8 +16,8 @@ from profiles.hardware import NodeSpec
 
 CHUNK_ROWS = 32_768  # rows priced at once; bounds memory, and more do not run faster
 
-# Bounds of what may fit, or come nearest, are this much wider than they need be: ``ranking.nearest_rows`` takes for equal
-# what differs by less, and sums in another order differ in their last digits.
+# Bounds of what may fit, or come nearest, are this much wider than they need be: ``ranking.nearest_rows`` takes for
+# equal what differs by less, and sums in another order differ in their last digits.
 _ALMOST = 1 + 1e-5
 _MANY = 2  # plans, at least, of which one stands for all that recompute otherwise
 _RECOMPUTED = ("recompute", "recompute_layers", "recompute_modules", "stage_layers")

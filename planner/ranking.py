@@ -233,16 +233,15 @@ def _unbeaten(priced: Priced) -> BoolArray:
     return unbeaten
 
 
-def _near_front(step: FloatArray, memory: FloatArray) -> IntArray:
+def _near_front(step_s: FloatArray, memory_bytes: FloatArray) -> IntArray:
     """Rows that none of a sample of them beats in step time and memory: few are left to be sorted."""
-    if len(step) <= _SAMPLED:
-        return np.arange(len(step))
-    sample = np.arange(0, len(step), len(step) // _SAMPLED)
-    sample = sample[np.argsort(step[sample], kind="stable")]
-    least = np.minimum.accumulate(memory[sample])
-    faster = np.searchsorted(step[sample], step, side="left")  # of the sample, strictly
-    bound = np.concatenate([[np.inf], least])[faster]
-    return np.flatnonzero(memory < bound)
+    if len(step_s) <= _SAMPLED:
+        return np.arange(len(step_s))
+    sample = np.arange(0, len(step_s), len(step_s) // _SAMPLED)
+    sample = sample[np.argsort(step_s[sample], kind="stable")]
+    least_bytes = np.minimum.accumulate(memory_bytes[sample])
+    faster = np.searchsorted(step_s[sample], step_s, side="left")  # of the sample, strictly
+    return np.flatnonzero(memory_bytes < np.concatenate([[np.inf], least_bytes])[faster])
 
 
 def _significant(values: FloatArray) -> FloatArray:

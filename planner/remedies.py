@@ -12,7 +12,6 @@ from itertools import groupby
 from math import inf
 
 from costmodels.eager_attention import unfused_by_default
-from costmodels.evaluate import peaks
 from costmodels.plan import PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
 from planner.attention import FLEX

@@ -195,9 +195,7 @@ class ReallocationModel:
         """Every rank fetches its own shard; ranks that hold it share the work of sending."""
         inflow, _, _, pairs = self._shape_flows(source, target)
         sizes, size = np.unique(source.size, return_inverse=True)
-        (shards, ranks), shard = np.unique(
-            np.stack([target.shard_bytes, target.size]), axis=1, return_inverse=True
-        )
+        (shards, ranks), shard = np.unique(np.stack([target.shard_bytes, target.size]), axis=1, return_inverse=True)
         most = np.maximum(shards, (shards * ranks) / sizes[:, None])
         ends = np.ix_(size, shard.reshape(-1))
         inside_s = np.where(self._alone(source, target), 0.0, self._inside_s(most)[ends])
