@@ -20,7 +20,7 @@ from costmodels.memory import (
     with_overheads,
 )
 from costmodels.peak_rate import peak_flops_per_s, time_interval_s
-from costmodels.plan import BoolArray, FloatArray, PlanBatch
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, stage_parameters
 from costmodels.stages import StageTable, stage_table
 from costmodels.step import step_time, step_time_s
@@ -35,11 +35,22 @@ class Peaks:
         peak_memory_bytes: (N,) of the fullest device.
         host_memory_bytes: (N,) of a node's host.
         fits: (N,) whether there is that much of both.
+        paged_bytes: (N,) bytes that page in an update on the stage with the most; None where nothing does.
     """
 
     peak_memory_bytes: FloatArray
     host_memory_bytes: FloatArray
     fits: BoolArray
+    paged_bytes: FloatArray | None = None
+
+    def take(self, rows: IntArray) -> "Peaks":
+        """What the selected plans need."""
+        return Peaks(
+            peak_memory_bytes=self.peak_memory_bytes[rows],
+            host_memory_bytes=self.host_memory_bytes[rows],
+            fits=self.fits[rows],
+            paged_bytes=None if self.paged_bytes is None else self.paged_bytes[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +58,8 @@ class Outcomes(Peaks):
     """What N plans are ranked by.
 
     Attributes:
-        step_time_s: (N,) seconds per optimizer step; infinite where it was not worked out.
-        costs: The blocks of those whose step was worked out, priced.
+        step_time_s: (N,) seconds per optimizer step.
+        costs: Their blocks, priced.
     """
 
     step_time_s: FloatArray
@@ -62,34 +73,40 @@ def peaks(plans: PlanBatch, context: CostContext) -> Peaks:
     return _needs(plans, stages, parameters, context).peaks
 
 
-def outcomes(plans: PlanBatch, context: CostContext, *, time_all: bool = True) -> Outcomes:
+def least_peaks(plans: PlanBatch, context: CostContext) -> FloatArray:
+    """(N,) bytes that ``peaks`` says of the fullest device at least, whatever plans recompute.
+
+    Args:
+        plans: N plans that offload no activations; of what they recompute only ``recompute_modules`` are read, which
+            are all that may be.
+        context: Model, cluster, job and stack.
+    """
+    stages = stage_table(plans, context.model, stack=context.stack)
+    tensors = tensor_memory(plans, stages, context, least=True)
+    return largest(total(with_overheads(tensors, context.stack).values()))
+
+
+def outcomes(
+    plans: PlanBatch, context: CostContext, *, needs: Peaks | None = None, costs: LayerCosts | None = None
+) -> Outcomes:
     """What ``evaluate`` says of time and memory, without parts, intervals and what they rest on.
 
     Args:
         plans: N legal plans.
         context: Model, cluster, job, stack and price lists.
-        time_all: Work out the step of plans that do not fit, too, which are most of them where memory is short;
-            otherwise theirs is infinite.
+        needs: What ``peaks`` says of them, if the caller has it.
+        costs: Their blocks as ``layer_costs`` prices them, if the caller has them.
     """
     stages = stage_table(plans, context.model, stack=context.stack)
     parameters = stage_parameters(plans, stages, context.model, context.job)
-    needs = _needs(plans, stages, parameters, context)
-    found = needs.peaks
-    rows = None if time_all else np.flatnonzero(found.fits)
-    timed, paged = plans, needs.paged
-    if rows is not None:
-        timed, stages, parameters = plans.take(rows), stages.take(rows), parameters.take(rows)
-        paged = None if paged is None else paged[rows]
-    costs = layer_costs(timed, context)
-    step_s = step_time_s(timed, stages, costs, parameters, context, paged=paged)
-    if rows is not None:
-        known_s, step_s = step_s, np.full(len(plans), np.inf)
-        step_s[rows] = known_s
+    found = _needs(plans, stages, parameters, context).peaks if needs is None else needs
+    costs = layer_costs(plans, context) if costs is None else costs
     return Outcomes(
-        step_time_s=step_s,
+        step_time_s=step_time_s(plans, stages, costs, parameters, context, paged_bytes=found.paged_bytes),
         peak_memory_bytes=found.peak_memory_bytes,
         host_memory_bytes=found.host_memory_bytes,
         fits=found.fits,
+        paged_bytes=found.paged_bytes,
         costs=costs,
     )
 
@@ -102,14 +119,12 @@ class _Needs:
         tensors: Their tensors.
         parts: (N, S) bytes of every stage by part, overheads of the allocator among them.
         per_stage: (N, S) the sum of these.
-        paged: (N, S) bytes that page in an update; None where nothing does.
         peaks: The fullest device and host.
     """
 
     tensors: TensorMemory
     parts: dict[str, FloatArray]
     per_stage: FloatArray
-    paged: FloatArray | None
     peaks: Peaks
 
 
@@ -123,8 +138,13 @@ def _needs(plans: PlanBatch, stages: StageTable, parameters: StageParameters, co
     fits = (peak_bytes <= context.cluster.device.usable_memory_bytes) & (
         host_bytes <= context.cluster.node.host_memory_bytes
     )
-    peaks_of = Peaks(peak_memory_bytes=peak_bytes, host_memory_bytes=host_bytes, fits=fits)
-    return _Needs(tensors=tensors, parts=parts, per_stage=per_stage, paged=paged, peaks=peaks_of)
+    peaks_of = Peaks(
+        peak_memory_bytes=peak_bytes,
+        host_memory_bytes=host_bytes,
+        fits=fits,
+        paged_bytes=None if paged is None else largest(paged),
+    )
+    return _Needs(tensors=tensors, parts=parts, per_stage=per_stage, peaks=peaks_of)
 
 
 def evaluate(
@@ -147,7 +167,7 @@ def evaluate(
     parameters = stage_parameters(plans, stages, context.model, context.job)
     costs = layer_costs(plans, context) if costs is None else costs
     needs = _needs(plans, stages, parameters, context)
-    step = step_time(plans, stages, costs, parameters, context, paged=needs.paged)
+    step = step_time(plans, stages, costs, parameters, context, paged_bytes=needs.peaks.paged_bytes)
     peak_bytes = needs.peaks.peak_memory_bytes
     low_bytes, high_bytes = memory_interval(peak_bytes, context)
     states = needs.tensors.states * needs.tensors.used

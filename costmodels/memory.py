@@ -16,7 +16,7 @@ from costmodels.context import CostContext
 from costmodels.memory_terms import communicators, composed, exchanged_bytes, logits_copies, memory_terms
 from costmodels.model_state import model_state, state_bytes
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
-from costmodels.stage_activations import held_activations, stage_activations
+from costmodels.stage_activations import held_activations, least_activations, stage_activations
 from costmodels.stage_layers import stage_layers
 from costmodels.stage_parameters import StageParameters, stage_parameters
 from costmodels.stages import StageTable
@@ -84,7 +84,12 @@ def joined(tables: Sequence[TensorMemory]) -> TensorMemory:
 
 
 def tensor_memory(
-    plans: PlanBatch, stages: StageTable, context: CostContext, parameters: StageParameters | None = None
+    plans: PlanBatch,
+    stages: StageTable,
+    context: CostContext,
+    parameters: StageParameters | None = None,
+    *,
+    least: bool = False,
 ) -> TensorMemory:
     """What the tensors of one rank of every stage take at its peak, which follows from shapes.
 
@@ -93,14 +98,16 @@ def tensor_memory(
         stages: Their stages, S columns.
         context: Model, job, cluster and stack.
         parameters: Parameters per stage, if the caller has them.
+        least: At most that, whatever the plans recompute (``stage_activations.least_activations``).
     """
     if parameters is None:
         parameters = stage_parameters(plans, stages, context.model, context.job)
     offloads, streams = plans.offload_optimizer, plans.offload_parameters
     terms = memory_terms(plans, stages, parameters, context, streams=bool(streams.any()))
+    held = least_activations if least else held_activations
     tensors = composed(
         terms,
-        held_activations(terms.activations, stage_layers(plans, stages, context.model), stages.in_flight),
+        held(terms.activations, stage_layers(plans, stages, context.model), stages.in_flight),
         optimizer_on_host=offloads[:, None].astype(np.float64) if offloads.any() else None,
         parameters_on_host=streams[:, None].astype(np.float64) if streams.any() else None,
         logits_copies=logits_copies(plans)[:, None],

@@ -140,6 +140,22 @@ def held_activations(units: ActivationUnits, layers: StageLayers, in_flight: Flo
     return replace(found, kept=left, newest=np.minimum(newest, left), moved=moved, offloaded=offloaded)
 
 
+def least_activations(units: ActivationUnits, layers: StageLayers, in_flight: FloatArray) -> StageActivations:
+    """At most what ``held_activations`` says of plans that offload none, whatever they recompute.
+
+    Args:
+        units: What one layer of each kind keeps, and what all modules that may be recomputed drop.
+        layers: How many layers of each kind there are; how they are treated is not read.
+        in_flight: (N, S) micro-batches held.
+    """
+    pairs = zip(layers.groups, units.layers, strict=True)
+    newest = total(_least_kept_bytes(group, layer) for group, layer in pairs) + units.ends
+    working = reduce(np.maximum, (layer.backward for layer in units.layers))
+    return StageActivations(
+        kept=newest * in_flight, newest=newest, casts=None, working=working, moved=None, offloaded=None
+    )
+
+
 def _gradients_wait(plans: PlanBatch, context: CostContext) -> BoolArray | None:
     """(N,) whether gradients of recomputed layers' inputs are kept to the end of the backward pass; None for nowhere.
 
@@ -175,6 +191,12 @@ def _kept_bytes(group: LayerGroup, layer: LayerUnits) -> FloatArray:
     """(N, S) bytes that one micro-batch keeps in the layers of one kind."""
     kept: FloatArray = group.layers * layer.whole - group.full * (layer.whole - layer.layer_input)
     return kept if group.selective is None else kept - group.selective * layer.selective
+
+
+def _least_kept_bytes(group: LayerGroup, layer: LayerUnits) -> FloatArray:
+    """(N, S) at most what ``_kept_bytes`` says, however layers are treated: it is linear in how many are so."""
+    each: FloatArray = np.minimum(layer.whole - np.maximum(layer.selective, 0.0), layer.layer_input)
+    return each * group.layers
 
 
 def _working(layer: LayerUnits, layers: StageLayers) -> FloatArray:

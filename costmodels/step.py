@@ -84,10 +84,10 @@ def step_time_s(
     parameters: StageParameters,
     context: CostContext,
     *,
-    paged: FloatArray | None = None,
+    paged_bytes: FloatArray | None = None,
 ) -> FloatArray:
     """(N,) seconds of ``step_time``, which takes the same arguments, without what they are spent on."""
-    return _composed(plans, stages, costs, parameters, context, paged).step_s * context.stack.step_time_scale
+    return _composed(plans, stages, costs, parameters, context, paged_bytes).step_s * context.stack.step_time_scale
 
 
 def step_time(
@@ -97,7 +97,7 @@ def step_time(
     parameters: StageParameters,
     context: CostContext,
     *,
-    paged: FloatArray | None = None,
+    paged_bytes: FloatArray | None = None,
 ) -> StepTime:
     """Compose block prices into the step time of every plan.
 
@@ -107,9 +107,10 @@ def step_time(
         costs: Their blocks, priced.
         parameters: What each stage holds.
         context: Job, cluster and stack.
-        paged: (N, S) bytes of optimizer states that do not stay on the device (``memory.paging_bytes``).
+        paged_bytes: (N,) bytes of optimizer states that do not stay on the device (``memory.paging_bytes``), on the
+            stage with the most.
     """
-    found = _composed(plans, stages, costs, parameters, context, paged)
+    found = _composed(plans, stages, costs, parameters, context, paged_bytes)
     run, of_row, stage_s = found.run, found.of_row, found.run.stage_s
     parts, totals = (
         {name: np.take(seconds, of_row) for name, seconds in table.items()}
@@ -145,7 +146,7 @@ def _composed(
     costs: LayerCosts,
     parameters: StageParameters,
     context: CostContext,
-    paged: FloatArray | None,
+    paged_bytes: FloatArray | None,
 ) -> _Composed:
     """The steps of N plans.
 
@@ -166,8 +167,8 @@ def _composed(
         backward_s=np.take(largest(run.step.passes.backward_s), of_row),
     )
     update_s = optimizer_s(plans, parameters, context)
-    if paged is not None:
-        update_s = update_s + largest(paging_s(paged, context.cluster.node.host_copy_bytes_per_s))
+    if paged_bytes is not None:
+        update_s = update_s + paging_s(paged_bytes, context.cluster.node.host_copy_bytes_per_s)
     known = pipeline_s + shown_s + update_s
     nodes = plans.num_devices / context.cluster.node.devices_per_node
     per_step_s = per_step_overhead_s(known, nodes=nodes, stack=context.stack)

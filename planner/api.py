@@ -236,9 +236,8 @@ def _result(
 ) -> PlanResult:
     fitting = int(priced.fits.sum())
     infeasible = None if fitting else _infeasible(request, priced, answers, rejected)
-    front = pareto_rows(priced) if fitting else np.zeros(0, dtype=np.int64)
-    if answers and fitting:
-        priced = _with_wishes(request, priced, answers[0].plan)
+    told = _with_wishes(request, priced, answers[0].plan) if answers and fitting else priced
+    front = told.take(pareto_rows(told) if fitting else np.zeros(0, dtype=np.int64))
     return PlanResult(
         kind=kind,
         request=request,
@@ -246,18 +245,18 @@ def _result(
         likely=_likely(request, priced, answers),
         pareto=tuple(
             FrontierPoint(
-                plan=priced.plans.plan(int(row)),
-                num_devices=int(priced.num_devices[row]),
-                step_time_s=float(priced.step_time_s[row]),
-                peak_memory_bytes=float(priced.peak_memory_bytes[row]),
+                plan=(plan := front.plans.plan(row)),
+                num_devices=plan.num_devices,
+                step_time_s=float(front.step_time_s[row]),
+                peak_memory_bytes=float(front.peak_memory_bytes[row]),
             )
-            for row in front
+            for row in range(len(front))
         ),
         considered=len(priced),
         fitting=fitting,
         rejected=rejected,
-        explanation=explain(answers[0], priced, objective=request.objective) if answers else None,
-        switches=switches(request, answers[0], priced) if answers else (),
+        explanation=explain(answers[0], told, objective=request.objective) if answers else None,
+        switches=switches(request, answers[0], told) if answers else (),
         infeasible=infeasible,
         warnings=(
             *warnings_about(request, answers[0] if answers else None),
@@ -280,15 +279,17 @@ def _likely(request: Request, priced: Priced, answers: list[PlanEstimate]) -> Pl
 
 
 def _with_wishes(request: Request, priced: Priced, plan: ExecutionPlan) -> Priced:
-    """With the steps of what does not fit timed where an explanation of a plan tells of it."""
-    rows = np.unique(np.concatenate(list(wished_rows(plan, priced).values())))
-    rows = rows[np.isinf(priced.step_time_s[rows])]
+    """What fits, and what does not where an explanation of a plan tells of it, with its time and memory."""
+    kept = priced.fits.copy()
+    kept[np.concatenate(list(wished_rows(plan, priced).values()))] = True
+    told = priced.take(np.flatnonzero(kept))
+    rows = np.flatnonzero(np.isinf(told.step_time_s))
     if not len(rows):
-        return priced
+        return told
     context = cost_context(request, part_of(request.cluster, plan.num_devices))
-    step_time_s = priced.step_time_s.copy()
-    step_time_s[rows] = price_all(priced.plans.take(rows), context).step_time_s
-    return replace(priced, step_time_s=step_time_s)
+    asked = price_all(told.plans.take(rows), context)
+    told.step_time_s[rows], told.peak_memory_bytes[rows] = asked.step_time_s, asked.peak_memory_bytes
+    return told
 
 
 def warnings_about(request: Request, best: PlanEstimate | None) -> tuple[Note, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from costmodels.lowering.grouping import group_rows
 from costmodels.plan import BoolArray, ExecutionPlan, IntArray, PlanBatch
 from planner.constraints import sieve
 from planner.rules.base import Rule, Setting
@@ -56,6 +57,7 @@ class Candidates:
         options: Sequence[tuple[int, ...]],
         *,
         keep: Keep | None = None,
+        reads: tuple[str, ...] | None = None,
         provisional: bool = False,
     ) -> None:
         """Cross every row with every option for ``names``; pinned values override the options.
@@ -64,6 +66,8 @@ class Candidates:
             names: Columns to decide.
             options: Value tuples; those the framework lacks altogether are not candidates.
             keep: Drops rows that mean the same as another; skipped when the user fixed one of the names.
+            reads: Columns that ``keep`` looks at besides ``names``, where these are few: it is asked once for all rows
+                that agree in them, before any row is made.
             provisional: The columns hold codes that ``derive`` will replace: ignore pins and rules.
         """
         fixed = not provisional and any(name in self.pins for name in names)
@@ -79,21 +83,32 @@ class Candidates:
                 f"{self.setting.num_devices} devices allow more than {MAX_CANDIDATES:,} plans",
                 "fix tp, pp, cp or the micro-batch size",
             )
-        if len(table) != 1:
-            self.columns = {name: np.repeat(column, len(table)) for name, column in self.columns.items()}
-        for index, name in enumerate(names):
-            self.columns[name] = np.repeat(table[None, :, index], self.length, axis=0).reshape(-1)
-        self.length *= len(table)
-        if keep is not None and not fixed:
-            self._filter(keep(self.columns))
+        if keep is not None and reads is not None and not fixed:
+            self._cross_kept(names, table, keep, reads)
+        else:
+            self.columns = _crossed(self.columns, self.length, names, table)
+            self.length *= len(table)
+            if keep is not None and not fixed:
+                self._filter(keep(self.columns))
         if not provisional:
             self._settle()
+
+    def _cross_kept(self, names: tuple[str, ...], table: IntArray, keep: Keep, reads: tuple[str, ...]) -> None:
+        """Cross every row with those options that are kept of them."""
+        alike = group_rows(*(self.columns[name] for name in reads))
+        few = {name: self.columns[name][alike.first] for name in reads}
+        kept = keep(_crossed(few, len(alike.first), names, table)).reshape(-1, len(table))
+        times = np.take(kept.sum(axis=1), alike.of_row)
+        option = np.flatnonzero(np.take(kept, alike.of_row, axis=0)) % len(table)
+        self.columns = {name: np.repeat(column, times) for name, column in self.columns.items()}
+        self.columns |= {name: np.take(table[:, index], option) for index, name in enumerate(names)}
+        self.length = len(option)
 
     def derive(self, **values: Any) -> None:
         """Set columns that follow from the others, unless the user fixed them."""
         for name, column in values.items():
-            self.columns[name] = np.empty(self.length, dtype=np.int64)
-            self.columns[name][:] = self.pins.get(name, column)
+            filled = np.broadcast_to(self.pins.get(name, column), (self.length,))
+            self.columns[name] = np.ascontiguousarray(filled, dtype=np.int64)
         self._settle()
 
     def offered(self, names: tuple[str, ...], options: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -148,3 +163,11 @@ class Candidates:
                     raise rule.error(batch.plan(int(np.flatnonzero(alive)[0])), self.setting)
                 return
             alive = passed
+
+
+def _crossed(columns: Columns, length: int, names: tuple[str, ...], table: IntArray) -> Columns:
+    """So many rows, each with every row of a table of further columns."""
+    if len(table) != 1:
+        columns = {name: np.repeat(column, len(table)) for name, column in columns.items()}
+    added = {name: np.repeat(table[None, :, index], length, axis=0).reshape(-1) for index, name in enumerate(names)}
+    return columns | added

@@ -77,8 +77,8 @@ def _rivals(best: PlanEstimate, priced: Priced, objective: str) -> tuple[Rival, 
 
 def wished_rows(plan: ExecutionPlan, priced: Priced) -> dict[str, IntArray]:
     """Per dimension that users would rather have otherwise, the rows that differ in it alone and do not fit."""
-    near = ~priced.fits & (priced.num_devices == plan.num_devices)
-    for name in ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel"):
+    near = ~priced.fits
+    for name in ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel"):
         near &= getattr(priced.plans, name) == _value(plan, name)
     rows = np.flatnonzero(near)
     plans = priced.plans.take(rows)

@@ -15,6 +15,7 @@ from costmodels.layer_costs import LayerCosts
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
 from profiles.errors import SpecError, did_you_mean
 
+_SAMPLED = 4096  # plans that rule out most others before the rest are sorted
 _DIGITS = 6  # significant decimal digits two values must differ in to be different
 
 # Simplicity, most important first; smaller is simpler.
@@ -66,7 +67,7 @@ class Priced:
     Attributes:
         plans: The plans.
         step_time_s: Seconds per step; infinite where a plan does not fit and nobody asked.
-        peak_memory_bytes: Fullest device.
+        peak_memory_bytes: Fullest device; infinite where a plan cannot fit whatever it recomputes and nobody asked.
         host_memory_bytes: Per node, for offloaded states.
         fits: Whether device and host memory suffice.
         costs: The blocks of the plans, priced on the cluster of all of them; None where there are several clusters, or
@@ -82,6 +83,17 @@ class Priced:
 
     def __len__(self) -> int:
         return len(self.step_time_s)
+
+    def take(self, rows: IntArray) -> "Priced":
+        """The selected plans."""
+        return Priced(
+            plans=self.plans.take(rows),
+            step_time_s=self.step_time_s[rows],
+            peak_memory_bytes=self.peak_memory_bytes[rows],
+            host_memory_bytes=self.host_memory_bytes[rows],
+            fits=self.fits[rows],
+            costs=None if self.costs is None else self.costs.take(rows),
+        )
 
     @property
     def num_devices(self) -> IntArray:
@@ -160,9 +172,17 @@ def nearest_rows(
     peak_memory_bytes: FloatArray, host_memory_bytes: FloatArray, *, usable_bytes: float, host_bytes: float
 ) -> BoolArray:
     """(N,) which plans have the smallest relative memory overshoot."""
-    overshoot = np.maximum(peak_memory_bytes / usable_bytes, host_memory_bytes / max(host_bytes, 1.0))
+    overshoot = overshoots(peak_memory_bytes, host_memory_bytes, usable_bytes=usable_bytes, host_bytes=host_bytes)
     nearest: BoolArray = overshoot <= overshoot.min() * (1 + 10.0**-_DIGITS)
     return nearest
+
+
+def overshoots(
+    peak_memory_bytes: FloatArray, host_memory_bytes: FloatArray, *, usable_bytes: float, host_bytes: float
+) -> FloatArray:
+    """(N,) memory that plans need over what there is, of the device or the host, whichever is shorter."""
+    overshoot: FloatArray = np.maximum(peak_memory_bytes / usable_bytes, host_memory_bytes / max(host_bytes, 1.0))
+    return overshoot
 
 
 def pareto_rows(priced: Priced) -> IntArray:
@@ -197,9 +217,12 @@ def pareto_rows(priced: Priced) -> IntArray:
 def _unbeaten(priced: Priced) -> BoolArray:
     """(N,) fitting plans that no other on as many devices beats in step time and memory, equals among them."""
     unbeaten = np.zeros(len(priced), dtype=np.bool_)
-    for number in np.unique(priced.num_devices[priced.fits]):
-        rows = np.flatnonzero(priced.fits & (priced.num_devices == number))
+    devices = priced.num_devices
+    for number in np.unique(devices[priced.fits]):
+        rows = np.flatnonzero(priced.fits & (devices == number))
         step, memory = _significant(priced.step_time_s[rows]), _significant(priced.peak_memory_bytes[rows])
+        near = _near_front(step, memory)
+        rows, step, memory = rows[near], step[near], memory[near]
         order = np.lexsort([memory, step])
         step, memory = step[order], memory[order]
         least = np.minimum.accumulate(memory)
@@ -208,6 +231,17 @@ def _unbeaten(priced: Priced) -> BoolArray:
         latest = np.maximum.accumulate(np.where(lower, np.arange(len(rows)), 0))
         unbeaten[rows[order[(memory == least) & (step == step[latest])]]] = True
     return unbeaten
+
+
+def _near_front(step_s: FloatArray, memory_bytes: FloatArray) -> IntArray:
+    """Rows that none of a sample of them beats in step time and memory: few are left to be sorted."""
+    if len(step_s) <= _SAMPLED:
+        return np.arange(len(step_s))
+    sample = np.arange(0, len(step_s), len(step_s) // _SAMPLED)
+    sample = sample[np.argsort(step_s[sample], kind="stable")]
+    least_bytes = np.minimum.accumulate(memory_bytes[sample])
+    faster = np.searchsorted(step_s[sample], step_s, side="left")  # of the sample, strictly
+    return np.flatnonzero(memory_bytes < np.concatenate([[np.inf], least_bytes])[faster])
 
 
 def _significant(values: FloatArray) -> FloatArray:

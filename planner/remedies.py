@@ -12,13 +12,12 @@ from itertools import groupby
 from math import inf
 
 from costmodels.eager_attention import unfused_by_default
-from costmodels.evaluate import peaks
 from costmodels.plan import PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
 from planner.attention import FLEX
 from planner.jobs import on_other_devices, rounded_batch
 from planner.parts import sizes_to_try
-from planner.pricing import nearest_to_fit, price_all, price_contenders
+from planner.pricing import least_peak_bytes, nearest_to_fit, price_all, price_contenders
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context, full_node, part_of, space_of
 from planner.results import Remedy, Request
@@ -360,7 +359,7 @@ def _arithmetic(device: DeviceSpec, request: Request) -> float:
 def _least_peak_bytes(request: Request, cluster: ClusterSpec) -> float:
     """The smallest peak memory of the plans of a request on a cluster, whether it has that much or not."""
     plans = space_of(request, cluster).plans
-    return float(peaks(plans, cost_context(request, cluster)).peak_memory_bytes.min()) if len(plans) else inf
+    return least_peak_bytes(plans, cost_context(request, cluster)) if len(plans) else inf
 
 
 def larger_sizes(cluster: ClusterSpec) -> list[int]:

@@ -292,7 +292,13 @@ def _recomputation(candidates: Candidates, *, named_modules: bool) -> None:
         return mask((part == 0) | ((size > before) & (size < per_stage)))
 
     keep = None if "recompute_layers" in candidates.pins else distinct
-    candidates.expand(("recompute", "recompute_layers", "recompute_modules"), options, keep=keep, provisional=True)
+    candidates.expand(
+        ("recompute", "recompute_layers", "recompute_modules"),
+        options,
+        keep=keep,
+        reads=("pipeline_parallel", "virtual_stages"),
+        provisional=True,
+    )
     per_stage = layers // candidates.columns["pipeline_parallel"]
     candidates.derive(
         recompute=candidates.columns["recompute"],

@@ -8,9 +8,10 @@ from dataclasses import fields, replace
 
 import numpy as np
 
+from costmodels.lowering.grouping import group_rows
 from costmodels.plan import IntArray
 from planner.constraints import legal
-from planner.pricing import price_all
+from planner.pricing import price_contenders
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context, part_of, setting_of
 from planner.results import PlanEstimate, Request, Switch
@@ -53,7 +54,7 @@ def switches(request: Request, best: PlanEstimate, priced: Priced) -> tuple[Swit
         plans = contenders.take(np.flatnonzero(legal(contenders, setting_of(there, cluster))))
         if not len(plans):
             continue
-        again = price_all(plans, cost_context(there, cluster))
+        again = price_contenders(plans, cost_context(there, cluster))
         for row in best_rows(again, objective="step_time", count=1):
             ratio = float(again.step_time_s[row]) / best.step_time_s
             if ratio < 1 - _NOTICEABLE:
@@ -89,9 +90,8 @@ def _contenders(priced: Priced) -> IntArray:
     """Rows of the fastest plans that fit, of every kind."""
     near = priced.fits & (priced.step_time_s <= _SLOWEST * priced.step_time_s[priced.fits].min())
     rows = np.flatnonzero(near)
-    keys = np.stack([np.asarray(getattr(priced.plans, name))[rows] for name in _ALIKE])
-    order = np.lexsort((priced.step_time_s[rows], *keys))
-    sorted_keys = keys[:, order]
-    starts = np.r_[True, (sorted_keys[:, 1:] != sorted_keys[:, :-1]).any(axis=0)]
+    kind = group_rows(*(np.asarray(getattr(priced.plans, name))[rows] for name in _ALIKE)).of_row
+    order = np.lexsort((priced.step_time_s[rows], kind))
+    starts = np.diff(kind[order], prepend=-1) > 0
     first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
     return rows[order[np.arange(len(order)) - first < _FASTEST]]

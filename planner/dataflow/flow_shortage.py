@@ -49,8 +49,7 @@ def _shortages(request: FlowRequest, priced: PricedCluster) -> tuple[CallShortag
     if nowhere:
         return tuple(nowhere)
     there = min(group.node.host_memory_bytes for group in request.cluster.groups)
-    roomy = [replace(group, node=replace(group.node, host_memory_bytes=_BOUNDLESS)) for group in request.cluster.groups]
-    on_host = best_plan(request, replace(request.cluster, groups=tuple(roomy)), effort=_EFFORT)
+    on_host = _with_roomy_hosts(request) if _most_on_a_host(priced) > there else None  # more room would be of no use
     if on_host is not None:
         return (CallShortage(call="", needs_bytes=on_host.host_bytes, usable_bytes=there, on_host=True),)
     usable = max(group.device.usable_memory_bytes for group in priced.cluster.groups)
@@ -58,6 +57,18 @@ def _shortages(request: FlowRequest, priced: PricedCluster) -> tuple[CallShortag
     held = sum(float((item.static_bytes * item.size).min()) for item in rows) / priced.cluster.num_devices
     running = max(float(item.active_bytes.min()) for item in rows)
     return (CallShortage(call="", needs_bytes=held + running, usable_bytes=usable),)
+
+
+def _most_on_a_host(priced: PricedCluster) -> float:
+    """Bytes that no node's host holds more of, whatever the calls have on it."""
+    each = max(group.node.devices_per_node for group in priced.cluster.groups)
+    return sum(float(rows.host_bytes.max(initial=0.0)) for rows in priced.costs.rows.values()) * each
+
+
+def _with_roomy_hosts(request: FlowRequest) -> FlowPlan | None:
+    """A plan on the same GPUs, where hosts have memory enough for any."""
+    roomy = [replace(group, node=replace(group.node, host_memory_bytes=_BOUNDLESS)) for group in request.cluster.groups]
+    return best_plan(request, replace(request.cluster, groups=tuple(roomy)), effort=_EFFORT)
 
 
 def _check_pins(request: FlowRequest, priced: PricedCluster) -> None:

@@ -72,8 +72,10 @@ class TransferPrices:
         """Seconds for every pair of classes of candidates; a class is one layout on one mesh."""
         source_class, sources, _ = _classes(source)
         target_class, targets, engines = _classes(target)
-        moved = self._moved(sources, targets, _updates_s(sources, targets, engines, target))
-        return PairTimes(source_class=source_class, target_class=target_class, time_s=moved.time_s)
+        time_s = _updates_s(sources, targets, engines, target)
+        for prices, block, ends in self._blocks(sources, targets):
+            time_s[block] = np.maximum(prices.between_s(*ends), time_s[block])
+        return PairTimes(source_class=source_class, target_class=target_class, time_s=time_s)
 
     def handed_on(self, source: PlacedRows, target: PlacedRows, total_bytes: float) -> PairTimes:
         """Seconds of handing on so many bytes of data, for the same classes as ``between``."""
@@ -183,11 +185,10 @@ def _updates_s(
     moved = target.payload
     if moved is None:
         return seconds
-    for column, name in enumerate(engines):
-        if name != TRAINER:
-            engine = find_engine(name)
-            near_s, far_s = (engine.update_s(moved.tensors, moved.total_bytes, apart=far) for far in (False, True))
-            seconds[:, column] = np.where(apart[:, column], far_s, near_s)
+    for name in set(engines) - {TRAINER}:
+        engine, columns = find_engine(name), np.flatnonzero(np.asarray(engines) == name)
+        near_s, far_s = (engine.update_s(moved.tensors, moved.total_bytes, apart=far) for far in (False, True))
+        seconds[:, columns] = np.where(apart[:, columns], far_s, near_s)
     return seconds
 
 

@@ -16,11 +16,14 @@ nothing is assumed to hide behind computation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 
 import numpy as np
 
 from costmodels.model_calls import CallTable
 from costmodels.plan import BoolArray, FloatArray, IntArray
+
+_TOGETHER = 64  # rows compared at once with those that are kept
 
 RESIDENT, FETCHED, DELIVERED, STATES_OUT, ALL_OUT = range(5)
 HOLDING_NAMES = ("resident", "fetched", "delivered", "states_out", "all_out")
@@ -166,20 +169,35 @@ def _unbeaten(rows: CallRows, group: IntArray, allowance_s: float, stays: BoolAr
     Rows are looked at from the smallest on, so that what beats a row is itself kept and allowances never add up.
     """
     order = np.lexsort((rows.host_bytes, rows.time_s, rows.active_bytes, rows.static_bytes, group))
-    found: list[int] = []
-    kept: list[int] = []  # of the group at hand
-    for row in order.tolist():
-        if kept and group[kept[0]] != group[row]:
-            kept = []
-        beaten = (
-            (rows.static_bytes[kept] <= rows.static_bytes[row])
-            & (rows.active_bytes[kept] <= rows.active_bytes[row])
-            & (rows.host_bytes[kept] <= rows.host_bytes[row])
-            & (rows.time_s[kept] <= rows.time_s[row] + allowance_s)
-            & (rows.ready_s[kept] <= rows.ready_s[row] + allowance_s).all(axis=1)
-            & (rows.parts[kept] >= rows.parts[row])
-        )
-        if stays[row] or not beaten.any():
-            kept.append(row)
-            found.append(row)
-    return np.asarray(found, dtype=np.int64)
+    if not len(order):
+        return order
+    held = (rows.static_bytes, rows.active_bytes, rows.host_bytes, -rows.parts)
+    costs = np.stack([rows.time_s, *rows.ready_s.T, *held])[:, order]
+    most = costs.copy()  # that a row may cost beside those that it beats
+    most[: 1 + rows.ready_s.shape[1]] += allowance_s
+    stays = stays[order]
+    begins = np.flatnonzero(np.diff(group[order], prepend=group[order[0]] - 1))
+    found: list[IntArray] = []
+    for begin, end in zip(begins, [*begins[1:], len(order)], strict=True):
+        kept = np.zeros(0, dtype=np.int64)  # of the group at hand
+        for at in range(begin, end, _TOGETHER):
+            block = np.arange(at, min(at + _TOGETHER, end))
+            block = block[stays[block] | ~_beats(costs[:, kept], most[:, block]).any(axis=0)]
+            kept = np.concatenate([kept, block[_unbeaten_in_turn(costs[:, block], most[:, block], stays[block])]])
+        found.append(kept)
+    return order[np.concatenate(found)]
+
+
+def _beats(costs: FloatArray, most: FloatArray) -> BoolArray:
+    """(K, R) whether each of K rows costs no more in anything than each of R others may; columns of both."""
+    none = np.ones((costs.shape[1], most.shape[1]), dtype=np.bool_)
+    return reduce(np.logical_and, (cost[:, None] <= limit for cost, limit in zip(costs, most, strict=True)), none)
+
+
+def _unbeaten_in_turn(costs: FloatArray, most: FloatArray, stays: BoolArray) -> BoolArray:
+    """(R,) which rows no kept row before them beats."""
+    beats = np.triu(_beats(costs, most), 1)
+    kept = stays | ~beats.any(axis=0)
+    for row in np.flatnonzero(~kept):  # of those that some row before them beats, where that is kept itself
+        kept[row] = not (beats[:, row] & kept).any()
+    return kept

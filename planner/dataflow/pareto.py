@@ -26,6 +26,7 @@ from planner.dataflow.problem import CallCandidates, DataflowProblem
 _BLOCK_CELLS = 2_000_000  # pairs compared at once
 _BLOCK_COLUMNS = 16  # of their costs at least; pairs that fail in some are not looked at in the next
 _BLOCK_ENTRIES = 1 << 16  # and as many more as few pairs leave room for
+_MORE_PAIRS = 4  # times as many of those that may beat a row are looked at in each round: one is enough
 
 
 def useful_candidates(problem: DataflowProblem) -> tuple[IntArray, ...]:
@@ -89,7 +90,7 @@ def _sharing(problem: DataflowProblem, index: int) -> tuple[BoolArray, IntArray]
     mine = _keys(call)
     found = np.zeros(len(call), dtype=np.bool_)
     for partner in partners:
-        found |= (mine[:, None] == np.unique(_keys(problem.calls[partner]))[None, :]).any(axis=1)
+        found |= np.isin(mine, _keys(problem.calls[partner]))
     return found, mine
 
 
@@ -137,18 +138,30 @@ def _block(
     row, other = np.divmod(np.flatnonzero(better), len(others))  # several times as fast as nonzero in two dimensions
     different = rows[row] != others[other]
     row, other = row[different], other[different]
-    equal = (call.start[rows[row]] == call.start[others[other]]) & (call.size[rows[row]] == call.size[others[other]])
-    equal &= (costs.own[rows[row]] == costs.own[others[other]]).all(axis=1)
+    gone = np.zeros(len(rows), dtype=np.bool_)
+    turn, round_ = np.arange(len(row)) - np.searchsorted(row, row), 1
+    while len(row):  # a few pairs of each row, then more of those that are left
+        now = turn < round_
+        beaten = _beaten(call, costs, rows[row[now]], others[other[now]])
+        gone[row[now][beaten]] = True
+        rest = ~now & ~gone[row]
+        row, other, turn, round_ = row[rest], other[rest], turn[rest], round_ * _MORE_PAIRS
+    return gone
+
+
+def _beaten(call: CallCandidates, costs: _Costs, x: IntArray, y: IntArray) -> BoolArray:
+    """(P,) for pairs that agree with all but what is beside a partner, whether the first gives way to the second."""
+    equal = (call.start[x] == call.start[y]) & (call.size[x] == call.size[y])
+    equal &= (costs.own[x] == costs.own[y]).all(axis=1)
+    pair = np.arange(len(x))  # those that have held so far
     for (classes, time_s), after_s in zip(costs.beside, costs.after, strict=True):
         begin = 0
-        while begin < time_s.shape[1] and len(row):
-            columns = slice(begin, begin + max(_BLOCK_COLUMNS, _BLOCK_ENTRIES // len(row)))
+        while begin < time_s.shape[1] and len(pair):
+            columns = slice(begin, begin + max(_BLOCK_COLUMNS, _BLOCK_ENTRIES // len(pair)))
             begin = columns.stop
-            x, y = (time_s[classes[ends], columns] + after_s[ends, None] for ends in (rows[row], others[other]))
-            holds = (y <= x).all(axis=1)
-            equal = (equal & (y == x).all(axis=1))[holds]
-            row, other = row[holds], other[holds]
-    wins = ~equal | (others[other] < rows[row])
-    gone = np.zeros(len(rows), dtype=np.bool_)
-    gone[row[wins]] = True
-    return gone
+            own, others = (time_s[classes[end[pair]], columns] + after_s[end[pair], None] for end in (x, y))
+            equal[pair] &= (others == own).all(axis=1)
+            pair = pair[(others <= own).all(axis=1)]
+    beaten = np.zeros(len(x), dtype=np.bool_)
+    beaten[pair] = ~equal[pair] | (y[pair] < x[pair])
+    return beaten

@@ -14,8 +14,10 @@ on from
 on request. Transfers of one node share its cards: bytes into a node, or out of it, add up.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from functools import partial, reduce
 
 import numpy as np
 
@@ -117,17 +119,30 @@ class ReallocationModel:
             source: Copies that weights may come from.
             target: Copies they may go to.
         """
-        block = max(1, _BLOCK_PAIRS // max(len(target), 1))
-        parts = [self._between(source.take(slice(row, row + block)), target) for row in range(0, len(source), block)]
+        parts = [self._between(block, target) for block in _blocks(source, target)]
         return Reallocation(
             time_s=np.concatenate([part.time_s for part in parts]),
             moved_bytes=np.concatenate([part.moved_bytes for part in parts]),
             route=np.concatenate([part.route for part in parts]),
         )
 
+    def between_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
+        """Seconds of ``between`` alone."""
+        found = np.empty((len(source), len(target)))
+        begin = 0
+        for block in _blocks(source, target):
+            rows = found[begin : begin + len(block)]
+            reduce(partial(np.minimum, out=rows), self._routes_s(block, target))
+            rows[block.identity[:, None] == target.identity] = 0.0
+            begin += len(block)
+        return found
+
+    def _routes_s(self, source: PlacedLayouts, target: PlacedLayouts) -> tuple[FloatArray, ...]:
+        """Seconds by each route, in the order of their codes from ``Route.ALL_GATHER`` on."""
+        return tuple(route_s(source, target) for route_s in (self.all_gather_s, self.broadcast_s, self.shards_s))
+
     def _between(self, source: PlacedLayouts, target: PlacedLayouts) -> Reallocation:
-        routes = (self.all_gather_s, self.broadcast_s, self.shards_s)
-        times = np.stack([route_s(source, target) for route_s in routes])
+        times = np.stack(self._routes_s(source, target))
         route = times.argmin(axis=0) + int(Route.ALL_GATHER)
         time_s = times.min(axis=0)
         moved = np.broadcast_to(target.shard_bytes * target.size, time_s.shape).copy()
@@ -147,39 +162,44 @@ class ReallocationModel:
         (arXiv:2409.19256, section 5.3), so that no rank holds more than that.
         """
         one_mesh = (source.start[:, None] == target.start) & (source.size[:, None] == target.size)
-        wider = source.tensor_parallel[:, None] // target.tensor_parallel
-        longer = source.pipeline_parallel[:, None] // target.pipeline_parallel
-        whole = (source.tensor_parallel[:, None] % target.tensor_parallel == 0) & (
-            source.pipeline_parallel[:, None] % target.pipeline_parallel == 0
+        time_s = np.full(one_mesh.shape, np.inf)
+        row, column = np.divmod(np.flatnonzero(one_mesh), len(target))
+        held, wanted = source.take(row), target.take(column)
+        wider = held.tensor_parallel // wanted.tensor_parallel
+        longer = held.pipeline_parallel // wanted.pipeline_parallel
+        whole = (held.tensor_parallel % wanted.tensor_parallel == 0) & (
+            held.pipeline_parallel % wanted.pipeline_parallel == 0
         )
         group = np.maximum(wider * longer, 1)
-        stage = source.tensor_parallel * source.data_parallel
-        stages_in_node = np.maximum(self._node_gpus(source.size) // stage, 1)[:, None]
+        stages_in_node = np.maximum(self._node_gpus(held.size) // (held.tensor_parallel * held.data_parallel), 1)
         near = np.maximum(wider, 1) * np.minimum(np.maximum(longer, 1), stages_in_node)
-        row, column = np.nonzero(one_mesh & whole)
-        time_s = np.full(one_mesh.shape, np.inf)
-        gathered = target.shard_bytes[column]
-        time_s[row, column] = self._price(CollectiveOp.ALL_GATHER, gathered, group[row, column], near[row, column])
+        gathered_s = self._price(CollectiveOp.ALL_GATHER, wanted.shard_bytes[whole], group[whole], near[whole])
+        time_s[row[whole], column[whole]] = gathered_s
         return time_s
 
     def broadcast_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
         """Every layer into each node that lacks it once, then to the ranks inside."""
-        inflow, outflow, nodes = self._node_flows(source, target)
+        inflow, outflow, nodes, pairs = self._shape_flows(source, target)
         cards = self.cluster.node.nics_per_node
-        network_s = self._across_s(np.maximum(inflow, outflow) * target.model_bytes / cards)
+        flows, flow = np.unique(np.maximum(inflow, outflow), return_inverse=True)
+        sizes_bytes, size = np.unique(target.model_bytes, return_inverse=True)
+        each_s = self._across_s(flows[:, None] * sizes_bytes / cards)
+        network_s = each_s[flow.reshape(inflow.shape)[pairs], size]
         # A chain of nodes is full once the first message has passed all but the last of them.
         hop_s = self._across_s(target.model_bytes / self.layer_groups / cards)
         # Messages travel inside nodes while the next ones arrive; the slower link sets the pace.
         local_s = np.where(self._alone(source, target), 0.0, self._inside_s(target.shard_bytes))
-        return np.maximum(network_s, local_s) + np.maximum(nodes - 1, 0) * hop_s
+        return np.maximum(network_s, local_s) + np.maximum(nodes - 1, 0)[pairs] * hop_s
 
     def shards_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
         """Every rank fetches its own shard; ranks that hold it share the work of sending."""
-        inflow, _, _ = self._node_flows(source, target)
-        sent = (target.shard_bytes * target.size) / source.size[:, None]
-        most = np.maximum(target.shard_bytes, sent)
-        inside_s = np.where(self._alone(source, target), 0.0, self._inside_s(most))
-        return np.where(inflow > 0, self._across_s(most * self._devices_per_card), inside_s)
+        inflow, _, _, pairs = self._shape_flows(source, target)
+        sizes, size = np.unique(source.size, return_inverse=True)
+        (shards, ranks), shard = np.unique(np.stack([target.shard_bytes, target.size]), axis=1, return_inverse=True)
+        most = np.maximum(shards, (shards * ranks) / sizes[:, None])
+        ends = np.ix_(size, shard.reshape(-1))
+        inside_s = np.where(self._alone(source, target), 0.0, self._inside_s(most)[ends])
+        return np.where((inflow > 0)[pairs], self._across_s(most * self._devices_per_card)[ends], inside_s)
 
     def full_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
         """Whole tensors to every rank of the target, one tensor after the other, as engines are brought up to date."""
@@ -196,7 +216,9 @@ class ReallocationModel:
         node. Nothing moves where mesh, replicas and stages are equal.
         """
         senders, receivers = source.size // source.pipeline_parallel, target.size // target.pipeline_parallel
-        share = total_bytes / np.minimum(senders[:, None], receivers)
+        (sent, sender), (taken, taker) = (np.unique(ranks, return_inverse=True) for ranks in (senders, receivers))
+        share = total_bytes / np.minimum(sent[:, None], taken)
+        ends = np.ix_(sender, taker)
         each = self.cluster.domain_devices
         first, last = source.start // each, (source.start + source.size - 1) // each
         one_node = (first[:, None] == target.start // each) & (
@@ -207,7 +229,7 @@ class ReallocationModel:
         same &= source.pipeline_parallel[:, None] == target.pipeline_parallel
         same &= source.data_parallel[:, None] == target.data_parallel
         across_s = self._across_s(share * self._devices_per_card)
-        return np.where(same, 0.0, np.where(one_node, self._inside_s(share), across_s))
+        return np.where(same, 0.0, np.where(one_node, self._inside_s(share)[ends], across_s[ends]))
 
     @property
     def _devices_per_card(self) -> float:
@@ -255,14 +277,20 @@ class ReallocationModel:
         All shapes [sources, targets]. Nodes of a source that hold the same layers share the sending evenly, and a
         layer leaves the source once: nodes pass it on.
         """
+        inflow, outflow, nodes, pairs = self._shape_flows(source, target)
+        return inflow[pairs], outflow[pairs], nodes[pairs]
+
+    def _shape_flows(
+        self, source: PlacedLayouts, target: PlacedLayouts
+    ) -> tuple[FloatArray, FloatArray, IntArray, tuple[IntArray, ...]]:
+        """The same between distinct shapes, and the place among these of every pair."""
         senders, sender = _shapes(source)
         receivers, receiver = _shapes(target)
         inflow, total, nodes = self._flows(senders, receivers)
         # A model of one copy over k nodes leaves each of them in part; copies share the work.
         source_nodes = np.maximum(-(-senders.size // self.cluster.domain_devices), 1)
         outflow = np.where(inflow > 0, np.minimum(1.0 / source_nodes[:, None], total), 0.0)
-        pairs = np.ix_(sender, receiver)
-        return inflow[pairs], outflow[pairs], nodes[pairs]
+        return inflow, outflow, nodes, np.ix_(sender, receiver)
 
     def _flows(self, source: PlacedLayouts, target: PlacedLayouts) -> tuple[FloatArray, FloatArray, IntArray]:
         """Largest and total share of the model that nodes lack, and how many lack any. [sources, targets]."""
@@ -283,6 +311,12 @@ class ReallocationModel:
             total[:, columns] += missing
             nodes[:, columns] += missing > 0
         return inflow, total, nodes
+
+
+def _blocks(source: PlacedLayouts, target: PlacedLayouts) -> Iterator[PlacedLayouts]:
+    """The sources, as many at once as bound memory."""
+    block = max(1, _BLOCK_PAIRS // max(len(target), 1))
+    return (source.take(slice(row, row + block)) for row in range(0, len(source), block))
 
 
 def _shapes(layouts: PlacedLayouts) -> tuple[PlacedLayouts, IntArray]:

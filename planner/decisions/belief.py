@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.context import CostContext
-from costmodels.evaluate import evaluate
+from costmodels.evaluate import evaluate, outcomes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.uncertainty import NORMAL_90
 from planner.decisions.kinship import NOISE, SCALES, SPREAD, Traits, kinship
@@ -113,7 +113,7 @@ def candidate_subjects(plans: PlanBatch, context: CostContext) -> Subjects:
     """Plans to choose among, as subjects of a belief."""
     estimate = evaluate(plans, context)
     return Subjects(
-        price=lambda stack: evaluate(plans, replace(context, stack=stack)).step_time_s,
+        price=lambda stack: outcomes(plans, replace(context, stack=stack)).step_time_s,
         log_std=np.log(estimate.step_time_high_s / estimate.step_time_s) / NORMAL_90,
         memory_log=needed_log(plans, context),
         traits=Traits.of(plans, tokens=float(context.job.tokens_per_step)),

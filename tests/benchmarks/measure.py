@@ -64,6 +64,23 @@ def search(devices: int, repeat: int = 7) -> dict[str, float]:
     return {"plans": considered, "first_s": first_s, "warm_s": statistics.median(seconds(once, repeat=repeat))}
 
 
+def moe_search(repeat: int = 3) -> dict[str, float]:
+    """Seconds of ``plan()`` for a mixture of experts with long sequences, and of pricing all of its plans."""
+    from planner.api import plan
+    from planner.pricing import price_all
+    from planner.request import Options, cost_context, resolve_request, space_of
+
+    question = (workloads.MOE_MODEL, workloads.CLUSTERS[1024], workloads.MOE_JOB)
+    request = resolve_request(*question, None, Options())
+    plans, context = space_of(request).plans, cost_context(request)
+    clock = time.process_time
+    return {
+        "plans": len(plans),
+        "warm_s": min(seconds(lambda: plan(*question), repeat=repeat, clock=clock)),
+        "priced_s": min(seconds(lambda: price_all(plans, context), repeat=repeat, warm_up=0, clock=clock)),
+    }
+
+
 def peak_memory(devices: int) -> dict[str, float]:
     """Peak resident bytes of a process that answers one search, and of one that only imports the planner."""
     from planner.api import plan
@@ -162,6 +179,7 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
     "start_up": start_up,
     "search_1024": lambda: search(1024),
     "search_16384": lambda: search(16384),
+    "moe_search": moe_search,
     "peak_memory_16384": lambda: peak_memory(16384),
     "one_estimate": one_estimate,
     "serving_call": serving_call,

@@ -100,6 +100,9 @@ def latency_rows() -> list[tuple[str, str, str]]:
         found = measure.in_own_process(f"search_{devices}")
         times = f"{found['warm_s']:.2f} s warm, {found['first_s']:.2f} s the first time"
         rows.append((f"`plan()`, {devices:,} GPUs, {found['plans']:,} plans", times, "1 s warm"))
+    found = measure.in_own_process("moe_search")
+    what = f"`plan()` of {workloads.MOE_MODEL}, {workloads.MOE_JOB['sequence_length']:,} tokens, 1,024 GPUs"
+    rows.append((f"{what}, {found['plans']:,} plans", f"{found['warm_s']:.2f} s warm", ""))
     memory = measure.in_own_process("peak_memory_16384")
     shown = f"{memory['peak_bytes'] / MIB:,.0f} MiB, of which {memory['loaded_bytes'] / MIB:,.0f} before the call"
     rows.append(("peak memory of the process, 16,384 GPUs", shown, "1,024 MiB"))

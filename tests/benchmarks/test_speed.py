@@ -50,6 +50,13 @@ def test_largest_search_is_quick_and_small() -> None:
     assert measure.in_own_process("peak_memory_16384")["peak_bytes"] < 1 << 30
 
 
+def test_of_many_plans_most_are_not_priced() -> None:
+    """Laying plans out, bounding and explaining them included; both take as much longer on a busy machine."""
+    found = measure.in_own_process("moe_search")
+    assert found["plans"] > 1_500_000
+    assert found["warm_s"] < 0.75 * found["priced_s"]
+
+
 def test_a_question_about_serving_takes_less_than_a_second() -> None:
     found = measure.in_own_process("serving_call")
     assert found["warm_s"] < 0.5

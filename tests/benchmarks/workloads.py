@@ -15,6 +15,9 @@ JOB = {"sequence_length": 2048, "global_batch_size": 12288, "precision": "bf16"}
 STAGED_MODEL = "qwen2.5-32b"  # 64 layers
 STAGED_CLUSTER = "4x8xA100-80GB+4x8xH100"
 STAGED_JOB = {"sequence_length": 4096, "global_batch_size": 256}
+# Experts and long sequences multiply the plans: 1.8 million.
+MOE_MODEL = "deepseek-v3"
+MOE_JOB = {"sequence_length": 131072, "global_batch_size": 1024}
 CLUSTERS = {1024: "128x8xH100-80GB", 16384: "2048x8xH100-80GB"}
 
 

@@ -1,5 +1,6 @@
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from costmodels.collectives import CollectiveCallBatch, CollectiveOp
 from costmodels.kernels.calls import Prediction
+from planner.dataflow import reallocation
 from planner.dataflow.reallocation import PlacedLayouts, ReallocationModel, Route
 from planner.dataflow.reallocation_reference import llama_layer_sizes, reference_cost_us
 from profiles.cluster_string import parse_cluster
@@ -153,6 +155,21 @@ def test_prices_are_never_negative_and_the_cheapest_route_is_taken():
     assert (found.time_s[~moving] == 0).all()
     assert np.array_equal(found.time_s[moving], routes.min(axis=0)[moving])
     assert (found.time_s[moving & (layouts.identity[:, None] != layouts.identity)] >= 0).all()
+
+
+def test_pairs_are_priced_together_as_each_is_alone(monkeypatch):
+    """Equal amounts once, in blocks of any size; with shards that differ though meshes are the same."""
+    rows = all_layouts()
+    layouts = placed(*rows)
+    layouts = replace(layouts, shard_bytes=layouts.shard_bytes * np.random.default_rng(0).choice([1.0, 1.3], len(rows)))
+    together = MODEL.between(layouts, layouts).time_s
+    data_s = MODEL.data_s(layouts, layouts, 1e9)
+    monkeypatch.setattr(reallocation, "_BLOCK_PAIRS", 3 * len(rows))
+    assert np.array_equal(MODEL.between_s(layouts, layouts), together)
+    for s, t in np.random.default_rng(1).integers(0, len(rows), (300, 2)):
+        pair = layouts.take(np.array([s])), layouts.take(np.array([t]))
+        assert MODEL.between(*pair).time_s[0, 0] == together[s, t]
+        assert MODEL.data_s(*pair, 1e9)[0, 0] == data_s[s, t]
 
 
 def test_the_reference_formula_by_hand():

@@ -4,6 +4,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import pytest
+
 from planner.dataflow.flow_results import Alternative, FlowResult
 from planner.document_flow import flow_document
 from planner.flow_phrases import reason_sentence
@@ -55,6 +57,21 @@ def test_a_shortage_of_host_memory_is_told_as_one() -> None:
     enough = asked(shortage.needs_bytes / 1e9 + 1)
     assert enough.plan is not None
     assert enough.plan.host_bytes <= shortage.needs_bytes
+
+
+def test_larger_hosts_are_not_tried_where_none_lacks_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone every call fits the device, all together do not, and nothing lies on the host: a search would find that."""
+
+    def never(_: Any) -> None:
+        raise AssertionError("searched for nothing")
+
+    monkeypatch.setattr("planner.dataflow.flow_shortage._with_roomy_hosts", never)
+    result = plan_dataflow("ppo", "llama-3.2-1b", "1xA100-40GB", offload=False, **SIZE)
+    assert result.infeasible is not None
+    (shortage,) = result.infeasible.shortages
+    assert not shortage.call
+    assert not shortage.on_host
+    assert shortage.needs_bytes > shortage.usable_bytes
 
 
 def test_another_way_to_run_a_call_is_told_apart_from_the_one_planned() -> None:

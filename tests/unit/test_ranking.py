@@ -124,6 +124,17 @@ def test_pareto_front_against_its_definition(rows: list[tuple[int, int, int, boo
     assert {rows[row][:3] for row in pareto_rows(table)} == front
 
 
+def test_the_front_of_many_plans_is_that_of_those_a_sample_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values that often tie, so that equal steps, equal memory and both occur on the front."""
+    random = np.random.default_rng(0)
+    step, memory = random.integers(1, 200, 3000) / 7, random.integers(1, 200, 3000) / 3
+    table = priced(step.tolist(), (memory + 500 / step).tolist(), data_parallel=random.choice([4, 8], 3000).tolist())
+    whole = pareto_rows(table)
+    monkeypatch.setattr("planner.ranking._SAMPLED", 10)
+    assert len(whole) > 5
+    assert pareto_rows(table).tolist() == whole.tolist()
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=60), st.data())
 def test_the_best_few_are_the_first_of_all(rows: list[tuple[int, int, int]], data: st.DataObject) -> None:
