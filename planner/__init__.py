@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from planner.documents import to_document as to_document
     from planner.exporters.api import export as export
     from planner.exporters.api import export_saved as export_saved
+    from planner.exporters.flow_api import export_dataflow as export_dataflow
     from planner.kernel_prices import price_mlir as price_mlir
     from planner.replanning import ReplanResult as ReplanResult
     from planner.replanning import replan as replan
@@ -58,6 +59,7 @@ _HOMES = {
     "compare": "planner.comparing",
     "estimate": "planner.api",
     "export": "planner.exporters.api",
+    "export_dataflow": "planner.exporters.flow_api",
     "export_saved": "planner.exporters.api",
     "observe": "planner.decisions.api",
     "plan": "planner.api",

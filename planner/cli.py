@@ -218,7 +218,7 @@ def observe(
 
 
 @app.command()
-@partial(option.asks, optional=("model", "gpus"))
+@partial(option.asks, also=workflow, optional=("model", "gpus"))
 def export(
     values: dict[str, Any],
     format_: target.Format,
@@ -229,6 +229,10 @@ def export(
 ) -> None:
     """Write the files and the launch line of a training framework for the plan that planner estimate explains."""
     settings = {"format": format_, "plan": plan, "rank": rank, "allow_partial": allow_partial}
+    if values["workflow"]["job"] is not None:
+        target.show_flow_export(values | {"cluster": cluster_of(values["gpus"]), "seed": 0}, settings, out=out)
+        return
+    check_no_workflow(values.pop("workflow"))
     target.show_export(lambda: _inputs(values) | {"plan": _pins(values)}, values, settings, out=out)
 
 

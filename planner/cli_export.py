@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from planner.cli_flow import workflow_question, write_timelines
 from planner.cli_options import given, option, question
 from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, write_text
 from profiles.errors import SpecError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from planner.exporters.api import ExportResult
+    from planner.exporters.exported import Exported
 
 _PANEL = "Export"
 _OUTPUT = ("json_", "output", "quiet", "debug")
@@ -24,7 +26,7 @@ _MAX_BYTES = 1 << 26
 
 _option = partial(option, panel=_PANEL)
 
-Format = Annotated[str, _option("--format", "megatron-lm, deepspeed, torchtitan or accelerate.")]
+Format = Annotated[str, _option("--format", "megatron-lm, deepspeed, torchtitan or accelerate; with --job verl.")]
 Plan = Annotated[Path | None, _option("--plan", "Take the plan from an answer saved with --json instead.")]
 Rank = Annotated[int | None, _option("--rank", "Which plan of that answer (1).")]
 Out = Annotated[Path | None, _option("--out", "Write the files to this folder instead of printing them.")]
@@ -56,12 +58,44 @@ def show_export(
         with saved_options():
             result = export_saved(read_saved(settings["plan"]), rank=rank, **chosen)
     if out is not None:
-        _write(result, out)
+        _write(result.exported, out)
     shown = (export_document(result), lambda console: _render(result, console, out))
     emit(shown, json_=values["json_"], output=values["output"])
     if not result.fits:
         if result.exported is not None and not values["quiet"]:
             typer.echo("warning: the plan does not fit into memory; planner estimate says what would", err=True)
+        raise typer.Exit(EXIT_NOTHING_FITS)
+
+
+def show_flow_export(values: Mapping[str, Any], settings: Mapping[str, Any], *, out: Path | None) -> None:
+    """Export the plan of a workflow, print or write the script, and exit with 3 if nothing fits.
+
+    Args:
+        values: Options, those of ``cli_flow.workflow`` under that name.
+        settings: As for ``show_export``.
+        out: Folder for the files.
+    """
+    from planner.exporters.flow_api import export_dataflow
+    from planner.exporters.flow_document import flow_export_document
+    from planner.render_flow import render_flow
+
+    own = {name: settings[name] for name in ("plan", "rank")}
+    question, asked = workflow_question(values, own)
+    target, partial_ = settings["format"], settings["allow_partial"]
+    with progress("searching plans", quiet=values["quiet"]):
+        result = export_dataflow(*question, format=target, allow_partial=partial_, **asked)
+    write_timelines(result.flow, values["workflow"])
+    if out is not None:
+        _write(result.exported, out)
+
+    def show(console: "Console") -> None:
+        if result.exported is None:
+            render_flow(result.flow, console, quiet=values["quiet"])
+        else:
+            _render_files(result.exported, console, out)
+
+    emit((flow_export_document(result), show), json_=values["json_"], output=values["output"])
+    if not result.fits:
         raise typer.Exit(EXIT_NOTHING_FITS)
 
 
@@ -126,14 +160,14 @@ def read_saved(path: Path, option: str = "--plan") -> Any:
         raise SpecError(option, f"{str(path)[:200]!r} is not JSON", "save an answer with --json") from None
 
 
-def _write(result: "ExportResult", out: Path) -> None:
-    if result.exported is None:
+def _write(exported: "Exported | None", out: Path) -> None:
+    if exported is None:
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError("--out", f"cannot make {str(out)[:200]!r}: {error.strerror}") from None
-    for name, text in result.exported.files.items():
+    for name, text in exported.files.items():
         write_text(str(out / name), text.removesuffix("\n"), option="--out")
 
 
@@ -146,6 +180,10 @@ def _render(result: "ExportResult", console: "Console", out: Path | None) -> Non
         if result.infeasible is not None:
             render_infeasible(result.infeasible, console)
         return
+    _render_files(exported, console, out)
+
+
+def _render_files(exported: "Exported", console: "Console", out: Path | None) -> None:
     if out is None:
         for name, text in sorted(exported.files.items()):
             heading = f"==> {name} <==\n" if len(exported.files) > 1 else ""

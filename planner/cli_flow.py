@@ -98,17 +98,28 @@ def plan_workflow(values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
     """
     from planner.workflows import plan_dataflow
 
+    question, settings = workflow_question(values, extra)
+    with progress("searching plans", quiet=values["quiet"]):
+        result = plan_dataflow(*question, **settings)
+    write_timelines(result, values["workflow"])
+    _show(result, values)
+
+
+def workflow_question(
+    values: Mapping[str, Any], extra: Mapping[str, Any]
+) -> tuple[tuple[str, dict[str, str], Any], dict[str, Any]]:
+    """What ``planner.plan_dataflow`` takes: job, models and cluster, and the settings.
+
+    Args:
+        values: Options, those of ``workflow`` under that name.
+        extra: Options of the command itself, to be refused when given.
+
+    Raises:
+        SpecError: If an option says nothing about a workflow, or cannot be read.
+    """
     flow = values["workflow"]
     _check_unused(values, extra)
-    with progress("searching plans", quiet=values["quiet"]):
-        result = plan_dataflow(
-            flow["job"],
-            models_by_role(values["model"]),
-            values["cluster"],
-            **_settings(values, flow),
-        )
-    _write_timelines(result, flow)
-    _show(result, values)
+    return (flow["job"], models_by_role(values["model"]), values["cluster"]), _settings(values, flow)
 
 
 def models_by_role(words: Sequence[str]) -> dict[str, str]:
@@ -239,7 +250,7 @@ def _flag(name: str) -> str:
     return "--" + words.get(name, name).rstrip("_").replace("_", "-")
 
 
-def _write_timelines(result: "FlowResult", flow: Mapping[str, Any]) -> None:
+def write_timelines(result: "FlowResult", flow: Mapping[str, Any]) -> None:
     """The files asked for; nothing when nothing fits."""
     if result.plan is None:
         return

@@ -16,6 +16,7 @@ _WRITERS = {
     "CompareResult": ("planner.document_compare", "compare_document"),
     "ReplanResult": ("planner.document_replan", "replan_document"),
     "ExportResult": ("planner.exporters.document", "export_document"),
+    "FlowExportResult": ("planner.exporters.flow_document", "flow_export_document"),
 }
 
 
@@ -24,7 +25,7 @@ def to_document(result: Any) -> dict[str, Any]:
 
     Args:
         result: What ``planner.plan``, ``estimate``, ``search``, ``plan_dataflow``, ``portfolio``, ``sensitivity``,
-            ``observe``, ``sizing``, ``replan``, ``compare``, ``serving`` or ``export`` returned.
+            ``observe``, ``sizing``, ``replan``, ``compare``, ``serving``, ``export`` or ``export_dataflow`` returned.
 
     Raises:
         TypeError: If it is something else.

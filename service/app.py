@@ -14,6 +14,7 @@ from planner.document_search import search_schema
 from planner.document_serving import serving_schema
 from planner.document_sizing import sizing_schema
 from planner.exporters.document import export_schema
+from planner.exporters.flow_document import flow_export_schema
 from planner.schema_flow_types import flow_document_schema
 from planner.schema_types import document_schema
 from profiles.cluster_entries import ClusterEntry, MixedClusterEntry
@@ -75,6 +76,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             ("Sensitivity", sensitivity_schema()),
             ("Observation", observe_schema()),
             ("Export", export_schema()),
+            ("WorkflowExport", flow_export_schema()),
             ("Replan", replan_schema()),
             ("Compare", compare_schema()),
             ("Serving", serving_schema()),

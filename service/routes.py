@@ -23,6 +23,7 @@ from planner.document_plan import (
     models_document,
 )
 from planner.exporters.api import export, export_saved
+from planner.exporters.flow_api import export_dataflow
 from planner.exporters.saved import DOCUMENT
 from planner.replanning import replan, replan_saved
 from planner.search.call import search
@@ -49,6 +50,7 @@ from service.schemas import (
     SearchRequest,
     SensitivityRequest,
     SizingRequest,
+    WorkflowExportRequest,
     WorkflowRequest,
     given,
 )
@@ -121,6 +123,7 @@ _EXPORT = _document(
     "The document that `planner export --json` prints. Without a legal plan, `files` is empty; without a fitting one, "
     "`infeasible` says what would fit.",
     "Export",
+    "WorkflowExport",
 )
 _SEARCH_PROBLEMS = declared(400, 413, 422, 429)
 
@@ -133,11 +136,7 @@ router = APIRouter(route_class=StrictRoute)
 async def post_plan(body: PlanQuestion, request: Request) -> Response:
     """Rank every legal execution plan of a job on a cluster, or plan a workflow of several models."""
     if isinstance(body, WorkflowRequest):
-        asked = given(body)
-        ends = (asked.pop("job"), asked.pop("models", {}), asked.pop("cluster"))
-        work = functools.partial(plan_dataflow, *ends, **asked, allow_files=False)
-        named = {"job.": "settings."} if isinstance(body.job, str) else {}
-        return await _answer(request, _renaming(work, named))
+        return await _answer(request, _about_workflow(plan_dataflow, body))
     search = functools.partial(
         api.plan, pins=given(body.plan), objective=body.objective, top=body.top, variants=body.variants
     )
@@ -231,6 +230,8 @@ async def post_export(body: ExportQuestion, request: Request) -> Response:
     if isinstance(body, SavedExportRequest):
         save = functools.partial(export_saved, format=body.format, rank=body.rank, allow_partial=body.allow_partial)
         return await _answer(request, _renaming(functools.partial(save, body.answer), _OF_ANSWER), quick=True)
+    if isinstance(body, WorkflowExportRequest):
+        return await _answer(request, _about_workflow(export_dataflow, body))
     write = functools.partial(export, plan=given(body.plan), format=body.format, allow_partial=body.allow_partial)
     return await _answer(request, functools.partial(write, **_inputs(body)), quick=True)
 
@@ -331,6 +332,14 @@ def _renaming(work: Callable[[], T], names: Mapping[str, str]) -> Callable[[], T
             raise
 
     return renamed
+
+
+def _about_workflow(call: Callable[..., Any], body: WorkflowRequest) -> Callable[[], Any]:
+    """The call about a workflow that a body asks for; errors of a preset's settings name their field of the body."""
+    asked = given(body)
+    ends = (asked.pop("job"), asked.pop("models", {}), asked.pop("cluster"))
+    named = {"job.": "settings."} if isinstance(body.job, str) else {}
+    return _renaming(functools.partial(call, *ends, **asked, allow_files=False), named)
 
 
 def _inputs(body: EstimateRequest) -> dict[str, Any]:

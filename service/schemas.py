@@ -275,17 +275,34 @@ class SavedExportRequest(SavedBody):
     )
 
 
+class WorkflowExportRequest(WorkflowRequest):
+    """Ask for the launch script of a framework that runs a workflow."""
+
+    format: Literal["verl"] = Field(description="The target.", examples=["verl"])
+    allow_partial: bool = Field(
+        default=False, description="Leave out what the target cannot express, and list it under `unsupported`."
+    )
+
+
 def _of_answer(value: object) -> str:
     """Whether a plan of an answer is meant, or that of a question."""
     saved = "answer" in value if isinstance(value, dict) else isinstance(value, SavedBody)
     return SAVED_TAG if saved else JOB_TAG
 
 
+def _exported(value: object) -> str:
+    """Whether a plan of an answer is meant, that of a workflow or that of a job."""
+    return SAVED_TAG if _of_answer(value) == SAVED_TAG else _question(value)
+
+
 ReplanQuestion = Annotated[
     Annotated[ReplanRequest, Tag(JOB_TAG)] | Annotated[SavedReplanRequest, Tag(SAVED_TAG)], Discriminator(_of_answer)
 ]
 ExportQuestion = Annotated[
-    Annotated[ExportRequest, Tag(JOB_TAG)] | Annotated[SavedExportRequest, Tag(SAVED_TAG)], Discriminator(_of_answer)
+    Annotated[ExportRequest, Tag(JOB_TAG)]
+    | Annotated[SavedExportRequest, Tag(SAVED_TAG)]
+    | Annotated[WorkflowExportRequest, Tag(WORKFLOW_TAG)],
+    Discriminator(_exported),
 ]
 
 
@@ -330,7 +347,8 @@ def meant_field(parents: Sequence[str], name: str, *, path: str = "", tag: str =
     if workflow and name == "model" and not parents:
         return 'models, by role: {"models": {"actor": "llama-2-7b"}}'
     if workflow:
-        return "" if parents else did_you_mean(name, WorkflowRequest.model_fields)
+        asked = WorkflowExportRequest if path == "/export" else WorkflowRequest
+        return "" if parents else did_you_mean(name, asked.model_fields)
     bodies: dict[str, type[Body]] = {"job": JobBody, "lora": LoraBody, "plan": PlanBody, "pins": LayoutBody}
     body = bodies.get(parents[-1]) if parents else QUESTIONS.get(path, PlanRequest)
     if body is None:

@@ -26,6 +26,7 @@ _MODULES = {
     "accelerate": "accelerate",
 }
 FORMATS = tuple(_MODULES)
+FLOW_FORMATS = ("verl",)  # of workflows: ``planner.exporters.flow_api``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,8 @@ def _module(format: str) -> Any:
 
 
 def _check_format(format: str) -> None:
+    if format in FLOW_FORMATS:
+        raise SpecError("format", f"{format} runs workflows, and this is a single model", "add --job grpo")
     if not isinstance(format, str) or format not in FORMATS:
         raise SpecError("format", f"unknown name {str(format)[:40]!r}", did_you_mean(str(format), FORMATS))
 

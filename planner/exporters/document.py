@@ -1,9 +1,11 @@
 """An export as plain data, and the JSON Schema of that document."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from planner.document_plan import infeasible_document, notes_document, plan_document, request_document
 from planner.exporters.api import FORMATS, ExportResult
+from planner.exporters.exported import Gap
 from planner.schema_types import (
     FLAG,
     SCHEMA_VERSION,
@@ -34,14 +36,21 @@ def export_document(result: ExportResult) -> dict[str, Any]:
         "files": {} if exported is None else dict(sorted(exported.files.items())),
         "environment": {} if exported is None else dict(exported.environment),
         "launch": None if exported is None else exported.launch,
-        "unsupported": [
-            {"field": gap.field, "problem": gap.problem, "hint": gap.hint}
-            for gap in (() if exported is None else exported.unsupported)
-        ],
+        "unsupported": [] if exported is None else unsupported_document(exported.unsupported),
         "left_to_you": [] if exported is None else list(exported.left_to_you),
         "infeasible": infeasible_document(result.infeasible),
         "assumptions": notes_document(result.request.assumptions),
     }
+
+
+def unsupported_document(gaps: Iterable[Gap]) -> list[dict[str, Any]]:
+    """What a target cannot express."""
+    return [{"field": gap.field, "problem": gap.problem, "hint": gap.hint} for gap in gaps]
+
+
+def unsupported_shape() -> Shape:
+    """The schema of what ``unsupported_document`` returns."""
+    return list_of(closed_object(field=TEXT, problem=TEXT, hint=TEXT))
 
 
 def export_schema() -> Shape:
@@ -57,7 +66,7 @@ def export_schema() -> Shape:
         files=map_of(TEXT),
         environment=map_of(TEXT),
         launch=or_null(TEXT),
-        unsupported=list_of(closed_object(field=TEXT, problem=TEXT, hint=TEXT)),
+        unsupported=unsupported_shape(),
         left_to_you=list_of(TEXT),
         infeasible=or_null(infeasible_shape()),
         assumptions=list_of(note_shape()),

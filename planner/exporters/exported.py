@@ -99,12 +99,35 @@ def finished(
     files: Mapping[str, str] | None = None,
     defaults: Sequence[str] = (),
 ) -> Exported:
+    """The export of a single model's plan with its script; all but plan and request as for ``scripted``."""
+    return scripted(
+        target,
+        header(target, plan, request),
+        command=command,
+        gaps=gaps,
+        left_to_you=left_to_you,
+        environment=environment,
+        files=files,
+        defaults=defaults,
+    )
+
+
+def scripted(
+    target: Target,
+    said: Sequence[str],
+    *,
+    command: Sequence[Sequence[str]],
+    gaps: tuple[Gap, ...],
+    left_to_you: tuple[str, ...],
+    environment: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
+    defaults: Sequence[str] = (),
+) -> Exported:
     """The export with its script.
 
     Args:
         target: Which framework.
-        plan: The plan.
-        request: The question it answers.
+        said: Sentences the script begins with: target, and the plan in words.
         command: Tokens of the launch line, an option with its values per group; what the user adds goes behind all, or
             where ``REST`` is.
         gaps: What the target cannot express.
@@ -116,10 +139,9 @@ def finished(
     variables = dict(sorted((environment or {}).items()))
     groups = [*command] if [REST] in command else [*command, [REST]]
     lines = [" ".join(quoted(token) for token in group) for group in groups]
-    said = header(target, plan, request)
-    said += [f"Not said, {target.name} cannot: {gap.field}: {gap.problem}" for gap in gaps]
-    said += [f"Left to you: {words}" for words in left_to_you]
-    script = ["#!/usr/bin/env bash", *comment(said), "set -euo pipefail"]
+    words = [*said, *(f"Not said, {target.name} cannot: {gap.field}: {gap.problem}" for gap in gaps)]
+    words += [f"Left to you: {sentence}" for sentence in left_to_you]
+    script = ["#!/usr/bin/env bash", *comment(words), "set -euo pipefail"]
     script += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     if defaults:
         script += ["if [ $# -eq 0 ]; then", f"  set -- {shlex.join(defaults)}", "fi"]
@@ -138,9 +160,14 @@ def header(target: Target, plan: ExecutionPlan, request: Request) -> list[str]:
     """What a file is: its target, and the plan in words."""
     model, cluster = request.model.name, request.cluster
     return [
-        f"Written by planner export for {target.title}.",
+        written_for(target),
         f"{model} on {cluster.num_devices} x {cluster.device.name}: {plan_label(plan)}",
     ]
+
+
+def written_for(target: Target) -> str:
+    """Who wrote a file, for whom."""
+    return f"Written by planner export for {target.title}."
 
 
 def comment(lines: Iterable[str]) -> list[str]:

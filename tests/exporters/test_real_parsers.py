@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 
+import planner
 from costmodels.plan import ExecutionPlan
 from planner.exporters.exported import Exported
 from planner.results import Request
@@ -237,3 +238,45 @@ def test_torchtitan_accepts_its_eight_bit_recipes(model: str, precision: str) ->
         mock.patch.object(mx, "has_cuda_capability", return_value=True),
     ):
         check_torchtitan(exported, plan)
+
+
+VERL = [
+    ("grpo", "qwen2.5-1.5b", "4xH100-80GB", {"settings": {"reward": "external"}}),
+    ("ppo", "qwen2.5-1.5b", "2x8xH100-80GB", {}),
+    ("dapo", "qwen3-30b-a3b", "2x8xH100-80GB", {}),
+    ("rloo", "llama-3-70b", "4x8xH100-80GB", {"generate": 4096}),
+    ("reinforce++", "qwen2.5-1.5b", "4xH100-80GB", {"framework": "hf-fsdp"}),
+    ("ppo", "qwen2.5-1.5b", "8xH100-80GB", {"framework": "hf-fsdp", "settings": {"reward": "external"}}),
+]
+
+
+@pytest.mark.parametrize(("job", "model", "cluster", "options"), VERL)
+def test_verl_accepts(job: str, model: str, cluster: str, options: dict[str, Any]) -> None:
+    """Its Hydra tree, its dataclasses, and what it checks before a run; models are not loaded."""
+    pytest.importorskip("verl.workers.config", exc_type=ImportError)
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+
+    result = planner.export_dataflow(job, model, cluster, format="verl", batch=64, **options)
+    assert result.exported is not None
+    assert result.flow.plan is not None
+    words = script_words(result.exported)
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        found = compose("ppo_trainer", overrides=words[words.index("verl.trainer.main_ppo") + 1 :])
+    OmegaConf.resolve(found)
+    OmegaConf.set_struct(found, False)
+    found.critic.pop("model")  # loads a tokenizer
+    names = {call.name for call in result.flow.plan.calls}
+    assert need_critic(found) == ("critic_train" in names)
+    assert need_reference_policy(found) == ("ref_inf" in names)
+    validate_config(found, need_reference_policy(found), need_critic(found))
+    rollout = omega_conf_to_dataclass(found.actor_rollout_ref.rollout)
+    actor = omega_conf_to_dataclass(found.actor_rollout_ref.actor)
+    train = next(call for call in result.flow.plan.calls if call.name == "actor_train")
+    assert train.plan is not None
+    assert actor.engine.strategy == ("fsdp" if "framework" in options else "megatron")
+    assert actor.ppo_micro_batch_size_per_gpu == train.plan.micro_batch_size
+    assert actor.ppo_mini_batch_size * rollout.n * train.mini_batches == train.sequences
+    assert found.trainer.nnodes * found.trainer.n_gpus_per_node == train.num_gpus

@@ -1,0 +1,318 @@
+"""verl: Hydra overrides of its ``verl.trainer.main_ppo``, from the plan of a workflow.
+
+Target: verl 0.9 (as of 0.9.1: ``verl/trainer/config``), whose configuration and checks the tests feed where it is
+installed. What it cannot express is in ``verl_checks``.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from costmodels.plan import Recompute
+from planner.dataflow.flow_request import FlowRequest
+from planner.dataflow.flow_results import FlowPlan
+from planner.dataflow.graph import EXTERNAL
+from planner.dataflow.holdings import ALL_OUT, FETCHED, HOLDING_NAMES, STATES_OUT
+from planner.exporters.exported import Exported, Target, scripted, written_for
+from planner.exporters.verl_checks import REWARD, Placed, in_workers, on_gpus, placement_gaps, question_gaps
+from planner.flow_phrases import layout_label, machines_label
+from planner.phrases import seconds
+from planner.rules.base import MEGATRON
+from planner.rules.modules import module_names
+from profiles.engines import find_engine
+from profiles.model import ModelSpec
+
+TARGET = Target(name="verl", title="verl 0.9", stacks=("megatron-core", "hf-fsdp"))
+# Workflow to ``algorithm.adv_estimator`` (AdvantageEstimator of verl/trainer/ppo/core_algos.py).
+_ADVANTAGES = {"ppo": "gae", "grpo": "grpo", "dapo": "grpo", "rloo": "rloo", "reinforce++": "reinforce_plus_plus"}
+WORKFLOWS = tuple(_ADVANTAGES)
+_IN_LOSS = ("grpo",)  # whose divergence from the reference is a term of the loss (arXiv:2402.03300), not of the reward
+_ROLES = "actor_rollout_ref"
+_ACTOR, _REF, _ROLLOUT = f"{_ROLES}.actor", f"{_ROLES}.ref", f"{_ROLES}.rollout"
+_HUB = "https://huggingface.co/"
+
+Options = list[list[str]]
+
+
+def export_flow(request: FlowRequest, plan: FlowPlan, *, said: Sequence[str] = ()) -> Exported:
+    """The launch of ``main_ppo`` that runs a plan.
+
+    Args:
+        request: The question.
+        plan: Its answer.
+        said: Sentences about the plan for the script.
+    """
+    options = [
+        *_algorithm(request),
+        *_data(request),
+        *_actor(request, plan),
+        *_rollout(request, plan),
+        *_reference(request, plan),
+        *_critic(request, plan),
+        *_reward(request, plan),
+        *_machines(request, plan),
+    ]
+    return scripted(
+        TARGET,
+        [written_for(TARGET), _about(request, plan), *said],
+        command=[["python3", "-m", "verl.trainer.main_ppo"], *options],
+        gaps=(*placement_gaps(request, plan), *question_gaps(request)),
+        left_to_you=_yours(request, plan),
+    )
+
+
+def _about(request: FlowRequest, plan: FlowPlan) -> str:
+    calls = on_gpus(plan)
+    words = f"{request.graph.name}, {request.models['actor'].name} on {machines_label(request.cluster, plan.num_gpus)}"
+    layouts = [f"{name} {layout_label(item.layout)}" for name, item in calls.items()]
+    return f"{words}: {seconds(plan.steady_s)} per iteration; {', '.join(layouts)}"
+
+
+def _algorithm(request: FlowRequest) -> Options:
+    graph = request.graph
+    names = {call.name for call in graph.calls}
+    in_loss = graph.name in _IN_LOSS
+    options = _set(
+        "algorithm", adv_estimator=_ADVANTAGES[graph.name], use_kl_in_reward="ref_inf" in names and not in_loss
+    )
+    options += _set("algorithm.rollout_correction", bypass_mode="actor_inf" not in names)
+    sampled = graph.call("actor_gen").factor / graph.call("actor_train").factor
+    if sampled > 1:
+        options += _set("algorithm.filter_groups", enable=True, max_inflight_gen_batches=math.ceil(sampled))
+    return options + _set(_ACTOR, use_kl_loss="ref_inf" in names and in_loss)
+
+
+def _data(request: FlowRequest) -> Options:
+    return _set(
+        "data",
+        train_batch_size=request.batch,
+        max_prompt_length=request.prompt_tokens,
+        max_response_length=_most_generated(request),
+    )
+
+
+def _most_generated(request: FlowRequest) -> int:
+    return math.ceil(request.output.most)
+
+
+def _actor(request: FlowRequest, plan: FlowPlan) -> Options:
+    calls = in_workers(plan)
+    train = calls["actor_train"]
+    options = [["model_engine=megatron"]] if _is_megatron(request) else _set(_ACTOR, strategy="fsdp")
+    options += _model(f"{_ROLES}.model", request.models["actor"])
+    options += _adapters(request)
+    options += _set(
+        _ACTOR,
+        ppo_mini_batch_size=request.batch // train.call.mini_batches,
+        use_dynamic_bsz=False,
+        ppo_micro_batch_size_per_gpu=train.layout.micro_batch_size,
+    )
+    # The pass before training takes the same ranks; verl asks for its micro-batch even where there is none.
+    scoring = calls.get("actor_inf", train)
+    options += _set(_ROLLOUT, log_prob_micro_batch_size_per_gpu=scoring.layout.micro_batch_size)
+    return options + _trained(request, train, f"{_ROLES}.model", _ACTOR)
+
+
+def _adapters(request: FlowRequest) -> Options:
+    """Adapters on all linear layers, which are the default targets of both back ends; engines load the base first."""
+    lora = request.graph.role("actor").adapters.lora
+    if lora is None:
+        return []
+    where, name = (f"{_ROLES}.model.lora", "rank") if _is_megatron(request) else (f"{_ROLES}.model", "lora_rank")
+    return _set(where, **{name: lora.rank}) + _set(_ROLLOUT, load_format="safetensors")
+
+
+def _trained(request: FlowRequest, train: Placed, model: str, role: str) -> Options:
+    """Layout, recomputation and what leaves the GPUs of a role that is trained."""
+    layout, engine = train.layout, _engine(request, role)
+    options = _layout(request, train, engine)
+    out = train.call.holding in (HOLDING_NAMES[STATES_OUT], HOLDING_NAMES[ALL_OUT])
+    # Buffers of gradients leave with the weights under Megatron; FSDP frees gradients after each step.
+    weights = out if _is_megatron(request) else train.call.holding == HOLDING_NAMES[ALL_OUT]
+    options += _set(engine, param_offload=weights, optimizer_offload=out)
+    if not _is_megatron(request):
+        return options + _set(model, enable_gradient_checkpointing=layout.recompute == Recompute.FULL)
+    options += _set(engine, use_distributed_optimizer=layout.zero_stage > 0)
+    if layout.recompute == Recompute.SELECTIVE:
+        modules = ",".join(module_names(layout.recompute_modules))
+        chosen: dict[str, Any] = {"granularity": "selective", "modules": f"[{modules}]"}
+    elif layout.recompute == Recompute.FULL:
+        chosen = {"granularity": "full", "method": "uniform", "num_layers": 1}
+    else:
+        return options
+    named = {f"recompute_{name}": value for name, value in chosen.items()}
+    return options + _set(f"{engine}.override_transformer_config", **named)
+
+
+def _layout(request: FlowRequest, item: Placed, engine: str) -> Options:
+    """Degrees of a role; the data-parallel one is what is left of the GPUs."""
+    layout = item.layout
+    if not _is_megatron(request):
+        return _set(engine, fsdp_size=-1, reshard_after_forward=layout.zero_stage != 2)
+    options = _set(
+        engine,
+        tensor_model_parallel_size=layout.tensor_parallel,
+        pipeline_model_parallel_size=layout.pipeline_parallel,
+        context_parallel_size=layout.context_parallel,
+        sequence_parallel=layout.sequence_parallel,
+    )
+    if request.models[item.call.role].moe is not None:
+        experts = {"expert_model": layout.expert_parallel, "expert_tensor": layout.expert_tensor_parallel}
+        options += _set(engine, **{f"{name}_parallel_size": degree for name, degree in experts.items()})
+    if layout.last_stage_layers and layout.pipeline_parallel > 1:
+        where = f"+{engine}.override_transformer_config"
+        options += _set(where, num_layers_in_last_pipeline_stage=layout.last_stage_layers)
+    return options
+
+
+def _rollout(request: FlowRequest, plan: FlowPlan) -> Options:
+    generation = on_gpus(plan)["actor_gen"]
+    layout, groups = generation.layout, generation.attention_groups
+    engine = find_engine(generation.call.engine)
+    # vLLM counts the sequences of a group, SGLang those of all that share experts.
+    running = generation.call.concurrent * (groups if engine.name == "sglang" else 1)
+    options = _set(
+        _ROLLOUT,
+        name=engine.name,
+        n=_responses(request),
+        tensor_model_parallel_size=layout.tensor_parallel,
+        data_parallel_size=groups,
+        expert_parallel_size=layout.expert_parallel,
+        gpu_memory_utilization=_utilization(request, generation),
+        max_model_len=request.prompt_tokens + _most_generated(request),
+        max_num_seqs=running,
+        max_num_batched_tokens=max(engine.prefill_tokens, running),
+        free_cache_engine=True,
+    )
+    if groups > 1 and engine.name == "sglang":
+        options += _set(f"+{_ROLLOUT}.engine_kwargs.sglang", enable_dp_attention=True)
+    return options
+
+
+def _responses(request: FlowRequest) -> int:
+    """Responses per prompt that are trained on."""
+    return int(request.graph.call("actor_train").factor)
+
+
+def _utilization(request: FlowRequest, item: Placed) -> float:
+    """Share of a GPU's memory that an engine may take for what the plan has of it, in hundredths, rounded up."""
+    device = request.cluster.groups[0].device
+    held = item.call.static_bytes + item.call.active_bytes
+    if item.call.engine == "sglang":  # whose share is of weights and cache, graphs and context beside them
+        engine = find_engine(item.call.engine)
+        held -= engine.graph_bytes + engine.context_bytes
+    return min(math.ceil(held / device.reported_memory_bytes * 100) / 100, 0.99)
+
+
+def _reference(request: FlowRequest, plan: FlowPlan) -> Options:
+    """The frozen reference; a policy with adapters is its own."""
+    reference = in_workers(plan).get("ref_inf")
+    if reference is None or reference.call.role == "actor":
+        return []
+    engine = _engine(request, _REF)
+    options = _set(_REF, log_prob_micro_batch_size_per_gpu=reference.layout.micro_batch_size)
+    options += _layout(request, reference, engine)
+    options += _set(engine, param_offload=reference.call.holding == HOLDING_NAMES[FETCHED])
+    return options if _is_megatron(request) else options + _set(engine, model_dtype="bfloat16")
+
+
+def _critic(request: FlowRequest, plan: FlowPlan) -> Options:
+    """The critic; its workers take micro-batches by number only where its engine is told so."""
+    calls = in_workers(plan)
+    train = calls.get("critic_train")
+    if train is None:
+        return []
+    engine, size = _engine(request, "critic"), train.layout.micro_batch_size
+    options = _model("critic.model", request.models["critic"])
+    options += _set(
+        "critic",
+        ppo_mini_batch_size=request.batch // train.call.mini_batches,
+        ppo_micro_batch_size_per_gpu=size,
+    )
+    options += _set(
+        f"+{engine}",
+        use_dynamic_bsz=False,
+        micro_batch_size_per_gpu=size,
+        infer_micro_batch_size_per_gpu=calls.get("critic_inf", train).layout.micro_batch_size,
+    )
+    return options + _trained(request, train, "critic.model", "critic")
+
+
+def _reward(request: FlowRequest, plan: FlowPlan) -> Options:
+    """A reward model, which an engine runs on the same GPUs."""
+    item = on_gpus(plan).get(REWARD)
+    if item is None:
+        return []
+    where = "reward.reward_model"
+    options = _set(where, enable=True) + _model(where, request.models[item.call.role], key="model_path")
+    return options + _set(
+        f"{where}.rollout",
+        name=on_gpus(plan)["actor_gen"].call.engine,
+        tensor_model_parallel_size=item.layout.tensor_parallel,
+        gpu_memory_utilization=_utilization(request, item),
+        max_model_len=request.prompt_tokens + _most_generated(request),
+        free_cache_engine=item.call.holding == HOLDING_NAMES[FETCHED],
+    )
+
+
+def _machines(request: FlowRequest, plan: FlowPlan) -> Options:
+    nodes, each = _nodes(request, plan)
+    return _set("trainer", nnodes=nodes, n_gpus_per_node=each)
+
+
+def _nodes(request: FlowRequest, plan: FlowPlan) -> tuple[int, int]:
+    """Nodes, and GPUs of each."""
+    each = min(request.cluster.groups[0].node.devices_per_node, plan.num_gpus)
+    return plan.num_gpus // each, each
+
+
+def _yours(request: FlowRequest, plan: FlowPlan) -> tuple[str, ...]:
+    graph, nodes = request.graph, _nodes(request, plan)[0]
+    found = [
+        "data.train_files and data.val_files, as arguments of train.sh, and so learning rates, clipping and the rest"
+    ]
+    if any(call.kind == EXTERNAL for call in graph.calls):
+        found.append("rewards: reward.custom_reward_function.path, where verl does not know the data set")
+    roles = {"actor": f"{_ROLES}.model.path", "critic": "critic.model.path", "reward": "reward.reward_model.model_path"}
+    used = {item.call.role for item in on_gpus(plan).values()}
+    for role, option in roles.items():
+        if role in used and not _checkpoint(request.models[role]):
+            found.append(f"{option}: the checkpoint of {request.models[role].name}")
+    heads = [role for role in ("critic", "reward") if role in used]
+    if heads:
+        found.append(f"checkpoints of {' and '.join(heads)}: those written are of language models of that size")
+    if REWARD in on_gpus(plan):
+        found.append("the reward model is planned as a pass of the trainer; verl runs it in an engine")
+    if nodes > 1:
+        found.append(
+            f"Ray on the {nodes} nodes: ray start --head on one, ray start --address on others; train.sh there"
+        )
+    return tuple(found)
+
+
+def _model(where: str, model: ModelSpec, *, key: str = "path") -> Options:
+    """The checkpoint, where its hub is known."""
+    found = _checkpoint(model)
+    return _set(where, **{key: found}) if found else []
+
+
+def _checkpoint(model: ModelSpec) -> str:
+    """Name on the Hugging Face hub that a model's figures were read from; empty where they were not."""
+    parts = model.source.removeprefix(_HUB).split("/")
+    return "/".join(parts[:2]) if model.source.startswith(_HUB) and len(parts) > 2 else ""
+
+
+def _is_megatron(request: FlowRequest) -> bool:
+    return request.stack.framework == MEGATRON
+
+
+def _engine(request: FlowRequest, role: str) -> str:
+    """Where a role's engine is configured."""
+    if _is_megatron(request):
+        return f"{role}.megatron"
+    return f"{role}.fsdp" if role == "critic" else f"{role}.fsdp_config"
+
+
+def _set(where: str, **values: Any) -> Options:
+    """One override per value."""
+    return [[f"{where}.{name}={value}"] for name, value in values.items()]

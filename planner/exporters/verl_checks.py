@@ -1,0 +1,248 @@
+"""What verl cannot express of a workflow's plan, and what to fix so that another plan can be expressed.
+
+verl gives each role one worker on every GPU of one pool, which runs all its calls in one layout; engines that generate
+or reward have layouts of their own there. Megatron's process groups are made once per process, by the role that starts
+first, so that under it all roles have one layout.
+
+Source:
+    verl 0.9.1: ``PPOTrainer._init_resource_pool_mgr`` (trainer/ppo/v1/trainer_base.py) has one ``global_pool``;
+    ``mpu.is_initialized`` in workers/engine/megatron/transformer_impl.py; workers/config/rollout.py refuses pipelines;
+    ``prepare_micro_batches`` (workers/engine/utils.py) cuts a rank's sequences into whole micro-batches.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from costmodels.plan import ExecutionPlan
+from costmodels.workload import LORA_TARGETS
+from planner.dataflow.flow_request import FlowRequest
+from planner.dataflow.flow_results import CallPlan, FlowPlan
+from planner.dataflow.graph import GENERATE, INFERENCE
+from planner.exporters.exported import Gap
+from planner.pins import ALIASES
+from planner.rules.base import MEGATRON
+
+ENGINES = ("vllm", "sglang")
+REWARD = "reward_inf"
+_DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel")
+_EXPERT_DEGREES = ("expert_parallel", "expert_tensor_parallel")
+_SHARDED = (2, 3)  # ZeRO stages of FSDP
+_MOST_LAYOUTS = 4  # tried in turn, each a search of its own
+
+Pins = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A call that runs on GPUs.
+
+    Attributes:
+        call: The call.
+        layout: Its plan.
+    """
+
+    call: CallPlan
+    layout: ExecutionPlan
+
+    @property
+    def whole_micro_batch(self) -> int:
+        """The largest micro-batch up to that planned that divides a rank's sequences of one optimizer step."""
+        per_rank = max(self.call.sequences // self.call.mini_batches // self.layout.data_parallel, 1)
+        return max(size for size in range(1, self.layout.micro_batch_size + 1) if per_rank % size == 0)
+
+    @property
+    def attention_groups(self) -> int:
+        """Groups of an engine's replica that attend to sequences of their own and share experts."""
+        return max(self.layout.expert_parallel // self.layout.tensor_parallel, 1)
+
+
+def on_gpus(plan: FlowPlan) -> dict[str, Placed]:
+    """Calls that are no services beside the GPUs, by name."""
+    return {call.name: Placed(call=call, layout=call.plan) for call in plan.calls if call.plan is not None}
+
+
+def in_workers(plan: FlowPlan) -> dict[str, Placed]:
+    """Calls that verl's workers run: training and inference, but the rewards, which an engine computes."""
+    return {name: item for name, item in on_gpus(plan).items() if item.call.kind != GENERATE and name != REWARD}
+
+
+def placement_gaps(request: FlowRequest, plan: FlowPlan) -> tuple[Gap, ...]:
+    """What of meshes, layouts and micro-batches it cannot express."""
+    engines = (*_split_engines(request, plan), *_experts_of_engines(request, plan))
+    return (*_meshes(plan), *_layouts(request, plan), *engines, *_micro_batches(plan))
+
+
+def question_gaps(request: FlowRequest) -> tuple[Gap, ...]:
+    """What of the question it cannot express, whatever the plan."""
+    checks = (*_of_data(request), *_of_roles(request))
+    return tuple(Gap(field=field, problem=problem, hint=hint) for there, field, problem, hint in checks if there)
+
+
+def _of_data(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
+    graph = request.graph
+    trains, generates = graph.call("actor_train"), graph.call("actor_gen")
+    for call in graph.calls:
+        problem = f"{call.mini_batches} do not share {request.batch} prompts evenly"
+        yield request.batch % call.mini_batches > 0, "settings.mini_batches", problem, "a divisor of batch"
+    modelled = any(call.name == REWARD and call.kind == INFERENCE for call in graph.calls)
+    yield request.options.stream and modelled, "stream", "its reward model scores whole batches", "leave it out"
+    ratio = generates.factor / trains.factor
+    if ratio > 1:
+        yield modelled, "settings.reward", "it drops groups by rewards of functions or services", "reward=external"
+        problem = f"it generates whole batches at a time; got {float(ratio):g} of them"
+        yield ratio.denominator != 1, "settings.oversampling", problem, "a whole number"
+
+
+def _of_roles(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
+    models, role = request.models, request.graph.role("actor")
+    problem = f"it trains in bf16; got {request.precision}"
+    yield request.precision != "bf16", "precision", problem, "precision bf16"
+    yield len(request.cluster.groups) > 1, "cluster", "its pool has machines of one kind", "machines of one kind"
+    other = models.get("ref", models["actor"]) != models["actor"]
+    yield other, "models.ref", "the reference is the actor as it was at first", "leave it out"
+    yield role.task == "qlora", "settings.task", "it trains no adapters on 4-bit weights", "task=lora"
+    lora = role.adapters.lora
+    some = lora is not None and set(lora.targets) != set(LORA_TARGETS)
+    yield some, "settings.lora_targets", "adapters are written for all linear layers", "leave it out"
+
+
+def _meshes(plan: FlowPlan) -> Iterator[Gap]:
+    for name, item in on_gpus(plan).items():
+        first, count = item.call.first_gpu, item.call.num_gpus
+        if (first, count) != (0, plan.num_gpus):
+            problem = f"every call runs on all {plan.num_gpus} GPUs; got {first}-{first + count - 1}"
+            yield Gap(field=f"plan.{name}.gpus", problem=problem, hint="mode colocated")
+
+
+def _layouts(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
+    workers = in_workers(plan)
+    lead = workers["actor_train"].layout
+    for name, wanted in tied(request, plan, lead).items():
+        for column, value in wanted.items():
+            given = getattr(workers[name].layout, column)
+            if given != value:
+                problem = f"{_why_tied(request)}; got {given}, not {value}"
+                yield Gap(field=f"plan.{name}.{column}", problem=problem, hint=f"pin {name}.{column}={value}")
+    if request.stack.framework == MEGATRON and lead.zero_stage > 1:
+        problem = f"its Megatron shards optimizer states alone; got ZeRO {lead.zero_stage}"
+        yield Gap(field="plan.actor_train.zero_stage", problem=problem, hint="pin actor_train.zero_stage=1")
+
+
+def _why_tied(request: FlowRequest) -> str:
+    if request.stack.framework == MEGATRON:
+        return "under Megatron all roles have the layout of actor_train"
+    return "under FSDP all roles are sharded alike, and split no further"
+
+
+def _split_engines(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
+    """Engines verl does not start, and what those it starts do not split."""
+    calls = on_gpus(plan)
+    engine = calls["actor_gen"].call.engine
+    if engine not in ENGINES:
+        problem = f"it generates with {' or '.join(ENGINES)}; got {engine}"
+        yield Gap(field="plan.actor_gen.engine", problem=problem, hint="engine vllm")
+    for name in ("actor_gen", REWARD):
+        for column in _DEGREES[1:]:
+            degree = getattr(calls[name].layout, column) if name in calls else 1
+            if degree > 1:
+                problem = f"its engines have tensor-parallel ranks alone; got {degree}"
+                yield Gap(field=f"plan.{name}.{column}", problem=problem, hint=f"pin {name}.{column}=1")
+    whole = REWARD in calls and request.stack.framework != MEGATRON and calls[REWARD].layout.zero_stage > 0
+    if whole:
+        problem = "a reward model is whole on every replica of its engine"
+        yield Gap(field=f"plan.{REWARD}.zero_stage", problem=problem, hint=f"pin {REWARD}.zero_stage=0")
+
+
+def _experts_of_engines(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
+    """Experts over several groups of an engine: ``launch_server`` of its vLLM takes all GPUs of a node for them."""
+    calls, node = on_gpus(plan), request.cluster.groups[0].node.devices_per_node
+    generation = calls["actor_gen"]
+    replica = generation.attention_groups * generation.layout.tensor_parallel
+    if generation.attention_groups > 1 and generation.call.engine == "vllm" and replica % node:
+        problem = f"experts over several groups of vLLM take whole nodes; got {replica} GPUs"
+        yield Gap(field="plan.actor_gen.expert_parallel", problem=problem, hint="pin actor_gen.ep=1")
+    if REWARD in calls and calls[REWARD].layout.expert_parallel > 1:
+        problem = f"experts of a reward model are split as its layers; got {calls[REWARD].layout.expert_parallel}"
+        yield Gap(field=f"plan.{REWARD}.expert_parallel", problem=problem, hint=f"pin {REWARD}.ep=1")
+
+
+def _micro_batches(plan: FlowPlan) -> Iterator[Gap]:
+    """Inference that ends on a smaller micro-batch, and two sizes where there is one option."""
+    wanted = micro_batch_pins(plan)
+    for name, item in in_workers(plan).items():
+        size = wanted.get(name, {}).get("micro_batch_size", item.layout.micro_batch_size)
+        if size != item.layout.micro_batch_size:
+            problem = f"a rank's micro-batches are of one size; got {item.layout.micro_batch_size}"
+            yield Gap(field=f"plan.{name}.micro_batch_size", problem=problem, hint=f"pin {name}.micro_batch={size}")
+
+
+def tied(request: FlowRequest, plan: FlowPlan, lead: ExecutionPlan) -> Pins:
+    """What calls of verl's workers must have where one of them has the layout ``lead``."""
+    if request.stack.framework == MEGATRON:
+        wanted = {column: getattr(lead, column) for column in (*_DEGREES, *_EXPERT_DEGREES)}
+    else:
+        wanted = dict.fromkeys((*_DEGREES, *_EXPERT_DEGREES), 1)
+        wanted["zero_stage"] = lead.zero_stage if lead.zero_stage in _SHARDED else _SHARDED[-1]
+    return {
+        name: {key: value for key, value in wanted.items() if key not in _EXPERT_DEGREES or _has_experts(request, item)}
+        for name, item in in_workers(plan).items()
+    }
+
+
+def _has_experts(request: FlowRequest, item: Placed) -> bool:
+    return request.models[item.call.role].moe is not None
+
+
+def other_pins(request: FlowRequest, plans: Iterable[FlowPlan]) -> list[Pins]:
+    """Sets of pins that make a plan one that can be expressed, likely ones first.
+
+    Args:
+        request: The question.
+        plans: Answers to it that cannot; their layouts are those to choose from.
+    """
+    found: list[Pins] = []
+    for plan in plans:
+        for item in sorted(in_workers(plan).values(), key=lambda item: -item.call.time_s):
+            pins = tied(request, plan, item.layout) | engine_pins(request, plan)
+            if pins not in found:
+                found.append(pins)
+    return found[:_MOST_LAYOUTS]
+
+
+def engine_pins(request: FlowRequest, plan: FlowPlan) -> Pins:
+    """What engines that generate and reward must not split."""
+    calls = on_gpus(plan)
+    pins: Pins = {"actor_gen": {"pipeline_parallel": 1}}
+    if any(gap.field == "plan.actor_gen.expert_parallel" for gap in _experts_of_engines(request, plan)):
+        pins["actor_gen"]["expert_parallel"] = 1
+    if REWARD in calls:
+        pins[REWARD] = {"pipeline_parallel": 1, "context_parallel": 1}
+        if _has_experts(request, calls[REWARD]):
+            pins[REWARD]["expert_parallel"] = 1
+        if request.stack.framework != MEGATRON:
+            pins[REWARD]["zero_stage"] = 0
+    return pins
+
+
+def micro_batch_pins(plan: FlowPlan) -> Pins:
+    """Micro-batches that divide, where they do not; a policy that is its own reference has one for both passes."""
+    calls = in_workers(plan)
+    sizes = {name: item.whole_micro_batch for name, item in calls.items()}
+    if "ref_inf" in calls and calls["ref_inf"].call.role == "actor":
+        scoring = "actor_inf" if "actor_inf" in calls else "actor_train"
+        sizes["ref_inf"] = sizes[scoring] = min(sizes[scoring], sizes["ref_inf"])
+    unlike = {name: size for name, size in sizes.items() if size != calls[name].layout.micro_batch_size}
+    return {name: {"micro_batch_size": size} for name, size in unlike.items()}
+
+
+def merged(given: Mapping[str, Mapping[str, Any]], more: Pins) -> Pins | None:
+    """Pins of the user with others beside them; None where they contradict each other."""
+    found = {
+        call: {ALIASES.get(str(key), str(key)): value for key, value in pins.items()} for call, pins in given.items()
+    }
+    for call, pins in more.items():
+        for column, value in pins.items():
+            if found.setdefault(call, {}).setdefault(column, value) != value:
+                return None
+    return found

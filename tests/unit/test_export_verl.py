@@ -1,0 +1,292 @@
+"""``planner export --format verl``: the overrides say the plan, and what they cannot say is refused or planned anew."""
+
+import json
+import shlex
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+import planner
+from planner.dataflow.flow_results import FlowPlan
+from planner.exporters.exported import Exported
+from planner.exporters.flow_api import FlowExportResult, export_dataflow
+from planner.exporters.flow_document import flow_export_schema
+from planner.exporters.verl import TARGET, WORKFLOWS, export_flow
+from planner.exporters.verl_checks import in_workers, merged, on_gpus, placement_gaps
+from profiles.errors import SpecError
+from profiles.units import GIB
+from tests.command import Command, command_line
+
+SMALL: dict[str, Any] = {"batch": 64, "prompt": 256, "generate": 512}
+OUTSIDE = {"reward": "external"}
+ACTOR, ROLLOUT = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
+
+
+def overrides(exported: Exported) -> dict[str, str]:
+    """The Hydra overrides of a script, read back; ``+`` marks keys that the tree lacks."""
+    script = exported.files["train.sh"]
+    words = shlex.split(script[script.index("exec ") :].replace("\\\n", " "))
+    assert words[1:4] == ["python3", "-m", "verl.trainer.main_ppo"]
+    assert words[-1] == "$@"
+    pairs = [word.split("=", 1) for word in words[4:-1]]
+    found = dict(pairs)
+    assert len(found) == len(pairs)
+    return found
+
+
+@cache
+def asked(job: str, model: str, cluster: str, settings: str = "{}", **options: Any) -> FlowExportResult:
+    return export_dataflow(job, model, cluster, format="verl", **SMALL | options, settings=json.loads(settings))
+
+
+def grpo(**options: Any) -> FlowExportResult:
+    return asked("grpo", "qwen2.5-1.5b", "4xH100-80GB", json.dumps(OUTSIDE), **options)
+
+
+def plan_of(result: FlowExportResult) -> FlowPlan:
+    assert result.flow.plan is not None
+    return result.flow.plan
+
+
+def written(result: FlowExportResult) -> dict[str, str]:
+    assert result.exported is not None
+    assert result.exported.unsupported == ()
+    return overrides(result.exported)
+
+
+def check_megatron(found: dict[str, str], role: str, plan: FlowPlan, name: str) -> None:
+    layout = in_workers(plan)[name].layout
+    where = f"{role}megatron."
+    sizes = [int(found[f"{where}{axis}_parallel_size"]) for axis in ("tensor_model", "pipeline_model", "context")]
+    assert sizes == [layout.tensor_parallel, layout.pipeline_parallel, layout.context_parallel]
+    world = int(found["trainer.nnodes"]) * int(found["trainer.n_gpus_per_node"])
+    assert world // (sizes[0] * sizes[1] * sizes[2]) == layout.data_parallel
+
+
+def test_batches_and_degrees_read_back() -> None:
+    result = grpo(mode="colocated")
+    found, plan = written(result), plan_of(result)
+    check_megatron(found, ACTOR, plan, "actor_train")
+    train = in_workers(plan)["actor_train"]
+    responses = int(found["data.train_batch_size"]) * int(found[ROLLOUT + "n"])
+    assert responses == train.call.sequences == 512
+    steps = int(found["data.train_batch_size"]) // int(found[ACTOR + "ppo_mini_batch_size"])
+    assert steps == train.call.mini_batches
+    micro = int(found[ACTOR + "ppo_micro_batch_size_per_gpu"])
+    assert micro * train.layout.num_microbatches * train.layout.data_parallel == responses // steps
+    scoring = int(found[ROLLOUT + "log_prob_micro_batch_size_per_gpu"])
+    assert scoring == in_workers(plan)["actor_inf"].layout.micro_batch_size
+    generation = on_gpus(plan)["actor_gen"]
+    assert found[ROLLOUT + "name"] == generation.call.engine
+    assert int(found[ROLLOUT + "tensor_model_parallel_size"]) == generation.layout.tensor_parallel
+    assert int(found[ROLLOUT + "max_num_seqs"]) == generation.call.concurrent
+    assert (found["data.max_prompt_length"], found["data.max_response_length"]) == ("256", "512")
+    assert found[ROLLOUT + "max_model_len"] == "768"
+
+
+def test_mini_batches_are_of_prompts() -> None:
+    """Four optimizer steps on 64 prompts are 16 prompts each, whatever the responses to one."""
+    settings = json.dumps({**OUTSIDE, "mini_batches": 4, "group_size": 2})
+    found = written(asked("rloo", "qwen2.5-1.5b", "4xH100-80GB", settings))
+    assert (found[ACTOR + "ppo_mini_batch_size"], found[ROLLOUT + "n"]) == ("16", "2")
+    assert found["algorithm.adv_estimator"] == "rloo"
+    assert (found["algorithm.use_kl_in_reward"], found[ACTOR + "use_kl_loss"]) == ("True", "False")
+
+
+def test_ppo_has_a_critic_and_takes_the_engine_s_log_probabilities() -> None:
+    result = asked("ppo", "qwen2.5-1.5b", "4xH100-80GB")
+    found, plan = written(result), plan_of(result)
+    assert (found["algorithm.adv_estimator"], found["algorithm.rollout_correction.bypass_mode"]) == ("gae", "True")
+    for role, name in ((ACTOR, "actor_train"), ("actor_rollout_ref.ref.", "ref_inf"), ("critic.", "critic_train")):
+        check_megatron(found, role, plan, name)
+    calls = in_workers(plan)
+    sizes = [calls[name].layout.micro_batch_size for name in ("critic_train", "critic_inf")]
+    names = ("micro_batch_size_per_gpu", "infer_micro_batch_size_per_gpu")
+    assert [int(found[f"+critic.megatron.{name}"]) for name in names] == sizes
+    assert found["reward.reward_model.enable"] == "True"
+    assert found["critic.model.path"] == found["reward.reward_model.model_path"] == "Qwen/Qwen2.5-1.5B"
+
+
+def test_dapo_keeps_batches_in_flight_and_has_no_reference() -> None:
+    found = written(asked("dapo", "qwen2.5-1.5b", "4xH100-80GB", mode="colocated"))
+    assert found["algorithm.filter_groups.enable"] == "True"
+    assert found["algorithm.filter_groups.max_inflight_gen_batches"] == "3"
+    assert (found["data.train_batch_size"], found[ROLLOUT + "n"]) == ("64", "16")
+    assert not any(name.startswith("actor_rollout_ref.ref.") for name in found)
+
+
+def test_fsdp_shards_all_roles() -> None:
+    result = grpo(framework="hf-fsdp")
+    found = written(result)
+    assert (found[ACTOR + "strategy"], found[ACTOR + "fsdp_config.fsdp_size"]) == ("fsdp", "-1")
+    assert "model_engine" not in found
+    for name in ("actor_train", "actor_inf", "ref_inf"):
+        assert in_workers(plan_of(result))[name].layout.zero_stage in (2, 3)
+    recomputes = in_workers(plan_of(result))["actor_train"].layout.recompute.name == "FULL"
+    assert found["actor_rollout_ref.model.enable_gradient_checkpointing"] == str(recomputes)
+
+
+@pytest.mark.parametrize(
+    ("holding", "weights", "states"), [("resident", 0, 0), ("states_out", 1, 1), ("all_out", 1, 1)]
+)
+def test_what_leaves_the_gpus_between_calls(holding: str, weights: bool, states: bool) -> None:
+    """Under Megatron gradients leave with the weights, which is what ``states_out`` saves."""
+    result = grpo(mode="colocated")
+    calls = tuple(
+        replace(call, holding=holding) if call.name == "actor_train" else call for call in plan_of(result).calls
+    )
+    found = overrides(export_flow(result.flow.request, replace(plan_of(result), calls=calls)))
+    names = ("param_offload", "optimizer_offload")
+    assert [found[f"{ACTOR}megatron.{name}"] for name in names] == [str(bool(weights)), str(bool(states))]
+
+
+def test_memory_of_the_engine_is_the_plan_s() -> None:
+    """Half of the memory that the driver reports, and with graphs and context for vLLM alone."""
+    result = grpo(mode="colocated", engine="vllm")
+    plan, request = plan_of(result), result.flow.request
+    reported = request.cluster.groups[0].device.reported_memory_bytes
+    calls = tuple(
+        replace(call, static_bytes=0.0, active_bytes=reported / 2) if call.name == "actor_gen" else call
+        for call in plan.calls
+    )
+    assert overrides(export_flow(request, replace(plan, calls=calls)))[ROLLOUT + "gpu_memory_utilization"] == "0.5"
+    generation = on_gpus(plan)["actor_gen"].call
+    share = float(written(result)[ROLLOUT + "gpu_memory_utilization"])
+    assert 0 <= share * reported - generation.static_bytes - generation.active_bytes <= 0.011 * reported
+    assert reported > 70 * GIB
+
+
+def test_a_plan_that_cannot_be_said_is_planned_anew() -> None:
+    """PPO's roles have layouts and GPUs of their own; what is written has one pool and one layout, and says so."""
+    result = asked("ppo", "qwen2.5-1.5b", "2x8xH100-80GB", mode="hybrid")
+    assert result.searched is not None
+    assert result.in_the_way
+    plan, request = plan_of(result), result.flow.request
+    assert placement_gaps(request, plan) == ()
+    assert request.mode == "colocated"
+    assert plan.steady_s >= result.searched.steady_s * 0.999
+    assert result.exported is not None
+    script = result.exported.files["train.sh"].replace("\n#  ", "")
+    assert f"cannot be written: {result.in_the_way[0].field}" in script
+    assert "This is the answer with --mode colocated --pin" in script
+
+
+def test_the_plan_written_is_the_answer_with_the_pins_it_names() -> None:
+    result = asked("ppo", "qwen2.5-1.5b", "2x8xH100-80GB", mode="hybrid")
+    pins = {name: dict(pin.columns) for name, pin in result.flow.request.pins.items()}
+    again = planner.plan_dataflow("ppo", "qwen2.5-1.5b", "2x8xH100-80GB", **SMALL, mode="colocated", pins=pins)
+    assert again.plan is not None
+    assert again.plan.steady_s == plan_of(result).steady_s
+
+
+def test_pins_of_the_user_stand() -> None:
+    assert merged({"actor_train": {"tp": 2}}, {"actor_train": {"tensor_parallel": 4}}) is None
+    both = merged({"actor_train": {"tp": 2}}, {"actor_inf": {"tensor_parallel": 2}})
+    assert both == {"actor_train": {"tensor_parallel": 2}, "actor_inf": {"tensor_parallel": 2}}
+
+
+@pytest.mark.parametrize(
+    ("job", "change", "field"),
+    [
+        ("dpo", {}, "job"),
+        ("ppo-ema", {}, "job"),
+        ("grpo", {"mode": "async"}, "mode"),
+        ("grpo", {"mode": "Disaggregated"}, "mode"),
+        ("grpo", {"framework": "fsdp"}, "framework"),
+        ("grpo", {"engine": "trainer"}, "plan.actor_gen.engine"),
+        ("grpo", {"precision": "fp16"}, "precision"),
+        ("grpo", {"settings": {**OUTSIDE, "mini_batches": 128}}, "settings.mini_batches"),
+        ("dapo", {"settings": {"reward": "model"}}, "settings.reward"),
+        ("dapo", {"settings": {"oversampling": 1.5}}, "settings.oversampling"),
+        ("grpo", {"settings": {**OUTSIDE, "task": "lora", "lora_targets": "q,v"}}, "settings.lora_targets"),
+    ],
+)
+def test_what_verl_cannot_do_is_refused(job: str, change: dict[str, Any], field: str) -> None:
+    question = {**SMALL, "settings": OUTSIDE if job == "grpo" else {}, **change}
+    with pytest.raises(SpecError) as caught:
+        export_dataflow(job, "qwen2.5-1.5b", "4xH100-80GB", format="verl", **question)
+    assert caught.value.field == field
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_left_out_is_listed() -> None:
+    result = grpo(precision="fp16", allow_partial=True)
+    assert result.exported is not None
+    assert [gap.field for gap in result.exported.unsupported] == ["precision"]
+    assert "# Not said, verl cannot: precision: it trains in bf16; got fp16" in result.exported.files["train.sh"]
+
+
+def test_adapters() -> None:
+    settings = json.dumps({**OUTSIDE, "task": "lora", "lora_rank": 32})
+    found = written(asked("grpo", "qwen2.5-1.5b", "4xH100-80GB", settings))
+    assert found["actor_rollout_ref.model.lora.rank"] == "32"
+    assert found[ROLLOUT + "load_format"] == "safetensors"
+    assert not any(name.startswith("actor_rollout_ref.ref.") for name in found)  # the policy without adapters
+
+
+def test_experts_and_nodes() -> None:
+    result = asked("grpo", "qwen3-30b-a3b", "2x8xH100-80GB", json.dumps(OUTSIDE))
+    found, plan = written(result), plan_of(result)
+    layout = in_workers(plan)["actor_train"].layout
+    assert int(found[ACTOR + "megatron.expert_model_parallel_size"]) == layout.expert_parallel
+    assert (found["trainer.nnodes"], found["trainer.n_gpus_per_node"]) == ("2", "8")
+    replica = int(found[ROLLOUT + "tensor_model_parallel_size"]) * int(found[ROLLOUT + "data_parallel_size"])
+    assert int(found[ROLLOUT + "expert_parallel_size"]) in (1, replica)
+    assert result.exported is not None
+    assert any("ray start --head" in words for words in result.exported.left_to_you)
+
+
+def test_nothing_fits() -> None:
+    result = asked("grpo", "llama-3-70b", "1xH100-80GB", json.dumps(OUTSIDE))
+    document = planner.to_document(result)
+    jsonschema_rs.validate(flow_export_schema(), document)
+    assert (result.exported, document["files"], document["fits"]) == (None, {}, False)
+
+
+def test_every_workflow_is_written() -> None:
+    for job in WORKFLOWS:
+        result = asked(job, "qwen2.5-1.5b", "4xH100-80GB", mode="colocated")
+        assert result.exported is not None
+        assert result.exported.files["train.sh"].startswith(
+            f"#!/usr/bin/env bash\n# Written by planner export for {TARGET.title}"
+        )
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    return command_line(capsys, monkeypatch)
+
+
+BASE = ("--model", "actor=qwen2.5-1.5b", "--gpus", "4xH100-80GB", "--batch", "64", "--set", "reward=external")
+
+
+def test_the_command_line_says_the_same(run: Command) -> None:
+    code, out, _ = run("export", "--format", "verl", "--job", "grpo", *BASE, "--json")
+    assert code == 0
+    document = json.loads(out)
+    jsonschema_rs.validate(flow_export_schema(), document)
+    result = planner.export_dataflow(
+        "grpo", {"actor": "qwen2.5-1.5b"}, "4xH100-80GB", format="verl", batch=64, settings=OUTSIDE
+    )
+    assert document["files"] == json.loads(json.dumps(planner.to_document(result)))["files"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("verl", "--model", "13b", *BASE[2:4]),
+            "error: format: verl runs workflows, and this is a single model. Hint: add --job grpo",
+        ),
+        (("verl", *BASE), "error: --batch: says something about a workflow, and none is given"),
+        (("megatron-lm", "--job", "grpo", *BASE), "error: format: unknown for workflows: 'megatron-lm'"),
+        (("verl", "--job", "grpo", *BASE, "--tp", "2"), "error: --tp: has no effect on a workflow"),
+        (("verl", "--job", "grpo", *BASE, "--plan", "x.json"), "error: --plan: has no effect on a workflow"),
+    ],
+)
+def test_the_command_line_refuses(run: Command, arguments: tuple[str, ...], words: str) -> None:
+    code, _, err = run("export", "--format", *arguments)
+    assert (code, err[: len(words)]) == (2, words)
