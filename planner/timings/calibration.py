@@ -25,6 +25,8 @@ from profiles.timings import FloatArray, IntArray, TextArray, TimingTable
 HELD_OUT = 0.2  # of the measured kernels, to show what calibration does to kernels it has not seen
 _FEWEST = 2 * FEWEST_POINTS
 _SEED = 0
+FARTHEST = 100.0  # times its price: no correction, but a mistaken unit, which is a factor of a thousand
+_FORMATS = {"fp8_block": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}  # dtypes whose peak has another name
 MOST_ROWS = 300  # more kernels correct little more and the correction costs their cube
 
 # The smallest entry of ``devices/*.yaml`` that will do.
@@ -105,12 +107,15 @@ def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: Timi
         store: Where to.
 
     Raises:
-        SpecError: If there are too few kernels of the device, or nowhere to store them.
+        SpecError: If there are too few kernels of the device, nowhere to store them, or times are in another unit.
     """
     directory = store.own_directory
+    for item in checked:
+        check_level(_of_device(item.accepted, device), device, where=str(item.path)[:200])
     merged = admit(checked, store) if checked else None
     rows = measured_rows(store.own().table(device.name))
     _check_formats(rows, device)
+    check_level(rows, device, where=f"timings stored of {device.name}")
     if len(rows) < _FEWEST:
         problem = f"needs at least {_FEWEST} kernels of {device.name} that you measured; {len(rows)} are usable"
         hint = (
@@ -155,13 +160,50 @@ def _document(calibration: Calibration, rows: int) -> dict[str, Any]:
 def _check_formats(rows: TimingTable, device: DeviceSpec) -> None:
     """Refuse arithmetic that the data sheet does not list, before a price is asked for."""
     for dtype in sorted(set(rows.dtype[rows.k > 0].tolist())):
-        form = {"fp8_block": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}.get(dtype, dtype)
-        if form not in device.peak_flops_per_s and not (form == "tf32" and "fp32" in device.peak_flops_per_s):
+        if not _has_peak(dtype, device):
+            form = _FORMATS.get(dtype, dtype)
             raise SpecError(
                 "--from",
                 f"holds {dtype} kernels, but {device.name} has no {form} peak",
                 f"add {form} to its peak_tflops",
             )
+
+
+def _of_device(rows: TimingTable, device: DeviceSpec) -> TimingTable:
+    return measured_rows(rows.take(np.asarray(rows.device == device.name, dtype=np.bool_)))
+
+
+def check_level(rows: TimingTable, device: DeviceSpec, *, where: str) -> None:
+    """Refuse kernels that take so many times their price, or so small a part, that it must be the unit.
+
+    Where the hardware bounds them ``profiles.timing_audit.check_unit`` says so first; this holds of what stays in a
+    cache, too.
+
+    Raises:
+        SpecError: If the median of an operation and dtype lies a factor of ``FARTHEST`` from its price.
+    """
+    rows = rows.take(
+        np.array([_has_peak(word, device) for word in rows.dtype.tolist()], dtype=np.bool_) | (rows.k == 0)
+    )
+    if not len(rows):
+        return
+    ratio = rows.time_s / default_kernel_model().predict(calls_of(rows), device).time_s
+    group = groups(rows, ("op", "dtype"))
+    for number in np.unique(group):
+        mine = np.flatnonzero(group == number)
+        middle = float(np.median(ratio[mine]))
+        if len(mine) >= FEWEST_POINTS and not 1 / FARTHEST < middle < FARTHEST:
+            name = f"{rows.op[mine[0]]} {rows.dtype[mine[0]]}".strip()
+            problem = f"{len(mine):,} rows of {name} take {middle:.3g} times what {device.name} should, in the median"
+            unit = "ms" if middle < 1 else "ns"
+            raise SpecError(
+                where, problem, f"is the time column in {unit}? If not, is the data sheet of {device.name} right?"
+            )
+
+
+def _has_peak(dtype: str, device: DeviceSpec) -> bool:
+    form = _FORMATS.get(dtype, dtype)
+    return form in device.peak_flops_per_s or (form == "tf32" and "fp32" in device.peak_flops_per_s)
 
 
 def _left_out(count: int) -> IntArray:

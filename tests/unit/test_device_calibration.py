@@ -244,6 +244,19 @@ def test_a_correction_that_helps_nothing_is_not_kept(
     assert [path.name for path in again.rglob("*.*") if not path.name.startswith(".")] == ["A40.parquet"]
 
 
+@pytest.mark.parametrize(("factor", "unit"), [(1e-3, "ms"), (1e3, "ns")])
+def test_kernels_in_another_unit_calibrate_nothing(
+    tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str], factor: float, unit: str
+) -> None:
+    """Also of what stays in the cache or takes next to nothing, which no peak bounds."""
+    small = pretended().having(m=np.full(60, 16), n=64 * (1 + np.arange(60)), k=np.where(np.arange(60) < 30, 64, 0))
+    priced = default_kernel_model().predict(calls_of(small), A40)
+    write_timings(small.having(time_s=factor * priced.time_s), tmp_path / "small.parquet")
+    assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "small.parquet")) == 2
+    assert f"is the time column in {unit}?" in " ".join(capsys.readouterr().err.split())
+    assert not list(store.own_directory.rglob("A40*"))
+
+
 def test_packaged_rows_alone_calibrate_nothing(store: TimingStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("calibrate", "--device", "H200") == 2
     assert "that you measured; 0 are usable" in " ".join(capsys.readouterr().err.split())
