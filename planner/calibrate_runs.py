@@ -21,6 +21,7 @@ import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
 from costmodels.uncertainty import NORMAL_90
+from planner.validate.doubts import doubts
 from planner.validate.mapping import Mapped, map_files
 from planner.validate.predict import RowPredictor, price_half_widths
 from planner.validate.reader import place_of
@@ -69,10 +70,12 @@ class RunCalibration:
     Attributes:
         stacks: One calibration per stack that has timed runs, by name.
         mapped: All rows of the tables, with the reason for those that could not be used.
+        warnings: What looks wrong about the rows, though it may be right.
     """
 
     stacks: tuple[StackCalibration, ...]
     mapped: Mapped
+    warnings: tuple[str, ...] = ()
 
 
 def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None = None) -> RunCalibration:
@@ -94,6 +97,7 @@ def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None
         raise SpecError("runs", f"at most {MAX_RUNS} runs with a step time; got {len(timed)}")
     predicted_s = RowPredictor(timed).step_times_s(start)
     check_units(timed, predicted_s)
+    warnings = doubts(timed, predicted_s)
     timed = [row for row, usable in zip(timed, np.isfinite(predicted_s).tolist(), strict=True) if usable]
     if not timed and (wrong := unreadable(mapped.unscorable)) is not None:
         raise wrong
@@ -102,7 +106,7 @@ def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None
         raise SpecError("runs", "no row has a step time that can be compared", "; ".join(reasons[:3]))
     names = sorted({row.stack for row in timed})
     found = tuple(_calibrated(start[name], [row for row in timed if row.stack == name]) for name in names)
-    return RunCalibration(stacks=found, mapped=mapped)
+    return RunCalibration(stacks=found, mapped=mapped, warnings=warnings)
 
 
 def check_units(rows: Sequence[ScorableRow], predicted_s: FloatArray) -> None:

@@ -27,6 +27,7 @@ def show_run_calibration(found: RunCalibration, stored: Path | None) -> Shown:
         "unused_rows": [
             {"file": row.file, "line": row.line, "reason": row.reason} for row in found.mapped.unscorable
         ],
+        "warnings": list(found.warnings),
     }  # fmt: skip
     return document, lambda console: _print(document, console)
 
@@ -72,5 +73,7 @@ def _print(document: dict[str, Any], console: Console) -> None:
     if stored:
         names = " or ".join(f"--framework {item['stack']}" for item in document["stacks"])
         console.print(f"plans asked for with {names} rest on it")
+    for text in document["warnings"]:
+        console.print(f"Warning: {text}", highlight=False, markup=False)
     for row in document["unused_rows"]:
         console.print(unused_row(row["file"], row["line"], row["reason"]))
