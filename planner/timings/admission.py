@@ -101,8 +101,13 @@ def import_document(
     """What ``planner profiles import --json`` prints."""
     stored = None
     if merged is not None:
-        files = [str(path) for path in merged.files]
-        stored = {"added": merged.added, "replaced": merged.replaced, "kept": merged.kept, "files": files}
+        stored = {
+            "added": merged.added,
+            "replaced": merged.replaced,
+            "kept": merged.kept,
+            "apart": merged.apart,
+            "files": [str(path) for path in merged.files],
+        }
     return check_document(checked) | {"store": stored, "out": None if out is None else str(out), "rows": written}
 
 

@@ -272,7 +272,7 @@ def calibration_document(found: Calibrated) -> dict[str, Any]:
     merged = found.merged
     stored = None
     if merged is not None:
-        stored = {"added": merged.added, "replaced": merged.replaced, "kept": merged.kept}
+        stored = {"added": merged.added, "replaced": merged.replaced, "kept": merged.kept, "apart": merged.apart}
     return {
         "schema_version": SCHEMA_VERSION,
         "device": found.device,

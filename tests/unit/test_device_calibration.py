@@ -21,7 +21,7 @@ from profiles.catalog import Catalog, default_catalog
 from profiles.errors import SpecError
 from profiles.timing_files import write_timings
 from profiles.timing_store import TimingStore
-from profiles.timings import TimingTable, table_of_rows, timing_table
+from profiles.timings import TimingTable, joined, table_of_rows, timing_table
 
 A40 = default_catalog().device("A40")
 SLOWER = 1.7  # the pretended device's kernels, against the packaged prices
@@ -76,7 +76,7 @@ def test_errors_on_kernels_left_out_fall(document: Any) -> None:
     assert document["before"]["mape"] == pytest.approx(1 - 1 / SLOWER, abs=0.03)
     assert document["after"]["mape"] < 0.08
     assert {(group["op"], group["dtype"]) for group in document["groups"]} == {("gemm", "bf16"), ("rms_norm", "bf16")}
-    assert document["store"] == {"added": 60, "replaced": 0, "kept": 0}
+    assert document["store"] == {"added": 60, "replaced": 0, "kept": 0, "apart": 0}
     assert [Path(name).name for name in document["files"]] == ["A40.parquet", "A40.json"]
 
 
@@ -255,6 +255,19 @@ def test_kernels_in_another_unit_calibrate_nothing(
     assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "small.parquet")) == 2
     assert f"is the time column in {unit}?" in " ".join(capsys.readouterr().err.split())
     assert not list(store.own_directory.rglob("A40*"))
+
+
+def test_kernels_measured_twice_are_told_and_their_spread_counts(
+    tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = pretended()
+    write_timings(joined([once, once.having(time_s=3 * once.time_s)]), tmp_path / "twice.parquet")
+    assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "twice.parquet")) == 0
+    told = "60 of them were measured several times, over 1.26 times apart: one time is kept, with their spread"
+    assert told in " ".join(capsys.readouterr().out.split())
+    price = kernel_model_from(store, A40).predict(calls_of(once), A40)
+    assert (price.low_s < once.time_s).all()
+    np.testing.assert_allclose(price.time_s, 3 * once.time_s)
 
 
 def test_packaged_rows_alone_calibrate_nothing(store: TimingStore, capsys: pytest.CaptureFixture[str]) -> None:
