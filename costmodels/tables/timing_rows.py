@@ -49,8 +49,6 @@ def import_public_table(path: Path, options: ImportOptions) -> Imported:
     if not len(named):
         reasons = "; ".join(f"{count} times: {reason}" for reason, count in skipped.items())
         raise SpecError(str(path)[:200], f"no row can be read ({reasons})")
-    if options.method:
-        named = named.having(method=options.method)
     named, others = as_said(named, options, str(path)[:200])
     return Imported(format=PUBLIC_TABLE, table=named, skipped=skipped | others)
 

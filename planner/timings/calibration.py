@@ -19,12 +19,14 @@ from profiles.calibrations import calibration_path, write_calibration
 from profiles.catalog import Catalog
 from profiles.errors import SpecError
 from profiles.hardware import DeviceSpec
+from profiles.timing_ops import KERNEL
 from profiles.timing_store import Merged, TimingStore, groups
 from profiles.timings import FloatArray, IntArray, TextArray, TimingTable
 
 HELD_OUT = 0.2  # of the measured kernels, to show what calibration does to kernels it has not seen
 _FEWEST = 2 * FEWEST_POINTS
 _SEED = 0
+_WITHOUT_HOST = ("events", "graph", "profiler")  # methods of kernels timed without the host's launches
 FARTHEST = 100.0  # times its price: no correction, but a mistaken unit, which is a factor of a thousand
 _FORMATS = {"fp8_block": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}  # dtypes whose peak has another name
 MOST_ROWS = 300  # more kernels correct little more and the correction costs their cube
@@ -118,9 +120,12 @@ def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: Timi
     check_level(rows, device, where=f"timings stored of {device.name}")
     if len(rows) < _FEWEST:
         problem = f"needs at least {_FEWEST} kernels of {device.name} that you measured; {len(rows)} are usable"
+        own = store.own().table(device.name)
+        untold = int(np.sum((own.kind == KERNEL) & (own.method == "unknown")))
         hint = (
-            "kernels in a format plans use, timed without the host; 'planner profiles collect' measures a hundred; a "
-            "table that does not say how it was timed is imported with 'planner profiles import FILE --method'"
+            f"{untold:,} more do not say how they were timed: add --method {' or '.join(_WITHOUT_HOST)}, which it was"
+            if untold
+            else "kernels in a format plans use, timed without the host; 'planner profiles collect' measures a hundred"
         )
         raise SpecError("--from", problem, hint)
     base, calls = default_kernel_model(), calls_of(rows)

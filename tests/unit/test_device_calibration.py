@@ -270,6 +270,37 @@ def test_kernels_measured_twice_are_told_and_their_spread_counts(
     np.testing.assert_allclose(price.time_s, 3 * once.time_s)
 
 
+def test_a_table_that_does_not_say_how_it_was_timed_takes_one_step(
+    tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pretended()
+    lines = [
+        f"lab,A40,bf16,{rows.m[i]},{rows.n[i]},{rows.k[i]},1,{1e6 * rows.time_s[i]},x" for i in range(30)
+    ]  # the products
+    path = tmp_path / "gemm.csv"
+    path.write_text("\n".join(["source,gpu,dtype,m,n,k,batch,time_us,notes", *lines]) + "\n")
+    assert run("calibrate", "--device", "A40", "--from", str(path)) == 2
+    told = "30 more do not say how they were timed: add --method events or graph or profiler, which it was"
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert run("calibrate", "--device", "A40", "--from", str(path), "--method", "events", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--device", "A40", "--from", "any.csv", "--method", ""), "--method: unknown method ''. Hint: one of events"),
+        (("--device", "A40", "--method", "events"), "no file is given. Hint: add --from FILE"),
+        (("--runs", "runs.csv", "--method", "events"), "steps of --runs are timed as a whole"),
+    ],
+)
+def test_methods_that_say_nothing_are_refused(
+    arguments: tuple[str, ...], complaint: str, store: TimingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("calibrate", *arguments) == 2
+    assert complaint in " ".join(capsys.readouterr().err.split())
+
+
 def test_packaged_rows_alone_calibrate_nothing(store: TimingStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("calibrate", "--device", "H200") == 2
     assert "that you measured; 0 are usable" in " ".join(capsys.readouterr().err.split())
