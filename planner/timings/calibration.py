@@ -43,6 +43,16 @@ _ENTRY = """{name}:
   l2_mib: 50
   power_w: 600
   sources: {{default: "vendor's data sheet"}}"""
+# The machine it comes in, without which no cluster of it can be named: an entry of ``nodes.yaml``.
+_NODE = """{name}-node:
+  device: {name}
+  devices_per_node: 8
+  scale_up: nvlink4               # or pcie5, pcie5-no-p2p, ...: profiles/data/links.yaml
+  nic: ib-ndr-400
+  nics_per_node: 8
+  host_link: pcie5
+  host_memory_gib: 2048
+  source: vendor's data sheet"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +100,11 @@ def device_to_calibrate(catalog: Catalog, name: str) -> DeviceSpec:
     try:
         return catalog.device(name, field="--device")
     except SpecError as error:
-        entry = _ENTRY.format(name=name[:60])
+        entry, node = _ENTRY.format(name=name[:60]), _NODE.format(name=name[:60])
         hint = (
             f"{error.hint} If it is new, put its data sheet into DIRECTORY/devices/{name[:60]}.yaml and set"
-            f" PLANNER_CATALOG=DIRECTORY:\n\n{entry}\n"
+            f" PLANNER_CATALOG=DIRECTORY:\n\n{entry}\n\n"
+            f"and its machine into DIRECTORY/nodes.yaml, for --gpus 8x{name[:60]}:\n\n{node}\n"
         )
         raise SpecError("--device", error.problem, hint) from None
 

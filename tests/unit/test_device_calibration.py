@@ -18,6 +18,7 @@ from planner.price_lists import default_kernel_model, kernel_model_from, prices_
 from planner.timings.calibration import MOST_ROWS, spread_out
 from profiles.calibrations import calibration_path
 from profiles.catalog import Catalog, default_catalog
+from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
 from profiles.timing_files import write_timings
 from profiles.timing_store import TimingStore
@@ -203,11 +204,15 @@ def test_an_unknown_device_gets_the_data_sheet_to_write(
     assert run("calibrate", "--device", "NewChip-96GB", "--from", "any.parquet") == 2
     err = capsys.readouterr().err
     assert err.startswith("error: --device: unknown name 'NewChip-96GB'. Hint:")
-    entry = err.partition("\n\n")[2]
+    _, entry, told, node = err.rstrip().split("\n\n")
+    assert told == "and its machine into DIRECTORY/nodes.yaml, for --gpus 8xNewChip-96GB:"
     (tmp_path / "devices").mkdir()
     (tmp_path / "devices" / "new.yaml").write_text(entry)
+    (tmp_path / "nodes.yaml").write_text(node)
     assert list(yaml.safe_load(entry)) == ["NewChip-96GB"]
-    assert Catalog.load([tmp_path]).device("NewChip-96GB").peak("bf16") == 8e14
+    catalog = Catalog.load([tmp_path])
+    assert catalog.device("NewChip-96GB").peak("bf16") == 8e14
+    assert parse_cluster("2x8xNewChip-96GB", catalog).node.name == "NewChip-96GB-node"
 
 
 def test_own_rows_do_not_drown_among_packaged_ones(
