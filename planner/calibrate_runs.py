@@ -21,6 +21,7 @@ import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
 from costmodels.uncertainty import NORMAL_90
+from planner.validate.doubts import doubts
 from planner.validate.mapping import Mapped, map_files
 from planner.validate.predict import RowPredictor, price_half_widths
 from planner.validate.reader import place_of
@@ -37,6 +38,7 @@ FITTED_SHARE = 0.5
 # Runs that the spread of other users' runs counts as, beside the user's own.
 SPREAD_WEIGHT = 4.0
 MAX_RUNS = 10_000
+NO_WORSE = 1e-3  # by which the mean error may grow: what a fit of logarithms does to a mean that did not change
 FARTHEST = 100.0  # from its prediction, beyond which a run says more about its table than about its stack
 
 
@@ -61,6 +63,21 @@ class StackCalibration:
     before_s: FloatArray
     after_s: FloatArray
 
+    @property
+    def error_before(self) -> float:
+        """Mean relative error of the step times as packaged."""
+        return float(np.mean(np.abs(self.before_s / self.measured_s - 1)))
+
+    @property
+    def error_after(self) -> float:
+        """The same, calibrated."""
+        return float(np.mean(np.abs(self.after_s / self.measured_s - 1)))
+
+    @property
+    def helps(self) -> bool:
+        """Whether the fit is kept: not if it makes errors larger. One that changes nothing may narrow the interval."""
+        return self.error_after <= self.error_before + NO_WORSE
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunCalibration:
@@ -69,10 +86,12 @@ class RunCalibration:
     Attributes:
         stacks: One calibration per stack that has timed runs, by name.
         mapped: All rows of the tables, with the reason for those that could not be used.
+        warnings: What looks wrong about the rows, though it may be right.
     """
 
     stacks: tuple[StackCalibration, ...]
     mapped: Mapped
+    warnings: tuple[str, ...] = ()
 
 
 def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None = None) -> RunCalibration:
@@ -94,6 +113,7 @@ def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None
         raise SpecError("runs", f"at most {MAX_RUNS} runs with a step time; got {len(timed)}")
     predicted_s = RowPredictor(timed).step_times_s(start)
     check_units(timed, predicted_s)
+    warnings = doubts(timed, predicted_s)
     timed = [row for row, usable in zip(timed, np.isfinite(predicted_s).tolist(), strict=True) if usable]
     if not timed and (wrong := unreadable(mapped.unscorable)) is not None:
         raise wrong
@@ -102,7 +122,7 @@ def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None
         raise SpecError("runs", "no row has a step time that can be compared", "; ".join(reasons[:3]))
     names = sorted({row.stack for row in timed})
     found = tuple(_calibrated(start[name], [row for row in timed if row.stack == name]) for name in names)
-    return RunCalibration(stacks=found, mapped=mapped)
+    return RunCalibration(stacks=found, mapped=mapped, warnings=warnings)
 
 
 def check_units(rows: Sequence[ScorableRow], predicted_s: FloatArray) -> None:
@@ -154,8 +174,9 @@ def _calibrated(stack: StackSpec, rows: Sequence[ScorableRow]) -> StackCalibrati
     )
     after = problem.solve()
     after_s = predict(after, everything)
-    residual = np.log(measured_s / after_s)
-    spread = np.sqrt((SPREAD_WEIGHT * within**2 + float(residual @ residual)) / (SPREAD_WEIGHT + len(rows)))
+    times_s = [_times_s(row) for row in rows]
+    residual = np.log(np.concatenate(times_s) / np.repeat(after_s, [len(each) for each in times_s]))
+    spread = np.sqrt((SPREAD_WEIGHT * within**2 + float(residual @ residual)) / (SPREAD_WEIGHT + len(residual)))
     remaining = float(np.mean(problem.variance_at(after)))
     return StackCalibration(
         before=stack,
@@ -179,10 +200,17 @@ def _calibrated(stack: StackSpec, rows: Sequence[ScorableRow]) -> StackCalibrati
     )
 
 
+def _times_s(row: ScorableRow) -> tuple[float, ...]:
+    """What each of the runs behind a row took: their mean hides how they scatter."""
+    return row.repeat_times_s or (row.step_time_s or 0.0,)
+
+
 def fit_document(found: RunCalibration) -> dict[str, Any]:
-    """The calibrated stacks as a file that ``profiles.stacks.with_fit`` reads."""
+    """The calibrated stacks as a file that ``profiles.stacks.with_fit`` reads; without those that no fit helps."""
     stacks = {}
     for item in found.stacks:
+        if not item.helps:
+            continue
         names = (LEVEL, *free_parameters(item.after))
         stacks[item.after.name] = {
             "values": {name: float(f"{getattr(item.after, name):.6g}") for name in names},
@@ -209,7 +237,7 @@ def fit_file(out: Path | None) -> Path | None:
 
 
 def write_fit(found: RunCalibration, path: Path) -> None:
-    """Write the calibrated stacks; a fit of other stacks that the file holds stays.
+    """Write the calibrated stacks; a fit of other stacks that the file holds stays, one of those not helped goes.
 
     Raises:
         SpecError: If the file cannot be written, or holds something else.
@@ -217,8 +245,13 @@ def write_fit(found: RunCalibration, path: Path) -> None:
     document = fit_document(found)
     if path.is_file():
         with_fit(path)  # is it one?
-        document["stacks"] = json.loads(path.read_text(encoding="utf-8"))["stacks"] | document["stacks"]
+        kept = json.loads(path.read_text(encoding="utf-8"))["stacks"]
+        fitted = {item.after.name for item in found.stacks}
+        document["stacks"] = {name: card for name, card in kept.items() if name not in fitted} | document["stacks"]
     try:
+        if not document["stacks"]:
+            path.unlink(missing_ok=True)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     except OSError as error:

@@ -23,6 +23,10 @@ def calibrate(
         list[Path] | None,
         typer.Option("--runs", help="Instead: tables of your own training runs, as planner validate reads them."),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="How the kernels of files that do not say it were timed, e.g. events."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -42,9 +46,13 @@ def calibrate(
     if device is None:
         if from_:
             raise SpecError("--from", "holds measured kernels of a --device; tables of runs go to --runs")
+        if method is not None:
+            raise SpecError("--method", "is how kernels of --from were timed; steps of --runs are timed as a whole")
         _calibrate_runs(runs or [], out, json_=json_, output=output, quiet=quiet)
     else:
-        _calibrate_device(device, from_ or [], out, json_=json_, output=output, quiet=quiet)
+        if method is not None and not from_:
+            raise SpecError("--method", "is how kernels of --from were timed; no file is given", "add --from FILE")
+        _calibrate_device(device, from_ or [], out, method=method, json_=json_, output=output, quiet=quiet)
 
 
 def _calibrate_runs(runs: list[Path], out: Path | None, *, json_: bool, output: str | None, quiet: bool) -> None:
@@ -60,23 +68,31 @@ def _calibrate_runs(runs: list[Path], out: Path | None, *, json_: bool, output: 
 
 
 def _calibrate_device(
-    device: str, files: list[Path], out: Path | None, *, json_: bool, output: str | None, quiet: bool
+    device: str,
+    files: list[Path],
+    out: Path | None,
+    *,
+    method: str | None,
+    json_: bool,
+    output: str | None,
+    quiet: bool,
 ) -> None:
+    from planner.cli_timings import said_options
     from planner.timings.admission import check_files
     from planner.timings.calibration import calibrate_device, calibration_document, device_to_calibrate
     from planner.timings.render_calibration import render_calibration
     from profiles.catalog import default_catalog
-    from profiles.importers.base import ImportOptions
     from profiles.timing_store import default_store
 
     catalog, store = default_catalog(), default_store()
     spec = device_to_calibrate(catalog, device)
+    options = said_options(device=spec.name, only_device=True, method=method)
     if out is not None:
         if not out.is_dir():
             raise SpecError("--out", f"no such directory: {str(out)[:200]}", "make it first")
         store = replace(store, directories=(*store.directories, out), writable=True)
     with progress("calibrating", quiet=quiet):
-        checked = check_files(files, ImportOptions(device=spec.name, only_device=True), catalog)
+        checked = check_files(files, options, catalog)
         found = calibrate_device(spec, checked, store)
     emit(
         (calibration_document(found), lambda console: render_calibration(checked, found, console)),

@@ -25,7 +25,9 @@ Stack = Annotated[
 Source = Annotated[str, typer.Option("--source", help="Who measured.", rich_help_panel=_TOLD)]
 Licence = Annotated[str, typer.Option("--licence", help="SPDX identifier.", rich_help_panel=_TOLD)]
 Date = Annotated[str, typer.Option("--measured-on", help="Date, YYYY-MM-DD.", rich_help_panel=_TOLD)]
-Method = Annotated[str, typer.Option("--method", help="How rows were timed, e.g. events.", rich_help_panel=_TOLD)]
+Method = Annotated[
+    str | None, typer.Option("--method", help="How rows were timed, e.g. events.", rich_help_panel=_TOLD)
+]
 Format = Annotated[
     str, typer.Option("--format", help="own, nccl-tests, kineto, nsys, vidur, aiconfigurator, neusight or table.")
 ]
@@ -93,7 +95,7 @@ def check(
     from planner.timings.render import render_check
     from profiles.catalog import default_catalog
 
-    options = _options(device=device, dtype=dtype, num_nodes=nodes, link=link)
+    options = said_options(device=device, dtype=dtype, num_nodes=nodes, link=link)
     with progress("reading measurements", quiet=quiet):
         checked = check_files(files, options, default_catalog(), file_format=format_)
     emit((check_document(checked), lambda console: render_check(checked, console)), json_=json_, output=output)
@@ -115,7 +117,7 @@ def import_(
     source: Source = "",
     licence: Licence = "",
     measured_on: Date = "",
-    method: Method = "",
+    method: Method = None,
     json_: option.Json = False,
     output: option.Output = None,
     quiet: option.Quiet = False,
@@ -127,7 +129,7 @@ def import_(
     from profiles.catalog import default_catalog
     from profiles.timing_store import default_store
 
-    options = _options(
+    options = said_options(
         device=device, dtype=dtype, num_nodes=nodes, link=link, stack=stack, source=source, licence=licence,
         measured_on=measured_on, method=method,
     )  # fmt: skip
@@ -163,7 +165,12 @@ def export(
     emit((document, lambda console: console.print(words, highlight=False, soft_wrap=True)), json_=json_, output=output)
 
 
-def _options(**said: Any) -> Any:
+def said_options(**said: Any) -> Any:
+    """What the command line says about files, checked.
+
+    Raises:
+        SpecError: If an option says what cannot be.
+    """
     from profiles.catalog import default_catalog
     from profiles.importers.base import ImportOptions, dtype_of
     from profiles.timing_ops import DTYPES, METHODS
@@ -176,9 +183,12 @@ def _options(**said: Any) -> Any:
         said["link"] = default_catalog().link(link, field="--link").name
     if (date := said.get("measured_on")) and not _DATE.fullmatch(date):
         raise SpecError("--measured-on", f"must be a date; got {date[:40]!r}", "write it as 2026-11-20")
-    if (method := said.get("method")) and method not in METHODS:
-        raise SpecError("--method", f"unknown method {method[:40]!r}", "one of " + ", ".join(METHODS))
-    if said["dtype"]:
+    method = said.pop("method", None)
+    if method is not None:
+        if method not in METHODS:
+            raise SpecError("--method", f"unknown method {method[:40]!r}", "one of " + ", ".join(METHODS))
+        said["method"] = method
+    if said.get("dtype"):
         given = said["dtype"]
         said["dtype"] = given if given in DTYPES else dtype_of(given)
         if not said["dtype"]:

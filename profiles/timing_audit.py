@@ -2,7 +2,9 @@
 
 A row that beats the arithmetic peak, the memory or the link is wrong whatever its source says: a unit was
 mistaken, work was skipped or counted twice, or the clock was started late. So is one a thousand times slower
-than the hardware needs. Rows of devices and links that the catalogue does not know are kept, and counted.
+than the hardware needs. Rows of devices and links that the catalogue does not know are kept, and counted. Where
+many rows of a file are impossible, or none comes near the hardware, its time column is in another unit: none of it
+can be kept.
 """
 
 from collections.abc import Mapping
@@ -16,12 +18,21 @@ from profiles.errors import SpecError
 from profiles.hardware import DeviceSpec
 from profiles.timing_work import flops, traffic_bytes
 from profiles.timings import BoolArray, FloatArray, TextArray, TimingTable, row_problems
+from profiles.units import MICROSECOND
 
 # The fastest row of the public GEMM tables reaches 1.08 of its data sheet: an RTX 3090 above its boost clock.
 TOLERANCE = 1.1
 SLOWEST = 1000.0  # times what the hardware needs; a mistaken unit is a factor of a thousand
 SLOW_S = 0.01  # below, launch overhead and tails explain any ratio
-_TIMER_S = 1e-6  # resolution of the coarsest published timers
+_TIMER_S = 1e-6  # resolution of the coarsest published timers, which time 75 us and more where it decides
+_TIMER_SHARE = 0.02  # of its time, the most that a row is given for it: else a row of some ns could beat any peak
+# Rows of another unit, not slips: of public tables at most 17 % of a device's collectives and 4 % of its kernels are
+# faster than their hardware, and where times are a thousand times too short at least 30 %.
+MISTAKEN_SHARE = 0.2
+_FEWEST_MISTAKEN = 5
+# Of every device, operation and dtype of the public tables some kernel over 20 us reaches 2 % of the hardware; the
+# longest collective inside a node that does not reach 1 % takes 0.96 ms.
+_LEAST_SHARE, _LONG_KERNEL_S, _LONG_COLLECTIVE_S = 0.01, 20e-6, 1e-3
 # Whose units multiply it, at most as fast.
 _FORMAT = {"int8": "fp8", "int4": "fp4", "fp64": "fp32", "fp8_block": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
 
@@ -33,10 +44,15 @@ class Audit:
     Attributes:
         reasons: (R,) why a row is impossible; empty where it is not.
         unaudited: (R,) rows that no peak bounds: kept. The device or link is unknown, or all fits in its cache.
+        reached: (R,) share of what the hardware can do that the time amounts to, traffic in cache counted; NaN where
+            unknown.
+        too_fast: (R,) rows that beat a peak.
     """
 
     reasons: TextArray
     unaudited: BoolArray
+    reached: FloatArray
+    too_fast: BoolArray
 
     @property
     def accepted(self) -> BoolArray:
@@ -54,7 +70,8 @@ class Audit:
 def audit(table: TimingTable, catalog: Catalog) -> Audit:
     """Judge every row; also those that are unsound as data (``profiles.timings.row_problems``)."""
     reasons = row_problems(table)
-    unaudited = np.ones(len(table), dtype=np.bool_)
+    unaudited, too_fast = np.ones(len(table), dtype=np.bool_), np.zeros(len(table), dtype=np.bool_)
+    reached = np.full(len(table), np.nan)
     for name in sorted(set(table.device.tolist())):
         rows = np.flatnonzero(table.device == name)
         device = _known(catalog, str(name))
@@ -65,8 +82,11 @@ def audit(table: TimingTable, catalog: Catalog) -> Audit:
         wire_s = _wire_s(part, device, catalog)
         needed_s = np.fmax(np.fmax(arithmetic_s, memory_s), wire_s)
         unaudited[rows] = np.isnan(needed_s)
-        measured_s = (part.time_s + _TIMER_S) * TOLERANCE
-        slow = (part.time_s > SLOW_S) & (part.time_s > SLOWEST * np.fmax(needed_s, _cached_s(part, device)))
+        measured_s = (part.time_s + np.clip(_TIMER_SHARE * part.time_s, 0.0, _TIMER_S)) * TOLERANCE
+        needed_s = np.fmax(needed_s, _cached_s(part, device))
+        reached[rows] = np.divide(needed_s, part.time_s, out=np.full(len(part), np.nan), where=part.time_s > 0)
+        too_fast[rows] = np.fmax(np.fmax(arithmetic_s, memory_s), wire_s) > measured_s
+        slow = (part.time_s > SLOW_S) & (part.time_s > SLOWEST * needed_s)
         verdicts: tuple[tuple[BoolArray, str], ...] = (
             (arithmetic_s > measured_s, "beats the arithmetic peak of its device and dtype"),
             (memory_s > measured_s, "beats the memory bandwidth of its device"),
@@ -75,7 +95,40 @@ def audit(table: TimingTable, catalog: Catalog) -> Audit:
         )
         for bad, reason in verdicts:
             reasons[rows[bad & (reasons[rows] == "")]] = reason
-    return Audit(reasons=reasons, unaudited=unaudited)
+    return Audit(reasons=reasons, unaudited=unaudited, reached=reached, too_fast=too_fast)
+
+
+def check_unit(table: TimingTable, verdict: Audit, *, where: str) -> None:
+    """Refuse rows whose times must be in another unit, device by device.
+
+    Args:
+        table: The rows of one file.
+        verdict: Of ``audit`` on them.
+        where: The file, for the error.
+
+    Raises:
+        SpecError: If of the rows of a device that a peak bounds more than ``MISTAKEN_SHARE`` beat it, or all long
+            ones stay below a hundredth of it.
+    """
+    floor_s = np.where(table.kind == ops.COLLECTIVE, _LONG_COLLECTIVE_S, _LONG_KERNEL_S)
+    long = np.isfinite(verdict.reached) & (table.time_s > floor_s)
+    for name in sorted(set(table.device.tolist())):
+        mine = table.device == name
+        bounded, fast = int(np.sum(mine & ~verdict.unaudited)), np.flatnonzero(mine & verdict.too_fast)
+        if len(fast) >= max(_FEWEST_MISTAKEN, MISTAKEN_SHARE * bounded):
+            first = int(fast[0])
+            problem = (
+                f"{len(fast):,} of {bounded:,} rows are faster than {name} can be, e.g. row {first + 1}, which takes"
+                f" {table.time_s[first] / MICROSECOND:.3g} us and reaches {verdict.reached[first]:.3g} times its peak"
+            )
+            raise SpecError(where, problem, f"is the time column in ms? If not, are the peaks of {name} too low?")
+        reached = verdict.reached[mine & long]
+        if len(reached) >= _FEWEST_MISTAKEN and float(np.max(reached)) < _LEAST_SHARE:
+            problem = (
+                f"of {len(reached):,} rows that take long none reaches {100 * _LEAST_SHARE:.0f} % of what {name} can"
+                f" do, the best {100 * float(np.max(reached)):.2g} %"
+            )
+            raise SpecError(where, problem, f"is the time column in ns? If not, are the peaks of {name} too high?")
 
 
 def _known(catalog: Catalog, name: str) -> DeviceSpec | None:

@@ -29,6 +29,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FOLDER = "timings"
+# Repeats of one measurement lie within 11.6 % of it nine times in ten (``costmodels.kernels.measured``).
+REPEATS_AGREE = 1.116 / 0.884
+_NORMAL_IQR = 1.349  # standard deviations between the quartiles of a normal distribution
 # What a row is about; the other columns say how well it is known.
 SHAPE = (
     "kind", "op", "dtype", "layout", "m", "n", "k", "batch", "heads", "kv_heads", "value_width", "window", "causal",
@@ -89,6 +92,32 @@ def deduplicated(table: TimingTable) -> TimingTable:
     return table.take(best_of_groups(table, IDENTITY))
 
 
+def with_repeats(table: TimingTable) -> tuple[TimingTable, int]:
+    """One row per ``IDENTITY``, with what repeats of the same measurement in the table tell of its spread.
+
+    Rows that agree in statistic and day too are repeats: the interquartile range of a normal distribution that scatters
+    as they do is that of the row kept, if it is the larger.
+
+    Returns:
+        The rows, and of how many the repeats lie more than ``REPEATS_AGREE`` times apart.
+    """
+    kept = best_of_groups(table, IDENTITY)
+    if not len(table):
+        return table, 0
+    group = groups(table, (*IDENTITY, "statistic", "measured_on"))
+    count, first = np.bincount(group), np.unique(group, return_index=True)[1]
+    away_s = table.time_s - table.time_s[first][group]  # small numbers, whose squares lose no digits
+    mean_s = np.bincount(group, weights=away_s) / count
+    squares = np.bincount(group, weights=(away_s - mean_s[group]) ** 2)
+    repeats_s = _NORMAL_IQR * np.sqrt(squares / np.maximum(count - 1, 1))
+    spread_s = np.where(repeats_s[group] > 0, np.fmax(table.spread_s, repeats_s[group]), table.spread_s)
+    low_s, high_s = np.full(len(count), np.inf), np.zeros(len(count))
+    np.minimum.at(low_s, group, table.time_s)
+    np.maximum.at(high_s, group, table.time_s)
+    apart = (high_s > REPEATS_AGREE * low_s)[group]
+    return table.having(spread_s=spread_s).take(kept), int(np.sum(apart[kept]))
+
+
 class KeyIndex:
     """Exact look-ups by kernel key in the rows of one device: the best row of each key.
 
@@ -134,6 +163,7 @@ class Merged:
         added: Rows of things not measured before.
         replaced: Rows that took the place of poorer ones.
         kept: Rows passed over because what is stored is as good or better.
+        apart: Rows of which the same table holds repeats that contradict each other (``with_repeats``).
         files: Files written.
     """
 
@@ -141,6 +171,7 @@ class Merged:
     replaced: int
     kept: int
     files: tuple[Path, ...]
+    apart: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +226,7 @@ class TimingStore:
             SpecError: If there is no user directory, a row is unsound, or a file cannot be read or written.
         """
         directory = self.own_directory
-        fresh = deduplicated(table)
+        fresh, apart = with_repeats(table)
         added = replaced = 0
         files: list[Path] = []
         for device in sorted(set(fresh.device.tolist())):
@@ -209,7 +240,8 @@ class TimingStore:
             added += grown
             replaced += int(np.sum(rows >= len(stored))) - grown
             files.append(path)
-        return Merged(added=added, replaced=replaced, kept=len(table) - added - replaced, files=tuple(files))
+        kept = len(table) - added - replaced
+        return Merged(added=added, replaced=replaced, kept=kept, files=tuple(files), apart=apart)
 
 
 @contextlib.contextmanager

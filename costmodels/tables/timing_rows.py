@@ -4,6 +4,7 @@ Of a public table, rows that are one call each become rows of the schema. Such a
 were timed: say the method, or they count as unknown and are stored but not used as exact prices.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from costmodels.tables.rows import KernelRows
 from profiles.errors import SpecError
 from profiles.importers.base import Imported, ImportOptions, as_said, catalogue_name, text_lines
 from profiles.timing_ops import COLLECTIVE, COLLECTIVES, KERNEL
-from profiles.timings import TextArray, TimingTable, timing_table
+from profiles.timings import IntArray, TextArray, TimingTable, timing_table
 from profiles.units import MICROSECOND
 
 PUBLIC_TABLE = "table"
@@ -41,18 +42,31 @@ def import_public_table(path: Path, options: ImportOptions) -> Imported:
         SpecError: If it is no such table, or none of its rows can be read.
     """
     table = read_table(path)
-    rows, skipped = _kernels(table) if table.schema in MAPPINGS else _collectives(table)
-    if not len(rows):
+    if table.schema in MAPPINGS:
+        named, _, skipped = kernel_timings(kernel_rows(table))
+    else:
+        named, _, skipped = collective_timings(table)
+    if not len(named):
         reasons = "; ".join(f"{count} times: {reason}" for reason, count in skipped.items())
         raise SpecError(str(path)[:200], f"no row can be read ({reasons})")
-    devices = {name: catalogue_name(name) for name in set(rows.device.tolist())}
-    named = rows.having(
-        device=[devices[name] for name in rows.device.tolist()],
-        method=options.method or "unknown",
-        statistic="unknown",
-    )
     named, others = as_said(named, options, str(path)[:200])
     return Imported(format=PUBLIC_TABLE, table=named, skipped=skipped | others)
+
+
+def impossible(found: KernelRows, verdicts: TextArray, rows: IntArray) -> KernelRows:
+    """Rows to score without those that their device cannot have done.
+
+    Args:
+        found: The rows.
+        verdicts: (T,) reasons of ``profiles.timing_audit.audit`` of ``kernel_timings``; empty where a row is possible.
+        rows: (T,) which rows those are.
+    """
+    values = (*found.problem.values, *sorted(set(verdicts.tolist()) - {"", *found.problem.values}))
+    codes = found.problem.codes.copy()
+    for reason in sorted(set(verdicts.tolist()) - {""}):
+        codes[rows[verdicts == reason]] = values.index(reason)
+    kept = codes[found.row] == 0
+    return replace(found, problem=Words(values=values, codes=codes), calls=take(found.calls, kept), row=found.row[kept])
 
 
 def rows_of_timings(table: TimingTable) -> KernelRows:
@@ -81,8 +95,12 @@ def _words(column: TextArray) -> Words:
     return Words(values=tuple(places), codes=codes)
 
 
-def _kernels(table: Table) -> tuple[TimingTable, dict[str, int]]:
-    found = kernel_rows(table)
+def kernel_timings(found: KernelRows) -> tuple[TimingTable, IntArray, dict[str, int]]:
+    """Rows that are one kernel each, timed in a way that is not known.
+
+    Returns:
+        The T rows in the timing schema; (T,) which rows of the table they are; those passed over, by reason.
+    """
     calls_per_row = np.bincount(found.row, minlength=len(found))
     calls = found.calls
     whole = np.logical_and.reduce([size == np.floor(size) for size in (calls.m, calls.n, calls.k, calls.batch)])
@@ -104,10 +122,11 @@ def _kernels(table: Table) -> tuple[TimingTable, dict[str, int]]:
         source=found.source.map(str)[row].astype(object),
         kernel=found.engine.map(lambda word: word[:_LONGEST_NAME])[row].astype(object),
     )
-    return named, {reason: count for reason, count in skipped.items() if count}
+    return _named(named), row, {reason: count for reason, count in skipped.items() if count}
 
 
-def _collectives(table: Table) -> tuple[TimingTable, dict[str, int]]:
+def collective_timings(table: Table) -> tuple[TimingTable, IntArray, dict[str, int]]:
+    """The same of a table of collectives."""
     op, numbers = table.words["op"].map(str), table.numbers
     ranks, nodes = numbers["num_gpus"], np.maximum(np.nan_to_num(numbers["num_nodes"]), 1)
     sound = [positive(numbers[name]) for name in ("num_gpus", "size_bytes", "time_us")]
@@ -126,4 +145,11 @@ def _collectives(table: Table) -> tuple[TimingTable, dict[str, int]]:
         source=table.words["source"].map(str)[rows].astype(object),
     )
     left = len(table) - len(rows)
-    return timings, {"no collective of a group, size and time": left} if left else {}
+    return _named(timings), rows, {"no collective of a group, size and time": left} if left else {}
+
+
+def _named(timings: TimingTable) -> TimingTable:
+    """The rows with their devices as the catalogue names them."""
+    devices = {name: catalogue_name(name) for name in set(timings.device.tolist())}
+    names = [devices[name] for name in timings.device.tolist()]
+    return timings.having(device=names, method="unknown", statistic="unknown")

@@ -11,18 +11,26 @@ import numpy as np
 from costmodels.expert_exchange import KINDS
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import read_table
-from costmodels.tables.timing_rows import is_public_table, rows_of_timings
+from costmodels.tables.rows import KernelRows
+from costmodels.tables.timing_rows import (
+    collective_timings,
+    impossible,
+    is_public_table,
+    kernel_timings,
+    rows_of_timings,
+)
 from planner.price_lists import default_kernel_model
 from planner.schema_types import SCHEMA_VERSION
 from planner.score.collectives import score_collectives
 from planner.score.exchanges import score_exchanges
 from planner.score.kernels import FewShot, score_kernels
 from planner.score.results import TableScore, Unpriced
-from profiles.catalog import default_catalog
+from profiles.catalog import Catalog, default_catalog
 from profiles.fits import default_fits
 from profiles.importers.base import ImportOptions
 from profiles.importers.detect import detect, import_file
-from profiles.timings import TextArray, TimingTable, row_problems
+from profiles.timing_audit import audit, check_unit
+from profiles.timings import TextArray, TimingTable
 
 _NO_TABLES = (".parquet", ".json", ".gz", ".sqlite", ".log")  # what can be no CSV of public timings
 
@@ -35,7 +43,7 @@ def score_tables(paths: Sequence[Path], *, few_shot: FewShot | None = None) -> l
         few_shot: Rows of each GPU and table of kernels to calibrate with first.
 
     Raises:
-        SpecError: If a file is no table of a known schema.
+        SpecError: If a file is no table of a known schema, or its times are in another unit.
     """
     return [score_table(path, few_shot=few_shot) for path in paths]
 
@@ -46,9 +54,12 @@ def score_table(path: Path, *, few_shot: FewShot | None = None) -> TableScore:
         return _score_timings(path, few_shot=few_shot)
     table, fits, catalog = read_table(path), default_fits().collectives, default_catalog()
     if table.schema == "collectives":
+        timings, _, _ = collective_timings(table)
+        check_unit(timings, audit(timings, catalog), where=str(path)[:200])
         groups, unpriced = score_collectives(table, fits, catalog)
     else:
-        groups, unpriced = score_kernels(kernel_rows(table), default_kernel_model(), catalog, few_shot=few_shot)
+        rows = _possible(kernel_rows(table), catalog, where=str(path)[:200])
+        groups, unpriced = score_kernels(rows, default_kernel_model(), catalog, few_shot=few_shot)
     if table.schema == "moe":
         exchanges, problems = score_exchanges(table, fits, catalog)
         groups += exchanges
@@ -58,10 +69,20 @@ def score_table(path: Path, *, few_shot: FewShot | None = None) -> TableScore:
     )
 
 
+def _possible(rows: KernelRows, catalog: Catalog, *, where: str) -> KernelRows:
+    """The rows without those that their device cannot have done."""
+    timings, row, _ = kernel_timings(rows)
+    verdict = audit(timings, catalog)
+    check_unit(timings, verdict, where=where)
+    return impossible(rows, verdict.reasons, row)
+
+
 def _score_timings(path: Path, *, few_shot: FewShot | None) -> TableScore:
     """Measurements of one's own, in any format that ``planner profiles import`` reads."""
     imported = import_file(path, ImportOptions())
-    problems = row_problems(imported.table)
+    verdict = audit(imported.table, default_catalog())
+    check_unit(imported.table, verdict, where=str(path)[:200])
+    problems = verdict.reasons
     sound = problems == ""
     rows = rows_of_timings(imported.table.take(sound.astype(np.bool_)))
     groups, unpriced = score_kernels(rows, default_kernel_model(), default_catalog(), few_shot=few_shot)
@@ -75,7 +96,7 @@ def _score_timings(path: Path, *, few_shot: FewShot | None) -> TableScore:
 
 
 def _unsound(table: TimingTable, problems: TextArray) -> list[Unpriced]:
-    """Rows that are wrong as data, by device, operation, dtype and what is wrong."""
+    """Rows that are wrong as data or impossible, by device, operation, dtype and what is wrong."""
     bad = np.flatnonzero(problems != "")
     named = (table.device, table.op, table.dtype, problems)
     counts = Counter(zip(*(column[bad].tolist() for column in named), strict=True))

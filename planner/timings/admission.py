@@ -14,7 +14,7 @@ from profiles.catalog import Catalog
 from profiles.errors import SpecError
 from profiles.importers.base import Imported, ImportOptions
 from profiles.importers.detect import detect, import_file
-from profiles.timing_audit import Audit, audit
+from profiles.timing_audit import Audit, audit, check_unit
 from profiles.timing_files import write_timings
 from profiles.timing_store import Merged, TimingStore
 from profiles.timings import TimingTable, joined
@@ -48,7 +48,7 @@ def check_files(
     """Every file read and audited.
 
     Raises:
-        SpecError: If a file cannot be read.
+        SpecError: If a file cannot be read, or its times are in another unit.
     """
     found = []
     for path in paths:
@@ -57,7 +57,9 @@ def check_files(
             imported = import_public_table(path, options)
         else:
             imported = import_file(path, options, file_format=named)
-        found.append(Checked(path=path, imported=imported, audit=audit(imported.table, catalog)))
+        verdict = audit(imported.table, catalog)
+        check_unit(imported.table, verdict, where=str(path)[:200])
+        found.append(Checked(path=path, imported=imported, audit=verdict))
     return found
 
 
@@ -99,8 +101,13 @@ def import_document(
     """What ``planner profiles import --json`` prints."""
     stored = None
     if merged is not None:
-        files = [str(path) for path in merged.files]
-        stored = {"added": merged.added, "replaced": merged.replaced, "kept": merged.kept, "files": files}
+        stored = {
+            "added": merged.added,
+            "replaced": merged.replaced,
+            "kept": merged.kept,
+            "apart": merged.apart,
+            "files": [str(path) for path in merged.files],
+        }
     return check_document(checked) | {"store": stored, "out": None if out is None else str(out), "rows": written}
 
 

@@ -19,12 +19,16 @@ from profiles.calibrations import calibration_path, write_calibration
 from profiles.catalog import Catalog
 from profiles.errors import SpecError
 from profiles.hardware import DeviceSpec
+from profiles.timing_ops import KERNEL
 from profiles.timing_store import Merged, TimingStore, groups
 from profiles.timings import FloatArray, IntArray, TextArray, TimingTable
 
 HELD_OUT = 0.2  # of the measured kernels, to show what calibration does to kernels it has not seen
 _FEWEST = 2 * FEWEST_POINTS
 _SEED = 0
+_WITHOUT_HOST = ("events", "graph", "profiler")  # methods of kernels timed without the host's launches
+FARTHEST = 100.0  # times its price: no correction, but a mistaken unit, which is a factor of a thousand
+_FORMATS = {"fp8_block": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}  # dtypes whose peak has another name
 MOST_ROWS = 300  # more kernels correct little more and the correction costs their cube
 
 # The smallest entry of ``devices/*.yaml`` that will do.
@@ -39,6 +43,16 @@ _ENTRY = """{name}:
   l2_mib: 50
   power_w: 600
   sources: {{default: "vendor's data sheet"}}"""
+# The machine it comes in, without which no cluster of it can be named: an entry of ``nodes.yaml``.
+_NODE = """{name}-node:
+  device: {name}
+  devices_per_node: 8
+  scale_up: nvlink4               # or pcie5, pcie5-no-p2p, ...: profiles/data/links.yaml
+  nic: ib-ndr-400
+  nics_per_node: 8
+  host_link: pcie5
+  host_memory_gib: 2048
+  source: vendor's data sheet"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +100,11 @@ def device_to_calibrate(catalog: Catalog, name: str) -> DeviceSpec:
     try:
         return catalog.device(name, field="--device")
     except SpecError as error:
-        entry = _ENTRY.format(name=name[:60])
+        entry, node = _ENTRY.format(name=name[:60]), _NODE.format(name=name[:60])
         hint = (
             f"{error.hint} If it is new, put its data sheet into DIRECTORY/devices/{name[:60]}.yaml and set"
-            f" PLANNER_CATALOG=DIRECTORY:\n\n{entry}\n"
+            f" PLANNER_CATALOG=DIRECTORY:\n\n{entry}\n\n"
+            f"and its machine into DIRECTORY/nodes.yaml, for --gpus 8x{name[:60]}:\n\n{node}\n"
         )
         raise SpecError("--device", error.problem, hint) from None
 
@@ -105,17 +120,23 @@ def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: Timi
         store: Where to.
 
     Raises:
-        SpecError: If there are too few kernels of the device, or nowhere to store them.
+        SpecError: If there are too few kernels of the device, nowhere to store them, or times are in another unit.
     """
     directory = store.own_directory
+    for item in checked:
+        check_level(_of_device(item.accepted, device), device, where=str(item.path)[:200])
     merged = admit(checked, store) if checked else None
     rows = measured_rows(store.own().table(device.name))
     _check_formats(rows, device)
+    check_level(rows, device, where=f"timings stored of {device.name}")
     if len(rows) < _FEWEST:
         problem = f"needs at least {_FEWEST} kernels of {device.name} that you measured; {len(rows)} are usable"
+        own = store.own().table(device.name)
+        untold = int(np.sum((own.kind == KERNEL) & (own.method == "unknown")))
         hint = (
-            "kernels in a format plans use, timed without the host; 'planner profiles collect' measures a hundred; a "
-            "table that does not say how it was timed is imported with 'planner profiles import FILE --method'"
+            f"{untold:,} more do not say how they were timed: add --method {' or '.join(_WITHOUT_HOST)}, which it was"
+            if untold
+            else "kernels in a format plans use, timed without the host; 'planner profiles collect' measures a hundred"
         )
         raise SpecError("--from", problem, hint)
     base, calls = default_kernel_model(), calls_of(rows)
@@ -155,13 +176,50 @@ def _document(calibration: Calibration, rows: int) -> dict[str, Any]:
 def _check_formats(rows: TimingTable, device: DeviceSpec) -> None:
     """Refuse arithmetic that the data sheet does not list, before a price is asked for."""
     for dtype in sorted(set(rows.dtype[rows.k > 0].tolist())):
-        form = {"fp8_block": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}.get(dtype, dtype)
-        if form not in device.peak_flops_per_s and not (form == "tf32" and "fp32" in device.peak_flops_per_s):
+        if not _has_peak(dtype, device):
+            form = _FORMATS.get(dtype, dtype)
             raise SpecError(
                 "--from",
                 f"holds {dtype} kernels, but {device.name} has no {form} peak",
                 f"add {form} to its peak_tflops",
             )
+
+
+def _of_device(rows: TimingTable, device: DeviceSpec) -> TimingTable:
+    return measured_rows(rows.take(np.asarray(rows.device == device.name, dtype=np.bool_)))
+
+
+def check_level(rows: TimingTable, device: DeviceSpec, *, where: str) -> None:
+    """Refuse kernels that take so many times their price, or so small a part, that it must be the unit.
+
+    Where the hardware bounds them ``profiles.timing_audit.check_unit`` says so first; this holds of what stays in a
+    cache, too.
+
+    Raises:
+        SpecError: If the median of an operation and dtype lies a factor of ``FARTHEST`` from its price.
+    """
+    rows = rows.take(
+        np.array([_has_peak(word, device) for word in rows.dtype.tolist()], dtype=np.bool_) | (rows.k == 0)
+    )
+    if not len(rows):
+        return
+    ratio = rows.time_s / default_kernel_model().predict(calls_of(rows), device).time_s
+    group = groups(rows, ("op", "dtype"))
+    for number in np.unique(group):
+        mine = np.flatnonzero(group == number)
+        middle = float(np.median(ratio[mine]))
+        if len(mine) >= FEWEST_POINTS and not 1 / FARTHEST < middle < FARTHEST:
+            name = f"{rows.op[mine[0]]} {rows.dtype[mine[0]]}".strip()
+            problem = f"{len(mine):,} rows of {name} take {middle:.3g} times what {device.name} should, in the median"
+            unit = "ms" if middle < 1 else "ns"
+            raise SpecError(
+                where, problem, f"is the time column in {unit}? If not, is the data sheet of {device.name} right?"
+            )
+
+
+def _has_peak(dtype: str, device: DeviceSpec) -> bool:
+    form = _FORMATS.get(dtype, dtype)
+    return form in device.peak_flops_per_s or (form == "tf32" and "fp32" in device.peak_flops_per_s)
 
 
 def _left_out(count: int) -> IntArray:
@@ -230,7 +288,7 @@ def calibration_document(found: Calibrated) -> dict[str, Any]:
     merged = found.merged
     stored = None
     if merged is not None:
-        stored = {"added": merged.added, "replaced": merged.replaced, "kept": merged.kept}
+        stored = {"added": merged.added, "replaced": merged.replaced, "kept": merged.kept, "apart": merged.apart}
     return {
         "schema_version": SCHEMA_VERSION,
         "device": found.device,

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from planner.timings.admission import Checked
 from planner.timings.summary import DeviceSummary, OperationSummary
-from profiles.timing_store import Merged
+from profiles.timing_store import REPEATS_AGREE, Merged
 from profiles.timings import IntArray, TimingTable
 from profiles.units import GIGA, MICROSECOND, TERA
 
@@ -97,8 +97,16 @@ def render_import(
         for path in merged.files:
             say(console, f"stored in {path}")
         say(console, f"{merged.added:,} rows added, {merged.replaced:,} replaced, {merged.kept:,} known already")
+        say_apart(merged, console)
     elif out is not None:
         say(console, f"{written:,} rows written to {out}")
+
+
+def say_apart(merged: Merged, console: Console) -> None:
+    """Rows whose repeats contradict each other."""
+    if merged.apart:
+        problem = f"{merged.apart:,} of them were measured several times, over {REPEATS_AGREE:.2f} times apart"
+        say(console, f"Warning: {problem}: one time is kept, with their spread")
 
 
 def listing(titles: Sequence[str], *, left: Sequence[int], title: str | None = None) -> Table:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from planner.timings.admission import Checked
 from planner.timings.calibration import Calibrated
-from planner.timings.render import listing, render_check, say
+from planner.timings.render import listing, render_check, say, say_apart
 from planner.validate.metrics import ErrorSummary
 
 
@@ -21,6 +21,8 @@ def render_calibration(checked: Sequence[Checked], found: Calibrated, console: C
     table.add_row("all", *_change(found.before, found.after))
     console.print(table)
     say(console, "MAPE: mean |predicted / measured - 1| in %; covered: share inside the 90 % interval, in %")
+    if found.merged is not None:
+        say_apart(found.merged, console)
     for path in found.files:
         say(console, f"stored {path}")
     if found.corrected:

@@ -26,7 +26,7 @@ from planner.validate.layouts import (
     job_of,
     plan_of,
 )
-from planner.validate.measured import Memory, memory_of, step_time_s
+from planner.validate.measured import Memory, check_peak, memory_of, step_time_s, time_column
 from planner.validate.models import ModelFinder, model_of
 from planner.validate.reader import Row, csv_files, read_rows
 from planner.validate.recipes import MODULES_RECOMPUTED
@@ -172,6 +172,7 @@ def map_row(printed: Row, catalog: Catalog, finder: ModelFinder, *, users_own: b
         plan=plan,
         stack=reading.defaults.stack,
         step_time_s=time_s,
+        time_column="" if time_s is None else time_column(row),
         out_of_memory=_verdict(row, reading, died=died, ran=bool(time_s or memory or time_note)),
         assumptions=_material(reading.assumptions, memory_matters=died or memory is not None),
         recompute_assumed=any(text.startswith(RECOMPUTE_ASSUMED) for text in reading.assumptions),
@@ -279,7 +280,10 @@ def _time(row: Row, reading: Reading, pipeline: int, job: TrainingJob) -> float 
         raise CannotScore("ran before the pipeline fix of its framework")
     if "LOW QUALITY" in notes:
         raise CannotScore("sequence lengths not controlled (low quality)")
-    return step_time_s(row, reading.model, reading.cluster, job)
+    found = step_time_s(row, reading.model, reading.cluster, job)
+    if found is not None and reading.users_own:
+        check_peak(row, found, reading.model, reading.cluster, job)
+    return found
 
 
 def average_repeats(rows: Sequence[ScorableRow]) -> tuple[ScorableRow, ...]:

@@ -12,6 +12,7 @@ from costmodels.flops import attention_core_flops_per_token, matmul_parameters, 
 from costmodels.workload import TrainingJob
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore, Contradiction, MemoryKind
+from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
 from profiles.units import GIB, GIGA, TERA
@@ -21,6 +22,14 @@ _AGREE = 0.03
 _TFLOPS_HIGH, _TFLOPS_LOW = 1.15, 0.75
 # Below this share of the peak a run inside one node measured something else than training.
 _LEAST_MFU = 0.01
+# What a figure that no hardware can reach most likely is, by its column.
+_MISTAKES = {
+    "measured_step_time_s": "is it that of a micro-batch, or global_batch_seqs more than a step trains?",
+    "measured_tokens_per_s_total": "are seq_len and global_batch_seqs those of the run, num_gpus all of them?",
+    "measured_tokens_per_s_per_gpu": "is it that of all GPUs, which measured_tokens_per_s_total holds?",
+    "measured_tflops_per_gpu": "is it that of all GPUs?",
+    "measured_mfu": "is it in %, of the dense peak?",
+}
 
 
 class FlopConvention(StrEnum):
@@ -123,6 +132,34 @@ def step_time_s(row: Row, model: ModelSpec, cluster: ClusterSpec, job: TrainingJ
         if used < _LEAST_MFU:
             raise Contradiction(f"implied utilisation {used:.1%} within one node")
     return time_s
+
+
+def time_column(row: Row) -> str:
+    """Name of the column that the step time of a row rests on; empty where none holds one."""
+    return next((column for column in _MISTAKES if row.positive(column)), "")
+
+
+def check_peak(row: Row, time_s: float, model: ModelSpec, cluster: ClusterSpec, job: TrainingJob) -> None:
+    """Refuse a time in which a step's own FLOPs exceed the dense peak of all devices.
+
+    Causal attention counts in half and recomputation not at all, as in a printed MFU. NGC containers run "fp32" as
+    TF32.
+
+    Raises:
+        SpecError: Naming the column, and what most likely went wrong.
+    """
+    peaks, form = cluster.device.peak_flops_per_s, job.numerics.gemm_format
+    form = "tf32" if form == "fp32" and "tf32" in peaks else form
+    if form not in peaks:
+        return
+    used = model_flops_per_step(model, job, causal=True) / (time_s * cluster.num_devices * peaks[form])
+    if used > 1:
+        column = time_column(row)
+        problem = (
+            f"{row.text(column)[:20]} needs {100 * used:.3g} % of the {form} peak of {cluster.num_devices}"
+            f" {cluster.device.name}"
+        )
+        raise SpecError(row.where(column), problem, _MISTAKES[column])
 
 
 def _rate_from_mfu(row: Row, cluster: ClusterSpec, job: TrainingJob) -> float:

@@ -67,7 +67,7 @@ def summary_lines(report: ValidationReport) -> tuple[str, ...]:
         lines.append(f"Out-of-memory verdict right on {percent(overall.oom.accuracy)} of {overall.oom.rows} rows.")
     if report.all_picks is not None:
         lines.append("Picks: " + _pick_sentence(report.all_picks))
-    return tuple(lines)
+    return (*lines, *(f"Warning: {text}" for text in report.warnings))
 
 
 def _pick_sentence(picks: PickSummary) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray
+from planner.validate.doubts import doubts
 from planner.validate.first_plans import FirstPlans, first_plans
 from planner.validate.mapping import Mapped, map_files
 from planner.validate.metrics import (
@@ -145,6 +146,7 @@ class ValidationReport:
         unscorable: (file, source, reason) to rows left out.
         time_notes: (file, source, reason) to rows whose time, though measured, is not used.
         rows: Every row priced.
+        warnings: What looks wrong about the rows, though it may be right.
     """
 
     files: tuple[str, ...]
@@ -160,6 +162,7 @@ class ValidationReport:
     unscorable: Mapping[tuple[str, str, str], int]
     time_notes: Mapping[tuple[str, str, str], int]
     rows: tuple[RowScore, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def published_table() -> Path:
@@ -194,8 +197,7 @@ def score(mapped: Mapped, predictions: Predictions) -> ValidationReport:
     """Scores of rows already priced."""
     rows = mapped.scorable
     table = _Table(rows, predictions)
-    named = [(row.file, row.source) for row in rows] + [(row.file, row.source) for row in mapped.unscorable]
-    keys = list(dict.fromkeys(named))
+    keys = list(dict.fromkeys([(a.file, a.source) for a in rows] + [(b.file, b.source) for b in mapped.unscorable]))
     left_out = Counter((row.file, row.source) for row in mapped.unscorable)
     by_source = tuple(
         table.score(
@@ -231,6 +233,7 @@ def score(mapped: Mapped, predictions: Predictions) -> ValidationReport:
         unscorable=Counter((row.file, row.source, row.reason) for row in mapped.unscorable),
         time_notes=Counter((row.file, row.source, row.time_note) for row in rows if row.time_note),
         rows=tuple(table.row(number) for number in range(len(rows))),
+        warnings=doubts(rows, predictions.step_time_s),
     )
 
 
@@ -377,6 +380,7 @@ def report_document(report: ValidationReport, *, rows: bool = False) -> dict[str
         },
         "unscorable": _reasons(report.unscorable),
         "time_not_used": _reasons(report.time_notes),
+        "warnings": list(report.warnings),
     } | ({"rows": [asdict(row) for row in report.rows]} if rows else {})
 
 

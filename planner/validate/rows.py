@@ -65,6 +65,7 @@ class ScorableRow:
         plan: How it was laid out.
         stack: Name of the framework stack.
         step_time_s: Measured seconds per optimizer step; None where there is none or it must not count.
+        time_column: Column of the table that it rests on.
         memory_bytes: Measured peak of one device; None where there is none or it must not count.
         memory_kind: What that figure counts.
         first_stage_memory: The figure is that of the first pipeline stage (rank 0), not of the fullest.
@@ -90,6 +91,7 @@ class ScorableRow:
     plan: ExecutionPlan
     stack: str
     step_time_s: float | None = None
+    time_column: str = ""
     memory_bytes: float | None = None
     memory_kind: MemoryKind = MemoryKind.UNKNOWN
     first_stage_memory: bool = False

@@ -145,7 +145,10 @@ def as_said(table: TimingTable, options: ImportOptions, label: str) -> tuple[Tim
         if not len(table):
             found = ", ".join(sorted({names[word] for word in foreign})[:5])
             raise SpecError("--from", f"{label} holds nothing measured on {options.device}, only on {found}")
-    return table.having(**{name: value for name in SAID if (value := getattr(options, name))}), others
+    said: dict[str, Any] = {name: value for name in SAID if (value := getattr(options, name))}
+    if options.method:
+        said["method"] = np.where(table.method == "unknown", options.method, table.method)
+    return table.having(**said), others
 
 
 def catalogue_name(reported: str) -> str:

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import planner
 from costmodels.uncertainty import NORMAL_90
 from planner.calibrate_runs import LEVEL, StackCalibration, calibrate_runs, fit_document, fit_file, spreads, write_fit
 from planner.cli import app
+from planner.render_runs import show_run_calibration
 from planner.validate.mapping import scorable_rows
 from planner.validate.predict import predict_rows
 from profiles.errors import SpecError
@@ -181,10 +183,11 @@ def test_tables_without_a_usable_run_are_refused(tmp_path: Path) -> None:
         calibrate_runs([path])
 
 
-@pytest.mark.parametrize("time_s", ["1e-300", "1e-3"])
+@pytest.mark.parametrize("time_s", ["1e-300", "1e-3", "1e4"])
 def test_step_times_in_another_unit_are_named(tmp_path: Path, time_s: str) -> None:
     path = runs_table(tmp_path / "runs.csv", [float(time_s)])
-    with pytest.raises(SpecError, match=r"runs\.csv:2: takes \S+ s a step, where about .* s are expected"):
+    faster, slower = r"measured_step_time_s: \S+ needs \S+ % of the bf16 peak of 8 A100-SXM-80GB", "implied utilisation"
+    with pytest.raises(SpecError, match=slower if time_s == "1e4" else faster):
         calibrate_runs([path])
 
 
@@ -222,3 +225,50 @@ def test_the_command_shows_and_stores_what_changed(tmp_path: Path) -> None:
     assert stack["interval_factor_after"] < stack["interval_factor_before"]
     spread = np.hypot(load_stacks()[STACK].residual_log_std, calibrated(path, load_stacks()[STACK]).price_log_std)
     assert stack["interval_factor_before"] == pytest.approx(np.exp(NORMAL_90 * spread))
+
+
+def repeated(path: Path, *factors: float) -> Path:
+    """Four runs that agree with the packaged stack, each measured that often, so many times slower."""
+    lines = runs(path, 4).read_text().splitlines()
+    cells = [line.rpartition(",") for line in lines[1:]]
+    path.write_text(
+        "\n".join([lines[0], *(f"{head},{float(time) * f:.9g}" for f in factors for head, _, time in cells)])
+    )
+    return path
+
+
+def test_repeats_that_contradict_each_other_widen_the_interval(tmp_path: Path) -> None:
+    agree = calibrated(repeated(tmp_path / "agree.csv", 1.0, 1.0))
+    apart = calibrated(repeated(tmp_path / "apart.csv", 1.0, 3.0))
+    assert len(apart.rows) == 4
+    half_width = np.exp(NORMAL_90 * apart.after.residual_log_std)
+    for factor in (1.0, 3.0):  # the interval about the fit holds both
+        assert (1 / half_width < factor * apart.before_s / apart.after_s).all()
+        assert (factor * apart.before_s / apart.after_s < half_width).all()
+    assert apart.after.residual_log_std > max(2 * agree.after.residual_log_std, apart.before.residual_log_std)
+
+
+def test_a_fit_that_makes_errors_larger_is_not_stored(tmp_path: Path) -> None:
+    path, out = runs(tmp_path / "runs.csv", 4, scale=1.3), tmp_path / "fit.json"
+    found = calibrate_runs([path])
+    write_fit(found, out)
+    assert STACK in with_fit(out)
+    (item,) = found.stacks
+    worse = replace(found, stacks=(replace(item, after_s=item.before_s / 1.2),))
+    assert not worse.stacks[0].helps
+    assert fit_document(worse)["stacks"] == {}
+    write_fit(worse, out)
+    assert not out.exists()
+    document, show = show_run_calibration(worse, out)
+    assert (document["stored"], document["stacks"][0]["corrected"]) == (None, False)
+    console = Console(width=200, record=True)
+    show(console)
+    assert "a correction makes errors no smaller: the stack stays as it is" in console.export_text()
+
+
+def test_runs_of_one_plan_are_counted(tmp_path: Path) -> None:
+    document, show = show_run_calibration(calibrate_runs([repeated(tmp_path / "runs.csv", 1.0, 1.02, 1.05)]), None)
+    assert (document["stacks"][0]["runs"], document["stacks"][0]["plans"]) == (12, 4)
+    console = Console(width=200, record=True)
+    show(console)
+    assert f"{STACK}: 12 runs of 4 plans; mean error" in console.export_text()

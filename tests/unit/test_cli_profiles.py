@@ -171,7 +171,7 @@ def test_what_was_collected_is_told(run: Any, tmp_path: Path, monkeypatch: pytes
 
 def test_measurements_of_ones_own_are_scored(run: Any, tmp_path: Path) -> None:
     rows = [GEMM, GEMM | {"m": 64, "time_s": 4e-5}, GEMM | {"method": "wall"}]
-    reduced = {"kind": "collective", "op": "all_reduce", "size_bytes": 1e9, "group_size": 8, "num_nodes": 1}
+    reduced = {"kind": "collective", "op": "all_reduce", "size_bytes": 1e7, "group_size": 8, "num_nodes": 1}
     also = {name: GEMM[name] for name in ("device", "method", "statistic", "time_s")}
     write_timings(table_of_rows([*rows, reduced | also]), tmp_path / "mine.parquet")
     (table,) = json.loads(run("profiles", "score", str(tmp_path / "mine.parquet"), "--json")[1])["tables"]

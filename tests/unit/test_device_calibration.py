@@ -18,10 +18,11 @@ from planner.price_lists import default_kernel_model, kernel_model_from, prices_
 from planner.timings.calibration import MOST_ROWS, spread_out
 from profiles.calibrations import calibration_path
 from profiles.catalog import Catalog, default_catalog
+from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
 from profiles.timing_files import write_timings
 from profiles.timing_store import TimingStore
-from profiles.timings import TimingTable, table_of_rows, timing_table
+from profiles.timings import TimingTable, joined, table_of_rows, timing_table
 
 A40 = default_catalog().device("A40")
 SLOWER = 1.7  # the pretended device's kernels, against the packaged prices
@@ -76,7 +77,7 @@ def test_errors_on_kernels_left_out_fall(document: Any) -> None:
     assert document["before"]["mape"] == pytest.approx(1 - 1 / SLOWER, abs=0.03)
     assert document["after"]["mape"] < 0.08
     assert {(group["op"], group["dtype"]) for group in document["groups"]} == {("gemm", "bf16"), ("rms_norm", "bf16")}
-    assert document["store"] == {"added": 60, "replaced": 0, "kept": 0}
+    assert document["store"] == {"added": 60, "replaced": 0, "kept": 0, "apart": 0}
     assert [Path(name).name for name in document["files"]] == ["A40.parquet", "A40.json"]
 
 
@@ -203,11 +204,15 @@ def test_an_unknown_device_gets_the_data_sheet_to_write(
     assert run("calibrate", "--device", "NewChip-96GB", "--from", "any.parquet") == 2
     err = capsys.readouterr().err
     assert err.startswith("error: --device: unknown name 'NewChip-96GB'. Hint:")
-    entry = err.partition("\n\n")[2]
+    _, entry, told, node = err.rstrip().split("\n\n")
+    assert told == "and its machine into DIRECTORY/nodes.yaml, for --gpus 8xNewChip-96GB:"
     (tmp_path / "devices").mkdir()
     (tmp_path / "devices" / "new.yaml").write_text(entry)
+    (tmp_path / "nodes.yaml").write_text(node)
     assert list(yaml.safe_load(entry)) == ["NewChip-96GB"]
-    assert Catalog.load([tmp_path]).device("NewChip-96GB").peak("bf16") == 8e14
+    catalog = Catalog.load([tmp_path])
+    assert catalog.device("NewChip-96GB").peak("bf16") == 8e14
+    assert parse_cluster("2x8xNewChip-96GB", catalog).node.name == "NewChip-96GB-node"
 
 
 def test_own_rows_do_not_drown_among_packaged_ones(
@@ -242,6 +247,63 @@ def test_a_correction_that_helps_nothing_is_not_kept(
     assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "exact.parquet"), "--out", str(again)) == 0
     assert "prices stay" in " ".join(capsys.readouterr().out.split())
     assert [path.name for path in again.rglob("*.*") if not path.name.startswith(".")] == ["A40.parquet"]
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(1e-3, "ms"), (1e3, "ns")])
+def test_kernels_in_another_unit_calibrate_nothing(
+    tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str], factor: float, unit: str
+) -> None:
+    """Also of what stays in the cache or takes next to nothing, which no peak bounds."""
+    small = pretended().having(m=np.full(60, 16), n=64 * (1 + np.arange(60)), k=np.where(np.arange(60) < 30, 64, 0))
+    priced = default_kernel_model().predict(calls_of(small), A40)
+    write_timings(small.having(time_s=factor * priced.time_s), tmp_path / "small.parquet")
+    assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "small.parquet")) == 2
+    assert f"is the time column in {unit}?" in " ".join(capsys.readouterr().err.split())
+    assert not list(store.own_directory.rglob("A40*"))
+
+
+def test_kernels_measured_twice_are_told_and_their_spread_counts(
+    tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = pretended()
+    write_timings(joined([once, once.having(time_s=3 * once.time_s)]), tmp_path / "twice.parquet")
+    assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "twice.parquet")) == 0
+    told = "60 of them were measured several times, over 1.26 times apart: one time is kept, with their spread"
+    assert told in " ".join(capsys.readouterr().out.split())
+    price = kernel_model_from(store, A40).predict(calls_of(once), A40)
+    assert (price.low_s < once.time_s).all()
+    np.testing.assert_allclose(price.time_s, 3 * once.time_s)
+
+
+def test_a_table_that_does_not_say_how_it_was_timed_takes_one_step(
+    tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pretended()
+    lines = [
+        f"lab,A40,bf16,{rows.m[i]},{rows.n[i]},{rows.k[i]},1,{1e6 * rows.time_s[i]},x" for i in range(30)
+    ]  # the products
+    path = tmp_path / "gemm.csv"
+    path.write_text("\n".join(["source,gpu,dtype,m,n,k,batch,time_us,notes", *lines]) + "\n")
+    assert run("calibrate", "--device", "A40", "--from", str(path)) == 2
+    told = "30 more do not say how they were timed: add --method events or graph or profiler, which it was"
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert run("calibrate", "--device", "A40", "--from", str(path), "--method", "events", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--device", "A40", "--from", "any.csv", "--method", ""), "--method: unknown method ''. Hint: one of events"),
+        (("--device", "A40", "--method", "events"), "no file is given. Hint: add --from FILE"),
+        (("--runs", "runs.csv", "--method", "events"), "steps of --runs are timed as a whole"),
+    ],
+)
+def test_methods_that_say_nothing_are_refused(
+    arguments: tuple[str, ...], complaint: str, store: TimingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("calibrate", *arguments) == 2
+    assert complaint in " ".join(capsys.readouterr().err.split())
 
 
 def test_packaged_rows_alone_calibrate_nothing(store: TimingStore, capsys: pytest.CaptureFixture[str]) -> None:

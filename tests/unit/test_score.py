@@ -18,6 +18,7 @@ from planner.score.results import GroupScore, TableScore
 from planner.score.table import score_table, scores_document
 from planner.validate.metrics import ErrorSummary
 from profiles.catalog import default_catalog
+from profiles.errors import SpecError
 from tests.fakes import RateKernels, device
 
 HEADER = ",".join(SCHEMAS["gemm"])
@@ -162,3 +163,14 @@ def test_figures_are_never_cut(width):
     for figure in ("123,456", "123.4", "50.0", "1234.5", "-123.4", "90"):
         assert figure in text
     assert ("learned 50 %" in text) is (width >= 100)
+
+
+def test_impossible_rows_are_counted_and_not_scored(tmp_path):
+    """1000^3 takes 6.4 us at the peak of an A100."""
+    score = score_table(write(tmp_path, *[{"time": 20.0}] * 4, {"time": 3.0}))
+    assert [group.errors.rows for group in score.groups] == [4]
+    assert [(item.rows, item.reason) for item in score.unpriced] == [
+        (1, "beats the arithmetic peak of its device and dtype")
+    ]
+    with pytest.raises(SpecError, match=r"5 of 5 rows are faster than A100-SXM-80GB can be.*is the time column in ms"):
+        score_table(write(tmp_path, *[{"time": 0.02}] * 5))

@@ -152,6 +152,12 @@ def test_a_table_of_collectives_is_scored_as_any_other(tmp_path: Path) -> None:
     assert document["tables"][0]["groups"][0]["dtype"] == "nvlink4, 8 ranks"
 
 
+def test_collectives_in_another_unit_are_not_scored(tmp_path: Path) -> None:
+    table(tmp_path, *(f"H200-SXM,nvlink4,all_gather,8,1,{2.0**n},{0.9 * 2.0**n / 330e6},,,x" for n in range(27, 33)))
+    with pytest.raises(SpecError, match=r"6 of 6 rows are faster than H200-SXM-141GB.*is the time column in ms"):
+        score_table(tmp_path / "collectives.csv")
+
+
 def test_expert_exchanges_of_a_table_of_experts_are_scored(tmp_path: Path) -> None:
     path = tmp_path / "moe.csv"
     header = "source,gpu,dtype,op,num_tokens,hidden,inter,topk,num_experts,tp,ep,num_nodes,distribution,impl,time_us"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from profiles.catalog import default_catalog
-from profiles.timing_audit import Audit, audit
+from profiles.errors import SpecError
+from profiles.timing_audit import Audit, audit, check_unit
 from profiles.timings import table_of_rows
 
 H100 = default_catalog().device("H100-SXM-80GB")
@@ -76,3 +77,51 @@ def test_unsound_rows_are_rejected_and_reasons_counted() -> None:
     assert np.flatnonzero(found.accepted).tolist() == [0, 3]
     assert list(found.counts().values()) == [3, 2]
     assert next(iter(found.counts())) == "beats the arithmetic peak of its device and dtype"
+
+
+# Decode-sized products: the hardware needs 0.2 to 10 us for them, where timers may be a microsecond wrong.
+SHORT = [GEMM | {"m": m, "n": 4096, "k": k, "time_s": 30e-6} for m in (64, 128, 256) for k in (1024, 2048, 8192)]
+
+
+def unit_of(rows: list[dict[str, Any]], scale: float) -> None:
+    table = table_of_rows([row | {"time_s": row["time_s"] * scale} for row in rows])
+    check_unit(table, audit(table, default_catalog()), where="mine.csv")
+
+
+def test_a_row_of_nanoseconds_gets_no_microsecond_of_slack() -> None:
+    least_s = 2 * 64 * 4096 * 1024 / H100.peak("bf16")
+    row = GEMM | {"m": 64, "n": 4096, "k": 1024}
+    assert reason(row | {"time_s": least_s / 1.2}) == "beats the arithmetic peak of its device and dtype"
+    assert reason(row | {"time_s": least_s / 1.1}) == ""  # 10 % above its peak, no more
+    assert reason(GEMM | {"time_s": (GEMM_S - 1e-6) / 1.1}) == ""  # one more of a coarse timer, where it is little
+
+
+def test_times_in_another_unit_are_refused_whole() -> None:
+    unit_of(SHORT, 1.0)
+    with pytest.raises(SpecError) as ms:
+        unit_of(SHORT, 1e-3)
+    assert str(ms.value).startswith(
+        "mine.csv: 9 of 9 rows are faster than H100-SXM-80GB can be, e.g. row 1, which takes 0.03 us"
+    )
+    assert str(ms.value).endswith("is the time column in ms? If not, are the peaks of H100-SXM-80GB too low?")
+    with pytest.raises(SpecError) as ns:
+        unit_of(SHORT, 1e3)
+    assert "of 9 rows that take long none reaches 1 % of what H100-SXM-80GB can do" in str(ns.value)
+    assert "is the time column in ns?" in str(ns.value)
+
+
+def test_collectives_in_another_unit_are_refused_and_latencies_are_not() -> None:
+    rows = [REDUCE | {"size_bytes": 2.0**power, "time_s": 2.0**power / 200e9 + 20e-6} for power in range(3, 30)]
+    unit_of(rows, 1.0)
+    unit_of(rows[:8], 1.0)  # only latencies: none comes near the bandwidth
+    for scale, unit in ((1e-3, "ms"), (1e3, "ns")):
+        with pytest.raises(SpecError, match=f"is the time column in {unit}"):
+            unit_of(rows, scale)
+
+
+def test_slips_are_not_another_unit() -> None:
+    slip = GEMM | {"time_s": GEMM_S / 3}
+    unit_of([slip] * 4, 1.0)
+    unit_of([slip] * 5 + [GEMM | {"time_s": GEMM_S * 2}] * 21, 1.0)
+    with pytest.raises(SpecError, match="5 of 25 rows are faster"):
+        unit_of([slip] * 5 + [GEMM | {"time_s": GEMM_S * 2}] * 20, 1.0)

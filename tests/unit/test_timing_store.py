@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from profiles.catalog import Catalog
 from profiles.errors import SpecError
-from profiles.timing_store import IDENTITY, KeyIndex, TimingStore, best_of_groups, deduplicated, store_of
+from profiles.timing_store import IDENTITY, KeyIndex, TimingStore, best_of_groups, deduplicated, store_of, with_repeats
 from profiles.timings import joined, table_of_rows
 
 ROW: dict[str, Any] = {
@@ -91,3 +91,19 @@ def test_a_large_table_merges_quickly() -> None:
     rows = table_of_rows([ROW])
     many = rows.take(np.zeros(50_000, dtype=np.int64)).having(m=np.arange(50_000) % 20_000 + 1)
     assert len(deduplicated(joined([many, many]))) == 20_000
+
+
+def test_the_spread_of_repeats_is_that_of_the_row_kept() -> None:
+    """Two values scatter by 0.707 of what lies between them, of which 1.349 are between quartiles."""
+    rows = [ROW | {"m": m, "time_s": time_s} for m, time_s in ((64, 1e-5), (64, 3e-5), (9, 1e-5), (9, 1.1e-5))]
+    found, apart = with_repeats(table_of_rows([*rows, ROW | {"m": 7, "spread_s": 1e-6}]))
+    assert found.time_s.tolist() == [3e-5, 1.1e-5, 1e-5]
+    assert found.spread_s == pytest.approx([1.349 * 2e-5 / 2**0.5, 1.349 * 1e-6 / 2**0.5, 1e-6])
+    assert apart == 1
+
+
+def test_measurements_of_other_days_or_statistics_are_no_repeats() -> None:
+    other = [ROW | {"time_s": 1e-4, "measured_on": "2026-11-02"}, ROW | {"time_s": 3e-4, "statistic": "min"}]
+    found, apart = with_repeats(table_of_rows([ROW, *other]))
+    assert (found.time_s.tolist(), np.isnan(found.spread_s).all(), apart) == ([1e-4], True, 0)
+    assert with_repeats(table_of_rows([ROW]).take(np.zeros(1, dtype=np.bool_)))[1] == 0
