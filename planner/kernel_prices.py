@@ -8,7 +8,8 @@ import numpy as np
 from costmodels.kernels.calls import Basis, KernelCostModel, KernelOp
 from costmodels.kernels.mlir.features import KernelFeatures
 from costmodels.kernels.mlir.key import kernel_key
-from costmodels.kernels.mlir.parse import calls_of, parse
+from costmodels.kernels.mlir.parse import parse
+from costmodels.kernels.mlir.price import price
 from planner.price_lists import kernel_model_of
 from planner.schema_types import SCHEMA_VERSION
 from profiles.catalog import default_catalog
@@ -85,7 +86,7 @@ def price_mlir(text: str, *, device: str | DeviceSpec, kernels: KernelCostModel 
         raise SpecError("device", f"must be a name or a DeviceSpec; got {type(device).__name__}", "for example H100")
     spec = device if isinstance(device, DeviceSpec) else default_catalog().device(device, field="device")
     found = parse(text)
-    priced = (kernels or kernel_model_of(spec)).predict(calls_of(found), spec)
+    priced = price(found, kernels or kernel_model_of(spec), spec)
     count = np.asarray([kernel.count for kernel in found])
     return PricedText(
         key=kernel_key(text),

@@ -34,6 +34,8 @@ def informative(calls: KernelCallBatch, predicted_s: FloatArray, count: int, see
     for name in np.unique(names):
         mine = np.flatnonzero(names == name)
         most = len(mine) // 2
+        if not most:
+            continue
         if long[mine].sum() >= 2 * min(count, most):
             mine = mine[long[mine]]
         mine = random.permutation(mine)[:_MOST_COMPARED]

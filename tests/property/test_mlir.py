@@ -11,6 +11,7 @@ from costmodels.kernels.calls import COLUMNS, KernelCallBatch, KernelFamily, Ker
 from costmodels.kernels.mlir.emit import emit, kernel_of, operand_bytes
 from costmodels.kernels.mlir.kernel import ATTENTION, CONTRACTIONS, ELEMENT_BYTES, MEMORY, OPS, Kernel
 from costmodels.kernels.mlir.key import canonical, kernel_key
+from costmodels.kernels.mlir.narrow import BARE
 from costmodels.kernels.mlir.parse import calls_of, parse
 from profiles.errors import SpecError
 from profiles.precision import GEMM_FORMATS
@@ -24,9 +25,12 @@ def gemm_calls(draw: st.DrawFn) -> KernelCallBatch:
     m, n, k = draw(SIZE), draw(SIZE), draw(SIZE)
     grouped = draw(st.booleans())
     batch = draw(st.integers(2, 300)) if grouped else draw(SMALL)
-    element = draw(st.sampled_from((4.0, 2.0, 1.0)))
+    form = draw(st.sampled_from(GEMM_FORMATS))
+    narrow = form in ("fp8", "fp4")  # counted in 16 bits, whatever lies in memory
+    element = 2.0 if narrow else draw(st.sampled_from((4.0, 2.0, 1.0)))
     return kernel_calls(
-        1, op=KernelOp.GROUPED_GEMM if grouped else KernelOp.GEMM, gemm_format=draw(st.integers(0, 5)),
+        1, op=KernelOp.GROUPED_GEMM if grouped else KernelOp.GEMM, gemm_format=GEMM_FORMATS.index(form),
+        implementation=BARE if form == "fp8" and draw(st.booleans()) else 0,
         layout=draw(st.integers(0, 2)), m=m, n=n, k=k, batch=batch, flops=2.0 * m * n * k * batch,
         bytes=(1.0 * m * k + 1.0 * k * n + 1.0 * m * n) * batch * element, element_bytes=element,
     )  # fmt: skip

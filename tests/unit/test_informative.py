@@ -59,6 +59,12 @@ def test_short_kernels_are_chosen_only_where_long_ones_are_few():
     assert len(informative(tiny, np.full(40, 1e-6), 50, seed=0)) == 20
 
 
+def test_a_kernel_alone_of_its_kind_is_left_for_judging():
+    lone = concatenate([gemms(40, "bf16"), gemms(1, "fp8")])
+    assert (informative(lone, np.append(SECONDS[:40], 1e-6), 100, seed=0) < 40).all()
+    assert informative(gemms(1, "fp8"), np.array([1e-6]), 10, seed=0).tolist() == []
+
+
 def test_a_library_that_few_timings_are_of_is_measured_too():
     """Prices of one attention library say nothing of another's: of 40 in 3,040 a drawn hundred holds one."""
     count = 3040

@@ -7,7 +7,7 @@ import pytest
 
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelOp
-from costmodels.kernels.issue_bound import issue_stretch
+from costmodels.kernels.issue_bound import arithmetic_s, issue_stretch
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_head
 from costmodels.lowering.calls import Phase, price_parts
@@ -77,3 +77,15 @@ def test_optimizer_steps_gain_less_than_the_bandwidth(code, share):
     updated, unsharded = np.array([1e9]), np.array([0])
     usual, fast = (device_step_s(updated, on(faster(times), update=code), unsharded)[0] for times in (1.0, 2.0))
     assert fast / usual == pytest.approx(1 + share)  # bytes are seconds here
+
+
+def test_arithmetic_takes_what_the_units_of_the_data_sheet_take():
+    h100, a100 = DEVICES["H100-SXM-80GB"], DEVICES["A100-SXM-80GB"]
+    some, none = np.array([1e12]), np.zeros(1)
+    assert arithmetic_s(some, none, h100) == pytest.approx([1 / 66.9])
+    # 16 special functions a cycle against 128 multiply-adds, on an A100 against 64.
+    assert arithmetic_s(some, some, h100) == pytest.approx([16 / 66.9])
+    assert arithmetic_s(some, some, a100) == pytest.approx([8 / 19.5])
+    assert arithmetic_s(17 * some, some, h100) == pytest.approx([17 / 66.9])  # at once, in units of their own
+    assert arithmetic_s(some, some, DEVICES["MI300X"]) == pytest.approx([1 / 163.4])
+    assert arithmetic_s(some, some, device(peak_flops_per_s={"bf16": 1e15})).tolist() == [0.0]

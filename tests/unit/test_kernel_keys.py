@@ -6,7 +6,8 @@ import numpy as np
 
 from costmodels.kernels.calls import KernelOp, kernel_calls
 from costmodels.kernels.kernel_keys import with_kernel_keys
-from costmodels.kernels.mlir.emit import kernel_of
+from costmodels.kernels.measured import calls_of
+from costmodels.kernels.mlir.emit import emit, kernel_of
 from costmodels.kernels.mlir.key import kernel_key
 from profiles.precision import GEMM_FORMATS
 from profiles.timing_store import KeyIndex
@@ -33,6 +34,14 @@ def test_keys_are_those_of_lowered_calls() -> None:
     read = 2 * 2 * 2 * 256 * 4 * 2 * 64
     assert found.key[2] == key(**attention, bytes=read, causal=0.5, gemm_format=formats[0])
     assert found.key[3] == ""
+
+
+def test_a_product_of_narrow_operands_has_the_key_of_its_text() -> None:
+    found = with_kernel_keys(table_of_rows([GEMM | {"dtype": "fp8", "kernel": label} for label in ("torch", "")]))
+    operands = "tensor<4096x1024xf8E4M3FN>, tensor<512x1024xf8E4M3FN>"
+    assert found.key[0] != found.key[1]
+    assert operands in emit(kernel_of(calls_of(found), 0))
+    assert operands not in emit(kernel_of(calls_of(found), 1)).partition("convert")[0]
 
 
 def test_the_store_answers_keys() -> None:

@@ -4,6 +4,7 @@
 import pytest
 
 from costmodels.kernels.calls import GemmLayout, KernelFamily, KernelOp
+from costmodels.kernels.implementations import is_bare
 from costmodels.kernels.mlir.parse import calls_of, parse
 from profiles.errors import SpecError
 
@@ -68,6 +69,36 @@ def test_what_lies_between_products_is_fused():
 def dot(attributes: str, left: str, right: str, result: str) -> str:
     body = f"    %0 = stablehlo.dot_general %arg0, %arg1, {attributes} : ({left}, {right}) -> {result}\n    return %0 : {result}"
     return main(body, f"%arg0: {left}, %arg1: {right}", result)
+
+
+@pytest.mark.parametrize(("element", "written"), [("bf16", 2.0), ("f32", 4.0), ("f8E4M3FN", 1.0)])
+def test_operands_in_fp8_are_products_that_quantise_nothing(element, written):
+    text = dot(
+        "contracting_dims = [1] x [1]", "tensor<64x128xf8E4M3FN>", "tensor<32x128xf8E5M2>", f"tensor<64x32x{element}>"
+    )
+    (found,) = parse(text)
+    calls = calls_of([found])
+    inputs, result = 64 * 128 + 32 * 128, 64 * 32
+    assert found.bare
+    assert found.bytes == inputs + written * result
+    assert is_bare(calls).tolist() == [True]
+    # Counted as tensors of 16 bits, of which products in fp8 read half and write all.
+    element_bytes = calls.bytes[0] / (inputs + result)
+    assert element_bytes * (inputs / 2 + result) == pytest.approx(found.bytes)
+    assert calls.element_bytes.tolist() == [2]
+
+
+def test_operands_that_a_product_converts_to_fp8_are_quantised_along():
+    for kept in ("bf16", "f8E4M3FN"):
+        body = f"""
+    %0 = stablehlo.convert %arg0 : (tensor<64x128xbf16>) -> tensor<64x128xf8E4M3FN>
+    %1 = stablehlo.convert %arg1 : (tensor<32x128x{kept}>) -> tensor<32x128xf8E4M3FN>
+    %2 = stablehlo.dot_general %0, %1, contracting_dims = [1] x [1] : (tensor<64x128xf8E4M3FN>, tensor<32x128xf8E4M3FN>) -> tensor<64x32xbf16>
+    return %2 : tensor<64x32xbf16>"""
+        (found,) = parse(main(body, f"%arg0: tensor<64x128xbf16>, %arg1: tensor<32x128x{kept}>", "tensor<64x32xbf16>"))
+        calls = calls_of([found])
+        assert (found.bare, is_bare(calls).tolist(), calls.implementation.tolist()) == (False, [False], [0])
+        assert calls.bytes[0] == 2 * (64 * 128 + 32 * 128 + 64 * 32)
 
 
 def test_axes_of_a_product_in_both_spellings():

@@ -9,7 +9,10 @@ what is computed.
 import math
 from dataclasses import replace
 
-from costmodels.kernels.calls import KernelCallBatch, KernelFamily, KernelOp
+import numpy as np
+
+from costmodels.kernels.calls import KernelCallBatch, KernelFamily, KernelOp, take
+from costmodels.kernels.implementations import is_bare
 from costmodels.kernels.mlir import bandwidth, contractions
 from costmodels.kernels.mlir.kernel import ATTENTION, ELEMENT_BYTES, FORMAT_ELEMENT, MEMORY, Kernel
 from costmodels.kernels.mlir.text import Body, Value
@@ -84,7 +87,10 @@ def kernel_of(calls: KernelCallBatch, row: int) -> Kernel:
         causal=float(calls.causal[row]) or 1.0,
         layout=int(calls.layout[row]),
     )  # fmt: skip
-    return _with_traffic(kernel, 1.0, float(calls.bytes[row]))
+    kernel = _with_traffic(kernel, 1.0, float(calls.bytes[row]))
+    if is_bare(take(calls, np.array([row])))[0]:  # counted as 16-bit tensors, which its operands are not
+        return replace(kernel, storage="", result_storage="bf16")
+    return kernel
 
 
 def _attention_name(op: KernelOp) -> str:

@@ -21,7 +21,7 @@ from costmodels.kernels.mlir.families import (
 )
 from costmodels.kernels.mlir.families import family_of as family_like
 from costmodels.kernels.mlir.flatten import Flat, FlatProgram, element_count, flatten
-from costmodels.kernels.mlir.kernel import ATTENTION, DYNAMIC, ELEMENT_BYTES, MEMORY, Kernel
+from costmodels.kernels.mlir.kernel import ATTENTION, DYNAMIC, ELEMENT_BYTES, FORMAT_ELEMENT, MEMORY, Kernel
 from costmodels.kernels.mlir.partition import ATTENTION_NAMES, Fusion, Partition, custom_target, histogram
 from costmodels.kernels.mlir.reader import TensorType, fault, read
 
@@ -46,6 +46,8 @@ class KernelFeatures:
         pointwise_flops: One per element and arithmetic operation, reductions included.
         transcendentals: Elements times exponentials, roots and their like.
         bytes: Memory read plus written: every outside value once, of indexed tables the rows touched.
+        written_bytes: Of products, those of the result; 0 where the text states its traffic.
+        bare: Whether what a product reads lies in memory as narrow as it is multiplied: nothing is quantised along.
         element_bytes: Per element of the largest tensor in memory (products: of the first operand; optimizer: of the
             narrowest).
         histogram: Operations by name, views and constants left out.
@@ -71,6 +73,8 @@ class KernelFeatures:
     pointwise_flops: float = 0.0
     transcendentals: float = 0.0
     bytes: float = 0.0
+    written_bytes: float = 0.0
+    bare: bool = False
     element_bytes: float = 0.0
     histogram: Mapping[str, int]
     reduced: float = 0.0
@@ -100,15 +104,23 @@ def _features(fusion: Fusion, program: FlatProgram, family: KernelFamily | None)
 def _product(flat: Flat, fusion: Fusion, program: FlatProgram, common: Mapping[str, Any]) -> KernelFeatures:
     product = product_of(flat, program)
     left = next(iter(fusion.inputs), None)
+    operand = ELEMENT_BYTES.get(FORMAT_ELEMENT[product.format], 0.0)
     return KernelFeatures(
         name=flat.name, op=KernelOp.GROUPED_GEMM if flat.name == "ragged_dot" else KernelOp.GEMM,
         format=product.format, layout=_stored_layout(product, fusion, flat, program),
         batch=product.batch, m=product.m, n=product.n, k=product.k, reduced=product.k,
-        matrix_flops=product.flops, bytes=fusion.bytes,
+        matrix_flops=product.flops, bytes=fusion.bytes, written_bytes=sum(fusion.outputs.values()),
+        bare=all(_element_bytes(kind) <= operand for kind in _matrices(fusion, program)),
         element_bytes=_element_bytes(program.types[left]) if left is not None else 0.0,
         histogram=histogram(fusion.operations),
         **common,
     )  # fmt: skip
+
+
+def _matrices(fusion: Fusion, program: FlatProgram) -> list[TensorType]:
+    """What is read, sizes of groups and biases left out."""
+    kinds = (program.types[value] for value in fusion.inputs)
+    return [kind for kind in kinds if kind is not None and len(kind.dims) > 1]
 
 
 def _stored_layout(product: Product, fusion: Fusion, flat: Flat, program: FlatProgram) -> GemmLayout:
@@ -154,6 +166,7 @@ def _composite(flat: Flat, fusion: Fusion, program: FlatProgram, common: Mapping
     fields = {
         **common, "name": name,
         "bytes": stated.get("traffic_bytes", fusion.bytes), "kernels": stated.get("kernels", 1.0),
+        "written_bytes": 0.0 if "traffic_bytes" in stated else sum(fusion.outputs.values()),
     }  # fmt: skip
     parts = features_of(inner, MEMORY.get(known))
     fields |= {

@@ -8,9 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from costmodels.kernels.calls import KernelCallBatch, KernelFamily, KernelOp, kernel_calls
 from costmodels.kernels.mlir.features import KernelFeatures, features_of
 from costmodels.kernels.mlir.flatten import flatten
+from costmodels.kernels.mlir.narrow import as_kept
 from costmodels.kernels.mlir.partition import size_bytes
 from costmodels.kernels.mlir.reader import Function, Program, fault, read
 from profiles.errors import SpecError
@@ -43,13 +46,15 @@ def calls_of(kernels: Sequence[KernelFeatures]) -> KernelCallBatch:
             raise SpecError("mlir", f"{kernel.name[:60]} moves a tensor of unknown size", "lower it with fixed shapes")
     memory = [kernel.op is KernelOp.MEMORY for kernel in kernels]
     columns = {name: [getattr(kernel, name) for kernel in kernels] for name in _SAME}
-    return kernel_calls(
+    found = kernel_calls(
         len(kernels),
         gemm_format=[GEMM_FORMATS.index(kernel.format) if kernel.format else 0 for kernel in kernels],
         batch=[kernel.kernels if alone else kernel.batch for kernel, alone in zip(kernels, memory, strict=True)],
         flops=[0.0 if alone else kernel.matrix_flops for kernel, alone in zip(kernels, memory, strict=True)],
         **columns,
     )
+    written_bytes = np.array([kernel.written_bytes for kernel in kernels], dtype=np.float64)
+    return as_kept(found, written_bytes, np.array([kernel.bare for kernel in kernels], dtype=np.bool_))
 
 
 def _entry(program: Program) -> Function:
