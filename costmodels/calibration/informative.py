@@ -1,7 +1,8 @@
 """Which of many measured kernels to spend on a calibration: the most informative, as ``profiles.measure`` chooses them.
 
 Every operation class and format gets a share that grows with the root of its kernels, so that none is left out; where
-libraries count, of each. Within one, each next kernel is the one farthest from all taken before it (Gonzalez 1985,
+libraries count, of each. A fifth of a share is short kernels where a group has any: calibrated on long ones alone, short
+ones kept the old launch and an interval that said otherwise. Within one, each next kernel is the one farthest from all taken before it (Gonzalez 1985,
 "Clustering to minimize the maximum intercluster distance") in its sizes, intensity and predicted time. Measured times
 have no say.
 """
@@ -13,6 +14,7 @@ from costmodels.kernels.calibrated import descriptors, groups, makers
 from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, take
 from costmodels.kernels.learned import format_classes
 
+_SHORT = 0.2  # of the kernels of a group that are chosen
 _MOST_COMPARED = 4000  # kernels of a group that are looked at; more are thinned out at random
 
 
@@ -28,7 +30,6 @@ def informative(calls: KernelCallBatch, predicted_s: FloatArray, count: int, see
     random = np.random.default_rng(seed)
     kinds = zip(groups(calls), makers(calls), format_classes(calls), strict=True)
     names = np.array([f"{group}/{maker}/{name}" for group, maker, name in kinds])
-    # Short kernels tell of launches; where there are others, those are worth more.
     long = predicted_s > RELEVANT_S
     places: list[tuple[float, int]] = []
     for name in np.unique(names):
@@ -36,11 +37,17 @@ def informative(calls: KernelCallBatch, predicted_s: FloatArray, count: int, see
         most = len(mine) // 2
         if not most:
             continue
+        mine = random.permutation(mine)
         if long[mine].sum() >= 2 * min(count, most):
-            mine = mine[long[mine]]
-        mine = random.permutation(mine)[:_MOST_COMPARED]
-        taken = _farthest_first(descriptors(take(calls, mine), predicted_s[mine]), min(count, most))
-        places += [((place + 0.5) / np.sqrt(most), int(mine[row])) for place, row in enumerate(taken)]
+            parts = [(mine[long[mine]], 1 - _SHORT), (mine[~long[mine]], _SHORT)]
+        else:
+            parts = [(mine, 1.0)]
+        for part, share in parts:
+            part = part[:_MOST_COMPARED]
+            if len(part):
+                wanted = min(count, most, max(len(part) // 2, 1))
+                taken = _farthest_first(descriptors(take(calls, part), predicted_s[part]), wanted)
+                places += [((n + 0.5) / (share * np.sqrt(most)), int(part[row])) for n, row in enumerate(taken)]
     return np.sort(np.array([row for _, row in sorted(places)[:count]], dtype=np.int64))
 
 

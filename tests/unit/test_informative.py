@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from costmodels.calibration.informative import informative
 from costmodels.kernels.calls import KernelCallBatch, KernelOp, concatenate, kernel_calls
@@ -52,9 +53,13 @@ def test_the_seed_decides_and_nothing_else():
     assert same.tolist() != other.tolist()
 
 
-def test_short_kernels_are_chosen_only_where_long_ones_are_few():
-    chosen = informative(gemms(3000, "bf16"), SECONDS[:3000], 50, seed=0)
-    assert (SECONDS[chosen] > 20e-6).all()
+def test_a_fifth_is_short_kernels_where_long_ones_are_many():
+    seconds = SECONDS[:3000]
+    assert 0.2 < (seconds < 20e-6).mean() < 0.8
+    chosen = informative(gemms(3000, "bf16"), seconds, 50, seed=0)
+    assert (seconds[chosen] < 20e-6).sum() == pytest.approx(10, abs=1)
+    slow = informative(gemms(3000, "bf16"), seconds + 20e-6, 50, seed=0)
+    assert len(slow) == 50
     tiny = replace(gemms(40, "bf16"), m=np.ones(40))
     assert len(informative(tiny, np.full(40, 1e-6), 50, seed=0)) == 20
 
