@@ -8,6 +8,7 @@ import pytest
 import planner
 from costmodels.workload import LoraSpec, TrainingJob
 from planner.jobs import gradient_notes, resolve_job, rounded_batch, with_attention
+from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.model_presets import resolve_model
@@ -297,7 +298,7 @@ def test_the_format_of_gradients_is_assumed_unless_said() -> None:
 def test_experts_have_adapters_only_where_they_are_named(model: str, targets: tuple[str, ...]) -> None:
     """Unsloth trains 3,981,312 parameters of gpt-oss-20b at rank 8: those of attention."""
     asked = {"task": "qlora", "lora_rank": 8}
-    spec = resolve_model(model).spec
+    spec = resolve_model(model, default_catalog()).spec
     found, notes = resolve_job(asked, spec, cluster(), {})
     assert found.lora is not None
     assert found.lora.targets == targets
