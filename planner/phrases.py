@@ -1,5 +1,7 @@
 """Numbers and plans in words: the only place that formats quantities for people."""
 
+from collections.abc import Sequence
+
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule, Schedule
 from planner.results import RISKY, Explanation, PlanEstimate, Remedy, Rival
 from planner.rules.modules import module_names
@@ -246,3 +248,14 @@ def unused_row(file: str, line: int, reason: str) -> str:
     """Why a row of a table is not used; reasons that are of one cell begin with its place."""
     place = f"{file}:{line}:"
     return f"not used: {place} {reason.removeprefix(place)}"
+
+
+def assumed_columns(names: Sequence[str]) -> str:
+    """What a table of timings that lacks columns is taken to say."""
+    said = {
+        "source": "nobody is named who measured",
+        "batch": "batch is 1",
+        "notes": "no notes say which library or kernel ran, a collective library's or the usual is meant",
+        "impl": "no implementation is named, the usual is meant",
+    }
+    return f"no column {', '.join(names)}: " + "; ".join(said[name] for name in names)

@@ -12,10 +12,10 @@ import numpy as np
 from costmodels.kernels.calls import KernelOp, take
 from costmodels.kernels.measured import calls_of, priceable, table_of
 from costmodels.tables.mapping import MAPPINGS, kernel_rows
-from costmodels.tables.read import Table, Words, positive, read_table, schema_of
+from costmodels.tables.read import Table, Words, no_table, positive, read_table, schema_of, table_header
 from costmodels.tables.rows import KernelRows
 from profiles.errors import SpecError
-from profiles.importers.base import Imported, ImportOptions, as_said, catalogue_name, text_lines
+from profiles.importers.base import Imported, ImportOptions, as_said, catalogue_name
 from profiles.timing_ops import COLLECTIVE, COLLECTIVES, KERNEL
 from profiles.timings import IntArray, TextArray, TimingTable, timing_table
 from profiles.units import MICROSECOND
@@ -27,12 +27,19 @@ _NOT_PRICEABLE = "a format that no plan computes in, traffic unknown, or the hos
 
 
 def is_public_table(path: Path) -> bool:
-    """Whether a file is a CSV of one of the known headers."""
-    try:
-        _, header = next(text_lines(path))
-    except (SpecError, StopIteration):
-        return False
-    return schema_of([word.strip() for word in header.split(",")]) is not None
+    """Whether a file is a table, CSV or Parquet, of one of the known headers."""
+    return schema_of(table_header(path)) is not None
+
+
+def check_recognised(path: Path) -> None:
+    """Refuse a file that no format recognises, but that shares columns with a table of timings.
+
+    Raises:
+        SpecError: Naming the columns it lacks.
+    """
+    header = table_header(path)
+    if "time_us" in header:
+        raise no_table(path, header)
 
 
 def import_public_table(path: Path, options: ImportOptions) -> Imported:
@@ -50,7 +57,7 @@ def import_public_table(path: Path, options: ImportOptions) -> Imported:
         reasons = "; ".join(f"{count} times: {reason}" for reason, count in skipped.items())
         raise SpecError(str(path)[:200], f"no row can be read ({reasons})")
     named, others = as_said(named, options, str(path)[:200])
-    return Imported(format=PUBLIC_TABLE, table=named, skipped=skipped | others)
+    return Imported(format=PUBLIC_TABLE, table=named, skipped=skipped | others, assumed=table.assumed)
 
 
 def impossible(found: KernelRows, verdicts: TextArray, rows: IntArray) -> KernelRows:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from planner.phrases import assumed_columns
 from planner.score.results import GroupScore, TableScore
 
 _FIGURES = ("rows", "MAPE", "median", "p90", "bias", "covered", "> 20 us")
@@ -36,6 +37,8 @@ def render_scores(scores: Sequence[TableScore], console: Console) -> None:
         if spent:
             words = ", ".join(f"{rows} of {device}" for device, rows in spent.items())
             console.print(f"rows spent on calibration first: {words}", highlight=False, markup=False)
+        if score.assumed:
+            console.print(assumed_columns(score.assumed), highlight=False, markup=False)
         for item in score.unpriced:
             console.print(
                 f"not priced: {item.rows:,} rows of {item.gpu}, {item.op}, {item.dtype}: {item.reason}",

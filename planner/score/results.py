@@ -53,6 +53,7 @@ class TableScore:
         rows: Rows in it.
         groups: Errors by device, operation and dtype.
         unpriced: Rows left out, with reasons.
+        assumed: Columns that it does not have and that were assumed.
     """
 
     table: str
@@ -60,3 +61,4 @@ class TableScore:
     rows: int
     groups: tuple[GroupScore, ...]
     unpriced: tuple[Unpriced, ...]
+    assumed: tuple[str, ...] = ()

@@ -65,7 +65,12 @@ def score_table(path: Path, *, few_shot: FewShot | None = None) -> TableScore:
         groups += exchanges
         unpriced = [item for item in unpriced if item.op not in KINDS] + problems
     return TableScore(
-        table=str(path), schema=table.schema, rows=len(table), groups=tuple(groups), unpriced=tuple(unpriced)
+        table=str(path),
+        schema=table.schema,
+        rows=len(table),
+        groups=tuple(groups),
+        unpriced=tuple(unpriced),
+        assumed=table.assumed,
     )
 
 

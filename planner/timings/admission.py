@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.kernels.kernel_keys import with_kernel_keys
-from costmodels.tables.timing_rows import PUBLIC_TABLE, import_public_table, is_public_table
+from costmodels.tables.timing_rows import PUBLIC_TABLE, check_recognised, import_public_table, is_public_table
 from planner.schema_types import SCHEMA_VERSION
 from profiles.catalog import Catalog
 from profiles.errors import SpecError
@@ -56,6 +56,8 @@ def check_files(
         if named == PUBLIC_TABLE or (not named and is_public_table(path)):
             imported = import_public_table(path, options)
         else:
+            if not named:
+                check_recognised(path)
             imported = import_file(path, options, file_format=named)
         verdict = audit(imported.table, catalog)
         check_unit(imported.table, verdict, where=str(path)[:200])
@@ -123,6 +125,7 @@ def _file(item: Checked) -> dict[str, Any]:
         "rejected": verdict.counts(),
         "rejected_rows": [_example(table, verdict, int(row)) for row in rejected[:_EXAMPLES]],
         "skipped": dict(item.imported.skipped),
+        "assumed_columns": list(item.imported.assumed),
         "devices": sorted(set(table.device.tolist())),
     }
 

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from planner.phrases import assumed_columns
 from planner.timings.admission import Checked
 from planner.timings.summary import DeviceSummary, OperationSummary
 from profiles.timing_store import REPEATS_AGREE, Merged
@@ -84,6 +85,8 @@ def render_check(checked: Sequence[Checked], console: Console) -> None:
         for reason, count in verdict.counts().items():
             first = int(np.flatnonzero(verdict.reasons == reason)[0])
             say(console, f"  rejected {count:,}: {reason}, e.g. row {first + 1}")
+        if item.imported.assumed:
+            say(console, f"  {assumed_columns(item.imported.assumed)}")
         for reason, count in item.imported.skipped.items():
             say(console, f"  passed over {count:,}: {reason}")
 

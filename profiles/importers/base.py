@@ -65,11 +65,13 @@ class Imported:
         format: Which importer read it.
         table: The rows.
         skipped: Rows or events passed over, by reason.
+        assumed: Columns that the file does not have and that were assumed.
     """
 
     format: str
     table: TimingTable
     skipped: Mapping[str, int] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
 
 
 class Rows:

@@ -281,8 +281,8 @@ def test_gzip_is_read_and_further_columns_are_ignored(tmp_path):
     [
         ("a,b\n1,2\n", "has the header of no known table"),
         (",".join(SCHEMAS["gemm"]) + "\n", "holds no rows"),
-        (",".join(SCHEMAS["gemm"]) + "\nx,A100,bf16,eight,1,1,1,1,x\n", "is not a readable CSV table"),
-        ("", "is not a readable CSV table"),
+        (",".join(SCHEMAS["gemm"]) + "\nx,A100,bf16,eight,1,1,1,1,x\n", "is not a readable table"),
+        ("", "has the header of no known table"),
     ],
 )
 def test_what_is_no_table_is_refused_with_the_file(tmp_path, text, problem):
