@@ -2,7 +2,7 @@
 
 Every operation class and format gets a share that grows with the root of its kernels, so that none is left out; where
 libraries count, of each. A fifth of a share is short kernels where a group has any: calibrated on long ones alone,
-short ones kept the old launch and an interval that said otherwise. Within one, each next kernel is the one farthest from
+short ones kept the old launch and an interval that said otherwise. Within one, each next kernel is the farthest from
 all taken before it (Gonzalez 1985, "Clustering to minimize the maximum intercluster distance") in its sizes, intensity
 and predicted time. Measured times have no say.
 """
