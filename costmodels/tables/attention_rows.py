@@ -5,7 +5,7 @@ import numpy as np
 from costmodels.kernels.calls import KernelOp, kernel_calls
 from costmodels.kernels.implementations import REPLAYED, implementation_of
 from costmodels.tables.read import Table
-from costmodels.tables.rows import KernelRows, first_problem, formats_of, rows_with
+from costmodels.tables.rows import KernelRows, dtype_problems, first_problem, formats_of, rows_with
 from profiles.precision import GEMM_FORMATS
 
 _PHASES = {
@@ -26,13 +26,14 @@ def attention_rows(table: Table) -> KernelRows:
     )
     phase, impl = table.words["phase"], table.words["impl"]
     narrow_cache = table.words["dtype"].map(lambda dtype: dtype.endswith(_NARROW_CACHE))
-    index, _, known = formats_of(table.words["dtype"].renamed(lambda dtype: dtype.removesuffix(_NARROW_CACHE)))
+    arithmetic = table.words["dtype"].renamed(lambda dtype: dtype.removesuffix(_NARROW_CACHE))
+    index, _, known = formats_of(arithmetic)
     sizes = np.stack([sequences, queries, keys, heads, kv_heads, width])
     positive = np.asarray((sizes >= 1).all(axis=0), dtype=np.bool_)
     problem = first_problem(
         table,
         (phase.map(lambda name: name not in _PHASES), "phase must be one of " + ", ".join(_PHASES)),
-        (~known, "arithmetic that training does not use"),
+        *dtype_problems(arithmetic, ~known),
         (
             ~positive,
             "batch, lengths, heads and head_dim must be at least 1",

@@ -8,7 +8,7 @@ from costmodels.kernels.device_features import OPERAND_BYTES
 from costmodels.kernels.expert_load import expert_load
 from costmodels.kernels.implementations import REPLAYED, implementation_of
 from costmodels.tables.read import Table, Words
-from costmodels.tables.rows import KernelRows, first_problem, formats_of, packed_bytes_of, rows_with
+from costmodels.tables.rows import KernelRows, dtype_problems, first_problem, formats_of, packed_bytes_of, rows_with
 
 _MOST_EXPERTS = 65_536  # of a layer: the load of each is worked out
 _LOAD = ("rows", "active", "heaviest", "padded")
@@ -25,7 +25,7 @@ def expert_rows(table: Table) -> KernelRows:
     problem = first_problem(
         table,
         (table.words["op"].map(lambda op: op != "fused_moe"), "dispatch and combine are communication"),
-        (~known, "arithmetic that training does not use"),
+        *dtype_problems(table.words["dtype"], ~known),
         (~valid, f"sizes must be at least 1, topk at most num_experts, and that at most {_MOST_EXPERTS}"),
     )
     rows = np.flatnonzero(problem.codes == 0)

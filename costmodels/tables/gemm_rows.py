@@ -18,6 +18,7 @@ from costmodels.tables.read import Table
 from costmodels.tables.rows import (
     KernelRows,
     Parts,
+    dtype_problems,
     first_problem,
     formats_of,
     packed_bytes_of,
@@ -50,7 +51,6 @@ TUNED_SOURCE = "aiter-tuned"
 _ROTATING, _COUNTING = "aiconfigurator", "trtllm-1.3"
 _COPIES, _MOST_COUNTED = 6, 5
 _BOTH_GRADIENTS = "bwd(dgrad+wgrad)"
-_UNKNOWN_DTYPE = "arithmetic that training does not use"
 
 
 def gemm_calls(
@@ -89,7 +89,7 @@ def gemm_rows(table: Table) -> KernelRows:
     tuner = table.words["source"].map(lambda name: name == TUNED_SOURCE)
     problem = first_problem(
         table,
-        (~known | (tuner & (batch > 1) & (OPERAND_BYTES[index] == 1)), _UNKNOWN_DTYPE),
+        *dtype_problems(table.words["dtype"], ~known | (tuner & (batch > 1) & (OPERAND_BYTES[index] == 1))),
         (~((m >= 1) & (n >= 1) & (k >= 1) & (batch >= 1)), "m, n, k and batch must be at least 1"),
     )
     grouped = notes.map(lambda note: "grouped" in note)
@@ -169,7 +169,7 @@ def moe_rows(table: Table) -> KernelRows:
     problem = first_problem(
         table,
         (table.words["op"].map(lambda op: op != "fused_moe"), "only fused_moe is priced"),
-        (~known | (packed_bytes_of(table.words["dtype"]) > 0), _UNKNOWN_DTYPE),
+        *dtype_problems(table.words["dtype"], ~known | (packed_bytes_of(table.words["dtype"]) > 0)),
         (~valid, "sizes must be at least 1, and topk at most num_experts"),
     )
     rows = np.flatnonzero(problem.codes == 0)

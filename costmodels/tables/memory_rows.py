@@ -9,6 +9,7 @@ from costmodels.kernels.calls import KernelFamily, KernelOp, kernel_calls
 from costmodels.kernels.implementations import REPLAYED, Library
 from costmodels.tables.read import Table, Words
 from costmodels.tables.rows import KernelRows, first_problem, rows_with
+from profiles.importers.base import dtype_of
 
 # The operation's name, without how it was run and which pass it is, to the work it does.
 _FAMILIES = {
@@ -93,7 +94,7 @@ def memory_rows(table: Table) -> KernelRows:
     scattered = op.map(lambda name: name == _SCATTERED)[rows]
     counted = moved[rows] * np.where(halved, _GATED_TRAFFIC, np.where(scattered, _SCATTERED_TRAFFIC, 1.0))
     sides = table.words["shape"].map(_sides)[rows]
-    element = table.words["dtype"].map(lambda name: _ELEMENT_BYTES.get(name.split("->")[0], 2.0))[rows]
+    element = table.words["dtype"].map(lambda name: _ELEMENT_BYTES.get(dtype_of(name.split("->")[0]), 2.0))[rows]
     calls = kernel_calls(
         len(rows), op=KernelOp.MEMORY, family=family, m=sides[:, 0], n=sides[:, 1], batch=1,
         bytes=counted, element_bytes=element,

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, concatenate, take
 from costmodels.tables.read import Table, Words
+from profiles.errors import did_you_mean
+from profiles.importers.base import dtype_of
 from profiles.precision import GEMM_FORMATS
 from profiles.timings import LONGEST_S, MAX_DIMENSION
 from profiles.units import MICROSECOND
@@ -27,11 +29,16 @@ FORMATS: Mapping[str, tuple[str, int]] = {
     "float8_e4m3fnuz/float8_e4m3fnuz": ("fp8", 0),
     "float8_e4m3fn/float8_e4m3fn": ("fp8", 0),
 }
+# What begins so names arithmetic or storage that kernels have but no job trains in; anything else is a slip.
+_UNUSED = ("int", "uint", "w4", "w8")
+UNUSED_DTYPE = "arithmetic that training does not use"
+_MOST_NAMED = 20  # unknown spellings of a table that are told by name
 # Products of 16 bits that unpack weights as they go -> bytes per weight. No model is fitted on their rows.
 PACKED_BYTES: Mapping[str, float] = {
     word: WEIGHT_FORMATS[name].element_bytes
     for word, name in (("w4a16", "int4"), ("int4_wo", "int4"), ("w8a16", "int8"), ("int8_wo", "int8"))
 }
+_SPELLINGS = (*(word for word in FORMATS if "/" not in word), *PACKED_BYTES)
 
 
 # Seconds of host launch inside each time of sources that time one eager call, by kind of table and source: median
@@ -107,11 +114,26 @@ Parts = list[tuple[IntArray, KernelCallBatch]]  # rows of a table, and one call 
 def formats_of(dtype: Words) -> tuple[IntArray, FloatArray, NDArray[np.bool_]]:
     """(K,) index into ``GEMM_FORMATS``, elements per scale, and whether the arithmetic is one that is known."""
     known = {**FORMATS, **dict.fromkeys(PACKED_BYTES, ("bf16", 0))}
+    named = dtype.renamed(lambda word: word if word in known else dtype_of(word))
     return (
-        dtype.map(lambda word: GEMM_FORMATS.index(known.get(word, ("fp32", 0))[0])),
-        dtype.map(lambda word: float(known.get(word, ("", 0))[1])),
-        dtype.map(lambda word: word in known),
+        named.map(lambda word: GEMM_FORMATS.index(known.get(word, ("fp32", 0))[0])),
+        named.map(lambda word: float(known.get(word, ("", 0))[1])),
+        named.map(lambda word: word in known),
     )
+
+
+def dtype_problems(dtype: Words, refused: NDArray[np.bool_]) -> tuple[tuple[NDArray[np.bool_], str], ...]:
+    """Checks for ``first_problem``: of refused rows, spellings that nothing is known by are told with the nearest."""
+    unknown = [word for word in dtype.values if not (word.startswith(_UNUSED) or word in FORMATS or dtype_of(word))]
+    words = sorted(set(unknown) - set(PACKED_BYTES))[:_MOST_NAMED]
+    named = [
+        (
+            refused & dtype.map(lambda word, wanted=wanted: word == wanted),
+            f"unknown dtype {wanted[:40]!r}; {did_you_mean(wanted, _SPELLINGS)}",
+        )
+        for wanted in words
+    ]
+    return (*named, (refused, UNUSED_DTYPE))
 
 
 def packed_bytes_of(dtype: Words) -> FloatArray:

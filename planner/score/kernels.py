@@ -10,16 +10,18 @@ from costmodels.calibration.few_shot import calibrate
 from costmodels.calibration.informative import informative
 from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel
 from costmodels.kernels.calls import Basis, FloatArray, IntArray, KernelCallBatch, KernelCostModel, KernelOp, take
+from costmodels.kernels.device_features import BLOCK_SCALING, GENERATIONS
 from costmodels.tables.rows import LAUNCH_RANGE, KernelRows
 from planner.score.results import GroupScore, Unpriced
 from planner.validate.metrics import error_summary
 from profiles.catalog import Catalog
 from profiles.errors import SpecError
 from profiles.hardware import DeviceSpec
-from profiles.precision import GEMM_FORMATS
+from profiles.precision import GEMM_FORMATS, find_recipe
 
 LONG_S = 20e-6  # kernels a training step is made of; shorter ones are timed no better than their launch
 _MOST_LOOKED_AT = 20_000  # rows of a GPU from which those to spend are chosen
+_MX_BLOCK = find_recipe("mxfp8").scale_block
 _ADD_A_DEVICE = "add it as YAML in a directory of PLANNER_CATALOG (README, Add a GPU or a model)"
 
 
@@ -144,8 +146,12 @@ def _score(
 
 def _check_formats(calls: KernelCallBatch, device: DeviceSpec) -> None:
     """Raise what the device says of a format it cannot multiply in."""
-    for code in np.unique(take(calls, calls.op != KernelOp.MEMORY).gemm_format):
+    multiplied = take(calls, calls.op != KernelOp.MEMORY)
+    for code in np.unique(multiplied.gemm_format):
         device.peak(GEMM_FORMATS[code])
+    without = device.architecture in GENERATIONS and device.architecture not in BLOCK_SCALING
+    if without and (multiplied.scale_block == _MX_BLOCK).any():
+        raise SpecError("job.precision", f"{device.name} has no mxfp8 arithmetic", "fp8, fp8_block or bf16")
 
 
 def _grouped(rows: KernelRows, chosen: IntArray) -> Iterable[tuple[tuple[str, str, str, int], NDArray[np.int64]]]:

@@ -80,6 +80,15 @@ def test_rows_without_a_price_are_counted_with_the_reason(tmp_path):
     assert reasons[("A100-SXM4-80GB", "int4")] == (1, "arithmetic that training does not use")
 
 
+def test_scales_per_block_are_refused_where_nothing_multiplies_so(tmp_path):
+    path = write(tmp_path, *({"gpu": gpu, "dtype": kind} for gpu in ("H100", "B200") for kind in ("fp8", "mxfp8")))
+    groups, unpriced = scored(path)
+    assert {(group.device, group.dtype) for group in groups} == {
+        ("H100-SXM-80GB", "fp8"), ("B200-SXM-180GB", "fp8"), ("B200-SXM-180GB", "mxfp8"),
+    }  # fmt: skip
+    assert [(item.dtype, item.reason) for item in unpriced] == [("mxfp8", "H100-SXM-80GB has no mxfp8 arithmetic")]
+
+
 def test_every_row_is_in_a_group_or_has_a_reason(tmp_path):
     rng = np.random.default_rng(0)
     gpus, dtypes = ("A100", "H100", "none"), ("bf16", "fp8", "int8")

@@ -93,6 +93,29 @@ def test_block_scales_are_told_from_whole_tensors(tmp_path):
     assert [GEMM_FORMATS[code] for code in calls.gemm_format] == ["fp8", "fp8", "fp8", "fp4"]
 
 
+def test_spellings_of_libraries_are_the_formats_they_name(tmp_path):
+    kinds = ("bf16", "bfloat16", "torch.bfloat16", "BF16", "float16", "torch.float32", "float8_e4m3fn", "w4a16")
+    calls = gemm(tmp_path, *(f"here,H100,{kind},8,16,32,1,10.0,x" for kind in kinds)).calls
+    wanted = ["bf16", "bf16", "bf16", "bf16", "fp16", "fp32", "fp8", "bf16"]
+    assert [GEMM_FORMATS[code] for code in calls.gemm_format] == wanted
+    rows = mapped(tmp_path, "elementwise", "here,A100,torch.float32,add,4x8,384,9")
+    assert rows.calls.element_bytes.tolist() == [4]
+    rows = mapped(tmp_path, "attention", "here,H100,torch.float16,prefill,2,8,8,8,2,64,0,fa3,10")
+    assert [GEMM_FORMATS[code] for code in rows.calls.gemm_format] == ["fp16"]
+
+
+def test_a_slip_of_a_dtype_is_told_what_was_meant(tmp_path):
+    kinds = ("bf61", "fp8block", "int8", "bf16")
+    rows = gemm(tmp_path, *(f"here,H100,{kind},8,16,32,1,10.0,x" for kind in kinds))
+    problems = [rows.problem.values[code] for code in rows.problem.codes]
+    assert problems[0].startswith("unknown dtype 'bf61'; did you mean 'bf16'")
+    assert problems[1].startswith("unknown dtype 'fp8block'; did you mean 'fp8_block'")
+    assert problems[2:] == ["arithmetic that training does not use", ""]
+    many = gemm(tmp_path, *(f"here,H100,odd{number},8,16,32,1,10.0,x" for number in range(200)))
+    assert (many.problem.codes > 0).all()
+    assert len(many.problem.values) < 40
+
+
 def test_rows_that_cannot_be_priced_say_why_and_have_no_call(tmp_path):
     rows = gemm(
         tmp_path, "here,A100,int8_sq,8,16,32,1,10.0,x", "here,A100,bf16,0,16,32,1,10.0,x",
