@@ -122,7 +122,7 @@ _EXPORT = _document(
     "`infeasible` says what would fit.",
     "Export",
 )
-_SEARCH_PROBLEMS = declared(400, 413, 422, 429)
+_SEARCH_PROBLEMS = declared(400, 408, 413, 422, 429)
 
 EntryName = Annotated[str, Path(min_length=1, max_length=120, pattern=NAME_PATTERN)]
 
