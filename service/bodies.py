@@ -1,8 +1,13 @@
-"""Requests are read strictly: a key given twice, or a query that no route reads, would otherwise go unnoticed."""
+"""Requests are read strictly: a key given twice, or a query that no route reads, would otherwise go unnoticed.
+
+They are read off the event loop, and what holds more values than any question is not read at all: the parser keeps
+the interpreter to itself for as long as one list or mapping lasts.
+"""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from anyio import to_thread
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
@@ -10,13 +15,19 @@ from starlette.responses import Response
 from profiles import strict_json
 from profiles.errors import SpecError
 
+# The longest question is one of 500 trials of 47 columns, 23,500 values; the largest answer with a hundred plans has
+# 41,000, and eight of them may be compared.
+MAX_QUESTION_VALUES = 1 << 16
+MAX_ANSWER_VALUES = 1 << 19
+_TAKE_ANSWERS = frozenset({"/compare", "/export", "/replan"})
+
 
 class StrictRequest(Request):
     """A request whose JSON is that of ``profiles.strict_json``."""
 
     async def json(self) -> Any:
         """The body; what is wrong with it is a ``json.JSONDecodeError``, which FastAPI answers."""
-        return strict_json.loads(await self.body())
+        return await to_thread.run_sync(strict_json.loads, await self.body())
 
 
 class StrictRoute(APIRoute):
@@ -30,6 +41,10 @@ class StrictRoute(APIRoute):
             if request.query_params:
                 name = next(iter(request.query_params))
                 raise SpecError(name, "unknown query parameter", f"{request.url.path} takes none")
-            return await handle(StrictRequest(request.scope, request.receive))
+            strict = StrictRequest(request.scope, request.receive)
+            most = MAX_ANSWER_VALUES if self.path in _TAKE_ANSWERS else MAX_QUESTION_VALUES
+            if (await strict.body()).count(b",") >= most:  # one less than there are values, if texts have none
+                raise SpecError("body", f"may hold at most {most} values", "a comma is taken to end one")
+            return await handle(strict)
 
         return strictly

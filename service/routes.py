@@ -125,7 +125,7 @@ _EXPORT = _document(
     "Export",
     "WorkflowExport",
 )
-_SEARCH_PROBLEMS = declared(400, 413, 422, 429)
+_SEARCH_PROBLEMS = declared(400, 408, 413, 422, 429)
 
 EntryName = Annotated[str, Path(min_length=1, max_length=120, pattern=NAME_PATTERN)]
 

@@ -27,9 +27,11 @@ from service.job_bodies import JobBody, Layers, LoraBody, PlanBody
 from service.serving_bodies import LayoutBody, ServingRequest
 from service.values import (
     JOB_TAG,
+    MAX_FIELDS,
     MAX_TOP,
     SAVED_TAG,
     WORKFLOW_TAG,
+    Answer,
     Body,
     Bytes,
     Cell,
@@ -40,6 +42,7 @@ from service.values import (
     Names,
     Role,
     Tokens,
+    few,
 )
 
 MAX_SEARCH_SECONDS = 60
@@ -84,13 +87,13 @@ class WorkflowRequest(Body):
     """Plan a workflow of several model calls: which GPUs, engine and layout each call gets, and when it runs."""
 
     job: NameOrMapping = Field(description="Name of a workflow such as `grpo`, or a graph of one's own.")
-    models: dict[Role, NameOrMapping] = Field(
+    models: Annotated[dict[Role, NameOrMapping], few(MAX_ROLES)] = Field(
         default_factory=dict,
         max_length=MAX_ROLES,
         description="Role to model; roles left out are as the graph says, or like another one.",
     )
     cluster: Cluster = Field(description="A cluster string or the mapping a cluster file holds.")
-    settings: dict[Role, int | float | bool | Names | Layers] = Field(
+    settings: Annotated[dict[Role, int | float | bool | Names | Layers], few(MAX_ROLES)] = Field(
         default_factory=dict, max_length=MAX_ROLES, description="Settings of a named workflow, e.g. `group_size`."
     )
     batch: int | None = Field(default=None, ge=1, le=MAX_GLOBAL_BATCH, description="Items per iteration.")
@@ -113,7 +116,7 @@ class WorkflowRequest(Body):
     objective: Literal["time", "cost", "fewest_gpus"] = "time"
     offload: bool = Field(default=True, description="Whether weights and states may lie on the host between calls.")
     engine: Name | None = Field(default=None, description="Engine of every generating call.")
-    pins: dict[Role, dict[Role, int | Name]] = Field(
+    pins: Annotated[dict[Role, Annotated[dict[Role, int | Name], few(MAX_FIELDS)]], few(MAX_CALLS)] = Field(
         default_factory=dict,
         max_length=MAX_CALLS,
         description="Call to what is fixed of it: `gpus`, `engine`, `tp` ...",
@@ -179,9 +182,10 @@ class SensitivityRequest(DecisionRequest):
 class ObserveRequest(DecisionRequest):
     """Say what trials changed."""
 
-    trials: list[Annotated[dict[str, Cell], Field(min_length=1, max_length=len(COLUMNS))]] = Field(
+    trials: list[Annotated[dict[str, Cell], Field(min_length=1, max_length=len(COLUMNS)), few(len(COLUMNS))]] = Field(
         min_length=1,
         max_length=MAX_OBSERVED,
+        fail_fast=True,  # a mistake in every cell of every trial would be told 20,000 times
         description="Trials, each a mapping of the columns that `planner validate` reads to their values. Errors count "
         "them from 0, as places in the list; `line` of an answer counts from 1.",
         examples=[[EXAMPLE_TRIAL]],
@@ -241,7 +245,7 @@ class ReplanRequest(EstimateRequest):
 class SavedBody(Body):
     """Say something of a plan of an answer instead of a question."""
 
-    answer: dict[str, Any] = Field(min_length=1, description="Of `/plan` or `/estimate`, whose plan is meant.")
+    answer: Answer = Field(min_length=1, description="Of `/plan` or `/estimate`, whose plan is meant.")
     rank: int = Field(default=1, ge=1, le=MAX_TOP, description="Which plan of it.")
 
 
@@ -309,7 +313,7 @@ ExportQuestion = Annotated[
 class CompareRequest(Body):
     """Ask for plans of answers beside each other."""
 
-    answers: list[dict[str, Any]] = Field(
+    answers: list[Answer] = Field(
         min_length=1, max_length=MOST_COMPARED, description="Of `/plan` or `/estimate`; of one alone, its first plans."
     )
     ranks: list[int] | None = Field(default=None, max_length=MOST_COMPARED, description="Which plan of each, from 1.")

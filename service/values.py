@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from profiles.hardware import MAX_DEVICES
@@ -11,6 +11,7 @@ from profiles.model import MAX_SEQUENCE
 
 MAX_DEPTH = 8
 MAX_VALUES = 4096
+MAX_FIELDS = 128  # of a body: no body has half as many
 MAX_TEXT = 4096
 MAX_TOP = 100
 MAX_INTEGER = 1 << 63
@@ -53,15 +54,15 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
     values = 0
     level: list[tuple[tuple[str | int, ...], dict[str, Any] | list[Any]]] = [((), value)]
     for _ in range(MAX_DEPTH):
+        values += sum(2 * len(item) if isinstance(item, dict) else len(item) for _, item in level)  # keys count too
+        if values > MAX_VALUES:  # before any is looked at: a body may hold many more
+            raise ValueError(f"may hold at most {MAX_VALUES} values")
         inner: list[tuple[tuple[str | int, ...], Any]] = []
         for place, item in level:
             if isinstance(item, dict):
                 inner += [(place, key) for key in item]
             held = item.items() if isinstance(item, dict) else enumerate(item)
             inner += [((*place, key), each) for key, each in held]
-        values += len(inner)
-        if values > MAX_VALUES:
-            raise ValueError(f"may hold at most {MAX_VALUES} values")
         for place, item in inner:
             _check_scalar(item, place)
         level = [(place, item) for place, item in inner if isinstance(item, dict | list)]
@@ -92,9 +93,21 @@ def _kind(value: object) -> str | None:
     return TEXT_TAG if isinstance(value, str) else MAPPING_TAG if isinstance(value, dict) else None
 
 
+def _of_few(value: object, most: int) -> object:
+    if isinstance(value, dict) and len(value) > most:
+        raise PydanticCustomError("too_many_fields", "may have at most {most} fields", {"most": most})
+    return value
+
+
+def few(most: int) -> BeforeValidator:
+    """Refuses a mapping of more fields as a whole: pydantic looks at each of them first, and tells what is wrong."""
+    return BeforeValidator(lambda value: _of_few(value, most))
+
+
 Name = Annotated[str, Field(min_length=1, max_length=120, pattern=NAME_PATTERN)]
 Names = Annotated[str, Field(min_length=1, max_length=240, pattern=NAMES_PATTERN)]
-Mapping = Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_bounded)]
+Mapping = Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_bounded), few(MAX_VALUES)]
+Answer = Annotated[dict[str, Any], few(MAX_FIELDS)]  # of this service; the library reads it
 NameOrMapping = Annotated[
     Annotated[Name, Tag(TEXT_TAG)] | Annotated[Mapping, Tag(MAPPING_TAG)],
     Discriminator(_kind, custom_error_type="kind", custom_error_message="must be a text or a mapping"),
@@ -145,3 +158,8 @@ class Body(BaseModel):
     """Base of every body: unknown keys, coerced types, NaN and infinity are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: object) -> object:
+        return _of_few(value, MAX_FIELDS)

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from starlette.types import Message
 
 from profiles.errors import SpecError
-from service import routes
+from service import limits, routes
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.contract.test_service import BODY, problem
@@ -73,6 +73,40 @@ def test_the_rest_of_a_body_is_read_before_the_answer(expects: tuple[tuple[bytes
     anyio.run(ask)
     assert sent[0]["status"] == 413
     assert len(unread) == left
+
+
+@pytest.mark.parametrize(
+    ("length", "status", "problem_"),
+    [
+        (b"100", 408, "did not arrive within 1 s"),
+        (b"10000000000", 413, f"may have at most {8 << 20} bytes"),
+    ],
+)
+def test_a_body_that_stays_away_is_answered(
+    length: bytes, status: int, problem_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was announced, and is not sent, would else be waited for as long as the client likes."""
+    monkeypatch.setattr(limits, "_MOST_DRAINED_S", 0.1)
+    app = create_app(ServiceSettings(body_timeout_s=1))
+    unread: list[Message] = [{"type": "http.request", "body": b"{   ", "more_body": True}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not unread:
+            await anyio.sleep_forever()
+        return unread.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def ask() -> None:
+        with anyio.fail_after(10):
+            await app(scope_of("/plan", (b"content-length", length)), receive, send)
+
+    anyio.run(ask)
+    assert sent[0]["status"] == status
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["errors"][0]["problem"] == problem_
 
 
 async def asked(app: FastAPI, body: dict[str, Any], gone: anyio.Event) -> int:
