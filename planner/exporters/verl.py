@@ -5,6 +5,7 @@ installed. What it cannot express is in ``verl_checks``.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ WORKFLOWS = tuple(_ADVANTAGES)
 _IN_LOSS = ("grpo",)  # whose divergence from the reference is a term of the loss (arXiv:2402.03300), not of the reward
 _ROLES = "actor_rollout_ref"
 _ACTOR, _REF, _ROLLOUT = f"{_ROLES}.actor", f"{_ROLES}.ref", f"{_ROLES}.rollout"
-_HUB = "https://huggingface.co/"
+_REPOSITORY = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/")
 
 Options = list[list[str]]
 
@@ -298,8 +299,8 @@ def _model(where: str, model: ModelSpec, *, key: str = "path") -> Options:
 
 def _checkpoint(model: ModelSpec) -> str:
     """Name on the Hugging Face hub that a model's figures were read from; empty where they were not."""
-    parts = model.source.removeprefix(_HUB).split("/")
-    return "/".join(parts[:2]) if model.source.startswith(_HUB) and len(parts) > 2 else ""
+    found = _REPOSITORY.match(model.source)
+    return found[1] if found else ""
 
 
 def _is_megatron(request: FlowRequest) -> bool:

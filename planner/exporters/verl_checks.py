@@ -20,6 +20,7 @@ from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_results import CallPlan, FlowPlan
 from planner.dataflow.graph import GENERATE, INFERENCE
 from planner.exporters.exported import Gap
+from planner.phrases import gib
 from planner.pins import ALIASES
 from planner.rules.base import MEGATRON
 
@@ -70,7 +71,7 @@ def in_workers(plan: FlowPlan) -> dict[str, Placed]:
 def placement_gaps(request: FlowRequest, plan: FlowPlan) -> tuple[Gap, ...]:
     """What of meshes, layouts and micro-batches it cannot express."""
     engines = (*_split_engines(request, plan), *_experts_of_engines(request, plan))
-    return (*_meshes(plan), *_layouts(request, plan), *engines, *_micro_batches(plan))
+    return (*_meshes(plan), *_layouts(request, plan), *engines, *_micro_batches(plan), *_second_copy(plan))
 
 
 def question_gaps(request: FlowRequest) -> tuple[Gap, ...]:
@@ -175,6 +176,22 @@ def _micro_batches(plan: FlowPlan) -> Iterator[Gap]:
         if size != item.layout.micro_batch_size:
             problem = f"a rank's micro-batches are of one size; got {item.layout.micro_batch_size}"
             yield Gap(field=f"plan.{name}.micro_batch_size", problem=problem, hint=f"pin {name}.micro_batch={size}")
+
+
+def _second_copy(plan: FlowPlan) -> Iterator[Gap]:
+    """Weights that generation shares with training in the plan, where an engine has a copy, and it does not fit."""
+    generation = on_gpus(plan)["actor_gen"].call
+    for group in plan.memory:
+        held = {owner.call: owner.static_bytes for owner in group.owners}
+        others = sum(held.values()) - held.get(generation.name, 0.0)
+        needed = others + generation.static_bytes + generation.active_bytes
+        if needed > group.usable_bytes:
+            problem = (
+                f"its engine has weights of its own, and with them needs {gib(needed)} of {gib(group.usable_bytes)}"
+            )
+            yield Gap(
+                field="plan.actor_gen.tensor_parallel", problem=problem, hint="pin actor_gen.tp, to another degree"
+            )
 
 
 def tied(request: FlowRequest, plan: FlowPlan, lead: ExecutionPlan) -> Pins:

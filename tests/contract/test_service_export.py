@@ -8,9 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 import planner
-from planner.exporters.api import FORMATS
+from planner.exporters.api import FLOW_FORMATS, FORMATS
 from planner.exporters.document import export_schema
-from service.schemas import ExportRequest, SavedExportRequest
+from planner.exporters.flow_document import flow_export_schema
+from service.schemas import ExportRequest, SavedExportRequest, WorkflowExportRequest
 
 BODY: dict[str, Any] = {
     "model": "llama-2-7b",
@@ -32,6 +33,7 @@ def test_the_answer_is_the_library_s_document(client: TestClient) -> None:
 def test_the_formats_are_those_of_the_library() -> None:
     for body in (ExportRequest, SavedExportRequest):
         assert get_args(body.model_fields["format"].annotation) == FORMATS
+    assert get_args(WorkflowExportRequest.model_fields["format"].annotation) == FLOW_FORMATS
 
 
 def test_nothing_legal_is_an_answer(client: TestClient) -> None:
@@ -65,3 +67,38 @@ def test_the_plan_of_an_answer_is_written(client: TestClient) -> None:
     answer["request"]["cluster"]["device"] = "H10O"
     (error,) = client.post("/export", json=asked | {"answer": answer}).json()["errors"]
     assert error["field"] == "answer.request.cluster.device"
+
+
+WORKFLOW: dict[str, Any] = {
+    "job": "grpo",
+    "models": {"actor": "qwen2.5-1.5b"},
+    "cluster": "4xH100-80GB",
+    "settings": {"reward": "external"},
+    "batch": 64,
+    "format": "verl",
+}
+
+
+def test_the_plan_of_a_workflow_is_written(client: TestClient) -> None:
+    response = client.post("/export", json=WORKFLOW)
+    assert response.status_code == 200
+    jsonschema_rs.validate(flow_export_schema(), response.json())
+    result = planner.export_dataflow(**WORKFLOW, allow_files=False)
+    assert response.json() == json.loads(json.dumps(planner.to_document(result)))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"mode": "async"}, "mode"),
+        ({"job": "sft"}, "job"),
+        ({"format": "torchtitan"}, "format"),
+        ({"settings": {"group_sise": 2}}, "settings.group_sise"),
+        ({"batch": 64, "settings": {"reward": "external", "mini_batches": 128}}, "settings.mini_batches"),
+        ({"allow_parts": True}, "allow_parts"),
+    ],
+)
+def test_what_is_wrong_about_a_workflow_is_named(client: TestClient, change: dict[str, Any], field: str) -> None:
+    response = client.post("/export", json=WORKFLOW | change)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == field

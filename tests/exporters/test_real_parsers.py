@@ -1,6 +1,7 @@
 """What the targets' own parsers say of exports, where they are installed; no GPU is needed.
 
-``pip install megatron-core deepspeed accelerate transformers torchtitan`` (megatron-core 0.19 on Python 3.12).
+``pip install megatron-core deepspeed accelerate transformers torchtitan`` (megatron-core 0.19 on Python 3.12);
+``verl==0.9.1`` with its dependencies.
 """
 
 import json

@@ -219,6 +219,28 @@ def test_what_is_left_out_is_listed() -> None:
     assert "# Not said, verl cannot: precision: it trains in bf16; got fp16" in result.exported.files["train.sh"]
 
 
+def test_an_engine_has_weights_of_its_own() -> None:
+    """What the plan holds once for generation and training, verl holds twice."""
+    result = grpo(mode="colocated")
+    plan, request = plan_of(result), result.flow.request
+    (group,) = plan.memory
+    others = sum(owner.static_bytes for owner in group.owners if owner.call != "actor_gen")
+    for beyond, field in ((-1.0, []), (1.0, ["plan.actor_gen.tensor_parallel"])):
+        active = (group.usable_bytes - others) / 2 + beyond
+        calls = tuple(
+            replace(call, static_bytes=active, active_bytes=active) if call.name == "actor_gen" else call
+            for call in plan.calls
+        )
+        assert [gap.field for gap in placement_gaps(request, replace(plan, calls=calls))] == field
+
+
+def test_a_checkpoint_is_named_where_the_hub_is_known() -> None:
+    result = asked("grpo", "llama-7b", "8xH100-80GB", json.dumps(OUTSIDE))
+    assert result.exported is not None
+    assert "actor_rollout_ref.model.path" not in written(result)
+    assert any(words.startswith("actor_rollout_ref.model.path: ") for words in result.exported.left_to_you)
+
+
 def test_adapters() -> None:
     settings = json.dumps({**OUTSIDE, "task": "lora", "lora_rank": 32})
     found = written(asked("grpo", "qwen2.5-1.5b", "4xH100-80GB", settings))
