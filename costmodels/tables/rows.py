@@ -128,7 +128,7 @@ def dtype_problems(dtype: Words, refused: NDArray[np.bool_]) -> tuple[tuple[NDAr
     words = sorted(set(unknown) - set(PACKED_BYTES))[:_MOST_NAMED]
     named = [
         (
-            refused & dtype.map(lambda word, wanted=wanted: word == wanted),
+            refused & dtype.map(wanted.__eq__),
             f"unknown dtype {wanted[:40]!r}; {did_you_mean(wanted, _SPELLINGS)}",
         )
         for wanted in words
