@@ -192,14 +192,14 @@ def test_a_bug_is_a_problem_document_without_a_traceback(monkeypatch: pytest.Mon
 
 def test_openapi_names_every_document(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    others = {"Portfolio", "Sensitivity", "Observation", "Export"}
+    others = {"Portfolio", "Sensitivity", "Observation", "Export", "WorkflowExport"}
     assert {"Document", "Problem", "FieldProblem"} | others <= set(document["components"]["schemas"])
     text = json.dumps(document)
     assert "$defs" not in text
     assert "HTTPValidationError" not in text
     for path in ("/plan", "/estimate", "/portfolio", "/sensitivity", "/observe", "/export"):
         responses = document["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", "400", "413", "422", "429"}
+        assert set(responses) == {"200", "400", "408", "413", "422", "429"}
         for status in set(responses) - {"200"}:
             assert list(responses[status]["content"]) == ["application/problem+json"]
 
@@ -217,10 +217,13 @@ def test_openapi_refers_to_nothing_that_is_not_there(client: TestClient) -> None
     document = client.get("/openapi.json").json()
     known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
     assert set(references(document)) <= known
-    named = {"/sensitivity": "Sensitivity", "/observe": "Observation", "/portfolio": "Portfolio", "/export": "Export"}
-    for path, name in named.items():
+    named = {"/sensitivity": "Sensitivity", "/observe": "Observation", "/portfolio": "Portfolio"}
+    for path, names in {
+        **{path: [name] for path, name in named.items()},
+        "/export": ["Export", "WorkflowExport"],
+    }.items():
         answer = document["paths"][path]["post"]["responses"]["200"]
-        assert list(references(answer)) == [f"#/components/schemas/{name}"]
+        assert list(references(answer)) == [f"#/components/schemas/{name}" for name in names]
         assert answer["description"].startswith("The document that")
 
 
