@@ -140,7 +140,7 @@ def test_adapters_may_be_of_a_quantised_model_and_on_attention_alone() -> None:
     (remedy,) = (item for item in answer.infeasible.remedies if item.code == "quantised")
     asked = likely(api.plan("llama-3-70b", "1xA100-80GB", job | {"task": "qlora"}, framework="huggingface", top=50))
     assert (remedy.peak_memory_bytes, remedy.step_time_s) == (asked.peak_memory_bytes, asked.step_time_s)
-    job = {"sequence_length": 2048, "global_batch_size": 4, "task": "qlora"}
+    job = {"sequence_length": 2048, "global_batch_size": 4, "task": "qlora", "lora_targets": "q,k,v,o,gate,up,down"}
     answer = api.plan("qwen3-30b-a3b", "1xRTX-4090", job, framework="unsloth")
     assert answer.infeasible is not None
     (remedy,) = (item for item in answer.infeasible.remedies if item.code == "fewer_adapters")
