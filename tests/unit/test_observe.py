@@ -113,18 +113,18 @@ def test_a_plan_that_ran_and_died_is_one_plan_and_said_to_be() -> None:
 
 def test_a_fast_trial_says_that_all_plans_are_fast() -> None:
     """How fast a stranger's machine is, is less well known than how plans differ."""
-    result = seen({"measured_step_time_s": 0.57 * simple().step_time_s})
+    result = seen({"measured_step_time_s": 0.72 * simple().step_time_s})
     assert tried(result).rank == 1
     assert tried(result).after.best_probability > tried(result).before.best_probability
     assert (result.learned[0].name, result.warnings) == ("level", ())
     others = [item for item in result.plans if not item.tried]
-    assert all(0.5 < item.after.step_time_s / item.before.step_time_s < 0.8 for item in others)
+    assert all(0.65 < item.after.step_time_s / item.before.step_time_s < 0.9 for item in others)
 
 
 def test_a_trial_beyond_what_machines_differ_by_is_surprising() -> None:
-    result = seen({"measured_step_time_s": 0.28 * simple().step_time_s})
+    result = seen({"measured_step_time_s": 4 * simple().step_time_s})
     assert [note.code for note in result.warnings] == ["surprising"]
-    assert "standard deviations faster than expected" in result.warnings[0].message
+    assert "standard deviations slower than expected" in result.warnings[0].message
 
 
 def test_runs_of_another_job_teach_prices_only() -> None:
@@ -200,7 +200,7 @@ def test_wrong_trials_are_named(trials: Any, message: str) -> None:
 
 
 def test_times_in_another_unit_are_refused() -> None:
-    with pytest.raises(SpecError, match=r"trials\.0: takes .* are expected. Hint: is the time in seconds"):
+    with pytest.raises(SpecError, match=r"trials\.0\.measured_step_time_s: .* needs .* % of the bf16 peak of 8 A100"):
         seen({"measured_step_time_s": 0.009 * simple().step_time_s})
     with pytest.raises(SpecError, match="no row says anything of this question"):
         seen({"measured_step_time_s": 1000 * simple().step_time_s})
