@@ -19,13 +19,13 @@ from planner.cli_calibrate import calibrate
 from planner.cli_dataflow import dataflow
 from planner.cli_flow import check_no_workflow, plan_workflow, workflow
 from planner.cli_lists import add_lists
-from planner.cli_output import EXIT_NOTHING_FITS, emit, leave_stdout, progress, steady_streams
+from planner.cli_output import EXIT_NOTHING_FITS, emit, emit_error, leave_stdout, progress, steady_streams
 from planner.cli_profiles import profiles
 from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
 from planner.cli_serving import serving
 from planner.cli_sizing import Days, show_sizing
 from planner.cli_words import amount, cluster_of, one_model
-from profiles.errors import InfeasibleError, SpecError
+from profiles.errors import InfeasibleError, PlannerError, SpecError
 from profiles.units import GIB
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SystemExit as stop:
         if stop.code != EXIT_BUG:  # with which Typer and Rich end where the reader of a help text has gone
             raise
-    except SpecError as error:
-        _fail(f"error: {error}", EXIT_BAD_INPUT)
-    except InfeasibleError as error:
-        _fail(f"error: {error}", EXIT_NOTHING_FITS)
+    except PlannerError as error:
+        if "--json" in given:
+            emit_error(error)
+        _fail(f"error: {error}", EXIT_NOTHING_FITS if isinstance(error, InfeasibleError) else EXIT_BAD_INPUT)
     except BrokenPipeError:
         leave_stdout()
     except KeyboardInterrupt:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from profiles.errors import SpecError
+from profiles.errors import PlannerError, SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 EXIT_NOTHING_FITS = 3
+STDOUT = "stdout"  # as a field of errors
 _PIPED_WIDTH = 120  # columns where no terminal says how many it has: names are not cut that a filter looks for
 
 
@@ -54,6 +55,18 @@ def emit(
     with _writing():
         watched = sys.stdout.isatty() or "COLUMNS" in os.environ
         tables(Tables(markup=markup, emoji=False, width=None if watched else _PIPED_WIDTH))
+
+
+def emit_error(error: PlannerError) -> None:
+    """Write to stdout, for programs, what stderr tells people: ``errors`` as the service has them.
+
+    Where stdout is what failed, nothing is written.
+    """
+    told = error if isinstance(error, SpecError) else SpecError("", str(error))
+    errors = [{"field": told.field, "problem": told.problem, "hint": told.hint}]
+    if told.field != STDOUT:
+        with contextlib.suppress(SpecError):
+            emit(({"errors": errors}, lambda console: None), json_=True, output=None)
 
 
 def steady_streams() -> None:
@@ -95,7 +108,7 @@ def _writing() -> Iterator[None]:
     except BrokenPipeError:
         leave_stdout()
     except OSError as error:
-        raise SpecError("stdout", f"cannot write the answer: {error.strerror}") from None
+        raise SpecError(STDOUT, f"cannot write the answer: {error.strerror}") from None
 
 
 def write_text(path: str, text: str, *, option: str) -> None:

@@ -1,5 +1,6 @@
 """Options that would do nothing, or contradict each other, on the command line."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,3 +19,13 @@ def test_options_that_do_nothing_or_contradict_are_refused(run: Any, options: Se
     code, _, told = run("estimate", "--model", "llama-2-7b", "--gpus", "8xA100-80GB", *options)
     assert code == 2
     assert error in " ".join(told.split())
+
+
+def test_programs_are_told_what_is_wrong_as_the_service_tells_it(run: Any) -> None:
+    ask = ("plan", "--model", "llama-2-7b", "--gpus", "8xH10O")
+    code, out, told = run(*ask, "--json")
+    problem, hint = "unknown name 'H10O'", "did you mean 'H100' or 'H20' or 'A10'?"
+    assert code == 2
+    assert json.loads(out) == {"errors": [{"field": "cluster.device", "problem": problem, "hint": hint}]}
+    assert told == f"error: cluster.device: {problem}. Hint: {hint}\n"
+    assert run(*ask) == (2, "", told)
