@@ -6,8 +6,8 @@ from typing import Any
 from costmodels.lengths import OutputLengths
 from costmodels.serving_percentiles import LEAST_SHARE, LEAST_VARIATION, MOST_SHARE, lengths_tell
 from planner.dataflow.length_text import LengthInput, parse_lengths
-from profiles.engines import EngineSpec, find_engine, load_engines
-from profiles.errors import SpecError
+from profiles.engines import EngineSpec, load_engines
+from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
 from profiles.model import MAX_SEQUENCE
 from profiles.scalars import plain, whole_number
@@ -187,7 +187,8 @@ def serving_engine(
         raise SpecError("engine", f"must be text; got {str(name)[:40]!r}", "vllm, sglang or tensorrt-llm")
     serving = {engine.name: engine for engine in load_engines().values() if engine.continuous}
     if name not in serving:
-        find_engine(name)
+        if name not in load_engines():
+            raise SpecError("engine", f"unknown name {name[:40]!r}", did_you_mean(name, serving))
         problem = f"{name} runs a batch until its longest request ends, and serves nobody meanwhile"
         raise SpecError("engine", problem, "vllm, sglang or tensorrt-llm")
     engine = serving[name].serving_on(device)

@@ -62,7 +62,7 @@ def serving(
         top: Most plans to return, one per layout.
         precision: ``bf16`` or ``fp16``; bf16 unless given, where the device has it.
         weights: Format of the checkpoint's matrices, of ``profiles.weights``, or ``bf16``; as published unless given.
-        kv_cache_dtype: ``fp8`` for keys and values in 8 bits; 16 bits unless given.
+        kv_cache_dtype: ``fp8`` for keys and values in 8 bits; ``auto``, or the precision, for 16 bits, as unless given.
         disaggregated: Whether to look, besides, at replicas that read prompts beside replicas that generate.
         **asked: The requests: ``prompt`` and ``generate`` tokens, and what else ``planner.serving_job.serving_job``
             takes; settings of the engine (``planner.serving_job.serving_engine``); what drafts tokens
@@ -155,10 +155,11 @@ def _cache_format(kv_cache_dtype: str | None, precision: str, device: DeviceSpec
     those in Triton, which older devices are left with, from 8.9 on (vLLM issues 47549 and 26431, "type fp8e4nv not
     supported in this architecture").
     """
-    if kv_cache_dtype is None or _is_one(kv_cache_dtype, ("auto",)):
+    if kv_cache_dtype is None or _is_one(kv_cache_dtype, ("auto", precision)):
         return precision
     if not _is_one(kv_cache_dtype, (EIGHT_BITS,)):
-        raise SpecError("kv_cache_dtype", f"is auto or {EIGHT_BITS}; got {str(kv_cache_dtype)[:40]!r}", EIGHT_BITS)
+        problem = f"is auto, {precision} as the rest or {EIGHT_BITS}; got {str(kv_cache_dtype)[:40]!r}"
+        raise SpecError("kv_cache_dtype", problem, EIGHT_BITS)
     if device.architecture in _WITHOUT_EIGHT_BIT_CACHE:
         problem = f"{device.name} has no kernels of attention that read {EIGHT_BITS}"
         raise SpecError("kv_cache_dtype", problem, "leave it out: 16 bits")

@@ -18,10 +18,11 @@ from planner.exporters.flow_document import flow_export_schema
 from planner.schema_flow_types import flow_document_schema
 from planner.schema_types import document_schema
 from profiles.cluster_entries import ClusterEntry, MixedClusterEntry
+from service.bodies import HeadAsGet
 from service.docs_page import docs_page
 from service.limits import BodyLimit, WorkQueue
 from service.problems import Problem, install_handlers
-from service.routes import router
+from service.routes import probes, router
 from service.settings import ServiceSettings
 from service.values import CLUSTER_TITLE
 
@@ -52,7 +53,9 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.estimates = WorkQueue(limits, threads=limits.max_estimates)
     app.add_middleware(BodyLimit, max_body_bytes=limits.max_body_bytes, body_timeout_s=limits.body_timeout_s)
     install_handlers(app)
+    app.add_middleware(HeadAsGet)
     app.include_router(router)
+    app.include_router(probes)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
 
     @app.get("/docs", include_in_schema=False)

@@ -5,12 +5,14 @@ the interpreter to itself for as long as one list or mapping lasts.
 """
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from anyio import to_thread
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from profiles import strict_json
 from profiles.errors import SpecError
@@ -27,7 +29,7 @@ class StrictRequest(Request):
 
     async def json(self) -> Any:
         """The body; what is wrong with it is a ``json.JSONDecodeError``, which FastAPI answers."""
-        return await to_thread.run_sync(strict_json.loads, await self.body())
+        return await to_thread.run_sync(partial(strict_json.loads, whole=True), await self.body())
 
 
 class StrictRoute(APIRoute):
@@ -48,3 +50,21 @@ class StrictRoute(APIRoute):
             return await handle(strict)
 
         return strictly
+
+
+class HeadAsGet:
+    """ASGI middleware by which HEAD is answered as GET is, without the body (RFC 9110, section 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on as GET, and the answer without its body."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def bodiless(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app({**scope, "method": "GET"}, receive, bodiless)

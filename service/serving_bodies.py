@@ -70,7 +70,9 @@ class ServingRequest(Body):
         description="The checkpoint's: fp8, fp8-block, int8, int4 (AWQ, GPTQ), int4-experts, mxfp4, nvfp4, or bf16; "
         "as published unless given.",
     )
-    kv_cache_dtype: Literal["auto", "fp8"] = Field(default="auto", description="fp8 keeps keys and values in 8 bits.")
+    kv_cache_dtype: Literal["auto", "bf16", "fp16", "fp8"] = Field(
+        default="auto", description="fp8 keeps keys and values in 8 bits; the others, in the 16 of `precision`."
+    )
     speculate: Name | None = Field(
         default=None, description="How tokens are drafted: eagle3, eagle, mtp, ngram, or the name of a draft model."
     )

@@ -38,7 +38,7 @@ def problem(response: httpx2.Response, status: int) -> dict[str, Any]:
 
 def test_health_and_front_door(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.head("/healthz").status_code == 200
+    assert client.get("/healthz?time=1").status_code == 200
     assert client.get("/", follow_redirects=False).headers["location"] == "/docs"
 
 
@@ -329,11 +329,20 @@ def test_one_entry_by_any_of_its_names(client: TestClient) -> None:
     assert device["peak_flops_per_s"]["bf16"] == pytest.approx(312e12)
 
 
-@pytest.mark.parametrize("path", ["/models", "/models/llama-2-13b", "/devices", "/frameworks", "/healthz", "/plan"])
+@pytest.mark.parametrize("path", ["/models", "/models/llama-2-13b", "/devices", "/frameworks", "/plan"])
 def test_a_query_that_no_route_reads_is_refused(client: TestClient, path: str) -> None:
     asked = client.post if path == "/plan" else client.get
     (error,) = problem(asked(f"{path}?nmae=a"), 422)["errors"]
     assert error == {"field": "nmae", "problem": "unknown query parameter", "hint": f"{path} takes none"}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/models", "/models/llama-2-13b", "/docs", "/openapi.json"])
+def test_head_is_answered_as_get_without_the_body(client: TestClient, path: str) -> None:
+    head, got = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(got.content))
+    problem(client.get("/plan"), 405)
+    assert client.head("/plan").status_code == 405
 
 
 @pytest.mark.parametrize("path", ["/models/lama-2-13b", "/devices/H10O", "/models/etc/passwd"])

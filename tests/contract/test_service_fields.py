@@ -42,6 +42,31 @@ def test_fields_are_named_as_the_client_wrote_them(client: TestClient, body: dic
     assert client.post("/plan", json=BODY | body).json()["errors"][0]["field"] == field
 
 
+def test_whole_numbers_may_have_a_point(client: TestClient) -> None:
+    """To JSON Schema 1024.0 is an integer, and 1024.5 none; to Python's parser both are floats."""
+    text = '{"model": "llama-2-7b", "cluster": "8xA100-80GB", "job": {"sequence_length": %s}}'
+    headers = {"Content-Type": "application/json"}
+    answer = client.post("/estimate", content=text % "1024.0", headers=headers)
+    assert answer.json()["request"]["job"]["sequence_length"] == 1024
+    told = client.post("/estimate", content=text % "1024.5", headers=headers).json()
+    assert told["errors"][0]["field"] == "job.sequence_length"
+
+
+def test_formats_of_the_cache_are_taken_back_as_answers_tell_them(client: TestClient) -> None:
+    for asked, told in (("auto", "bf16"), ("bf16", "bf16"), ("fp8", "fp8")):
+        answer = client.post("/serving", json=SERVED | {"kv_cache_dtype": asked, "top": 1}).json()
+        assert answer["request"]["kv_cache_dtype"] == told
+    refused = client.post("/serving", json=SERVED | {"kv_cache_dtype": "fp16"}).json()
+    assert refused["errors"][0]["problem"] == "is auto, bf16 as the rest or fp8; got 'fp16'"
+    half = client.post("/serving", json=SERVED | {"kv_cache_dtype": "fp16", "precision": "fp16", "top": 1}).json()
+    assert half["request"]["kv_cache_dtype"] == "fp16"
+
+
+def test_engines_that_serve_are_named_to_who_asks_for_another(client: TestClient) -> None:
+    (error,) = client.post("/serving", json=SERVED | {"engine": "lmdeploy"}).json()["errors"]
+    assert error["hint"] == "known: sglang, tensorrt-llm, vllm, vllm-0.3, vllm-2024"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
