@@ -102,7 +102,7 @@ class DeviceEntry(Entry):
             raise SpecError(f"{where}.sources", f"unknown field {word[:40]!r}", hint)
         rest = self.sources.get(DEFAULT_SOURCE, f"unsourced, from {file}")
 
-        def stated(field: str) -> bool:
+        def said(field: str) -> bool:
             return field in self.model_fields_set  # a default is nobody's claim
 
         return DeviceSpec(
@@ -118,7 +118,7 @@ class DeviceEntry(Entry):
             power_w=self.power_w,
             default_node=self.default_node,
             training_time_scale=self.training_time_scale,
-            sources={number: self.sources.get(field, rest) for number, field in _ENTRY_FIELD_OF.items() if stated(field)},
+            sources={number: self.sources.get(field, rest) for number, field in _ENTRY_FIELD_OF.items() if said(field)},
         )
 
 
