@@ -36,6 +36,7 @@ from costmodels.kernels.device_features import BLOCK_SCALING, device_format
 from costmodels.kernels.features import FEATURES, features_of, op_classes
 from costmodels.kernels.implementations import REPLAYED, Engine, Library, engine_of, is_bare, library_of, one_by_one
 from costmodels.kernels.roofline import FORMAT_CLASS, FORMULAS, Rates
+from costmodels.kernels.sheet_bound import product_floor_s
 from profiles.fits import KernelFits
 from profiles.hardware import DeviceSpec
 from profiles.learned import LearnedCard, LearnedFile
@@ -72,6 +73,7 @@ class Situation(IntEnum):
 _SPREAD_NAMES = tuple(situation.name.lower() for situation in Situation)
 
 
+_PRODUCTS = ("gemm", "gemm_fp32", "grouped_gemm", GROUPED_ALONE)
 BLOCK_SCALED = "-block"  # behind fp8 with a scale per block
 _COARSE_BLOCK = 128  # elements per scale of DeepSeek-V3's recipe, whose kernels rescale between steps of k
 BARE = "-bare"  # behind a narrow format: without the quantisation of the input
@@ -318,12 +320,18 @@ class LearnedKernelModel:
             found[0, rows], found[1, rows], found[2, rows] = time_s, low_s, high_s
             found[3, rows] = np.where(borrowed, found[3, rows], int(Basis.LEARNED))
             found[4, rows] = (situations == Situation.BEYOND) | (borrowed & (found[4, rows] > 0))
+        found[:3] = np.maximum(found[:3], product_floor_s(calls, device, timed=self.timed(device)))
         packed = calls.packed_bytes > 0
         found[1, packed] = np.minimum(found[1, packed], found[0, packed] * PACKED_SPREAD[0])
         found[2, packed] = np.maximum(found[2, packed], found[0, packed] * PACKED_SPREAD[1])
         found[3, packed] = np.maximum(found[3, packed], int(Basis.ANALYTIC))
         found[:3] *= times
         return Prediction.of(found)
+
+    def timed(self, device: DeviceSpec) -> bool:
+        """Whether a device's own products were fitted, in any format."""
+        known = [model.card.reference[DEVICES] for name, model in self.models.items() if name in _PRODUCTS]
+        return any(device.name in rows for classes in known for rows in classes.values())
 
     def _as_timed(self, calls: KernelCallBatch, device: DeviceSpec) -> KernelCallBatch:
         """Calls, those of PyTorch's kernel for experts as nobody's in particular where its generation was not timed.

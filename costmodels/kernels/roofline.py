@@ -153,7 +153,7 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
     inputs = calls.batch * calls.m * calls.k
     quantises = is_narrow(calls) & ~is_bare(calls) & ("quantise_rate" in fit)
     quantised = np.where(quantises, inputs, 0.0)
-    activation_bytes, weight_bytes = _moved_bytes(calls, inputs)
+    activation_bytes, weight_bytes = moved_bytes(calls, inputs)
     slowdown = _uncached(activation_bytes + _STORED_BYTES * quantised, fit, rates)
     bytes_per_s = rates.bytes_per_s * fit["memory_efficiency"]
     kept = kept_share(copies_of(calls.implementation), weight_bytes, activation_bytes, rates.l2_bytes)
@@ -171,7 +171,7 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
     return np.asarray(found, dtype=float)
 
 
-def _moved_bytes(calls: KernelCallBatch, inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
+def moved_bytes(calls: KernelCallBatch, inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
     """(C,) bytes of input and output, and of the weight; operands in the format that is multiplied.
 
     A call states its traffic in the format of storage, whoever counted it, so that is shared out; packed weights apart.
