@@ -61,6 +61,11 @@ def show_export(
         _write(result.exported, out)
     shown = (export_document(result), lambda console: _render(result, console, out))
     emit(shown, json_=values["json_"], output=values["output"])
+    if result.risky and not values["quiet"]:
+        from planner.phrases import percent
+
+        risk = f"{percent(result.oom_probability or 0.0)} risk of running out of memory"
+        typer.echo(f"warning: {risk}; planner estimate names a plan that is likely to live", err=True)
     if not result.fits:
         if result.exported is not None and not values["quiet"]:
             typer.echo("warning: the plan does not fit into memory; planner estimate says what would", err=True)

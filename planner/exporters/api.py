@@ -15,8 +15,18 @@ from planner.api import best_among, estimate
 from planner.exporters.exported import Exported, Target, expressed
 from planner.exporters.saved import saved_plan
 from planner.machines import ClusterInput
-from planner.request import JobInput, ModelInput, Options, fixed_by, given_options, on_used_part, resolve_request
-from planner.results import Infeasible, Request
+from planner.request import (
+    JobInput,
+    ModelInput,
+    Options,
+    cost_context,
+    fixed_by,
+    given_options,
+    on_used_part,
+    resolve_request,
+)
+from planner.results import RISKY, Infeasible, Request
+from planner.risks import oom_risks
 from profiles.errors import SpecError, did_you_mean
 
 _MODULES = {
@@ -39,6 +49,7 @@ class ExportResult:
         plan: The plan; None when none is legal.
         exported: The files and the rest; None when there is no plan.
         fits: Whether the plan fits.
+        oom_probability: That a run of it dies of memory; None without a plan, or where a saved answer does not say it.
         infeasible: What stands in the way; None when the plan fits, or came from a saved answer.
     """
 
@@ -47,7 +58,13 @@ class ExportResult:
     plan: ExecutionPlan | None
     exported: Exported | None
     fits: bool
+    oom_probability: float | None = None
     infeasible: Infeasible | None = None
+
+    @property
+    def risky(self) -> bool:
+        """Whether it fits, and runs out of memory in ``RISKY`` of runs or more all the same."""
+        return self.fits and self.oom_probability is not None and self.oom_probability >= RISKY
 
 
 def export(
@@ -108,6 +125,7 @@ def export(
         plan=taken,
         exported=_exported(taken, request, format=format, allow_partial=allow_partial),
         fits=fits,
+        oom_probability=float(oom_risks(PlanBatch.from_plans([taken]), cost_context(request))[0]),
         infeasible=result.infeasible,
     )
 
@@ -129,7 +147,14 @@ def export_saved(
     _check_format(format)
     saved = saved_plan(document, rank, priced=False)
     exported = _exported(saved.plan, saved.request, format=format, allow_partial=allow_partial)
-    return ExportResult(format=format, request=saved.request, plan=saved.plan, exported=exported, fits=saved.fits)
+    return ExportResult(
+        format=format,
+        request=saved.request,
+        plan=saved.plan,
+        exported=exported,
+        fits=saved.fits,
+        oom_probability=saved.oom_probability,
+    )
 
 
 def _expressed(best: ExecutionPlan, request: Request, *, format: str, fits: bool) -> tuple[ExecutionPlan, bool]:

@@ -29,6 +29,7 @@ class SavedPlan:
         fits: Whether the answer says that it fits.
         step_time_s: What the answer says that a step takes; None where it says nothing.
         peak_memory_bytes: The same of the fullest device.
+        oom_probability: That the run dies of memory.
     """
 
     plan: ExecutionPlan
@@ -36,6 +37,7 @@ class SavedPlan:
     fits: bool
     step_time_s: float | None
     peak_memory_bytes: float | None
+    oom_probability: float | None
 
 
 def saved_plan(
@@ -76,6 +78,7 @@ def saved_plan(
         fits=entry.get("fits") is True,
         step_time_s=_figure(entry, "time", "step_time_s"),
         peak_memory_bytes=_figure(entry, "memory", "peak_memory_bytes"),
+        oom_probability=_figure(entry, "memory", "oom_probability", chance=True),
     )
 
 
@@ -150,13 +153,14 @@ def _said_in(where: str, *, only: str = "") -> Iterator[None]:
         raise error.at(f"{inside}.{field}") from None
 
 
-def _figure(entry: Mapping[str, Any], part: str, name: str) -> float | None:
-    """A figure of a plan; None where it is not told."""
+def _figure(entry: Mapping[str, Any], part: str, name: str, *, chance: bool = False) -> float | None:
+    """A figure of a plan, positive or a probability; None where it is not told."""
     within = entry.get(part)
     told = within.get(name) if isinstance(within, Mapping) else None
     if told is None:
         return None
-    if isinstance(told, bool) or not isinstance(told, int | float) or not 0 < told <= float_info.max:
+    number = isinstance(told, int | float) and not isinstance(told, bool)
+    if not (number and (0 <= told <= 1 if chance else 0 < told <= float_info.max)):
         raise SpecError(DOCUMENT, f"has a plan whose {part}.{name} is {str(told)[:40]!r}", _WANTED)
     return float(told)
 

@@ -94,3 +94,22 @@ def test_a_file_that_holds_no_answer(run: Command, tmp_path: Path) -> None:
         code, _, err = run("export", "--format", "megatron-lm", "--plan", str(path))
         assert code == 2
         assert words in err
+
+
+def test_a_plan_that_may_run_out_of_memory_is_written_and_told(run: Command, tmp_path: Path) -> None:
+    """Of a question, and of its saved answer, which tells the same."""
+    asked = ("--model", "qwen3-30b-a3b", "--gpus", "64xH100", "--framework", "megatron-core-ep-overlap")
+    pins = ("--pp", "4", "--vpp", "3", "--ep", "8", "--global-batch", "512")
+    code, out, err = run("export", "--format", "megatron-lm", *asked, *pins, "--json")
+    risk = json.loads(out)["oom_probability"]
+    assert code == 0
+    assert risk >= 0.2
+    assert err.startswith(f"warning: {100 * risk:.0f} % risk of running out of memory; planner estimate names")
+    saved = tmp_path / "plan.json"
+    run("estimate", *asked, *pins, "--output", str(saved))
+    assert json.loads(saved.read_text())["plans"][0]["memory"]["oom_probability"] == pytest.approx(risk)
+    code, out, again = run("export", "--format", "megatron-lm", "--plan", str(saved), "--json")
+    assert json.loads(out)["oom_probability"] == pytest.approx(risk)
+    assert again == err
+    safer = ("--tp", "1", "--micro-batch", "1")
+    assert run("export", "--format", "megatron-lm", *asked, *pins, *safer)[2] == ""
