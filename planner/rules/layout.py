@@ -1,5 +1,7 @@
 """Rules on the product of the degrees, the batch, tensor parallelism and Megatron sequence parallelism."""
 
+from math import gcd
+
 import numpy as np
 
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
@@ -63,7 +65,7 @@ def _kv_whole(plans: PlanBatch, setting: Setting) -> BoolArray:
 
 def _kv_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
     kv = setting.key_value_heads
-    hint = one_of([t for t in divisors(setting.model.num_attention_heads) if kv % t == 0])
+    hint = one_of([t for t in divisors(gcd(setting.model.num_attention_heads, setting.num_devices)) if kv % t == 0])
     return f"must divide num_key_value_heads={kv}; got {plan.tensor_parallel}", hint
 
 

@@ -1,5 +1,7 @@
 """Rules on linear attention: who trains it, over how many ranks its heads go, and whether a sequence can be cut."""
 
+from math import gcd
+
 import numpy as np
 
 from costmodels.plan import BoolArray, ContextKind, ExecutionPlan, PlanBatch, Recompute
@@ -76,7 +78,8 @@ def _over_heads_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, s
     keys, values = (0, 0) if linear is None else (linear.num_key_heads, linear.num_value_heads)
     group = plan.tensor_parallel * plan.context_parallel
     problem = f"tp x cp must divide the {keys} key heads and {values} value heads of linear attention; got {group}"
-    return problem, f"tp x cp {one_of([degree for degree in divisors(max(keys, 1)) if values % degree == 0])}"
+    degrees = divisors(gcd(max(keys, 1), setting.num_devices))
+    return problem, f"tp x cp {one_of([degree for degree in degrees if values % degree == 0])}"
 
 
 def _none(plans: PlanBatch, setting: Setting) -> BoolArray:

@@ -3,6 +3,8 @@
 Symbols: L layers, p stages, v virtual stages per rank, m micro-batches.
 """
 
+from math import gcd
+
 import numpy as np
 
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Schedule, chunks_per_stage
@@ -110,7 +112,7 @@ def _layers_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
         )
     return (
         f"must divide num_layers={layers}; got {plan.pipeline_parallel}",
-        f"{one_of(divisors(layers))}; or set first_stage_layers and last_stage_layers",
+        f"{one_of(divisors(gcd(layers, setting.num_devices)))}; or set first_stage_layers and last_stage_layers",
     )
 
 

@@ -34,7 +34,7 @@ def _zigzag(plans: PlanBatch, setting: Setting) -> BoolArray:
 
 def _zigzag_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
     s = setting.job.sequence_length
-    legal = [c for c in divisors(s) if c == 1 or s % (2 * c) == 0]
+    legal = [c for c in divisors(setting.num_devices) if c == 1 or s % (2 * c) == 0]
     return f"the sequence length {s} must be a multiple of 2 x {plan.context_parallel}", one_of(legal)
 
 
