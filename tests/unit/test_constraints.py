@@ -288,7 +288,7 @@ MESSAGES = [
     (
         split(p=3, d=2),
         setting(devices=6),
-        "plan.pipeline_parallel: must divide num_layers=8; got 3. Hint: 1, 2, 4 or 8; "
+        "plan.pipeline_parallel: must divide num_layers=8; got 3. Hint: 1 or 2; "
         "or set first_stage_layers and last_stage_layers",
     ),
     (
