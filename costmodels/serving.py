@@ -57,7 +57,7 @@ from profiles.engines import EngineSpec
 
 _KEY_POINTS = 4  # cache lengths priced
 _FEWEST = 1e-12  # requests generating
-_HALVINGS = 50  # of the interval that their logarithm lies in
+_HALVINGS = 40  # of the interval that their logarithm lies in
 _ROUNDING = 1e-6
 
 

@@ -218,6 +218,7 @@ def settles(row: ServingRow) -> bool:
     return bool(plans) and row.num_requests / rate >= 2 * plans[0].latency_s
 
 
+@lru_cache(maxsize=1024)
 def times_as_long(row: ServingRow, token_s: float) -> float:
     """What all times of a server would be over their prices for a token at a rate to take so long.
 

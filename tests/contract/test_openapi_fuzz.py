@@ -32,7 +32,7 @@ QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=QUIET)
 def test_the_service_keeps_its_contract(case: schemathesis.Case) -> None:
     case.call_and_validate(checks=CHECKS)
 
