@@ -128,8 +128,10 @@ class GenerationEstimate:
     basis: IntArray
 
 
-def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -> CostContext:
-    """The context of an engine's forward passes.
+def engine_context(
+    context: CostContext, engine: EngineSpec, job: TrainingJob, *, read_tokens: float = 0.0
+) -> CostContext:
+    """The context of an engine's forward passes: steps, or passes that read so many tokens of prompts.
 
     The trainer generates with the stack's own kernels and the attention it has on the device, launched one by one from
     eager code: graphs of whole iterations, launches that block, and how tokens are exchanged, with what to hide that
@@ -142,7 +144,7 @@ def engine_context(context: CostContext, engine: EngineSpec, job: TrainingJob) -
     """
     stack = replace(
         context.stack,
-        kernel_launch_s=0.0 if engine.captures_graphs else engine.kernel_launch_s,
+        kernel_launch_s=engine.launch_s(read_tokens),
         collective_launch_s=0.0 if engine.captures_graphs else engine.collective_launch_s,
         expert_layer_s=0.0,
         expert_issue_s=0.0,
@@ -258,7 +260,7 @@ def generation(
     """
     output = _output(call)
     step = engine_context(context, engine, replace(prompt_job(call), sequence_length=1))
-    reading_s = prefill_s(plans, call, engine, engine_context(context, engine, prompt_job(call)))
+    reading_s = prefill_s(plans, call, engine, _read_context(context, engine, prompt_job(call), plans))
     per_replica = np.ceil(call.num_sequences / plans.data_parallel)
     at_once = np.minimum(running, per_replica)
     put_off = staggered & output.is_fixed & engine.drops_put_off
@@ -360,7 +362,13 @@ def resumption_s(
     """
     tokens = round(call.prompt_tokens + _output(call).mean_context)
     job = prompt_job(replace(call, prompt_tokens=min(tokens, MAX_SEQUENCE)))
-    return _reading_s(plans, running, engine, engine_context(context, engine, job))
+    return _reading_s(plans, running, engine, _read_context(context, engine, job, plans))
+
+
+def _read_context(context: CostContext, engine: EngineSpec, job: TrainingJob, plans: PlanBatch) -> CostContext:
+    """The engine's context of passes over the sequences of a job; launched, if those of one of the plans are."""
+    most = float(plans.micro_batch_size.max()) if len(plans) else 0.0
+    return engine_context(context, engine, job, read_tokens=most * job.sequence_length)
 
 
 def _reading_s(plans: PlanBatch, prompts: FloatArray, engine: EngineSpec, context: CostContext) -> FloatArray:

@@ -82,17 +82,18 @@ def _reading(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: Cos
 
 def _whole(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> Reading:
     """Prompts that are read in one pass."""
-    reading = engine_context(context, engine, prompt_job(call))
     stages = stage_table(plans, context.model)
 
-    def passes(prompts: int) -> tuple[FloatArray, LayerCosts]:
+    def passes(prompts: int) -> tuple[FloatArray, LayerCosts, CostContext]:
+        tokens = prompts * call.prompt_tokens
+        reading = engine_context(context, engine, prompt_job(call), read_tokens=tokens)
         batch = replace(plans, micro_batch_size=np.full(len(plans), prompts))
         costs = layer_costs(batch, reading)
-        return forward_stage_s(batch, stages, costs, reading, head=False), costs
+        return forward_stage_s(batch, stages, costs, reading, head=False), costs, reading
 
-    one_s, costs = passes(1)
+    one_s, costs, reading = passes(1)
     together = max(engine.prefill_tokens // call.prompt_tokens, 1)
-    many_s, many = passes(together) if together > 1 else (one_s, costs)
+    many_s, many, _ = passes(together) if together > 1 else (one_s, costs, reading)
     alone_s, share = total((one_s * stages.count).T), of_one(_routed(costs, context.model), plans.attention_groups)
     return Reading(
         alone_s=alone_s * share,

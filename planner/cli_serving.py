@@ -41,7 +41,9 @@ Percentile = Annotated[
     float | None, _bound("--percentile", "So many of 100 at --rate keep --ttft and --request-latency; else means.")
 ]
 Longest = Annotated[int | None, _engine("--max-model-len", "Tokens of the longest request that has to fit.")]
-Engine = Annotated[str, _engine("--engine", "vllm (default), sglang, tensorrt-llm, vllm-2024 or vllm-0.3.")]
+Engine = Annotated[
+    str, _engine("--engine", "vllm (default), sglang, tensorrt-llm; older: sglang-2025, vllm-2024 or vllm-0.3.")
+]
 Share = Annotated[float | None, _engine("--memory-utilization", "Share of GPU memory the engine may use.")]
 Running = Annotated[int | None, _engine("--max-num-seqs", "Requests a replica runs at most.")]
 StepTokens = Annotated[int | None, _engine("--max-num-batched-tokens", "Tokens of a step at most.")]

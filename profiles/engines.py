@@ -39,7 +39,7 @@ OF_FREE = "free"  # of what weights and activations leave, for the cache
 _SHARES = (OF_ALL, OF_ALL_BUT_GRAPHS, OF_WEIGHTS_AND_CACHE, OF_FREE)
 _TUPLES = ("unsupported", "linear_attention", "speculates", "speculates_ungrouped")  # fields that are lists in YAML
 _HOST_TIMES = (
-    *("kernel_launch_s", "eager_launch_s", "collective_launch_s"),
+    *("kernel_launch_s", "prefill_launch_s", "eager_launch_s", "collective_launch_s"),
     *("step_overhead_s", "sequence_overhead_s", "rollout_step_s"),
 )
 
@@ -91,7 +91,9 @@ class EngineSpec:
         drops_put_off: Sequences that lose their room in the cache are read anew when there is room again.
         reads_first: Prompts that wait are read in steps of their own, in which nobody else gets a token.
         reserves_whole: A sequence starts when the cache has room for its prompt and the most it may become.
-        kernel_launch_s: Host time to issue one kernel outside a graph.
+        kernel_launch_s: Host time to issue one kernel of a step outside a graph.
+        prefill_launch_s: The same of a pass that reads prompts, with the Python around it.
+        prefill_graph_tokens: Most tokens of such a pass that are replayed as graphs, if any are.
         eager_launch_s: The same, or a collective, where it captures no graphs at all, with the Python around it; 0
             where that is not known, and ``eager`` refuses.
         collective_launch_s: Host time to issue one collective outside a graph.
@@ -145,6 +147,8 @@ class EngineSpec:
     reads_first: bool = False
     reserves_whole: bool = False
     kernel_launch_s: float = 0.0
+    prefill_launch_s: float = 0.0
+    prefill_graph_tokens: int = 0
     eager_launch_s: float = 0.0
     collective_launch_s: float = 0.0
     step_overhead_s: float = 0.0
@@ -179,6 +183,15 @@ class EngineSpec:
     def on_host(self, time_scale: float) -> "EngineSpec":
         """The engine on a host whose code takes so many times as long (``NodeSpec.host_time_scale``)."""
         return replace(self, **{name: time_scale * getattr(self, name) for name in _HOST_TIMES})
+
+    def launch_s(self, read_tokens: float) -> float:
+        """Host time per kernel of a step, or of a pass that reads so many tokens of prompts; 0 where it is a graph's.
+
+        Without graphs both take the same.
+        """
+        if not self.captures_graphs:
+            return self.kernel_launch_s
+        return self.prefill_launch_s if read_tokens > self.prefill_graph_tokens else 0.0
 
     def serving_on(self, device: DeviceSpec) -> "EngineSpec":
         """The engine as its server starts on a device."""

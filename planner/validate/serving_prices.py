@@ -27,6 +27,7 @@ from profiles.weights import WeightFormat, parse_weights
 SIGMA, LONGEST = 0.745, 2048  # as ``planner.validate.dataflow_blind`` takes lengths that spread
 # The engine V1 is vLLM's default since 0.8 (vLLM blog of 2025-01-27 and release notes of 0.8.0).
 _BEFORE_V1 = ("2024", "build", "0.5", "0.6", "0.7")
+_WITH_READING_GRAPHS = ("0.5.10",)  # the latest SGLang in the tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,9 @@ def engine_of(row: ServingRow | CacheRow) -> str:
     """Catalogue name of the engine that ran, ``""`` for none."""
     if row.engine == "vllm":
         return "vllm-2024" if row.engine_version.startswith(_BEFORE_V1) else "vllm"
-    return row.engine if row.engine in ("sglang", "tensorrt-llm") else ""
+    if row.engine == "sglang":
+        return "sglang" if row.engine_version.startswith(_WITH_READING_GRAPHS) else "sglang-2025"
+    return "tensorrt-llm" if row.engine == "tensorrt-llm" else ""
 
 
 def left_out(row: ServingRow) -> str:

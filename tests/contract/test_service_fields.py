@@ -64,7 +64,7 @@ def test_formats_of_the_cache_are_taken_back_as_answers_tell_them(client: TestCl
 
 def test_engines_that_serve_are_named_to_who_asks_for_another(client: TestClient) -> None:
     (error,) = client.post("/serving", json=SERVED | {"engine": "lmdeploy"}).json()["errors"]
-    assert error["hint"] == "known: sglang, tensorrt-llm, vllm, vllm-0.3, vllm-2024"
+    assert error["hint"] == "known: sglang, sglang-2025, tensorrt-llm, vllm, vllm-0.3, vllm-2024"
 
 
 @pytest.mark.parametrize(

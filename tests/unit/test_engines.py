@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+import planner
 from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, ModelCall
 from planner.dataflow.call_costs import CallSetting, call_costs
@@ -76,11 +77,36 @@ def test_a_workflow_says_whether_it_trains() -> None:
 def test_current_engines_read_a_prompt_of_several_samples_once() -> None:
     """TensorRT-LLM's default too; what an engine has is cited."""
     engines = load_engines()
-    assert {name for name, engine in engines.items() if engine.shares_prefixes} == {"vllm", "sglang", "tensorrt-llm"}
+    sharing = {"vllm", "sglang", "sglang-2025", "tensorrt-llm"}
+    assert {name for name, engine in engines.items() if engine.shares_prefixes} == sharing
     assert all("shares_prefixes" in engine.sources for engine in engines.values() if engine.shares_prefixes)
 
 
 def test_engines_that_do_not_mix_prompts_and_tokens_in_a_step_read_first() -> None:
     engines = load_engines()
-    assert {name for name, engine in engines.items() if engine.reads_first} == {"vllm-0.3", "vllm-2024", "sglang"}
+    first = {"vllm-0.3", "vllm-2024", "sglang", "sglang-2025"}
+    assert {name for name, engine in engines.items() if engine.reads_first} == first
     assert all("reads_first" in engine.sources for engine in engines.values() if engine.reads_first)
+
+
+def test_prompts_are_read_from_graphs_up_to_some_tokens_and_launched_beyond() -> None:
+    engine = find_engine("sglang")
+    assert (engine.launch_s(0), engine.launch_s(2048), engine.launch_s(2049)) == (0.0, 0.0, 4.6e-5)
+    assert find_engine("sglang-2025").launch_s(1) == 4.6e-5
+    assert find_engine("vllm").launch_s(512) == 0.0 < find_engine("vllm").launch_s(513)
+    eager = engine.eager()
+    assert eager.launch_s(0) == eager.launch_s(1) == engine.eager_launch_s
+    assert engine.on_host(2.0).launch_s(4096) == 9.2e-5
+
+
+def test_what_reads_short_prompts_is_the_host_where_no_graph_does() -> None:
+    """36 layers of 13 kernels, each issued in 46 us, take longer than reading 128 tokens; not than reading 8,192."""
+
+    def first_token_s(engine: str, prompt: int) -> float:
+        found = planner.serving("qwen3-8b", "1xH100", prompt=prompt, generate=64, engine=engine, concurrency=1)
+        return found.plans[0].ttft_s
+
+    launched_s = 36 * 13 * 4.6e-5
+    assert launched_s < first_token_s("sglang-2025", 128) < 1.2 * launched_s
+    assert first_token_s("sglang", 128) < 0.5 * launched_s
+    assert first_token_s("sglang-2025", 8192) == pytest.approx(first_token_s("sglang", 8192))

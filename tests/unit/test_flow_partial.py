@@ -67,7 +67,8 @@ def test_what_is_interrupted_is_read_again_with_the_tokens_it_has() -> None:
         prompt_tokens=round(512 + LONG_TAIL.mean_context),
         output=LONG_TAIL,
     )
-    expected = prefill_s(PLANS, longer, ENGINE, engine_context(context, ENGINE, prompt_job(longer)))
+    passes = engine_context(context, ENGINE, prompt_job(longer), read_tokens=longer.prompt_tokens)
+    expected = prefill_s(PLANS, longer, ENGINE, passes)
     assert again_s == pytest.approx(expected)
     assert LONG_TAIL.mean_context > LONG_TAIL.mean  # a running sequence is likely a long one
     half_s = resumption_s(PLANS, call, ENGINE, context, np.array([32.0, 64.0]))
