@@ -40,6 +40,7 @@ from costmodels.plan import FloatArray
 from costmodels.serving import ServingPoints, ServingPrices, at_concurrency
 
 _POINTS = 128  # of a burst
+_BESIDE = 24  # most others that are taken to end in one step
 _STARTS, _FINER = 16, 4  # first tokens in a burst, and lengths between two knots, that means per request are taken over
 _ROUNDING = 1e-9
 
@@ -87,21 +88,66 @@ def run_points(prices: ServingPrices, requests: FloatArray, at_once: FloatArray,
     return replace(steady, **{name: values[:, None] for name, values in columns.items()})
 
 
+def run_first_token_within(
+    prices: ServingPrices, requests: FloatArray, at_once: FloatArray, places: FloatArray, shares: FloatArray
+) -> FloatArray:
+    """(N, K) seconds in which so large shares (K,) of the requests of a run have their first token.
+
+    Those of the burst wait for as many steps as there are before theirs. Successors of requests of equal lengths are
+    bursts again or all alike, as in ``run_points``. Others are sent when a step ends, with the successors of all that
+    end with it: besides their own prompt they wait for those of a Poisson number of others, as many as end in a step.
+    Infinite where requests wait for a place, which depends on who ends when.
+
+    Args:
+        prices: N layouts.
+        requests: As of ``run_points``, as are ``at_once`` and ``places``.
+        at_once: (N,) that are sent and have not ended.
+        places: (N,) requests that fit at once.
+        shares: Between 0 and 1.
+    """
+    slots = np.minimum(at_once, requests)
+    burst = _burst(prices, slots)
+    count = np.arange(_BESIDE)
+    if prices.output.is_fixed:
+        later_s = np.repeat(_successor_s(prices, slots, burst.first_s)[:, None], _BESIDE, axis=1)
+        beside = np.full(later_s.shape, 1 / _BESIDE)
+    else:
+        steady = at_concurrency(prices, slots[:, None] * prices.plans.attention_groups[:, None])
+        mean = steady.rate_per_s * steady.met_s
+        beside = np.exp(-mean) * np.cumprod(np.where(count == 0, 1.0, mean / np.maximum(count, 1)), axis=1)
+        later_s = steady.own_s + count * steady.held_up_s
+    again = prices.output.is_fixed and prices.decode.engine.reads_first
+    first = np.ones_like(slots) if again else slots / requests
+    told = np.full((len(slots), len(shares)), np.inf)
+    for row in np.flatnonzero(slots <= places):
+        times_s = np.concatenate([burst.each_s[row], later_s[row]])
+        weights = np.concatenate([np.full(_POINTS, first[row] / _POINTS), (1 - first[row]) * beside[row]])
+        order = np.argsort(times_s)
+        passed = np.cumsum(weights[order])
+        told[row] = times_s[order][np.minimum(np.searchsorted(passed, shares * passed[-1]), len(order) - 1)]
+    return told
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Burst:
     """Prompts that come together to N idle replicas; (N,) seconds.
 
     Attributes:
-        first_s: To the first token, on average.
+        each_s: (N, points) to the first token, of prompts evenly spread over the burst.
         read_s: To the last's.
         beside_s: Of ``read_s``, in which others generate.
         waited_beside_s: Of ``first_s``, likewise.
     """
 
-    first_s: FloatArray
+    each_s: FloatArray
     read_s: FloatArray
     beside_s: FloatArray
     waited_beside_s: FloatArray
+
+    @property
+    def first_s(self) -> FloatArray:
+        """(N,) to the first token, on average."""
+        return np.asarray(self.each_s.mean(axis=1))
 
 
 def _burst(prices: ServingPrices, prompts: FloatArray) -> _Burst:
@@ -119,13 +165,13 @@ def _burst(prices: ServingPrices, prompts: FloatArray) -> _Burst:
     at = ends / prompts[:, None] * _POINTS
     low = np.minimum(at.astype(np.int64), _POINTS - 1)
     below, above = (np.take_along_axis(sums, low + more, axis=1) for more in (0, 1))
-    waited_beside_s = (below + (at - low) * (above - below)).mean(axis=1)
+    waited_s = below + (at - low) * (above - below)
     alone_s = prices.alone_s - prices.added_s
     return _Burst(
-        first_s=alone_s + prices.added_s * ends.mean(axis=1) + waited_beside_s,
+        each_s=alone_s[:, None] + prices.added_s[:, None] * ends + waited_s,
         read_s=alone_s + prices.added_s * prompts + sums[:, -1],
         beside_s=sums[:, -1],
-        waited_beside_s=waited_beside_s,
+        waited_beside_s=waited_s.mean(axis=1),
     )
 
 

@@ -75,7 +75,8 @@ class ServingPlan(Served):
             mean of what each request takes.
         ttft_percentiles_s, latency_percentiles_s: Seconds in which so many of 100 requests have their first token, and
             have ended, as ``p50``, ``p90``, ``p99`` and what else was asked for; None where nothing is known of them
-            (``costmodels.serving_percentiles``): without a rate, where places are few, of latencies of equal lengths.
+            (``costmodels.serving_percentiles``): where places are few, of latencies of equal lengths or of runs, of a
+            steady state without a rate.
         ttft_interval_s, tpot_interval_s: Low and high end of their 90 % interval.
         tokens_interval_per_s: Low and high end of that of ``output_tokens_per_s``; None at a rate, which is given.
         priced_ttft_s, priced_tpot_s: The same as prices of kernels and links alone leave them open, whoever serves.

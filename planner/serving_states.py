@@ -19,7 +19,7 @@ from costmodels.serving import (
 )
 from costmodels.serving_memory import cached_token_bytes, serving_memory
 from costmodels.serving_percentiles import first_token_within, latency_within
-from costmodels.serving_runs import run_points
+from costmodels.serving_runs import run_first_token_within, run_points
 from costmodels.speculation import Speculation
 from costmodels.uncertainty import NORMAL_90
 from planner.dataflow.call_costs import CallSetting, call_context
@@ -244,10 +244,8 @@ def _runs(found: Layouts, requests: int, concurrency: int | None) -> Deployments
 
     Attention groups share those of their replica; of fewer requests than groups one each.
     """
-    replicas, groups = found.replicas, found.plans.attention_groups
-    busy = replicas * (groups if concurrency is None else np.minimum(groups, concurrency))
-    each = np.ceil(requests / busy)
-    at_once = each if concurrency is None else np.maximum(concurrency / groups, 1.0)
+    each, at_once = _parts_of_run(found, requests, concurrency)
+    replicas = found.replicas
     points = run_points(found.prices, each, at_once, found.together.astype(np.float64))
     return Deployments(
         points=points,
@@ -255,6 +253,14 @@ def _runs(found: Layouts, requests: int, concurrency: int | None) -> Deployments
         requests_per_s=points.rate_per_s * (requests / each)[:, None],
         held=np.ones(points.rate_per_s.shape, dtype=np.bool_),
     )
+
+
+def _parts_of_run(found: Layouts, requests: int, concurrency: int | None) -> tuple[FloatArray, FloatArray]:
+    """(N,) requests of an attention group in all, and at once."""
+    replicas, groups = found.replicas, found.plans.attention_groups
+    busy = replicas * (groups if concurrency is None else np.minimum(groups, concurrency))
+    each = np.ceil(requests / busy)
+    return each, each if concurrency is None else np.maximum(concurrency / groups, 1.0)
 
 
 def _doubling(most: int, *, every: int = 1) -> list[int]:
@@ -286,11 +292,16 @@ def _percentiles(
     found: Layouts, point: ServingPoints, job: ServingJob, row: int, name: str
 ) -> Mapping[str, float] | None:
     """Those of one deployment's times that are told, by name; None where they are not known."""
-    if job.rate_per_s is None:
-        return None
     rows = np.asarray([row])
-    shares = np.asarray([job.percentiles]) / 100
-    within_s = _WITHIN[name](point, found.prices.take(rows), found.places[rows].astype(np.float64), shares)[0]
+    shares, prices = np.asarray([job.percentiles]) / 100, found.prices.take(rows)
+    if job.rate_per_s is not None:
+        within_s = _WITHIN[name](point, prices, found.places[rows].astype(np.float64), shares)[0]
+    elif job.requests is not None and name == "ttft_s":
+        each, at_once = (part[rows] for part in _parts_of_run(found, job.requests, job.concurrency))
+        places = found.together[rows].astype(np.float64)
+        within_s = run_first_token_within(prices, each, at_once, places, shares[0])[0]
+    else:
+        return None
     if not np.isfinite(within_s).all():
         return None
     return dict(zip(map(percentile_name, job.percentiles), within_s.tolist(), strict=True))

@@ -38,6 +38,7 @@ OF_WEIGHTS_AND_CACHE = (
 OF_FREE = "free"  # of what weights and activations leave, for the cache
 _SHARES = (OF_ALL, OF_ALL_BUT_GRAPHS, OF_WEIGHTS_AND_CACHE, OF_FREE)
 _TUPLES = ("unsupported", "linear_attention", "speculates", "speculates_ungrouped")  # fields that are lists in YAML
+_FITTED_AS = "fitted_as"  # in YAML: another engine, whose fits are this one's, too
 _HOST_TIMES = (
     *("kernel_launch_s", "prefill_launch_s", "eager_launch_s", "collective_launch_s"),
     *("step_overhead_s", "sequence_overhead_s", "rollout_step_s"),
@@ -325,13 +326,13 @@ def load_engines() -> Mapping[str, EngineSpec]:
     fitted = json.loads(data.joinpath("fits", "dataflow.json").read_text(encoding="utf-8"))["engines"]
     engines: dict[str, EngineSpec] = {}
     for name, entry in load_yaml_directory(data / "engines").items():
-        unknown = set(entry.data) - known
+        unknown = set(entry.data) - known - {_FITTED_AS}
         if unknown:
             raise SpecError(f"engines.{name}", f"unknown fields {sorted(unknown)} in {entry.file}")
         values, sources = dict(entry.data), dict(entry.data.get("sources", {}))
-        if name in fitted:
-            values |= fitted[name]["values"]
-            sources |= dict.fromkeys(fitted[name]["values"], fitted[name]["source"])
+        told = fitted.get(values.pop(_FITTED_AS, name), {"values": {}, "source": ""})
+        values |= told["values"]
+        sources |= dict.fromkeys(told["values"], told["source"])
         values |= {name: tuple(values.get(name, ())) for name in _TUPLES}
         values["weights_on"] = {form: tuple(names) for form, names in values.get("weights_on", {}).items()}
         values["expert_multiples"] = {

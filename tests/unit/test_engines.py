@@ -92,7 +92,9 @@ def test_engines_that_do_not_mix_prompts_and_tokens_in_a_step_read_first() -> No
 def test_prompts_are_read_from_graphs_up_to_some_tokens_and_launched_beyond() -> None:
     engine = find_engine("sglang")
     assert (engine.launch_s(0), engine.launch_s(2048), engine.launch_s(2049)) == (0.0, 0.0, 4.6e-5)
-    assert find_engine("sglang-2025").launch_s(1) == 4.6e-5
+    elder = find_engine("sglang-2025")
+    assert elder.launch_s(1) == 4.6e-5
+    assert (elder.residual_log_std, elder.rollout_step_s) == (engine.residual_log_std, engine.rollout_step_s)
     assert find_engine("vllm").launch_s(512) == 0.0 < find_engine("vllm").launch_s(513)
     eager = engine.eager()
     assert eager.launch_s(0) == eager.launch_s(1) == engine.eager_launch_s

@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 
 from costmodels.generation import generation
 from costmodels.lengths import fixed_length, log_normal_lengths
+from costmodels.plan import FloatArray
 from costmodels.serving import ServingPrices
-from costmodels.serving_runs import run_points
+from costmodels.serving_runs import run_first_token_within, run_points
 from tests.serving_engine import drawn, engine_of, play
 from tests.unit.test_serving_states import N, P, clock, loop, real
+
+SHARES = (0.5, 0.9, 0.99)
 
 
 def run(prices: ServingPrices, requests: int, at_once: int, places: int = 1024) -> dict[str, float]:
@@ -170,3 +173,41 @@ def test_figures_agree_with_each_other(
 def test_more_that_come_together_wait_longer(at_once: int) -> None:
     prices, _ = real()
     assert run(prices, at_once + 8, at_once + 8)["first_token_s"] > run(prices, at_once, at_once)["first_token_s"]
+
+
+def within(prices: ServingPrices, requests: int, at_once: int, places: int = 1024) -> FloatArray:
+    """Seconds in which a half, nine tenths and 99 of 100 have their first token."""
+    counts = (np.array([float(count)]) for count in (requests, at_once, places))
+    return run_first_token_within(prices, *counts, np.array(SHARES))[0]
+
+
+@pytest.mark.parametrize("reads_first", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "requests", "at_once", "sigma"),
+    [(1000, 100, 4, 0.0), (3200, 500, 128, 0.0), (16_000, 64, 16, 0.0), (1000, 300, 300, 0.7), (1000, 1000, 48, 0.7),
+     (256, 100, 4, 0.7), (3200, 500, 128, 0.7)],
+)  # fmt: skip
+def test_first_tokens_of_a_run_are_spread_as_of_an_engine_played_out(
+    prompt: int, requests: int, at_once: int, sigma: float, reads_first: bool
+) -> None:
+    """Most are successors, who wait for a step or two; the means are those of the burst, up to 30 times as long."""
+    output = log_normal_lengths(mean=200, sigma=sigma, most=800) if sigma else fixed_length(200)
+    prices = of_engine(real(prompt)[0], reads_first=reads_first)
+    prices = replace(prices, output=output, keys=prompt + output.mean_context)
+    played = play(engine_of(prices, 1024), drawn(output, requests), at_once=at_once)
+    assert within(prices, requests, at_once) == pytest.approx(np.quantile(played.ttft_s, SHARES), rel=0.16)
+
+
+def test_nothing_is_said_of_first_tokens_that_wait_for_a_place() -> None:
+    prices, _ = real()
+    assert np.isinf(within(prices, 1000, 200, places=64)).all()
+    assert np.isfinite(within(prices, 1000, 64, places=64)).all()
+
+
+@given(requests=st.integers(1, 3000), at_once=st.integers(1, 400), sigma=st.sampled_from([0.0, 0.4, 1.2]))
+@settings(max_examples=30)
+def test_more_of_a_run_takes_longer_and_none_less_than_alone(requests: int, at_once: int, sigma: float) -> None:
+    output = log_normal_lengths(mean=200, sigma=sigma, most=2048) if sigma else fixed_length(200)
+    prices = replace(real()[0], output=output, keys=1000 + output.mean_context)
+    half_s, most_s, nearly_all_s = within(prices, requests, at_once)
+    assert 0.999 * float(prices.alone_s[0]) <= half_s <= most_s <= nearly_all_s < np.inf
