@@ -338,6 +338,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
     plain = _without_master_copy(reading)  # optax keeps moments in the format of the parameters they belong to
     attention = recipes.attention_of(row, reading.model, precision=precision, default=attention)
     short = sixteen or wording.keeps_short_moments(row)
+    bare = sixteen or wording.keeps_long_moments_alone(row)
     lora = wording.lora_of(row) if task in ADAPTER_TASKS else None
     state = "int8" if optimizer == "adamw8bit" else "bf16" if short else "fp16" if plain else "fp32"
     try:
@@ -346,8 +347,8 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             global_batch_size=batch,
             task=task,
             precision=precision,
-            gradient_dtype=wording.gradient_dtype_of(row, sixteen),
-            master_dtype="none" if sixteen or plain else "fp32",
+            gradient_dtype=wording.gradient_dtype_of(row, bare),
+            master_dtype="none" if bare or plain else "fp32",
             state_dtype=state,
             optimizer=optimizer,
             optimizer_in_backward=wording.updates_in_backward(row),

@@ -21,6 +21,8 @@ UNSEEN_ROUNDS = {
     "unseen_third_tuning.csv": 3,
     "unseen_fourth.csv": 4,
     "unseen_fourth_tuning.csv": 4,
+    "unseen_fifth.csv": 5,
+    "unseen_fifth_tuning.csv": 5,
 }
 NEVER_FITTED = frozenset(UNSEEN_ROUNDS)
 CONTRADICTION = "contradiction: "  # begins the reason where what a row says cannot all be true

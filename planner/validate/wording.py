@@ -69,6 +69,11 @@ def keeps_no_master_copy(row: Row) -> bool:
     return "16-bit weights and moments, no master copy" in row.text("notes")
 
 
+def keeps_long_moments_alone(row: Row) -> bool:
+    """Whether notes say that fp32 moments stand beside 16-bit weights, without a copy of those in fp32."""
+    return "16-bit weights, fp32 moments, no master copy" in row.text("notes")
+
+
 def keeps_short_moments(row: Row) -> bool:
     """Whether notes say that moments alone are in 16 bits, beside fp32 weights (Megatron-Core's exp_avg_dtype)."""
     return "moments in 16 bits" in row.text("notes")
