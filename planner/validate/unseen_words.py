@@ -89,6 +89,15 @@ was left out for its error. The intervals of the fits alone hold, blind, {pretra
 three rounds told ([below](#how-wide-intervals-must-be)), hold {pretrain_packaged}, {tuning_packaged} and
 {memory_packaged}. Three of its owners keep forks of one project (Lumen, on AMD's GPUs) and count as one publisher.
 """,
+    5: """## Fifth round
+
+Looked up at the end of November 2026, of publishers that no earlier table holds. Its {lines} lines were committed
+before any of them was priced, by the stacks and the code of commit `{commit}`; none was left out for its error. The
+intervals of the fits alone hold, blind, {pretrain_alone} of steps of pre-training ({pretrain_names} publishers with
+three figures or more, weighing alike), {tuning_alone} of steps of fine-tuning ({tuning_names}) and {memory_alone} of
+peaks ({memory_names}). Those packaged then, as wide as the publishers of all four rounds told
+([below](#how-wide-intervals-must-be)), hold {pretrain_packaged}, {tuning_packaged} and {memory_packaged}.
+""",
 }
 FOUND_LATER = {
     2: """Of the second round, written after the first look at its errors:
