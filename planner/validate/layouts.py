@@ -356,7 +356,7 @@ def job_of(reading: Reading, batch: int) -> TrainingJob:
             attention=attention,
             attention_library=recipes.attention_library_of(row, attention),
             lora=lora,
-            dropout=defaults.dropout and task == "pretrain",
+            dropout=(defaults.dropout or wording.names_dropout(row)) and task == "pretrain",
             fused_cross_entropy=recipes.fuses_cross_entropy(row, reading.published_on),
             linear_cross_entropy=recipes.projects_in_loss(row, None if reading.published_on else stack),
             varied_lengths=wording.varies_lengths(row),

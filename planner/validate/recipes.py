@@ -99,7 +99,7 @@ def fuses_cross_entropy(row: Row, stack: str) -> bool:
     Megatron-Bridge's and NeMo's scripts (scripts/performance/helpers.py) take Transformer Engine's
     (cross_entropy_fusion_impl = "te").
     """
-    said = re.search("ce fusion|(?:chunked|fused) cross-entropy", row.text("notes").lower()) is not None
+    said = re.search("(?<!no )ce fusion|(?:chunked|fused) cross-entropy", row.text("notes").lower()) is not None
     composer = stack.startswith("fsdp-composer") and "loss by F.cross_entropy" not in row.text("notes")
     return said or composer or runs_nemo_scripts(row) or "megatron-bridge" in row.text("source").lower()
 

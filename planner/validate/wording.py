@@ -69,6 +69,11 @@ def keeps_no_master_copy(row: Row) -> bool:
     return "16-bit weights and moments, no master copy" in row.text("notes")
 
 
+def names_dropout(row: Row) -> bool:
+    """Whether notes give the rate at which a model drops out activations."""
+    return re.search(r"(?:^|[;,] )dropout 0\.0*[1-9]", row.text("notes")) is not None
+
+
 def keeps_long_moments_alone(row: Row) -> bool:
     """Whether notes say that fp32 moments stand beside 16-bit weights, without a copy of those in fp32."""
     return "16-bit weights, fp32 moments, no master copy" in row.text("notes")

@@ -185,6 +185,23 @@ def test_what_was_blind_of_the_fourth_round_stays_what_it_was(rounds, kind, figu
     assert int(judged.blind_inside.sum()) == held
 
 
+@pytest.mark.parametrize(
+    ("kind", "figures", "mean", "held"),
+    [
+        (Kind.TRAINING, 36, 0.123, 27),
+        (Kind.TUNING, 14, 0.242, 4),
+        (Kind.TRAINING_MEMORY, 26, 0.139, 16),
+        (Kind.TUNING_MEMORY, 18, 0.118, 15),
+    ],
+)
+def test_what_was_blind_of_the_fifth_round_stays_what_it_was(rounds, kind, figures, mean, held):
+    """The record of its first pricing, at commit b66f19d."""
+    judged = rounds[5].judged[kind]
+    assert (len(judged.numbers), judged.first_priced.all()) == (figures, True)
+    assert mean_over(judged.by_source().values(), np.abs(judged.blind)) == pytest.approx(mean, abs=0.001)
+    assert int(judged.blind_inside.sum()) == held
+
+
 def test_notes_of_linear_attention_are_read(rounds):
     """Experts over eight GPUs and a fused loss: the first prices had read neither, 158 % too high."""
     judged = rounds[4].judged[Kind.TUNING_MEMORY]
