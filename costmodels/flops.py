@@ -37,7 +37,7 @@ def attention_core_flops_per_token(model: ModelSpec, sequence_length: int, *, ca
 
     Args:
         model: Heads and widths are read.
-        sequence_length: Tokens per sequence.
+        sequence_length: Tokens that attend to each other.
         causal: Count only the unmasked part of the score matrix.
     """
     latent = model.latent_attention
@@ -61,7 +61,7 @@ def model_flops_per_step(model: ModelSpec, job: TrainingJob, *, causal: bool) ->
         GPT-3 175B, 1536 sequences of 2048: 6 * 1.74e11 * 3.1e6 + attention = 4.5e18 FLOPs
         (arXiv:2104.04473 equation 3 without its recomputed forward).
     """
-    per_token = 3 * forward_flops_per_token(model, job.sequence_length, causal=causal)
+    per_token = 3 * forward_flops_per_token(model, job.attended_tokens, causal=causal)
     if job.lora is not None:
         per_token += 6 * _visited_adapter_parameters(model, job.lora) - 2 * matmul_parameters(model)
     return per_token * job.tokens_per_step
@@ -102,7 +102,7 @@ def hardware_flops_per_step(
         recompute_modules: (N,) ``RecomputeModule`` flags.
         recomputed_layer_share: (N,) share of the layers recomputed in full.
     """
-    core = attention_core_flops_per_token(model, job.sequence_length, causal=True)
+    core = attention_core_flops_per_token(model, job.attended_tokens, causal=True)
     head = 1.0 * model.output_width * model.hidden_size
     layers_forward = 2 * (matmul_parameters(model) - head) + core + linear_core_flops_per_token(model)
     forward = {module: 2 * weights for module, weights in _module_parameters(model).items()}

@@ -75,7 +75,7 @@ def forward_pass(plans: PlanBatch, context: CostContext) -> ForwardEstimate:
     time_s = (time_s + per_step_overhead_s(time_s, nodes=nodes, stack=stack)) * stack.step_time_scale
     trust, widths = price_trust(costs), half_widths(layer_opens(costs), context)
     job, model = context.job, as_run(context.model, context.stack)
-    flops = forward_flops_per_token(model, job.sequence_length, causal=True) * job.tokens_per_step
+    flops = forward_flops_per_token(model, job.attended_tokens, causal=True) * job.tokens_per_step
     at_peak_s = flops / (plans.num_devices.astype(np.float64) * peak_flops_per_s(context))
     low_s, high_s = time_interval_s(time_s, widths, at_peak_s)
     weights = weight_bytes(plans, parameters, context)

@@ -68,6 +68,8 @@ class TrainingJob:
         varied_lengths: Micro-batches differ in length, each padded to its own longest sequence, so that the allocator
             holds blocks of many sizes; ``sequence_length`` is the longest. Packed sequences, or all padded to one
             length, do not.
+        sample_tokens: Tokens of a sample where several are packed into a sequence and attention stays inside each; None
+            where it spans the sequence.
         train_tokens: Length of the run in tokens, for days and dollars; None when not asked.
         fused_cross_entropy: The loss never materialises fp32 logits.
         linear_cross_entropy: Nor any logits: the output layer and the loss run together, a few tokens at a time
@@ -100,6 +102,7 @@ class TrainingJob:
     dropout: bool = False
     padding_efficiency: float = 1.0
     varied_lengths: bool = False
+    sample_tokens: int | None = None
     train_tokens: float | None = None
     fused_cross_entropy: bool = False
     linear_cross_entropy: bool = False
@@ -124,6 +127,11 @@ class TrainingJob:
             if getattr(self, name) and self.attention != "flash":
                 problem = f"needs flash attention; attention is {self.attention!r}"
                 raise SpecError(f"job.{name}", problem, "attention flash, or leave it out")
+        if self.sample_tokens is not None:
+            _between("job.sample_tokens", self.sample_tokens, 1, self.sequence_length)
+            if self.attention != "flash":
+                problem = f"needs flash attention, which skips other samples; attention is {self.attention!r}"
+                raise SpecError("job.sample_tokens", problem, "attention flash, or leave it out")
         if self.optimizer_in_backward and self.trains_adapters_only:
             problem = f"updates the weights of a model as the backward pass reaches them; task is {self.task!r}"
             raise SpecError("job.optimizer_in_backward", problem, "task full, or leave it out")
@@ -146,6 +154,11 @@ class TrainingJob:
     def tokens_per_step(self) -> int:
         """Tokens computed per optimizer step, padding included."""
         return self.sequence_length * self.global_batch_size
+
+    @property
+    def attended_tokens(self) -> int:
+        """Tokens that attend to each other: a sequence, or a sample within one."""
+        return self.sequence_length if self.sample_tokens is None else self.sample_tokens
 
     @property
     def fuses_loss(self) -> bool:

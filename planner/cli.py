@@ -337,6 +337,7 @@ _JOB_OPTIONS = {
     "fp8_attention": "fp8_attention",
     "padding_efficiency": "padding_efficiency",
     "varied_lengths": "varied_lengths",
+    "sample_tokens": "sample_tokens",
     "lora_rank": "lora_rank",
     "lora_targets": "lora_targets",
 }

@@ -68,6 +68,7 @@ Packing = Annotated[float | None, option("--padding-efficiency", "Useful share o
 VariedLengths = Annotated[
     bool | None, option("--varied-lengths/--one-length", "Micro-batches differ in length, --seq is the longest.", _JOB)
 ]
+SampleTokens = Annotated[int | None, option("--sample-tokens", "Tokens of a sample, several packed into --seq.", _JOB)]
 LoraRank = Annotated[int | None, option("--lora-rank", "Rank of the adapters.", _JOB)]
 LoraTargets = Annotated[str | None, option("--lora-targets", "Adapted layers, e.g. q,k,v,o.", _JOB)]
 Tokens = Annotated[str | None, option("--tokens", "Length of the run, e.g. 15T, for days and dollars.", _JOB)]
@@ -145,7 +146,7 @@ def question(
     fp32_unquantised: Fp32Unquantised = None, frozen_dtype: FrozenDtype = None,
     fp8_activation: Fp8Activation = None, fp8_attention: Fp8Attention = None,
     padding_efficiency: Packing = None,
-    varied_lengths: VariedLengths = None,
+    varied_lengths: VariedLengths = None, sample_tokens: SampleTokens = None,
     lora_rank: LoraRank = None,
     lora_targets: LoraTargets = None,
     tokens: Tokens = None,

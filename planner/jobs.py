@@ -32,7 +32,7 @@ PRETRAIN_BATCH_TOKENS = 4 << 20  # arXiv:2307.09288 section 2.2
 PRETRAIN_DEVICES_PER_SEQUENCE = 8  # at most: 2,048 sequences on 16,384 GPUs, arXiv:2407.21783 table 4
 FINETUNE_BATCH_SEQUENCES = 128  # Stanford Alpaca training recipe
 
-_TYPES: dict[Any, type] = {int: int, str: str, bool: bool, float: float, float | None: float}
+_TYPES: dict[Any, type] = {int: int, str: str, bool: bool, float: float, int | None: int, float | None: float}
 _KINDS = {item.name: _TYPES[item.type] for item in fields(TrainingJob) if item.name != "lora"}
 _EXTRA: dict[str, type] = {"global_batch_tokens": float, "lora_rank": int, "lora_targets": object, "lora": object}
 JOB_FIELDS = (*_KINDS, *_EXTRA)

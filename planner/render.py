@@ -103,12 +103,13 @@ def heading(request: Request, console: Console) -> None:
     if model.moe is not None:
         parameters += f", {count(active_parameters(model))} active"
     adapters = f" rank {job.lora.rank}" if job.lora is not None else ""
+    packed = f" (packed samples of {job.sample_tokens})" if job.sample_tokens is not None else ""
     lines = [
         f"[bold]{model.name}[/] ({parameters} parameters) on "
         f"[bold]{cluster.num_devices} x {cluster.device.name}[/]"
         + (f" in {cluster.num_nodes} nodes" if cluster.num_nodes > 1 else ""),
-        f"{job.task}{adapters}, {job.precision}, {job.global_batch_size} sequences of {job.sequence_length} tokens "
-        f"per step, {request.stack.name}",
+        f"{job.task}{adapters}, {job.precision}, {job.global_batch_size} sequences of {job.sequence_length} tokens"
+        f"{packed} per step, {request.stack.name}",
     ]
     console.print("\n".join(lines), highlight=False)
 

@@ -69,6 +69,12 @@ class JobBody(Body):
     varied_lengths: bool | None = Field(
         default=None, description="Micro-batches differ in length; sequence_length is the longest."
     )
+    sample_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_SEQUENCE,
+        description="Tokens of a sample where several are packed into a sequence and attention stays inside each.",
+    )
     train_tokens: float | None = Field(default=None, ge=1, le=MAX_TOKENS, description="Length of the run.")
     fused_cross_entropy: bool | None = None
     linear_cross_entropy: bool | None = Field(

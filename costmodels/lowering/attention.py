@@ -151,12 +151,17 @@ def head_widths(model: ModelSpec) -> tuple[float, float]:
 
 
 def _fused_core(calls: CallList, shape: RankShape, context: CostContext) -> None:
-    """One kernel; round a ring one per step, for a rank's queries and the keys that have just arrived."""
+    """One kernel; round a ring one per step, for a rank's queries and the keys that have just arrived.
+
+    Samples within a sequence are sequences to it, of which every rank has its share as of a whole one.
+    """
     queries, heads, kv_heads = _core_shape(shape, context)
     qk_width, v_width = head_widths(context.model)
     steps = np.where(shape.context_kind == int(ContextKind.RING), shape.context, 1.0)
-    sequences, keys = shape.sequences * steps, context.job.sequence_length / steps
-    share = score_share(context.model, context.job.sequence_length)
+    attended = context.job.attended_tokens
+    samples = context.job.sequence_length / attended
+    sequences, queries, keys = shape.sequences * steps * samples, queries / samples, attended / steps
+    share = score_share(context.model, attended)
     element = min(context.job.numerics.storage_bytes, 4.0)
     flops = 2 * (qk_width + v_width) * sequences * heads * queries * keys * share
     traffic = element * sequences * (heads * queries + kv_heads * keys) * (qk_width + v_width)

@@ -115,6 +115,7 @@ JOB_OPTIONS: list[tuple[Sequence[str], str, Any]] = [
     (("--fp8-attention", "--gpus", "8xH100-SXM-80GB"), "fp8_attention", True),
     (("--padding-efficiency", "0.5"), "padding_efficiency", 0.5),
     (("--varied-lengths",), "varied_lengths", True),
+    (("--sample-tokens", "128"), "sample_tokens", 128),
     (
         ("--task", "lora", "--lora-rank", "8", "--lora-targets", "q,v"),
         "lora",
