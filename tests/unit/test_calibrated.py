@@ -90,7 +90,7 @@ def test_formats_never_measured_get_half_of_what_products_show():
     calibration = calibrate(BASE, seen, 4 * BASE.predict(seen, HERE).time_s, HERE)
     assert np.exp(calibration.refits.level) == pytest.approx(4, rel=0.1)
     narrow = replace(seen, gemm_format=np.full(len(seen), GEMM_FORMATS.index("tf32")))
-    factor = calibration.refits.log_factor(narrow, groups(narrow), HERE)
+    factor = calibration.refits.log_factor(narrow, groups(narrow), BASE.predict(narrow, HERE).time_s, HERE)
     assert np.exp(factor) == pytest.approx(2, rel=0.1)
 
 
@@ -225,8 +225,11 @@ def test_nonsense_is_refused(count, time_s, problem):
         {"log_ratio": [[1]]},
         {"error": [1]},
         {"points": [[float("nan")]]},
-        {"refits": {"before": {}, "after": {"7": {}}, "level": 0}},
-        {"refits": {"before": {}, "after": {}, "level": 99}},
+        {"refits": {"before": {}, "after": {"7": {}}, "starts_s": {}, "level": 0}},
+        {"scores": [0.0]},
+        {"scores": [float("nan")] * 5},
+        {"refits": {"before": {}, "after": {}, "starts_s": {}, "level": 99}},
+        {"refits": {"before": {}, "after": {}, "starts_s": {"7": 1.0}, "level": 0}},
     ],
 )
 def test_broken_documents_are_refused(broken):
