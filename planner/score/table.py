@@ -18,6 +18,7 @@ from costmodels.tables.timing_rows import (
     impossible,
     is_public_table,
     kernel_timings,
+    layer_timings,
     rows_of_timings,
 )
 from planner.price_lists import default_kernel_model
@@ -31,7 +32,7 @@ from profiles.catalog import Catalog, default_catalog
 from profiles.fits import default_fits
 from profiles.importers.base import ImportOptions
 from profiles.importers.detect import detect, import_file
-from profiles.timing_audit import audit, check_unit
+from profiles.timing_audit import MISTAKEN_SHARE_OF_LAYERS, audit, audit_layers, check_unit
 from profiles.timing_store import TimingStore
 from profiles.timings import TextArray, TimingTable
 
@@ -84,9 +85,12 @@ def score_table(path: Path, *, few_shot: FewShot | None = None, kernels: KernelC
 def _possible(rows: KernelRows, catalog: Catalog, *, where: str) -> KernelRows:
     """The rows without those that their device cannot have done."""
     timings, row, _ = kernel_timings(rows)
-    verdict = audit(timings, catalog)
-    check_unit(timings, verdict, where=where)
-    return impossible(rows, verdict.reasons, row)
+    layers, layer, flops = layer_timings(rows)
+    verdicts = audit(timings, catalog), audit_layers(layers, flops, catalog)
+    check_unit(timings, verdicts[0], where=where)
+    check_unit(layers, verdicts[1], where=where, share=MISTAKEN_SHARE_OF_LAYERS)
+    reasons = np.concatenate([verdict.reasons for verdict in verdicts])
+    return impossible(rows, reasons, np.concatenate([row, layer]))
 
 
 def _score_timings(path: Path, kernels: KernelCostModel, *, few_shot: FewShot | None) -> TableScore:
