@@ -201,7 +201,7 @@ class _Correction:
         self._weights = self._inverse @ calibration.log_ratio
         self._scores = Scores(
             kind=_kinds(self._known.group, self._known.maker),
-            log_time=4.0 * self._known.points[:, _TIME],
+            octaves=4.0 * self._known.points[:, _TIME],
             score=calibration.scores,
         )
 
@@ -234,10 +234,10 @@ class _Correction:
             off = np.divide(np.log(ratio), deviation, out=np.zeros(len(calls)), where=deviation > 0)
             return np.asarray(np.maximum(off, NORMAL_QUANTILE))
 
-        log_time = np.log2(np.where(priced.time_s > 0, priced.time_s, 1.0) * 1e6)
+        octaves = np.log2(np.where(priced.time_s > 0, priced.time_s, 1.0) * 1e6)
         low, high = self._scores.reach(
             _kinds(group, makers(calls)),
-            log_time,
+            octaves,
             low=before(priced.time_s, priced.low_s),
             high=before(priced.high_s, priced.time_s),
         )

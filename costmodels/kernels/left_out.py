@@ -25,26 +25,26 @@ class Scores:
 
     Attributes:
         kind: (3, P) group, limit and maker of each, see ``costmodels.kernels.calibrated``.
-        log_time: (P,) log2 of its price.
+        octaves: (P,) log2 of its price in microseconds.
         score: (P,) see the module's first lines.
     """
 
     kind: IntArray
-    log_time: FloatArray
+    octaves: FloatArray
     score: FloatArray
 
     def reach(
-        self, kind: IntArray, log_time: FloatArray, *, low: FloatArray, high: FloatArray
+        self, kind: IntArray, octaves: FloatArray, *, low: FloatArray, high: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
         """(C,) standard deviations from the price of a call to the lower and to the upper end of its interval.
 
         Args:
             kind: (3, C) as of the points.
-            log_time: (C,) as of the points.
+            octaves: (C,) as of the points.
             low: (C,) the same of the price as it was, downwards, which a call gets that few points are like.
             high: (C,) upwards.
         """
-        step = np.round(log_time / _STEP).astype(np.int64)
+        step = np.round(octaves / _STEP).astype(np.int64)
         cells, place = np.unique(np.concatenate([kind, step[None, :]]), axis=1, return_inverse=True)
         weight = self._weights(cells[:3], cells[3] * _STEP)
         return self._clipped(-1.0, weight, place.ravel(), low), self._clipped(1.0, weight, place.ravel(), high)
@@ -53,10 +53,10 @@ class Scores:
         within, beyond = _bounds(sign * self.score, weight)
         return np.clip(before, within[place], beyond[place])
 
-    def _weights(self, kind: IntArray, log_time: FloatArray) -> FloatArray:
+    def _weights(self, kind: IntArray, octaves: FloatArray) -> FloatArray:
         """(U, P) what each point says of the calls of a cell; nothing of groups and libraries that none is of."""
         group, limit, maker = (mine[:, None] == point for mine, point in zip(kind, self.kind, strict=True))
-        near = np.exp(-0.5 * ((log_time[:, None] - self.log_time) / _OCTAVES) ** 2)
+        near = np.exp(-0.5 * ((octaves[:, None] - self.octaves) / _OCTAVES) ** 2)
         alike = np.where(group, np.where(maker, 1.0, _OTHER_LIBRARY), _OTHER_GROUP)
         return np.asarray(alike * limit * near * (group & maker).any(axis=1, keepdims=True))
 

@@ -11,17 +11,17 @@ GEMM, NORM = (3, 0, 0), (1000, 3, 0)  # group, limit, maker
 def scores(*parts: tuple[tuple[int, int, int], float, list[float]]) -> Scores:
     """Of kind, log2 of the time in microseconds, and scores."""
     kind = [np.tile(np.array(kind)[:, None], len(values)) for kind, _, values in parts]
-    log_time = [np.full(len(values), time) for _, time, values in parts]
+    octaves = [np.full(len(values), time) for _, time, values in parts]
     return Scores(
         kind=np.concatenate(kind, axis=1),
-        log_time=np.concatenate(log_time),
+        octaves=np.concatenate(octaves),
         score=np.concatenate([values for *_, values in parts]),
     )
 
 
-def reach(known: Scores, kind: tuple[int, int, int], log_time: float, before: float = 1.645) -> tuple[float, float]:
+def reach(known: Scores, kind: tuple[int, int, int], octaves: float, before: float = 1.645) -> tuple[float, float]:
     asked = np.array(kind)[:, None]
-    low, high = known.reach(asked, np.array([log_time]), low=np.array([before]), high=np.array([before]))
+    low, high = known.reach(asked, np.array([octaves]), low=np.array([before]), high=np.array([before]))
     return float(low[0]), float(high[0])
 
 
