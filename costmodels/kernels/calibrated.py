@@ -209,12 +209,13 @@ class _Correction:
         """Corrected prices; calls without a price (zero), or of which nothing like them was measured, keep theirs."""
         group = groups(calls)
         refitted = self._calibration.refits.log_factor(calls, group, priced.time_s, device)
-        mean, deviation = self._correction(calls, priced.time_s * np.exp(refitted))
+        refitted_s = priced.time_s * np.exp(refitted)
+        mean, deviation = self._correction(calls, refitted_s)
         mean = np.where(np.isin(group, list(self._calibration.kept)), 0.0, mean + refitted)
         known = np.isin(group, self._known.group)
         # Nothing was measured of what limits the other calls: they keep price and interval.
         worked = (priced.time_s > 0) & np.isin(limits(group), limits(self._known.group))
-        low, high = self._reach(calls, group, deviation, priced)
+        low, high = self._reach(Places.of(calls, refitted_s), deviation, priced)
         time_s = np.where(worked, priced.time_s * np.exp(mean), priced.time_s)
         return Prediction(
             time_s=time_s,
@@ -224,20 +225,17 @@ class _Correction:
             extrapolated=priced.extrapolated,
         )
 
-    def _reach(
-        self, calls: KernelCallBatch, group: IntArray, deviation: FloatArray, priced: Prediction
-    ) -> tuple[FloatArray, FloatArray]:
+    def _reach(self, places: Places, deviation: FloatArray, priced: Prediction) -> tuple[FloatArray, FloatArray]:
         """(C,) logarithms from corrected prices down and up to the ends of their intervals."""
 
         def before(end: FloatArray, start: FloatArray) -> FloatArray:
-            ratio = np.divide(end, start, out=np.ones(len(calls)), where=start > 0)
-            off = np.divide(np.log(ratio), deviation, out=np.zeros(len(calls)), where=deviation > 0)
+            ratio = np.divide(end, start, out=np.ones(len(deviation)), where=start > 0)
+            off = np.divide(np.log(ratio), deviation, out=np.zeros(len(deviation)), where=deviation > 0)
             return np.asarray(np.maximum(off, NORMAL_QUANTILE))
 
-        octaves = np.log2(np.where(priced.time_s > 0, priced.time_s, 1.0) * 1e6)
         low, high = self._scores.reach(
-            _kinds(group, makers(calls)),
-            octaves,
+            _kinds(places.group, places.maker),
+            4.0 * places.points[:, _TIME],
             low=before(priced.time_s, priced.low_s),
             high=before(priced.high_s, priced.time_s),
         )
