@@ -15,6 +15,7 @@ import numpy as np
 from costmodels.autocast import fp32_stream
 from costmodels.memory import memory_error_factor
 from costmodels.plan import ExecutionPlan, PlanBatch
+from planner.borrowed import borrowed
 from planner.constraints import check_plan
 from planner.estimates import plan_estimates
 from planner.explain import explain, wished_rows
@@ -308,7 +309,7 @@ def warnings_about(request: Request, best: PlanEstimate | None) -> tuple[Note, .
         if share >= _MATERIAL:
             warn("extrapolated", "step_time_s", _EXTRAPOLATED[kind].format(share=percent(share)))
     if best.basis == "assumed":
-        warn("uncalibrated", "step_time_s", "efficiencies are borrowed from other hardware; no timings of this one")
+        notes.append(borrowed("step_time_s", [request.cluster.device.name]))
     if needs_layout(best.plan, request):
         problem = f"{request.model.num_layers} layers do not divide into pp x vpp chunks"
         warn("needs_layout", "plan.pipeline_parallel", f"{problem}: spread them by --pipeline-model-parallel-layout")

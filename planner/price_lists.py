@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import resources
 
 from costmodels.collectives import CollectiveCostModel
-from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, Calibration
+from costmodels.kernels.calibrated import FEWEST_POINTS, FORM, CalibratedKernelModel, Calibration
 from costmodels.kernels.calls import KernelCostModel
 from costmodels.kernels.learned import learned_kernel_model
 from costmodels.kernels.measured import MeasuredKernelModel, MeasuredKernels, calls_of, measured_rows
@@ -123,8 +123,8 @@ def stored_calibration(store: TimingStore, device: DeviceSpec) -> Calibration | 
 
 @lru_cache(maxsize=1)
 def prices_version() -> str:
-    """A hash of the packaged kernel prices: a calibration corrects these and no others."""
-    digest = hashlib.sha256()
+    """A hash of the packaged kernel prices, which a calibration corrects and no others, and of how one is written."""
+    digest = hashlib.sha256(FORM)
     data = resources.files("profiles").joinpath("data")
     learned = data.joinpath("models_learned")
     cards = sorted(learned.iterdir(), key=lambda item: item.name) if learned.is_dir() else []

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from planner.borrowed import borrowed
 from planner.dataflow.flow_notes import graph_notes
 from planner.dataflow.flow_request import FlowOptions, FlowRequest, GraphInput, resolve_flow
 from planner.dataflow.flow_results import FlowPlan, FlowResult
@@ -82,5 +83,5 @@ def _warnings(request: FlowRequest, plan: FlowPlan | None) -> tuple[Note, ...]:
     if plan.host_peak_bytes > host:
         warn("may_not_fit", "host_peak_memory_bytes", "what lies in host memory between calls exceeds that of a node")
     if any(call.basis == "assumed" for call in plan.calls if call.num_gpus):
-        warn("uncalibrated", "time_s", "efficiencies are borrowed from other hardware; no timings of this one")
+        notes.append(borrowed("time_s", [group.device.name for group in request.cluster.groups]))
     return (*notes, *host_notes((group, request.stack) for group in request.cluster.groups))

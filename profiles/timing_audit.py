@@ -29,6 +29,8 @@ _TIMER_SHARE = 0.02  # of its time, the most that a row is given for it: else a 
 # Rows of another unit, not slips: of public tables at most 17 % of a device's collectives and 4 % of its kernels are
 # faster than their hardware, and where times are a thousand times too short at least 30 %.
 MISTAKEN_SHARE = 0.2
+# Of whole layers of experts: of public ones at most 23 % (tuned ones of an MI308X), and at least 81 %.
+MISTAKEN_SHARE_OF_LAYERS = 0.5
 _FEWEST_MISTAKEN = 5
 # Of every device, operation and dtype of the public tables some kernel over 20 us reaches 2 % of the hardware; the
 # longest collective inside a node that does not reach 1 % takes 0.96 ms.
@@ -78,44 +80,81 @@ def audit(table: TimingTable, catalog: Catalog) -> Audit:
         if device is None:
             continue
         part = table.take(rows)
-        arithmetic_s, memory_s = _arithmetic_s(part, device), _memory_s(part, device)
-        wire_s = _wire_s(part, device, catalog)
-        needed_s = np.fmax(np.fmax(arithmetic_s, memory_s), wire_s)
-        unaudited[rows] = np.isnan(needed_s)
-        measured_s = (part.time_s + np.clip(_TIMER_SHARE * part.time_s, 0.0, _TIMER_S)) * TOLERANCE
-        needed_s = np.fmax(needed_s, _cached_s(part, device))
-        reached[rows] = np.divide(needed_s, part.time_s, out=np.full(len(part), np.nan), where=part.time_s > 0)
-        too_fast[rows] = np.fmax(np.fmax(arithmetic_s, memory_s), wire_s) > measured_s
-        slow = (part.time_s > SLOW_S) & (part.time_s > SLOWEST * needed_s)
-        verdicts: tuple[tuple[BoolArray, str], ...] = (
-            (arithmetic_s > measured_s, "beats the arithmetic peak of its device and dtype"),
-            (memory_s > measured_s, "beats the memory bandwidth of its device"),
-            (wire_s > measured_s, "beats the bandwidth of its link"),
-            (slow, f"takes over {SLOWEST:.0f} times what the hardware needs"),
-        )
-        for bad, reason in verdicts:
-            reasons[rows[bad & (reasons[rows] == "")]] = reason
+        bounds = (_arithmetic_s(part, device), _memory_s(part, device), _wire_s(part, device, catalog))
+        unaudited[rows], reached[rows], too_fast[rows], verdicts = _judged(part.time_s, bounds, _cached_s(part, device))
+        reasons[rows] = np.where(reasons[rows] == "", verdicts, reasons[rows])
     return Audit(reasons=reasons, unaudited=unaudited, reached=reached, too_fast=too_fast)
 
 
-def check_unit(table: TimingTable, verdict: Audit, *, where: str) -> None:
+def audit_layers(table: TimingTable, flops_of: FloatArray, catalog: Catalog) -> Audit:
+    """Judge rows of several kernels, e.g. whole layers of experts, of which only the arithmetic is bounded.
+
+    Args:
+        table: Their devices, dtypes and times.
+        flops_of: (R,) arithmetic of each row; 0 where it is unknown.
+        catalog: Of the devices.
+    """
+    reasons = np.full(len(table), "", dtype=object)
+    unaudited, too_fast = np.ones(len(table), dtype=np.bool_), np.zeros(len(table), dtype=np.bool_)
+    unknown = np.full(len(table), np.nan)
+    reached = unknown.copy()
+    for name in sorted(set(table.device.tolist())):
+        rows = np.flatnonzero(table.device == name)
+        device = _known(catalog, str(name))
+        if device is not None:
+            peak = np.array([_peak(device, word) for word in table.dtype[rows].tolist()], dtype=np.float64)
+            needed_s = np.where(flops_of[rows] > 0, flops_of[rows] / peak, np.nan)
+            found = _judged(table.time_s[rows], (needed_s, unknown[rows], unknown[rows]), unknown[rows])
+            unaudited[rows], reached[rows], too_fast[rows], reasons[rows] = found
+    return Audit(reasons=reasons, unaudited=unaudited, reached=reached, too_fast=too_fast)
+
+
+def _judged(
+    time_s: FloatArray, bounds: tuple[FloatArray, FloatArray, FloatArray], cached_s: FloatArray
+) -> tuple[BoolArray, FloatArray, BoolArray, TextArray]:
+    """Which rows no peak bounds, what share each reaches, which beat a peak, and why a row is impossible.
+
+    Args:
+        time_s: (R,) measured.
+        bounds: (R,) least seconds of arithmetic, memory and wire; NaN where unknown.
+        cached_s: (R,) seconds of the traffic that may have stayed in a cache.
+    """
+    arithmetic_s, memory_s, wire_s = bounds
+    needed_s = np.fmax(np.fmax(arithmetic_s, memory_s), wire_s)
+    measured_s = (time_s + np.clip(_TIMER_SHARE * time_s, 0.0, _TIMER_S)) * TOLERANCE
+    whole_s = np.fmax(needed_s, cached_s)
+    reached = np.divide(whole_s, time_s, out=np.full(len(time_s), np.nan), where=time_s > 0)
+    slow = (time_s > SLOW_S) & (time_s > SLOWEST * whole_s)
+    reasons: TextArray = np.full(len(time_s), "", dtype=object)
+    verdicts: tuple[tuple[BoolArray, str], ...] = (
+        (arithmetic_s > measured_s, "beats the arithmetic peak of its device and dtype"),
+        (memory_s > measured_s, "beats the memory bandwidth of its device"),
+        (wire_s > measured_s, "beats the bandwidth of its link"),
+        (slow, f"takes over {SLOWEST:.0f} times what the hardware needs"),
+    )
+    for bad, reason in verdicts:
+        reasons[bad & (reasons == "")] = reason
+    return np.isnan(needed_s), reached, needed_s > measured_s, reasons
+
+
+def check_unit(table: TimingTable, verdict: Audit, *, where: str, share: float = MISTAKEN_SHARE) -> None:
     """Refuse rows whose times must be in another unit, device by device.
 
     Args:
         table: The rows of one file.
         verdict: Of ``audit`` on them.
         where: The file, for the error.
+        share: Of the rows of a device that a peak bounds, from which those that beat it are no slips.
 
     Raises:
-        SpecError: If of the rows of a device that a peak bounds more than ``MISTAKEN_SHARE`` beat it, or all long
-            ones stay below a hundredth of it.
+        SpecError: If more than that share beat it, or all long ones stay below a hundredth of it.
     """
     floor_s = np.where(table.kind == ops.COLLECTIVE, _LONG_COLLECTIVE_S, _LONG_KERNEL_S)
     long = np.isfinite(verdict.reached) & (table.time_s > floor_s)
     for name in sorted(set(table.device.tolist())):
         mine = table.device == name
         bounded, fast = int(np.sum(mine & ~verdict.unaudited)), np.flatnonzero(mine & verdict.too_fast)
-        if len(fast) >= max(_FEWEST_MISTAKEN, MISTAKEN_SHARE * bounded):
+        if len(fast) >= max(_FEWEST_MISTAKEN, share * bounded):
             first = int(fast[0])
             problem = (
                 f"{len(fast):,} of {bounded:,} rows are faster than {name} can be, e.g. row {first + 1}, which takes"

@@ -1,13 +1,13 @@
 """Makes a few-shot calibration of one device from about a hundred measured kernels.
 
 First the roofline parameters of products are fitted again, per operation and format, leaning on those that prices rest
-on; then amplitudes of the Gaussian process over what is left are chosen by marginal likelihood from a small grid.
-Intervals are scaled to what leaving points out of both shows (Rasmussen & Williams, Gaussian Processes for Machine
-Learning, 2006, section 5.4).
+on, and constant starts are added where points left out say that they are there; then amplitudes of the Gaussian process
+over what is left are chosen by marginal likelihood from a small grid. Leaving points out of all of it shows how far
+calls lie from their prices (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, section 5.4).
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from costmodels.calibration.kernel_ranges import GEMM, QUANTISE, RELEVANT_S, REPLAY, STREAM
 from costmodels.calibration.robust import Range, fit_parameters
 from costmodels.kernels.calibrated import (
-    ANY_GROUP,
     FEWEST_POINTS,
     MOST_POINTS,
-    NORMAL_QUANTILE,
     Amplitudes,
     Calibration,
     Places,
@@ -40,12 +38,11 @@ from profiles.precision import GEMM_FORMATS
 
 _TRIED_ON = 150  # points that choose the amplitudes; more do not change the choice
 _FOLDS = 10
-_FEWEST_OF_GROUP = 12  # points of an operation class and format from which its interval is its own
 _FEWEST_REFITTED = 8  # of one from which its roofline is fitted again
 _OUTLIER = 4.0  # median absolute deviations beyond which a point is pulled in
-_INSIDE = 0.95  # of the points, on either side
-_NARROWEST = 1.0  # of the normal interval: leaving points out may widen it, not narrow it
 _LEAST_RELEVANCE = 0.1  # weight of the shortest kernels in a refit
+_STARTS_S = (0.0, *(1e-6 * 2 ** (step / 2) for step in range(19)))  # tried: up to half a millisecond
+_EVEN = 0.01  # of the logarithm: a mean deviation as small as timings scatter
 _RANGES = GEMM | QUANTISE | REPLAY | STREAM
 
 # Standard deviations of log(measured / predicted) that are tried: what all calls with one limit share, what one
@@ -105,25 +102,82 @@ def calibrate(
     group, predicted_s = groups(calls), base.predict(calls, device).time_s
     raw = np.log(time_s / predicted_s)
     points = _Points(calls, group, time_s, predicted_s, device, roofline_of)
-    refits = points.refits(np.ones(len(rows), dtype=np.bool_))
-    factor = refits.log_factor(calls, group, device)
-    limit = limits(group)
-    log_ratio, places = _without_outliers(raw - factor, limit), Places.of(calls, predicted_s * np.exp(factor))
-    amplitudes = {
-        int(number): _likeliest(int(number), places.take(mine), log_ratio[mine])
-        for number in np.unique(limit)
-        for mine in [np.flatnonzero(limit == number)]
-    }
-    mean, deviation = _left_out(points, raw, amplitudes)
+    found = _best_trial(points, raw)
+    kept = _smaller(np.zeros(len(raw)), found.mean, points, raw)
+    mean = np.where(np.isin(group, list(kept)), 0.0, found.mean)
     return Calibration(
         device=device.name,
-        places=places,
-        log_ratio=log_ratio,
-        amplitudes=amplitudes,
-        scales=_scales((raw - mean) / deviation, group),
+        places=found.places,
+        log_ratio=found.log_ratio,
+        amplitudes=found.amplitudes,
+        scores=(raw - mean) / found.deviation,
         error=(float(np.mean(np.abs(np.exp(mean - raw) - 1))), float(np.mean(np.abs(np.exp(-raw) - 1)))),
-        refits=refits,
+        refits=found.refits,
+        kept=kept,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A correction by certain refits: P points, what is left of them, and what they are thought to be when left out."""
+
+    refits: Refits
+    places: Places
+    log_ratio: FloatArray
+    amplitudes: Mapping[int, Amplitudes]
+    mean: FloatArray
+    deviation: FloatArray
+
+    @classmethod
+    def of(cls, points: "_Points", raw: FloatArray, refits: Refits, of_fold: Sequence[Refits]) -> "_Trial":
+        """By refits on all points, and by those on the points out of each fold."""
+        limit, factor = limits(points.group), points.log_factor(refits)
+        log_ratio = _without_outliers(raw - factor, limit)
+        places = Places.of(points.calls, points.predicted_s * np.exp(factor))
+        amplitudes = {
+            int(number): _likeliest(int(number), places.take(mine), log_ratio[mine])
+            for number in np.unique(limit)
+            for mine in [np.flatnonzero(limit == number)]
+        }
+        mean, deviation = _left_out(points, raw, amplitudes, of_fold)
+        return cls(refits, places, log_ratio, amplitudes, mean, deviation)
+
+
+def _best_trial(points: "_Points", raw: FloatArray) -> _Trial:
+    """With the starts of those groups of which that makes errors on points left out smaller."""
+    masks = [np.ones(len(raw), dtype=np.bool_), *(points.fold != number for number in range(points.fold.max() + 1))]
+    refits = [points.refits(mask) for mask in masks]
+    plain = _Trial.of(points, raw, refits[0], refits[1:])
+    starts = [points.starts(one, mask) for one, mask in zip(refits, masks, strict=True)]
+    wanted = frozenset(starts[0])
+    while wanted:
+        some = [
+            replace(one, starts={number: value for number, value in every.items() if number in wanted})
+            for one, every in zip(refits, starts, strict=True)
+        ]
+        started = _Trial.of(points, raw, some[0], some[1:])
+        better = _smaller(started.mean, plain.mean, points, raw) & wanted
+        if better == wanted:
+            return started
+        wanted = better
+    return plain
+
+
+def _smaller(mean: FloatArray, other: FloatArray, points: "_Points", raw: FloatArray) -> frozenset[int]:
+    """Groups of whose points the one logarithm of a factor leaves smaller errors than the other, beyond chance.
+
+    By more than a standard error of what is between them, as a choice needs (Breiman et al., Classification and
+    Regression Trees, 1984, section 3.4.3); points weigh as in a refit.
+    """
+    gain = np.abs(np.exp(other - raw) - 1) - np.abs(np.exp(mean - raw) - 1)
+    weights, found = _relevance(points.time_s), []
+    for number in np.unique(points.group):
+        mine = points.group == number
+        part, weight = gain[mine], weights[mine] / weights[mine].sum()
+        middle = float((weight * part).sum())
+        if len(part) > 1 and middle >= np.sqrt((weight**2 * (part - middle) ** 2).sum()):
+            found.append(int(number))
+    return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +191,16 @@ class _Points:
     device: DeviceSpec
     roofline_of: RooflineOf
 
+    @property
+    def fold(self) -> IntArray:
+        """(P,) with which others each is left out."""
+        return np.arange(len(self.time_s)) % min(_FOLDS, len(self.time_s))
+
     def refits(self, kept: NDArray[np.bool_]) -> Refits:
         """Parameters of the products among some of the points, group by group."""
         before: dict[int, Parameters] = {}
         after: dict[int, Parameters] = {}
-        for number in np.unique(self.group[np.isin(self.calls.op, REFITTED)]):
+        for number in np.unique(self.group[np.isin(self.calls.op, REFITTED) & (self.calls.packed_bytes == 0)]):
             rows = np.flatnonzero(kept & (self.group == number))
             start = self.roofline_of(take(self.calls, rows), self.device) if len(rows) >= _FEWEST_REFITTED else None
             if start is not None:
@@ -149,10 +208,25 @@ class _Points:
                 after[int(number)] = self._refitted(rows, start)
         found = Refits(before=before, after=after)
         rows = np.flatnonzero(kept & np.isin(self.group, list(after)))
-        if not len(rows):
-            return found
-        level = found.log_factor(take(self.calls, rows), self.group[rows], self.device).mean()
-        return Refits(before=before, after=after, level=float(level))
+        if len(rows):
+            part = take(self.calls, rows), self.group[rows], self.predicted_s[rows], self.device
+            found = replace(found, level=float(found.log_factor(*part).mean()))
+        return found
+
+    def log_factor(self, refits: Refits) -> FloatArray:
+        """(P,) log of what refits multiply the price of each point by."""
+        return refits.log_factor(self.calls, self.group, self.predicted_s, self.device)
+
+    def starts(self, refits: Refits, kept: NDArray[np.bool_]) -> dict[int, float]:
+        """Seconds that calls take longer whatever their size, of groups among some of whose points say so."""
+        price_s, found = self.predicted_s * np.exp(self.log_factor(refits)), {}
+        for number in np.unique(self.group[kept]):
+            rows = np.flatnonzero(kept & (self.group == number))
+            if len(rows) >= _FEWEST_REFITTED:
+                start_s = start_of(price_s[rows], self.time_s[rows])
+                if start_s:
+                    found[int(number)] = start_s
+        return found
 
     def _refitted(self, rows: IntArray, start: Parameters) -> Parameters:
         """Parameters under which the prices of some products of one group come nearest."""
@@ -163,30 +237,34 @@ class _Points:
             return predicted_s[chosen] * (product_s(calls, parameters, self.device) / old_s)[chosen]
 
         ranges: dict[str, Range] = {name: span for name, span in _RANGES.items() if name in start}
-        weights = np.clip(time_s / RELEVANT_S, _LEAST_RELEVANCE, 1.0)
-        found = fit_parameters(price, time_s, np.arange(len(rows)), ranges, prior=start, weights=weights)
+        found = fit_parameters(price, time_s, np.arange(len(rows)), ranges, prior=start, weights=_relevance(time_s))
         return dict(start) | found
 
 
-def _scales(scores: FloatArray, group: IntArray) -> dict[int, tuple[float, float]]:
-    """Widths of both halves of the interval that hold the left-out points of a group, or of all if it has few.
+def start_of(predicted_s: FloatArray, time_s: FloatArray) -> float:
+    """Seconds to add to prices before they are multiplied, so that they are off alike.
 
-    One more point lies inside as often as wanted if the share of those at hand is larger by one over their number (Lei
-    et al., Distribution-Free Predictive Inference for Regression, JASA 2018, section 2).
+    Rows weigh as in a refit. Of the starts tried it is the least that loses no more likelihood of errors with a Laplace
+    distribution than a parameter must gain by Schwarz's criterion (Estimating the Dimension of a Model, Annals of
+    Statistics 1978).
     """
+    weights = _relevance(time_s)
 
-    def pair(values: FloatArray) -> tuple[float, float]:
-        share = min(1.0, _INSIDE * (1.0 + 1.0 / len(values)))
-        ends = (float(np.quantile(sign * values, share)) / NORMAL_QUANTILE for sign in (-1.0, 1.0))
-        low, high = (max(_NARROWEST, end) for end in ends)
-        return low, high
+    def scatter(start_s: float) -> float:
+        off = np.log(time_s / (predicted_s + start_s))
+        order = np.argsort(off)
+        half = np.searchsorted(np.cumsum(weights[order]), weights.sum() / 2)
+        return max(float(np.average(np.abs(off - off[order[half]]), weights=weights)), _EVEN)
 
-    found = {ANY_GROUP: pair(scores)}
-    for number in np.unique(group):
-        mine = scores[group == number]
-        if len(mine) >= _FEWEST_OF_GROUP:
-            found[int(number)] = pair(mine)
-    return found
+    rows = float(weights.sum())
+    unlikely = [rows * np.log(scatter(start_s)) for start_s in _STARTS_S]
+    least = min(unlikely) + 0.5 * np.log(max(rows, 2.0))
+    return next(start_s for start_s, one in zip(_STARTS_S, unlikely, strict=True) if one <= least)
+
+
+def _relevance(time_s: FloatArray) -> FloatArray:
+    """(C,) weight of each kernel: those that take as long as training's count in full."""
+    return np.clip(time_s / RELEVANT_S, _LEAST_RELEVANCE, 1.0)
 
 
 def _without_outliers(values: FloatArray, limit: IntArray) -> FloatArray:
@@ -221,14 +299,15 @@ def _likeliest(limit: int, places: Places, log_ratio: FloatArray) -> Amplitudes:
     return max(found, key=lambda amplitudes: found[amplitudes])
 
 
-def _left_out(points: _Points, raw: FloatArray, amplitudes: Mapping[int, Amplitudes]) -> tuple[FloatArray, FloatArray]:
+def _left_out(
+    points: _Points, raw: FloatArray, amplitudes: Mapping[int, Amplitudes], of_fold: Sequence[Refits]
+) -> tuple[FloatArray, FloatArray]:
     """(P,) mean and standard deviation of log(measured / predicted) for each point from the points of other folds."""
     mean, deviation = np.empty(len(raw)), np.empty(len(raw))
-    fold: NDArray[np.int64] = np.arange(len(raw)) % min(_FOLDS, len(raw))
     limit = limits(points.group)
-    for number in range(fold.max() + 1):
-        out, kept = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
-        factor = points.refits(fold != number).log_factor(points.calls, points.group, points.device)
+    for number, refits in enumerate(of_fold):
+        out, kept = np.flatnonzero(points.fold == number), np.flatnonzero(points.fold != number)
+        factor = points.log_factor(refits)
         places = Places.of(points.calls, points.predicted_s * np.exp(factor))
         covariance = covariance_of(places, places, amplitudes)
         prior, rest = variances(places, amplitudes)

@@ -12,11 +12,12 @@ from costmodels.calibration.learned_fit import Trained, predicted_s
 from costmodels.calibration.training_rows import SEED, TrainingRows
 from costmodels.kernels.calibrated import CalibratedKernelModel
 from costmodels.kernels.calls import Basis, KernelCallBatch, Prediction, take
-from costmodels.kernels.learned import device_reference, format_classes
+from costmodels.kernels.learned import OpModel, Situation, device_reference, format_classes
 from costmodels.kernels.roofline import Parameters
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
 from profiles.hardware import DeviceSpec
+from profiles.learned import packaged_learned
 
 FEW_SHOT = 100
 DRAWS = 5  # of so many kernels; which of them comes first moves the error of a small line by 1 to 3 points
@@ -41,9 +42,13 @@ class _FoldModel:
         learned_s, reference_s = predicted_s(self.trained, rows)
         share = np.array([self.share[name] for name in rows.format.tolist()])
         time_s = learned_s**share * reference_s ** (1 - share)
-        basis = np.full(count, int(Basis.LEARNED))
-        outside = np.zeros(count, dtype=np.bool_)
-        return Prediction(time_s=time_s, low_s=0.7 * time_s, high_s=1.4 * time_s, basis=basis, extrapolated=outside)
+        # Of the packaged model, in whose intervals the device at hand is one of many.
+        situations = np.where(share == 1.0, int(Situation.RELATED), int(Situation.FOREIGN))
+        low_s, high_s = OpModel.of(packaged_learned()[self.like.op_class]).interval(calls, time_s, situations)
+        return Prediction(
+            time_s=time_s, low_s=low_s, high_s=high_s, basis=np.full(count, int(Basis.LEARNED)),
+            extrapolated=np.zeros(count, dtype=np.bool_),
+        )  # fmt: skip
 
     def roofline(self, calls: KernelCallBatch, device: DeviceSpec) -> Parameters | None:
         """Parameters of the fold's own reference, which the judged device has had no part in."""

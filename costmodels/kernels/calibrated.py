@@ -2,10 +2,10 @@
 
 A correction has two parts. Products get other parameters of their roofline (what share of the peaks is reached, from
 what depth, what quantising costs): their time is multiplied by the formula with the new over the formula with the old
-ones, so that what a few kernels say of the device holds in every regime of shapes. What is left, and everything else,
-is a Gaussian process over calls: log(measured / predicted) has a part that all calls with the same limit share, one per
-operation class and format, one per kernel library where that counts, and one that varies smoothly with the shape of
-what one library runs. So few points move the level first and the
+ones, so that what a few kernels say of the device holds in every regime of shapes. Calls of any operation may take
+longer by a constant. What is left, and everything else, is a Gaussian process over calls: log(measured / predicted) has
+a part that all calls with the same limit share, one per operation class and format, one per kernel library where that
+counts, and one that varies smoothly with the shape of what one library runs. So few points move the level first and the
 shape only where several agree; far from every point the correction fades to the level.
 ``costmodels.calibration.few_shot`` makes one (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006,
 algorithm 2.1).
@@ -28,18 +28,21 @@ from costmodels.kernels.calls import (
     Prediction,
 )
 from costmodels.kernels.implementations import REPLAYED, Library, library_of
-from costmodels.kernels.refitted import REFITTED, Refits
+from costmodels.kernels.left_out import Scores
+from costmodels.kernels.refitted import PACKED, REFITTED, Refits
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
 
 FEWEST_POINTS = 4
+FORM = b"2"  # of the document of a calibration: one of another form is made again from the stored timings
 MOST_POINTS = 400  # a Gaussian process costs their cube; more are thinned out evenly by time
 _MEMORY = 1000  # group of the first family of bandwidth-bound work
-_CHUNK = 20_000  # calls compared with all points at once
-ANY_GROUP = -1
+_CHUNK = 500  # calls compared with all points at once
 NORMAL_QUANTILE = 1.645  # of the 90 % interval
+NOISE = 0.02  # of the logarithm: as far apart as two timings of one kernel are, so that no interval is narrower
 _LARGEST_LOG_RATIO = 14.0  # a million times, more than an audit of measurements lets pass
-_LARGEST_AMPLITUDE, _LARGEST_SCALE = 10.0, 1e4  # of a file; what is chosen below is a thousandth of it
+_LARGEST_AMPLITUDE, _LARGEST_SCORE = 10.0, 1e4  # of a file; what is chosen below is a thousandth of it
+_TIME = 0  # column of ``descriptors`` that holds a fourth of log2 of the time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,18 +94,19 @@ class Calibration:
         log_ratio: (P,) log(measured / predicted), after the refits.
         refits: Roofline parameters of products that the points change.
         amplitudes: Of the correction, by what limits the calls (``limits``): between limits nothing is shared.
-        scales: By group, what the lower and the upper half of the normal 90 % interval are multiplied by; under -1
-            for groups without points of their own.
+        scores: (P,) of each point when it was left out, see ``costmodels.kernels.left_out``.
         error: Mean |predicted / measured - 1| over points left out, corrected; and before the correction.
+        kept: Groups whose prices stay, since the correction made errors on points left out no smaller.
     """
 
     device: str
     places: Places
     log_ratio: FloatArray
     amplitudes: Mapping[int, Amplitudes]
-    scales: Mapping[int, tuple[float, float]]
+    scores: FloatArray
     error: tuple[float, float]
     refits: Refits
+    kept: frozenset[int] = frozenset()
 
     def to_document(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -116,9 +120,10 @@ class Calibration:
                 str(limit): dict(zip(_AMPLITUDES, one, strict=True))
                 for limit, one in zip(self.amplitudes, _numbers(self.amplitudes.values()).tolist(), strict=True)
             },
-            "scales": {str(group): list(pair) for group, pair in self.scales.items()},
+            "scores": [round(float(value), 4) for value in self.scores],
             "error": list(self.error),
             "refits": self.refits.to_document(),
+            "kept": sorted(self.kept),
         }
 
     @classmethod
@@ -143,17 +148,18 @@ class Calibration:
         sizes = _numbers(amplitudes.values())
         if not ((sizes > 0) & (sizes <= _LARGEST_AMPLITUDE)).all() or not set(limits(group)) <= set(amplitudes):
             raise ValueError(f"amplitudes of every limit must be above 0 and at most {_LARGEST_AMPLITUDE:g}")
-        scales = {int(group): (float(low), float(high)) for group, (low, high) in document["scales"].items()}
-        if ANY_GROUP not in scales or not all(0 < end <= _LARGEST_SCALE for pair in scales.values() for end in pair):
-            raise ValueError(f"scales must hold group {ANY_GROUP} and be above 0 and at most {_LARGEST_SCALE:g}")
+        scores = np.array(document["scores"], dtype=np.float64)
+        if scores.shape != group.shape or not (np.abs(scores) <= _LARGEST_SCORE).all():
+            raise ValueError(f"scores must be as many as points, and at most {_LARGEST_SCORE:g} either way")
         return cls(
             device=str(document["device"]),
             places=Places(group=group, maker=maker, points=points),
             log_ratio=log_ratio,
             amplitudes=amplitudes,
-            scales=scales,
+            scores=scores,
             error=(before, after),
             refits=Refits.from_document(document["refits"]),
+            kept=frozenset(int(number) for number in document["kept"]),
         )
 
 
@@ -193,31 +199,47 @@ class _Correction:
         covariance[np.diag_indices_from(covariance)] += variances(self._known, calibration.amplitudes)[1]
         self._inverse = np.linalg.inv(covariance)
         self._weights = self._inverse @ calibration.log_ratio
+        self._scores = Scores(
+            kind=_kinds(self._known.group, self._known.maker),
+            octaves=4.0 * self._known.points[:, _TIME],
+            score=calibration.scores,
+        )
 
     def apply(self, calls: KernelCallBatch, priced: Prediction, device: DeviceSpec) -> Prediction:
         """Corrected prices; calls without a price (zero), or of which nothing like them was measured, keep theirs."""
-        group, scales = groups(calls), self._calibration.scales
-        refitted = self._calibration.refits.log_factor(calls, group, device)
-        mean, deviation = self._correction(calls, priced.time_s * np.exp(refitted))
-        mean = mean + refitted
+        group = groups(calls)
+        refitted = self._calibration.refits.log_factor(calls, group, priced.time_s, device)
+        refitted_s = priced.time_s * np.exp(refitted)
+        mean, deviation = self._correction(calls, refitted_s)
+        mean = np.where(np.isin(group, list(self._calibration.kept)), 0.0, mean + refitted)
         known = np.isin(group, self._known.group)
-        numbers, place = np.unique(group, return_inverse=True)
-        low_scale, high_scale = (
-            np.array([scales.get(int(n), scales[ANY_GROUP]) for n in numbers]).reshape(-1, 2)[place].T
-        )
         # Nothing was measured of what limits the other calls: they keep price and interval.
         worked = (priced.time_s > 0) & np.isin(limits(group), limits(self._known.group))
-        before = np.log(np.divide(priced.high_s, priced.low_s, out=np.ones(len(calls)), where=priced.low_s > 0))
-        deviation = np.where(known, deviation, np.maximum(deviation, before / (2 * NORMAL_QUANTILE)))
-        reach = NORMAL_QUANTILE * deviation
+        low, high = self._reach(Places.of(calls, refitted_s), deviation, priced)
         time_s = np.where(worked, priced.time_s * np.exp(mean), priced.time_s)
         return Prediction(
             time_s=time_s,
-            low_s=np.where(worked, time_s * np.exp(-reach * low_scale), priced.low_s),
-            high_s=np.where(worked, time_s * np.exp(reach * high_scale), priced.high_s),
+            low_s=np.where(worked, time_s * np.exp(-low), priced.low_s),
+            high_s=np.where(worked, time_s * np.exp(high), priced.high_s),
             basis=np.where(known & worked, np.minimum(priced.basis, int(Basis.LEARNED)), priced.basis),
             extrapolated=priced.extrapolated,
         )
+
+    def _reach(self, places: Places, deviation: FloatArray, priced: Prediction) -> tuple[FloatArray, FloatArray]:
+        """(C,) logarithms from corrected prices down and up to the ends of their intervals."""
+
+        def before(end: FloatArray, start: FloatArray) -> FloatArray:
+            ratio = np.divide(end, start, out=np.ones(len(deviation)), where=start > 0)
+            off = np.divide(np.log(ratio), deviation, out=np.zeros(len(deviation)), where=deviation > 0)
+            return np.asarray(np.maximum(off, NORMAL_QUANTILE))
+
+        low, high = self._scores.reach(
+            _kinds(places.group, places.maker),
+            4.0 * places.points[:, _TIME],
+            low=before(priced.time_s, priced.low_s),
+            high=before(priced.high_s, priced.time_s),
+        )
+        return np.maximum(deviation * low, NOISE), np.maximum(deviation * high, NOISE)
 
     def _correction(self, calls: KernelCallBatch, predicted_s: FloatArray) -> tuple[FloatArray, FloatArray]:
         """(C,) mean and standard deviation of log(measured / predicted)."""
@@ -234,7 +256,7 @@ class _Correction:
 
 
 def groups(calls: KernelCallBatch) -> IntArray:
-    """(C,) one number per operation class, format (block-scaled apart), and kind of bandwidth-bound work."""
+    """(C,) one number per operation class, format (block-scaled and packed apart), and kind of bandwidth-bound work."""
     memory = calls.op == KernelOp.MEMORY
     half = calls.gemm_format == GEMM_FORMATS.index("fp16")  # the same units and kernels as bf16
     # Model code that runs an operation as a chain of kernels says nothing of the kernel that does it at once.
@@ -242,7 +264,8 @@ def groups(calls: KernelCallBatch) -> IntArray:
     work = np.where(chain, int(KernelFamily.OTHER), calls.family)
     single = np.where(half, GEMM_FORMATS.index("bf16"), calls.gemm_format)
     formats = single + len(GEMM_FORMATS) * (calls.scale_block > 0)
-    return np.where(memory, _MEMORY + work, calls.op * 2 * len(GEMM_FORMATS) + formats)
+    packed = PACKED * (calls.packed_bytes > 0)
+    return np.where(memory, _MEMORY + work, calls.op * 2 * len(GEMM_FORMATS) + formats + packed)
 
 
 def makers(calls: KernelCallBatch) -> IntArray:
@@ -256,10 +279,15 @@ def limits(group: IntArray) -> IntArray:
 
     Only kernels with the same limit say something of each other: a device whose norms are slow multiplies no slower.
     """
-    op = group // (2 * len(GEMM_FORMATS))
+    op = group % PACKED // (2 * len(GEMM_FORMATS))
     attention = np.isin(op, [KernelOp.ATTENTION_FORWARD, KernelOp.ATTENTION_BACKWARD])
     decode = op == KernelOp.ATTENTION_DECODE
     return np.where(group >= _MEMORY, 3, np.where(decode, 2, attention.astype(np.int64)))
+
+
+def _kinds(group: IntArray, maker: IntArray) -> IntArray:
+    """(3, C) what tells calls apart whose errors differ, for ``Scores``."""
+    return np.stack([group, limits(group), maker])
 
 
 def descriptors(calls: KernelCallBatch, predicted_s: FloatArray) -> FloatArray:
@@ -283,14 +311,18 @@ def covariance_of(places: Places, others: Places, amplitudes: Mapping[int, Ampli
         others: Of B calls.
         amplitudes: By limit; calls with another limit have no correction.
     """
-    alike = limits(places.group)[:, None] == limits(others.group)[None, :]
-    same = places.group[:, None] == others.group[None, :]
-    by_one = places.maker[:, None] == others.maker[None, :]
-    shared, own, maker, shape, length, _ = (column[:, None] for column in _columns(places, amplitudes))
-    points, known = places.points, others.points
+    # All but the distance is the same for calls of one group and maker, of which there are few.
+    (group, maker), place = np.unique(np.stack([places.group, places.maker]), axis=1, return_inverse=True)
+    kinds = Places(group=group, maker=maker, points=np.empty((len(group), 0)))
+    alike = limits(group)[:, None] == limits(others.group)[None, :]
+    same = group[:, None] == others.group[None, :]
+    by_one = maker[:, None] == others.maker[None, :]
+    shared, own, by_maker, shape, length, _ = (column[:, None] for column in _columns(kinds, amplitudes))
+    level = alike * (shared**2 + by_one * by_maker**2) + same * own**2
+    place, points, known = place.ravel(), places.points, others.points
     squared = (points**2).sum(axis=1)[:, None] + (known**2).sum(axis=1)[None, :] - 2 * points @ known.T
-    near = np.exp(-np.maximum(squared, 0.0) / (2 * length**2))
-    return np.asarray(alike * (shared**2 + by_one * maker**2) + same * (own**2 + by_one * shape**2 * near))
+    near = np.exp(np.maximum(squared, 0.0) * (-0.5 / length**2)[place])
+    return np.asarray(level[place] + (same * by_one * shape**2)[place] * near)
 
 
 def variances(places: Places, amplitudes: Mapping[int, Amplitudes]) -> tuple[FloatArray, FloatArray]:

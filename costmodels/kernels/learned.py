@@ -32,7 +32,7 @@ from costmodels.kernels.calls import (
     take,
 )
 from costmodels.kernels.clocks import ClockLaw, sustained_share
-from costmodels.kernels.device_features import BLOCK_SCALING, device_format
+from costmodels.kernels.device_features import BLOCK_SCALING, GENERATIONS, device_format
 from costmodels.kernels.features import FEATURES, features_of, op_classes
 from costmodels.kernels.implementations import REPLAYED, Engine, Library, engine_of, is_bare, library_of, one_by_one
 from costmodels.kernels.roofline import FORMAT_CLASS, FORMULAS, Rates
@@ -269,7 +269,9 @@ class AdditiveModel(OpModel):
         del families  # relatives are those of the same generation, which the groups name
         base, steps = added_s(self.card.op_class, calls, device, self.card.reference[COEFFICIENTS])
         features = self.features(calls, device)
-        situations = np.where(steps == 0, int(Situation.RELATED), int(Situation.FOREIGN))
+        # The groups of an architecture that nothing is known of are those of the nearest one, which is another.
+        kin = (steps == 0) & (device.architecture in GENERATIONS)
+        situations = np.where(kin, int(Situation.RELATED), int(Situation.FOREIGN))
         situations[unmet(self.card.op_class, steps)] = int(Situation.UNMET)
         classes = format_classes(calls)
         for name in np.unique(classes):

@@ -22,6 +22,8 @@ _PRODUCTS = (*REFITTED, KernelOp.FUSED_EXPERTS)
 # what one format has of its own are taken to vary alike.
 _SHARED = 0.5
 _LARGEST = 10.0  # of a logarithm in a file
+LONGEST_START_S = 1e-3
+PACKED = 500  # added to the number of a group of products whose weights are packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,18 +33,25 @@ class Refits:
     Attributes:
         before, after: By group of calls (``costmodels.kernels.calibrated.groups``).
         level: Mean log of the factor over the measured calls that were refitted.
+        starts: By group, seconds that each call takes longer, whatever its size.
     """
 
     before: Mapping[int, Parameters] = field(default_factory=dict)
     after: Mapping[int, Parameters] = field(default_factory=dict)
     level: float = 0.0
+    starts: Mapping[int, float] = field(default_factory=dict)
 
-    def log_factor(self, calls: KernelCallBatch, group: IntArray, device: DeviceSpec) -> FloatArray:
-        """(C,) log of what the price of each call is multiplied by; 0 for what is no product.
+    def log_factor(
+        self, calls: KernelCallBatch, group: IntArray, predicted_s: FloatArray, device: DeviceSpec
+    ) -> FloatArray:
+        """(C,) log of what the price of each call is multiplied by.
+
+        Products of packed weights follow those of the format that they are unpacked to.
 
         Args:
             calls: The calls.
             group: (C,) of each.
+            predicted_s: (C,) their prices.
             device: Where they run.
 
         Raises:
@@ -51,12 +60,16 @@ class Refits:
         product = np.isin(calls.op, _PRODUCTS) & (calls.flops > 0)
         found = np.where(product, _SHARED * self.level, 0.0)
         for number in self.after:
-            rows = np.flatnonzero((group == number) & (calls.flops > 0))
+            rows = np.flatnonzero(np.isin(calls.op, REFITTED) & (group % PACKED == number) & (calls.flops > 0))
             if len(rows):
                 part = take(calls, rows)
                 new, old = (product_s(part, one[number], device) for one in (self.after, self.before))
                 found[rows] = np.log(new / old)
-        return found
+        start_s = np.zeros(len(calls))
+        for number, seconds in self.starts.items():
+            start_s[group == number] = seconds
+        price_s = predicted_s * np.exp(found)
+        return found + np.log1p(np.divide(start_s, price_s, out=np.zeros(len(calls)), where=price_s > 0))
 
     def to_document(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -64,6 +77,7 @@ class Refits:
             "before": {str(number): dict(one) for number, one in self.before.items()},
             "after": {str(number): dict(one) for number, one in self.after.items()},
             "level": self.level,
+            "starts_s": {str(number): seconds for number, seconds in self.starts.items()},
         }
 
     @classmethod
@@ -78,10 +92,13 @@ class Refits:
             for name in ("before", "after")
         )
         level = float(document["level"])
+        starts = {int(number): float(seconds) for number, seconds in document["starts_s"].items()}
         values = [v for one in (*before.values(), *after.values()) for v in one.values()]
         if set(before) != set(after) or not np.isfinite(values).all() or not abs(level) <= _LARGEST:
             raise ValueError("refits must be finite and name the same groups before and after")
-        return cls(before=before, after=after, level=level)
+        if not all(0 <= seconds <= LONGEST_START_S for seconds in starts.values()):
+            raise ValueError(f"starts must be between 0 and {LONGEST_START_S:g} s")
+        return cls(before=before, after=after, level=level, starts=starts)
 
 
 def product_s(calls: KernelCallBatch, parameters: Parameters, device: DeviceSpec) -> FloatArray:

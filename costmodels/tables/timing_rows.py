@@ -16,8 +16,9 @@ from costmodels.tables.read import Table, Words, no_table, positive, read_table,
 from costmodels.tables.rows import KernelRows
 from profiles.errors import SpecError
 from profiles.importers.base import Imported, ImportOptions, as_said, catalogue_name
+from profiles.precision import GEMM_FORMATS
 from profiles.timing_ops import COLLECTIVE, COLLECTIVES, KERNEL
-from profiles.timings import IntArray, TextArray, TimingTable, timing_table
+from profiles.timings import FloatArray, IntArray, TextArray, TimingTable, timing_table
 from profiles.units import MICROSECOND
 
 PUBLIC_TABLE = "table"
@@ -130,6 +131,25 @@ def kernel_timings(found: KernelRows) -> tuple[TimingTable, IntArray, dict[str, 
         kernel=found.engine.map(lambda word: word[:_LONGEST_NAME])[row].astype(object),
     )
     return _named(named), row, {reason: count for reason, count in skipped.items() if count}
+
+
+def layer_timings(found: KernelRows) -> tuple[TimingTable, IntArray, FloatArray]:
+    """Rows of whole expert layers, which the schema has no word for, to be judged alone: not to be stored.
+
+    Returns:
+        Devices, dtypes and times of the L rows; (L,) which rows of the table they are; (L,) their FLOPs.
+    """
+    calls = np.flatnonzero(found.calls.op == KernelOp.FUSED_EXPERTS)
+    row = found.row[calls]
+    timings = timing_table(
+        len(row),
+        kind=KERNEL,
+        op="gemm",  # what a layer mostly is
+        dtype=np.array(GEMM_FORMATS, dtype=object)[found.calls.gemm_format[calls]],
+        time_s=found.time_s[row],
+        device=found.gpu.map(str)[row].astype(object),
+    )
+    return _named(timings), row, found.calls.flops[calls]
 
 
 def collective_timings(table: Table) -> tuple[TimingTable, IntArray, dict[str, int]]:

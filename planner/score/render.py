@@ -12,8 +12,14 @@ _FIGURES = ("rows", "MAPE", "median", "p90", "bias", "covered", "> 20 us")
 _WIDE = 100  # columns below which the basis is left out: figures are never cut
 
 
-def render_scores(scores: Sequence[TableScore], console: Console) -> None:
-    """One table of errors per file, and below it what has no price and why."""
+def render_scores(scores: Sequence[TableScore], console: Console, unused: Sequence[str] = ()) -> None:
+    """One table of errors per file, and below it what has no price and why.
+
+    Args:
+        scores: Of the tables.
+        console: Where to.
+        unused: Devices whose stored calibration the prices do without.
+    """
     for score in scores:
         table = Table(
             title=f"{score.table} ({score.schema}, {score.rows:,} rows)",
@@ -45,6 +51,9 @@ def render_scores(scores: Sequence[TableScore], console: Console) -> None:
                 highlight=False,
                 markup=False,
             )
+    if unused:
+        words = f"packaged prices, without the calibration stored of {', '.join(unused)}: add --stored to score with it"
+        console.print(words, highlight=False, markup=False)
     console.print(
         "MAPE, median, p90: |predicted / measured - 1| in %; bias: its signed mean; covered: rows inside the 90 % "
         "interval; > 20 us: MAPE of longer kernels, of collectives that of messages of 1 MiB and more",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.expert_exchange import KINDS
+from costmodels.kernels.calls import KernelCostModel
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import read_table
 from costmodels.tables.rows import KernelRows
@@ -17,6 +18,7 @@ from costmodels.tables.timing_rows import (
     impossible,
     is_public_table,
     kernel_timings,
+    layer_timings,
     rows_of_timings,
 )
 from planner.price_lists import default_kernel_model
@@ -25,33 +27,39 @@ from planner.score.collectives import score_collectives
 from planner.score.exchanges import score_exchanges
 from planner.score.kernels import FewShot, score_kernels
 from planner.score.results import TableScore, Unpriced
+from profiles.calibrations import calibration_path
 from profiles.catalog import Catalog, default_catalog
 from profiles.fits import default_fits
 from profiles.importers.base import ImportOptions
 from profiles.importers.detect import detect, import_file
-from profiles.timing_audit import audit, check_unit
+from profiles.timing_audit import MISTAKEN_SHARE_OF_LAYERS, audit, audit_layers, check_unit
+from profiles.timing_store import TimingStore
 from profiles.timings import TextArray, TimingTable
 
 _NO_TABLES = (".parquet", ".json", ".gz", ".sqlite", ".log")  # what can be no CSV of public timings
 
 
-def score_tables(paths: Sequence[Path], *, few_shot: FewShot | None = None) -> list[TableScore]:
+def score_tables(
+    paths: Sequence[Path], *, few_shot: FewShot | None = None, kernels: KernelCostModel | None = None
+) -> list[TableScore]:
     """Every table priced row by row.
 
     Args:
         paths: The tables.
         few_shot: Rows of each GPU and table of kernels to calibrate with first.
+        kernels: Prices of kernels; the packaged ones if not given.
 
     Raises:
         SpecError: If a file is no table of a known schema, or its times are in another unit.
     """
-    return [score_table(path, few_shot=few_shot) for path in paths]
+    return [score_table(path, few_shot=few_shot, kernels=kernels) for path in paths]
 
 
-def score_table(path: Path, *, few_shot: FewShot | None = None) -> TableScore:
+def score_table(path: Path, *, few_shot: FewShot | None = None, kernels: KernelCostModel | None = None) -> TableScore:
     """One table priced row by row, see ``score_tables``."""
+    kernels = kernels or default_kernel_model()
     if not is_public_table(path) and (detect(path) or path.suffix.lower() in _NO_TABLES):
-        return _score_timings(path, few_shot=few_shot)
+        return _score_timings(path, kernels, few_shot=few_shot)
     table, fits, catalog = read_table(path), default_fits().collectives, default_catalog()
     if table.schema == "collectives":
         timings, _, _ = collective_timings(table)
@@ -59,7 +67,7 @@ def score_table(path: Path, *, few_shot: FewShot | None = None) -> TableScore:
         groups, unpriced = score_collectives(table, fits, catalog)
     else:
         rows = _possible(kernel_rows(table), catalog, where=str(path)[:200])
-        groups, unpriced = score_kernels(rows, default_kernel_model(), catalog, few_shot=few_shot)
+        groups, unpriced = score_kernels(rows, kernels, catalog, few_shot=few_shot)
     if table.schema == "moe":
         exchanges, problems = score_exchanges(table, fits, catalog)
         groups += exchanges
@@ -77,12 +85,15 @@ def score_table(path: Path, *, few_shot: FewShot | None = None) -> TableScore:
 def _possible(rows: KernelRows, catalog: Catalog, *, where: str) -> KernelRows:
     """The rows without those that their device cannot have done."""
     timings, row, _ = kernel_timings(rows)
-    verdict = audit(timings, catalog)
-    check_unit(timings, verdict, where=where)
-    return impossible(rows, verdict.reasons, row)
+    layers, layer, flops = layer_timings(rows)
+    verdicts = audit(timings, catalog), audit_layers(layers, flops, catalog)
+    check_unit(timings, verdicts[0], where=where)
+    check_unit(layers, verdicts[1], where=where, share=MISTAKEN_SHARE_OF_LAYERS)
+    reasons = np.concatenate([verdict.reasons for verdict in verdicts])
+    return impossible(rows, reasons, np.concatenate([row, layer]))
 
 
-def _score_timings(path: Path, *, few_shot: FewShot | None) -> TableScore:
+def _score_timings(path: Path, kernels: KernelCostModel, *, few_shot: FewShot | None) -> TableScore:
     """Measurements of one's own, in any format that ``planner profiles import`` reads."""
     imported = import_file(path, ImportOptions())
     verdict = audit(imported.table, default_catalog())
@@ -90,7 +101,7 @@ def _score_timings(path: Path, *, few_shot: FewShot | None) -> TableScore:
     problems = verdict.reasons
     sound = problems == ""
     rows = rows_of_timings(imported.table.take(sound.astype(np.bool_)))
-    groups, unpriced = score_kernels(rows, default_kernel_model(), default_catalog(), few_shot=few_shot)
+    groups, unpriced = score_kernels(rows, kernels, default_catalog(), few_shot=few_shot)
     return TableScore(
         table=str(path),
         schema=imported.format,
@@ -109,6 +120,13 @@ def _unsound(table: TimingTable, problems: TextArray) -> list[Unpriced]:
         Unpriced(gpu=gpu, op=op, dtype=dtype, rows=rows, reason=reason)
         for (gpu, op, dtype, reason), rows in sorted(counts.items())
     ]
+
+
+def unused_calibrations(scores: Sequence[TableScore], store: TimingStore) -> list[str]:
+    """Devices among those scored of which a calibration is stored, which packaged prices do without."""
+    names = {group.device for score in scores if score.schema != "collectives" for group in score.groups}
+    folders = store.directories
+    return sorted(name for name in names if any(calibration_path(folder, name).is_file() for folder in folders))
 
 
 def scores_document(scores: Sequence[TableScore]) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from costmodels.stage_prices import StagePrices
 from costmodels.stage_replay import replay
+from planner.borrowed import borrowed
 from planner.phrases import percent
 from planner.results import Note
 from planner.rules.modules import module_names
@@ -98,8 +99,7 @@ def warnings_of(plan: FoundPlan) -> tuple[Note, ...]:
     """Whether prices rest on other hardware."""
     if plan.basis != "assumed":
         return ()
-    message = "efficiencies are borrowed from other hardware; no timings of this one"
-    return (Note(code="uncalibrated", field="best.step_time_s", message=message),)
+    return (borrowed("best.step_time_s", [stage.device for stage in plan.stages]),)
 
 
 def _setting(question: Question, configs: StageConfigs) -> StageSetting:

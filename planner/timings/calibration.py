@@ -74,7 +74,8 @@ class Calibrated:
         rows: Measured kernels it rests on.
         held_out: How many of them were left out to show its effect.
         before, after: Errors on those.
-        corrected: Whether prices are corrected: not if that made errors on those no smaller.
+        corrected: Whether prices of any operation and format are corrected: not of those whose errors on kernels left
+            out that makes larger.
         groups: The same by operation and dtype.
         files: What was written.
         merged: What became of the rows in the store; None when they were there already.
@@ -143,10 +144,10 @@ def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: Timi
     held_out = _left_out(len(rows))
     changes, before, after = _effect(base, calls, rows, device, held_out)
     files = () if merged is None else merged.files
-    corrected = after.mape < before.mape
+    chosen = spread_out(rows)
+    calibration = calibrate(base, take(calls, chosen), rows.time_s[chosen], device)
+    corrected = not calibration.kept.issuperset(calibration.places.group.tolist())
     if corrected:
-        chosen = spread_out(rows)
-        calibration = calibrate(base, take(calls, chosen), rows.time_s[chosen], device)
         files = (*files, write_calibration(directory, device.name, _document(calibration, len(rows))))
     else:
         calibration_path(directory, device.name).unlink(missing_ok=True)

@@ -28,7 +28,7 @@ def render_calibration(checked: Sequence[Checked], found: Calibrated, console: C
     if found.corrected:
         say(console, "every answer about this device now rests on them, measured kernels first")
     else:
-        say(console, "a correction makes errors no smaller: prices stay, but measured kernels take the time measured")
+        say(console, "a correction helps no operation: prices stay, but measured kernels take the time measured")
 
 
 def _change(before: ErrorSummary, after: ErrorSummary) -> list[str]:

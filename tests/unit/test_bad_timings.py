@@ -209,13 +209,15 @@ AMPLITUDES = {"shared": 0.1, "own": 0.1, "maker": 0.1, "shape": 0.1, "length": 1
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"scales": {}}, "scales must hold group -1"),
-        ({"scales": {"-1": [float("inf"), 1]}}, "scales must hold group -1"),
+        ({"scores": []}, "scores must be as many as points"),
+        ({"scores": [float("inf")]}, "scores must be as many as points"),
+        ({"kept": None}, "TypeError"),
         ({"log_ratio": [1e308]}, "points must be finite, log_ratio too"),
         ({"group": [10**30]}, "OverflowError"),
         ({"amplitudes": {"0": AMPLITUDES | {"shared": 0.0}}}, "must be above 0"),
         ({"amplitudes": {"1": AMPLITUDES}}, "amplitudes of every limit"),
         ({"maker": []}, "must have the same length"),
+        ({"refits": {"before": {}, "after": {}, "starts_s": {"3": 1.0}, "level": 0.0}}, "starts must be between"),
     ],
 )
 def test_a_broken_calibration_is_named(store: TimingStore, change: dict[str, Any], complaint: str) -> None:
@@ -223,8 +225,8 @@ def test_a_broken_calibration_is_named(store: TimingStore, change: dict[str, Any
 
     sound = {
         "device": H100.name, "group": [3], "maker": [0], "points": [[0.0] * 6], "log_ratio": [0.1], "error": [0.1, 0.2],
-        "amplitudes": {"0": AMPLITUDES}, "scales": {"-1": [1.0, 1.0]},
-        "refits": {"before": {}, "after": {}, "level": 0.0},
+        "amplitudes": {"0": AMPLITUDES}, "scores": [0.5], "kept": [],
+        "refits": {"before": {}, "after": {}, "starts_s": {}, "level": 0.0},
     }  # fmt: skip
     document = {"prices": prices_version(), "calibration": sound}
     write_calibration(store.directories[-1], H100.name, document)

@@ -8,7 +8,7 @@ import pytest
 
 from costmodels.calibration.few_shot import calibrate
 from costmodels.kernels.calibrated import MOST_POINTS, CalibratedKernelModel, Calibration, groups
-from costmodels.kernels.calls import KernelCallBatch, KernelOp, concatenate, kernel_calls, take
+from costmodels.kernels.calls import KernelCallBatch, KernelFamily, KernelOp, concatenate, kernel_calls, take
 from costmodels.kernels.implementations import Engine, Library, code_of
 from costmodels.kernels.roofline import RooflineKernelModel
 from profiles.fits import KernelFits, default_fits
@@ -90,8 +90,34 @@ def test_formats_never_measured_get_half_of_what_products_show():
     calibration = calibrate(BASE, seen, 4 * BASE.predict(seen, HERE).time_s, HERE)
     assert np.exp(calibration.refits.level) == pytest.approx(4, rel=0.1)
     narrow = replace(seen, gemm_format=np.full(len(seen), GEMM_FORMATS.index("tf32")))
-    factor = calibration.refits.log_factor(narrow, groups(narrow), HERE)
+    factor = calibration.refits.log_factor(narrow, groups(narrow), BASE.predict(narrow, HERE).time_s, HERE)
     assert np.exp(factor) == pytest.approx(2, rel=0.1)
+
+
+def test_packed_weights_follow_the_format_they_are_unpacked_to():
+    seen = gemms(60)
+    packed = replace(seen, packed_bytes=np.full(60, 0.5))
+    calibration = calibrate(BASE, seen, 1.6 * BASE.predict(seen, HERE).time_s, HERE)
+    model = CalibratedKernelModel(BASE, {HERE.name: calibration})
+    ratio = model.predict(packed, HERE).time_s / BASE.predict(packed, HERE).time_s
+    assert np.median(ratio) == pytest.approx(1.6, rel=0.1)
+    other = calibrate(BASE, packed, 1.6 * BASE.predict(packed, HERE).time_s, HERE)
+    assert not other.refits.after  # what unpacking costs is no property of the multipliers
+
+
+def test_operations_that_a_correction_makes_worse_keep_their_prices():
+    """Norms are as priced but for noise that looks like a trend; products take 1.6 times as long."""
+    norms = kernel_calls(
+        40, op=KernelOp.MEMORY, batch=1, bytes=2.0 ** np.linspace(18, 30, 40), family=KernelFamily.NORM
+    )
+    seen = concatenate([gemms(40), norms])
+    off = np.concatenate([np.full(40, np.log(1.6)), np.tile([0.2, -0.2], 20)])
+    calibration = calibrate(BASE, seen, BASE.predict(seen, HERE).time_s * np.exp(off), HERE)
+    assert calibration.kept == set(groups(norms).tolist())
+    priced = CalibratedKernelModel(BASE, {HERE.name: calibration}).predict(seen, HERE)
+    ratio = priced.time_s / BASE.predict(seen, HERE).time_s
+    assert ratio[:40] == pytest.approx(np.full(40, 1.6), rel=0.06)
+    assert ratio[40:].tolist() == [1.0] * 40
 
 
 def test_few_points_of_a_format_refit_nothing():
@@ -225,8 +251,11 @@ def test_nonsense_is_refused(count, time_s, problem):
         {"log_ratio": [[1]]},
         {"error": [1]},
         {"points": [[float("nan")]]},
-        {"refits": {"before": {}, "after": {"7": {}}, "level": 0}},
-        {"refits": {"before": {}, "after": {}, "level": 99}},
+        {"refits": {"before": {}, "after": {"7": {}}, "starts_s": {}, "level": 0}},
+        {"scores": [0.0]},
+        {"scores": [float("nan")] * 5},
+        {"refits": {"before": {}, "after": {}, "starts_s": {}, "level": 99}},
+        {"refits": {"before": {}, "after": {}, "starts_s": {"7": 1.0}, "level": 0}},
     ],
 )
 def test_broken_documents_are_refused(broken):

@@ -11,7 +11,7 @@ import pytest
 from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls, take
 from costmodels.kernels.features import FEATURES, features_of
-from costmodels.kernels.implementations import Library, library_of, torch_code
+from costmodels.kernels.implementations import Engine, Library, code_of, library_of, torch_code
 from costmodels.kernels.learned import (
     ANY_GROUP,
     POOLED,
@@ -97,6 +97,24 @@ def test_a_stranger_is_less_sure_than_what_was_measured(model):
     here, there = (model.predict(gemms(100), spec) for spec in (known, stranger))
     assert np.median(there.high_s / there.low_s) > 1.5 * np.median(here.high_s / here.low_s)
     assert (there.basis == Basis.ASSUMED).all()
+
+
+def test_attention_of_an_unheard_of_architecture_is_no_relative_of_the_nearest(model):
+    known = default_catalog().device("H100-SXM-80GB")
+    keys = 2.0 ** np.arange(10, 15)
+    calls = kernel_calls(
+        5, op=KernelOp.ATTENTION_FORWARD, gemm_format=3, m=keys, n=keys, k=128, batch=4, heads=16, kv_heads=16,
+        causal=0.5, flops=4 * 2 * 16 * keys**2 * 128, bytes=32 * 16 * keys * 128, element_bytes=2,
+        implementation=code_of(Engine.VLLM, Library.FLASH_3),
+    )  # fmt: skip
+    here, kin, there = (
+        model.predict(calls, replace(known, name=name, architecture=architecture))
+        for name, architecture in ((known.name, "hopper"), ("H999", "hopper"), ("Unheard-Of", "unheard-of"))
+    )
+    assert (here.basis == Basis.LEARNED).all()
+    assert (kin.basis == Basis.LEARNED).all()
+    assert (there.basis == Basis.ASSUMED).all()
+    assert (there.high_s / there.low_s > 2 * (kin.high_s / kin.low_s)).all()
 
 
 def test_ten_thousand_distinct_kernels_in_half_a_second(model):

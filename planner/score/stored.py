@@ -1,0 +1,34 @@
+"""Packaged prices as the calibrations stored of devices correct them."""
+
+from costmodels.kernels.calibrated import CalibratedKernelModel, Calibration
+from costmodels.kernels.calls import KernelCallBatch, KernelCostModel, Prediction
+from planner.price_lists import stored_calibration
+from profiles.errors import SpecError
+from profiles.hardware import DeviceSpec
+from profiles.timing_store import TimingStore
+
+
+class StoredPrices:
+    """What other kernels of a calibrated device are taken to cost.
+
+    A kernel that was measured has no time of its own here, as it has in answers: it would be judged by itself.
+    """
+
+    def __init__(self, base: KernelCostModel, store: TimingStore) -> None:
+        """The prices to correct, and where the calibrations are."""
+        self._base, self._store = base, store
+        self._calibrations: dict[str, Calibration] = {}
+
+    def predict(self, calls: KernelCallBatch, device: DeviceSpec) -> Prediction:
+        """Seconds for each call on one device.
+
+        Raises:
+            SpecError: If no calibration of it is stored, its file is broken, or it cannot multiply in a format.
+        """
+        if device.name not in self._calibrations:
+            found = stored_calibration(self._store, device)
+            if found is None:
+                hint = f"make one with 'planner calibrate --device {device.name} --from FILE', or leave --stored away"
+                raise SpecError("--stored", f"no calibration of {device.name} is stored", hint)
+            self._calibrations[device.name] = found
+        return CalibratedKernelModel(self._base, self._calibrations).predict(calls, device)
