@@ -55,9 +55,9 @@ class ExportResult:
 
     format: str
     request: Request
-    plan: ExecutionPlan | None
-    exported: Exported | None
-    fits: bool
+    plan: ExecutionPlan | None = None
+    exported: Exported | None = None
+    fits: bool = False
     oom_probability: float | None = None
     infeasible: Infeasible | None = None
 
@@ -113,8 +113,7 @@ def export(
     result = estimate(model, cluster, job, plan=plan, options=chosen)
     best = result.best
     if best is None:
-        request, infeasible = result.request, result.infeasible
-        return ExportResult(format=format, request=request, plan=None, exported=None, fits=False, infeasible=infeasible)
+        return ExportResult(format=format, request=result.request, infeasible=result.infeasible)
     taken, fits = best.plan, best.fits
     if not isinstance(plan, ExecutionPlan):
         taken, fits = _expressed(taken, result.request, format=format, fits=fits)
