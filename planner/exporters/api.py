@@ -31,6 +31,7 @@ from profiles.errors import SpecError, did_you_mean
 
 _MODULES = {
     "megatron-lm": "megatron_lm",
+    "megatron-bridge": "megatron_bridge",
     "deepspeed": "deepspeed",
     "torchtitan": "torchtitan",
     "accelerate": "accelerate",

@@ -357,7 +357,8 @@ def test_the_shell_runs_what_is_said(given: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_a_name_cannot_leave_its_comment(format_: str) -> None:
-    framework = {"megatron-lm": "megatron", "deepspeed": "deepspeed"}.get(format_, "fsdp")
+    of = {"megatron-lm": "megatron", "megatron-bridge": "megatron", "deepspeed": "deepspeed"}
+    framework = of.get(format_, "fsdp")
     request = request_of("llama-3.1-8b", "8xA100-80GB", framework, **JOB)
     named = replace(request, model=replace(request.model, name="x\n$(touch /tmp/y)\rz\u2028w; a"))
     exported = export(
