@@ -30,6 +30,8 @@ QUESTIONS = (
     ("accelerate", "llama-2-7b", "8xA100-80GB", "huggingface"),
     ("torchtitan", "llama-3.1-8b", "2x8xH100", "fsdp"),
     ("torchtitan", "qwen3-30b-a3b", "2x8xH100", "fsdp-eager"),
+    ("nanotron", "llama-2-7b", "2x8xA100-80GB", "nanotron"),
+    ("nanotron", "qwen2.5-7b", "8xH100", "nanotron"),
 )
 # Framework, model, cluster: questions whose best plans are of many kinds, of models that the formats know.
 BEST = (

@@ -35,6 +35,7 @@ _MODULES = {
     "deepspeed": "deepspeed",
     "torchtitan": "torchtitan",
     "accelerate": "accelerate",
+    "nanotron": "nanotron",
 }
 FORMATS = tuple(_MODULES)
 FLOW_FORMATS = ("verl",)  # of workflows: ``planner.exporters.flow_api``

@@ -99,6 +99,7 @@ UNSAID = {
     "optimizer.exp_avg_sq_dtype": "torch.float32",
 }
 _OF_MIXTURES = {
+    "model.moe_grouped_gemm": "false",
     "model.moe_shared_expert_overlap": "false",
     "model.overlap_moe_expert_parallel_comm": "false",
     "model.delay_wgrad_compute": "false",
@@ -176,7 +177,6 @@ def shape_defaults(model: ModelSpec) -> dict[str, str]:
         "model.bias_dropout_fusion": "true",
         "model.persist_layer_norm": "true",
         "model.apply_rope_fusion": str(not model.learned_positions).lower(),
-        "tokenizer.vocab_size": str(model.vocab_size),
     }
 
 

@@ -102,6 +102,8 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         said |= {"model.overlap_p2p_comm": "true", "model.batch_p2p_comm": "false"}
     if job.fp8_activation:
         said |= {"model.activation_func_fp8_input_store": "true"}
+    # Words that are drawn at random are as many as the model's, of which a recipe has a number of its own.
+    said |= {"tokenizer.vocab_size": str(model.vocab_size)}
     said |= {"model.attention_backend": "null", "comm_overlap": "null"}  # or the recipe's would have the last word
     words = [[f"{field}={value}"] for field, value in with_defaults(said, model).items()]
     trial = ["scheduler.lr_warmup_iters=1", *([] if steps is not None else ["train.train_iters=20"])]

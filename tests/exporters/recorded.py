@@ -56,3 +56,49 @@ BRIDGE_RECIPES = (
     "qwen3_32b_pretrain_config qwen3_4b_pretrain_config qwen3_600m_pretrain_config qwen3_8b_pretrain_config "
     "qwen3_next_80b_a3b_pretrain_config vanilla_gpt_pretrain_config"
 )
+# Fields of nanotron's configuration, those without a default before the bar: src/nanotron/config/config.py at commit
+# 00708b80, parallelism_config.py at 19f88fbe and models_config.py at 025f3141.
+NANOTRON_FIELDS = {
+    "": (
+        "general parallelism model | tokenizer checkpoints logging tokens optimizer data_stages profiler lighteval "
+        "s3_upload"
+    ),
+    "general": "project | run seed step consumed_train_samples benchmark_csv_path ignore_sanity_checks",
+    "parallelism": (
+        "dp pp tp | pp_engine tp_mode tp_linear_async_communication recompute_layer moe_layer_recompute "
+        "tp_recompute_allgather expert_parallel_size context_parallel_size"
+    ),
+    "tokens": (
+        "sequence_length train_steps micro_batch_size batch_accumulation_per_replica | "
+        "val_check_interval limit_val_batches limit_test_batches"
+    ),
+    "model": "model_config init_method | dtype make_vocab_size_divisible_by ddp_bucket_cap_mb",
+    "model.init_method": "std | scaling_method",
+    "optimizer": (
+        "optimizer_factory zero_stage weight_decay clip_grad accumulate_grad_in_fp32 learning_rate_scheduler | "
+        "weight_decay_exclude_named_params"
+    ),
+    "optimizer.optimizer_factory": "| name adam_eps adam_beta1 adam_beta2 torch_adam_is_fused",
+    "optimizer.learning_rate_scheduler": (
+        "learning_rate | lr_warmup_steps lr_warmup_style lr_decay_style lr_decay_steps lr_decay_starting_step "
+        "min_decay_lr"
+    ),
+    "checkpoints": (
+        "checkpoints_path checkpoint_interval | save_initial_state save_final_state resume_checkpoint_path "
+        "load_lr_scheduler load_optimizer checkpoints_path_is_shared_file_system"
+    ),
+    "logging": "| log_level log_level_replica iteration_step_info_interval",
+    "data_stages": "name start_training_step data |",
+    "data_stages.data": "dataset seed | num_loading_workers",
+}
+NANOTRON_LLAMA = (
+    "bos_token_id eos_token_id hidden_act hidden_size initializer_range intermediate_size is_llama_config "
+    "max_position_embeddings num_attention_heads num_hidden_layers attention_bias num_key_value_heads pad_token_id "
+    "pretraining_tp rms_norm_eps rope_scaling rope_theta rope_interleaved tie_word_embeddings use_cache vocab_size "
+    "_attn_implementation z_loss_enabled z_loss_coefficient"
+)
+NANOTRON_QWEN = (
+    f"{NANOTRON_LLAMA.replace('is_llama_config', 'is_qwen2_config')} flex_attention_mask sliding_window_size "
+    "no_rope_layer _fused_rotary_emb _fused_rms_norm _use_qkv_packed _use_doc_masking moe_config"
+)
+NANOTRON_ATTENTION = "flash_attention_2 flex_attention sdpa ring_flash_triton ring"  # src/nanotron/nn/attention.py

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import planner
-from costmodels.plan import ExecutionPlan, Recompute
+from costmodels.plan import ExecutionPlan, Recompute, Schedule
 from planner.exporters.exported import Exported
 from planner.results import Request
 from planner.rules.modules import module_names
@@ -170,12 +170,32 @@ def from_torchtitan(exported: Exported, request: Request) -> dict[str, Any]:
     }
 
 
+def from_nanotron(exported: Exported, request: Request) -> dict[str, Any]:
+    config, launch = yaml.safe_load(exported.files["config.yaml"]), options(script_words(exported))
+    of, tokens = config["parallelism"], config["tokens"]
+    degrees = [of[name] for name in ("tp", "pp", "dp", "context_parallel_size", "expert_parallel_size")]
+    assert degrees[0] * degrees[1] * degrees[2] * degrees[3] == first(launch, "--nnodes") * first(
+        launch, "--nproc-per-node"
+    )
+    return {
+        **dict(zip(DEGREES, degrees, strict=True)),
+        "micro_batch_size": tokens["micro_batch_size"],
+        "num_microbatches": tokens["batch_accumulation_per_replica"],
+        "zero_stage": config["optimizer"]["zero_stage"],
+        "recompute": Recompute.FULL if of["recompute_layer"] else Recompute.NONE,
+        "sequence_parallel": of["tp_mode"] == "REDUCE_SCATTER",
+        "tensor_parallel_overlap": of["tp_linear_async_communication"],
+        "schedule": {"1f1b": Schedule.ONE_F_ONE_B, "afab": Schedule.GPIPE}[of["pp_engine"]],
+    }
+
+
 READERS = {
     "megatron_lm": from_megatron,
     "megatron_bridge": from_bridge,
     "deepspeed": from_deepspeed,
     "accelerate": from_trainer,
     "torchtitan": from_torchtitan,
+    "nanotron": from_nanotron,
 }
 
 
