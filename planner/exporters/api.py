@@ -48,18 +48,18 @@ class ExportResult:
     Attributes:
         format: Name of the target.
         request: The question as understood, with the devices that the plan uses.
+        fits: Whether the plan fits.
         plan: The plan; None when none is legal.
         exported: The files and the rest; None when there is no plan.
-        fits: Whether the plan fits.
         oom_probability: That a run of it dies of memory; None without a plan, or where a saved answer does not say it.
         infeasible: What stands in the way; None when the plan fits, or came from a saved answer.
     """
 
     format: str
     request: Request
-    plan: ExecutionPlan | None
-    exported: Exported | None
     fits: bool
+    plan: ExecutionPlan | None = None
+    exported: Exported | None = None
     oom_probability: float | None = None
     infeasible: Infeasible | None = None
 
@@ -115,8 +115,7 @@ def export(
     result = estimate(model, cluster, job, plan=plan, options=chosen)
     best = result.best
     if best is None:
-        request, infeasible = result.request, result.infeasible
-        return ExportResult(format=format, request=request, plan=None, exported=None, fits=False, infeasible=infeasible)
+        return ExportResult(format=format, request=result.request, fits=False, infeasible=result.infeasible)
     taken, fits = best.plan, best.fits
     if not isinstance(plan, ExecutionPlan):
         taken, fits = _expressed(taken, result.request, format=format, fits=fits)
