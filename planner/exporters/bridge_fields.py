@@ -33,6 +33,7 @@ _FIELDS = {
     "--decoder-first-pipeline-num-layers": ("model.num_layers_in_first_pipeline_stage",),
     "--decoder-last-pipeline-num-layers": ("model.num_layers_in_last_pipeline_stage",),
     "--use-distributed-optimizer": ("ddp.use_distributed_optimizer", "optimizer.use_distributed_optimizer"),
+    "--delay-wgrad-compute": ("model.delay_wgrad_compute", "ddp.delay_wgrad_compute"),
     "--overlap-param-gather": ("ddp.overlap_param_gather", "optimizer.overlap_param_gather"),
     "--fp8-format": ("model.fp8",),
     "--fp8-recipe": ("model.fp8_recipe", "optimizer.fp8_recipe"),
@@ -103,6 +104,7 @@ _OF_MIXTURES = {
     "model.moe_shared_expert_overlap": "false",
     "model.overlap_moe_expert_parallel_comm": "false",
     "model.delay_wgrad_compute": "false",
+    "ddp.delay_wgrad_compute": "false",
 }
 
 

@@ -7,7 +7,8 @@ BRIDGE_FIELDS = {
     "checkpoint": "ckpt_format",
     "dataset": "seq_length",
     "ddp": (
-        "check_for_nan_in_grad data_parallel_sharding_strategy grad_reduce_in_fp32 megatron_fsdp_main_grads_dtype "
+        "check_for_nan_in_grad data_parallel_sharding_strategy delay_wgrad_compute grad_reduce_in_fp32 "
+        "megatron_fsdp_main_grads_dtype "
         "megatron_fsdp_main_params_dtype num_distributed_optimizer_instances overlap_grad_reduce "
         "overlap_param_gather use_distributed_optimizer use_megatron_fsdp"
     ),

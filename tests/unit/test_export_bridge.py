@@ -145,6 +145,21 @@ def test_formats(job: dict[str, Any], pins: dict[str, Any], wanted: dict[str, st
     assert {name: read.get(name) for name in wanted} == wanted
 
 
+def test_a_stack_says_what_switches_it_on() -> None:
+    request = request_of("mixtral-8x7b", "2x8xH100", "megatron-core-hybrid-ep-overlap", **JOB)
+    read = said(export("megatron_bridge", plan_of(request, ep=8), request))
+    wanted = {
+        "model.moe_token_dispatcher_type": "flex",
+        "model.moe_flex_dispatcher_backend": "hybridep",
+        "model.overlap_moe_expert_parallel_comm": "true",
+        "model.delay_wgrad_compute": "true",
+        "ddp.delay_wgrad_compute": "true",
+    }
+    assert {name: read.get(name) for name in wanted} == wanted
+    other = said(export("megatron_bridge", plan_of(request), request))
+    assert [other[name] for name in list(wanted)[2:]] == ["false"] * 3
+
+
 def test_kernels_of_attention_are_variables() -> None:
     request = request_of("llama-3-8b", "8xH100", "megatron", **JOB | {"attention_library": "flash_3"})
     exported = export("megatron_bridge", plan_of(request), request)
