@@ -26,7 +26,8 @@ _MAX_BYTES = 1 << 26
 
 _option = partial(option, panel=_PANEL)
 
-Format = Annotated[str, _option("--format", "megatron-lm, deepspeed, torchtitan or accelerate; with --job verl.")]
+_FORMATS = "megatron-lm, megatron-bridge, deepspeed, torchtitan, accelerate or nanotron; with --job verl."
+Format = Annotated[str, _option("--format", _FORMATS)]
 Plan = Annotated[Path | None, _option("--plan", "Take the plan from an answer saved with --json instead.")]
 Rank = Annotated[int | None, _option("--rank", "Which plan of that answer (1).")]
 Out = Annotated[Path | None, _option("--out", "Write the files to this folder instead of printing them.")]

@@ -258,7 +258,7 @@ class SavedReplanRequest(SavedBody):
     )
 
 
-Format = Literal["megatron-lm", "deepspeed", "torchtitan", "accelerate"]
+Format = Literal["megatron-lm", "megatron-bridge", "deepspeed", "torchtitan", "accelerate", "nanotron"]
 
 
 class ExportRequest(EstimateRequest):

@@ -21,12 +21,17 @@ QUESTIONS = (
     ("megatron_lm", "mixtral-8x7b", "4x8xH100", "megatron"),
     ("megatron_lm", "deepseek-v2-lite", "2x8xH100", "megatron-core-hybrid-ep"),
     ("megatron_lm", "gpt3-13b", "2x8xA100-80GB", "megatron"),
+    ("megatron_bridge", "llama-3-8b", "2x8xH100", "megatron"),
+    ("megatron_bridge", "mixtral-8x7b", "4x8xH100", "megatron"),
+    ("megatron_bridge", "deepseek-v2-lite", "2x8xH100", "megatron-core-hybrid-ep"),
     ("deepspeed", "llama-2-7b", "2x8xA100-80GB", "deepspeed"),
     ("deepspeed", "llama-2-7b", "8xA100-80GB", "huggingface"),
     ("accelerate", "llama-2-7b", "2x8xA100-80GB", "fsdp"),
     ("accelerate", "llama-2-7b", "8xA100-80GB", "huggingface"),
     ("torchtitan", "llama-3.1-8b", "2x8xH100", "fsdp"),
     ("torchtitan", "qwen3-30b-a3b", "2x8xH100", "fsdp-eager"),
+    ("nanotron", "llama-2-7b", "2x8xA100-80GB", "nanotron"),
+    ("nanotron", "qwen2.5-7b", "8xH100", "nanotron"),
 )
 # Framework, model, cluster: questions whose best plans are of many kinds, of models that the formats know.
 BEST = (
@@ -113,6 +118,11 @@ def options(words: str | list[str], *, values: int | None = None) -> dict[str, l
         else:
             found[name].append(word)
     return found
+
+
+def overrides(words: list[str]) -> dict[str, str]:
+    """Field to value, of words that override fields."""
+    return dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
 
 
 def script_words(exported: Exported) -> list[str]:

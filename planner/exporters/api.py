@@ -31,9 +31,11 @@ from profiles.errors import SpecError, did_you_mean
 
 _MODULES = {
     "megatron-lm": "megatron_lm",
+    "megatron-bridge": "megatron_bridge",
     "deepspeed": "deepspeed",
     "torchtitan": "torchtitan",
     "accelerate": "accelerate",
+    "nanotron": "nanotron",
 }
 FORMATS = tuple(_MODULES)
 FLOW_FORMATS = ("verl",)  # of workflows: ``planner.exporters.flow_api``
@@ -46,18 +48,18 @@ class ExportResult:
     Attributes:
         format: Name of the target.
         request: The question as understood, with the devices that the plan uses.
+        fits: Whether the plan fits.
         plan: The plan; None when none is legal.
         exported: The files and the rest; None when there is no plan.
-        fits: Whether the plan fits.
         oom_probability: That a run of it dies of memory; None without a plan, or where a saved answer does not say it.
         infeasible: What stands in the way; None when the plan fits, or came from a saved answer.
     """
 
     format: str
     request: Request
+    fits: bool
     plan: ExecutionPlan | None = None
     exported: Exported | None = None
-    fits: bool = False
     oom_probability: float | None = None
     infeasible: Infeasible | None = None
 
@@ -113,7 +115,7 @@ def export(
     result = estimate(model, cluster, job, plan=plan, options=chosen)
     best = result.best
     if best is None:
-        return ExportResult(format=format, request=result.request, infeasible=result.infeasible)
+        return ExportResult(format=format, request=result.request, fits=False, infeasible=result.infeasible)
     taken, fits = best.plan, best.fits
     if not isinstance(plan, ExecutionPlan):
         taken, fits = _expressed(taken, result.request, format=format, fits=fits)

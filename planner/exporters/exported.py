@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from costmodels.energy_cost import steps_in_run
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Schedule
 from costmodels.stages import stage_table
+from costmodels.workload import TrainingJob
 from planner.phrases import plan_label
 from planner.results import Request
 from profiles.hardware import ClusterSpec
@@ -174,6 +176,12 @@ def comment(lines: Iterable[str]) -> list[str]:
     """Sentences as comment lines; whatever breaks a line in them does not break out of the comment."""
     wrap = textwrap.TextWrapper(width=_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     return ["# " + part for line in lines for part in wrap.wrap(" ".join(line.split()))]
+
+
+def whole_steps(job: TrainingJob) -> int | None:
+    """Optimizer steps of the whole run, one at least; None where its length is not given."""
+    steps = steps_in_run(job)
+    return None if steps is None else max(round(steps), 1)
 
 
 def sharding(plan: ExecutionPlan) -> tuple[int, int]:

@@ -4,7 +4,6 @@ Target: Megatron-LM of megatron-core 0.19, whose parser (``megatron/training/arg
 installed. The model's shape is in ``megatron_model``.
 """
 
-from costmodels.energy_cost import steps_in_run
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, PlanBatch, Recompute
 from planner.exporters.exported import (
     Check,
@@ -16,8 +15,9 @@ from planner.exporters.exported import (
     gaps,
     on_every_node,
     torchrun,
+    whole_steps,
 )
-from planner.exporters.megatron_model import model_gaps, model_options
+from planner.exporters.megatron_model import model_gaps, run_options, shape_options
 from planner.layouts import needs_layout
 from planner.results import Request
 from planner.rules.formats import weights_format
@@ -36,6 +36,7 @@ _OF_STACK: dict[str, list[list[str]]] = {
     ],
 }
 TARGET = Target(name="megatron-lm", title="Megatron-LM (megatron-core 0.19)", stacks=tuple(_OF_STACK))
+_SCRIPT = "pretrain_gpt.py"
 _DISPATCHER = "--moe-token-dispatcher-type"  # among the options of the model
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 _CONTEXT = {ContextKind.RING: "p2p", ContextKind.ALL_GATHER: "all_gather", ContextKind.ULYSSES: "a2a"}
@@ -56,16 +57,8 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         plan: The plan.
         request: Model, job, the devices that the plan uses, and the stack it was priced for.
     """
-    options = [
-        *model_options(plan, request),
-        *_parallel(plan, request),
-        *_batch(plan, request),
-        *_sharding(plan),
-        *_formats(plan, request),
-        *_recompute(plan, request),
-        *_of_stack(plan, request),
-    ]
-    script = [*torchrun(request.cluster), ["pretrain_gpt.py"]]
+    options = [*shape_options(request.model), *megatron_options(plan, request)]
+    script = [*torchrun(request.cluster), [_SCRIPT]]
     mock = ["--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(request.model.vocab_size)]
     mock += ["--lr", "1e-4", *([] if request.job.train_tokens else ["--train-iters", "20"])]
     return finished(
@@ -73,11 +66,34 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         plan,
         request,
         command=[*script, *options],
-        environment=_environment(plan, request),
-        gaps=(*model_gaps(request), *gaps(*plan_checks(PlanBatch.from_plans([plan]), request)), *_job_gaps(request)),
+        environment=queues(plan, request),
+        gaps=(
+            *model_gaps(request),
+            *gaps(*plan_checks(PlanBatch.from_plans([plan]), request)),
+            *job_gaps(request, _SCRIPT),
+            *_eight_bits(request),
+        ),
         left_to_you=(*_yours(request), *on_every_node(request.cluster)),
         defaults=mock,
     )
+
+
+def megatron_options(plan: ExecutionPlan, request: Request) -> list[list[str]]:
+    """Plan, job and stack as options of ``pretrain_gpt.py``, each with its values; the model's shape is not in them.
+
+    Args:
+        plan: The plan.
+        request: As for ``export``.
+    """
+    return [
+        *run_options(plan, request),
+        *_parallel(plan, request),
+        *_batch(plan, request),
+        *_sharding(plan),
+        *_formats(plan, request),
+        *_recompute(plan, request),
+        *_of_stack(plan, request),
+    ]
 
 
 def _parallel(plan: ExecutionPlan, request: Request) -> list[list[str]]:
@@ -125,9 +141,9 @@ def _batch(plan: ExecutionPlan, request: Request) -> list[list[str]]:
         ["--micro-batch-size", str(plan.micro_batch_size)],
         ["--global-batch-size", str(job.global_batch_size)],
     ]
-    steps = steps_in_run(job)
+    steps = whole_steps(job)
     if steps is not None:
-        options.append(["--train-samples", str(max(round(steps), 1) * job.global_batch_size)])
+        options.append(["--train-samples", str(steps * job.global_batch_size)])
     return options
 
 
@@ -209,9 +225,10 @@ def _of_stack(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     return [option for option in options if option[0] != _DISPATCHER]
 
 
-def _environment(plan: ExecutionPlan, request: Request) -> dict[str, str]:
-    """One queue to the device keeps transfers in the order of kernels, which older devices need; FSDP needs several.
+def queues(plan: ExecutionPlan, request: Request) -> dict[str, str]:
+    """The variable that says how many queues lead to a device, where Megatron-Core asks for a number.
 
+    One queue to the device keeps transfers in the order of kernels, which older devices need; FSDP needs several.
     So does an exchange of tokens under another micro-batch's work, of which ``validate_args`` only warns.
     """
     if plan.zero_stage in _SHARDING:
@@ -243,14 +260,25 @@ def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
     )
 
 
-def _job_gaps(request: Request) -> tuple[Gap, ...]:
+def job_gaps(request: Request, script: str) -> tuple[Gap, ...]:
+    """What pre-training with Megatron-Core has not, of jobs.
+
+    Args:
+        request: Its job.
+        script: What runs it.
+    """
     job = request.job
-    unsaid = "is no argument of pretrain_gpt.py"
     return gaps(
-        (job.trains_adapters_only, "job.task", "pretrain_gpt.py trains all weights", "task pretrain or full"),
+        (job.trains_adapters_only, "job.task", f"{script} trains all weights", "task pretrain or full"),
         (job.precision not in _PRECISION, "job.precision", f"there is no option for {job.precision}", "fp32 or bf16"),
         (job.optimizer not in ("adamw", "sgd"), "job.optimizer", f"there is no {job.optimizer}", "adamw or sgd"),
         (job.linear_cross_entropy, "job.linear_cross_entropy", "the output layer runs apart", "fused_cross_entropy"),
+    )
+
+
+def _eight_bits(request: Request) -> tuple[Gap, ...]:
+    job, unsaid = request.job, f"is no argument of {_SCRIPT}"
+    return gaps(
         (job.fp8_activation, "job.fp8_activation", unsaid, "leave it out"),
         (job.fp8_attention, "job.fp8_attention", unsaid, "leave it out"),
     )

@@ -12,23 +12,16 @@ from profiles.model import ModelSpec
 _BACKENDS = {"": "auto", "flash_2": "flash", "flash_3": "flash", "cudnn": "fused"}
 
 
-def model_options(plan: ExecutionPlan, request: Request) -> list[list[str]]:
-    """Options, each with its values; which dispatcher takes tokens to experts hangs on the plan, too."""
-    model, job = request.model, request.job
-    longest = model.learned_positions or max(model.max_sequence_length, job.sequence_length)
+def shape_options(model: ModelSpec) -> list[list[str]]:
+    """What a model is, whatever plan and job: a recipe of the model knows it."""
     options = [
         ["--num-layers", str(model.num_layers)],
         ["--hidden-size", str(model.hidden_size)],
         ["--ffn-hidden-size", str(model.ffn_hidden_size)],
         ["--num-attention-heads", str(model.num_attention_heads)],
-        ["--seq-length", str(job.sequence_length)],
-        ["--max-position-embeddings", str(longest)],
         ["--position-embedding-type", "learned_absolute" if model.learned_positions else "rope"],
         ["--normalization", "RMSNorm" if model.rms_norm else "LayerNorm"],
-        ["--attention-backend", "unfused" if job.attention == "unfused" else _BACKENDS[job.attention_library]],
     ]
-    dropout = "0.1" if job.dropout else "0"
-    options.append(["--attention-dropout", dropout, "--hidden-dropout", dropout])
     flags = {
         "--swiglu": model.gated_mlp,
         "--untie-embeddings-and-output-weights": not model.tie_word_embeddings,
@@ -42,7 +35,25 @@ def model_options(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     options += [[name] for name, on in flags.items() if on]
     if model.attention_sinks:
         options.append(["--softmax-type", "learnable"])
-    return options + _windows(model) + _attention(model) + _linear_attention(model) + _experts(plan, request)
+    return options + _windows(model) + _attention(model) + _linear_attention(model) + _experts(model)
+
+
+def run_options(plan: ExecutionPlan, request: Request) -> list[list[str]]:
+    """How a model is run: lengths, kernels, dropout, and which dispatcher takes tokens to experts."""
+    model, job, stack = request.model, request.job, request.stack
+    longest = model.learned_positions or max(model.max_sequence_length, job.sequence_length)
+    dropout = "0.1" if job.dropout else "0"
+    options = [
+        ["--seq-length", str(job.sequence_length)],
+        ["--max-position-embeddings", str(longest)],
+        ["--attention-backend", "unfused" if job.attention == "unfused" else _BACKENDS[job.attention_library]],
+        ["--attention-dropout", dropout, "--hidden-dropout", dropout],
+    ]
+    if model.moe is not None:
+        dispatcher = "flex" if stack.sends_tokens_once and plan.expert_parallel > 1 else "alltoall"
+        options.append(["--moe-token-dispatcher-type", dispatcher])
+        options += [["--moe-grouped-gemm"]] if stack.grouped_experts else []
+    return options
 
 
 def _windows(model: ModelSpec) -> list[list[str]]:
@@ -93,16 +104,14 @@ def _linear_attention(model: ModelSpec) -> list[list[str]]:
     ]
 
 
-def _experts(plan: ExecutionPlan, request: Request) -> list[list[str]]:
-    model, moe = request.model, request.model.moe
+def _experts(model: ModelSpec) -> list[list[str]]:
+    moe = model.moe
     if moe is None:
         return []
-    dispatcher = "flex" if request.stack.sends_tokens_once and plan.expert_parallel > 1 else "alltoall"
     options = [
         ["--num-experts", str(moe.num_experts)],
         ["--moe-router-topk", str(moe.experts_per_token)],
         ["--moe-ffn-hidden-size", str(moe.ffn_hidden_size)],
-        ["--moe-token-dispatcher-type", dispatcher],
     ]
     if moe.router_groups > 1:
         options.append(["--moe-router-num-groups", str(moe.router_groups)])
@@ -114,8 +123,6 @@ def _experts(plan: ExecutionPlan, request: Request) -> list[list[str]]:
         options.append(["--moe-shared-expert-intermediate-size", str(moe.shared_ffn_hidden_size)])
         if moe.shared_expert_gate:
             options.append(["--moe-shared-expert-gate"])
-    if request.stack.grouped_experts:
-        options.append(["--moe-grouped-gemm"])
     return options
 
 

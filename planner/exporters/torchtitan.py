@@ -4,13 +4,10 @@ Target: torchtitan 0.3.0, whose ``--section.option`` its later versions are to d
 The tests feed its own parser where it is installed.
 """
 
-from dataclasses import replace
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
 
-from costmodels.energy_cost import steps_in_run
 from costmodels.plan import (
     BoolArray,
     ContextKind,
@@ -34,14 +31,14 @@ from planner.exporters.exported import (
     on_every_node,
     sharding,
     torchrun,
+    whole_steps,
 )
+from planner.exporters.recipes import recipe_of
 from planner.job_checks import trains_in
 from planner.results import Request
 from planner.rules.offload import moves_together
-from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
-from profiles.model_presets import resolve_model
 
 TARGET = Target(name="torchtitan", title="torchtitan 0.3.0", stacks=("fsdp", "fsdp-eager"))
 # Model of the catalogue to torchtitan's module and, by precision, its configuration (its config_registry.py files).
@@ -116,21 +113,11 @@ def _recipe(model: ModelSpec) -> tuple[str, dict[str, str]]:
     Raises:
         SpecError: If there is none.
     """
-    recipe = _recipes().get(_shape(model))
+    recipe = recipe_of(model, _RECIPES)
     if recipe is None:
         problem = f"torchtitan 0.3.0 has no configuration of {model.name}"
         raise SpecError("model", problem, f"one of {', '.join(_RECIPES)}; or --format accelerate")
     return recipe
-
-
-@cache
-def _recipes() -> dict[ModelSpec, tuple[str, dict[str, str]]]:
-    catalog = default_catalog()
-    return {_shape(resolve_model(name, catalog, allow_paths=False).spec): each for name, each in _RECIPES.items()}
-
-
-def _shape(model: ModelSpec) -> ModelSpec:
-    return replace(model, name="", max_sequence_length=0, published_parameters=None, source="")
 
 
 def _training(plan: ExecutionPlan, request: Request) -> dict[str, str | bool]:
@@ -149,9 +136,9 @@ def _training(plan: ExecutionPlan, request: Request) -> dict[str, str | bool]:
         "compile.components": "model,loss",
         "compile.enable_async_tensor_parallel": overlap,
     }
-    steps = steps_in_run(job)
+    steps = whole_steps(job)
     if steps is not None:
-        found["training.steps"] = str(max(round(steps), 1))
+        found["training.steps"] = str(steps)
     if _in_bf16(request):
         found["training.dtype"] = "bfloat16"
     elif job.state_dtype == "bf16":

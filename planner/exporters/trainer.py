@@ -6,11 +6,10 @@ Target: transformers 5 (``transformers/training_args.py``).
 import numpy as np
 
 from costmodels.eager_attention import beyond_sdpa
-from costmodels.energy_cost import steps_in_run
 from costmodels.plan import BoolArray, ExecutionPlan
 from planner.attention import asked_kernel
 from planner.exporters.adapters import adapter_note
-from planner.exporters.exported import Check, Gap, gaps
+from planner.exporters.exported import Check, Gap, gaps, whole_steps
 from planner.job_checks import BEFORE_AMPERE
 from planner.results import Request
 
@@ -63,9 +62,9 @@ def trainer_arguments(plan: ExecutionPlan, request: Request, *, shards: bool = F
     asked = (job.optimizer, job.paged_optimizer)
     if asked in _OPTIMIZERS:
         options.append(["--optim", _OF_SHARDS.get(asked, _OPTIMIZERS[asked]) if shards else _OPTIMIZERS[asked]])
-    steps = steps_in_run(job)
+    steps = whole_steps(job)
     if steps is not None:
-        options.append(["--max_steps", str(max(round(steps), 1))])
+        options.append(["--max_steps", str(steps)])
     return options
 
 

@@ -11,12 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import planner
-from costmodels.plan import ExecutionPlan, Recompute
+from costmodels.plan import ExecutionPlan, Recompute, Schedule
 from planner.exporters.exported import Exported
 from planner.results import Request
 from planner.rules.modules import module_names
 from profiles.errors import SpecError
-from tests.exported import BEST, QUESTIONS, export, export_refusals, legal_plans, options, script_words, some_plans
+from tests.exported import (
+    BEST,
+    QUESTIONS,
+    export,
+    export_refusals,
+    legal_plans,
+    options,
+    overrides,
+    script_words,
+    some_plans,
+)
 
 DEGREES = ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel")
 
@@ -58,6 +68,43 @@ def from_megatron(exported: Exported, request: Request) -> dict[str, Any]:
         "offload_activations": "--cpu-offloading-num-layers" in read,
         "first_stage_layers": first(read, "--decoder-first-pipeline-num-layers", 0),
         "last_stage_layers": first(read, "--decoder-last-pipeline-num-layers", 0),
+    }
+
+
+def from_bridge(exported: Exported, request: Request) -> dict[str, Any]:
+    words = script_words(exported)
+    launch, said = options(words[: words.index("--recipe")]), overrides(words)
+    of = {name.removeprefix("model."): value for name, value in said.items()}
+    t, p, c = (int(of[f"{kind}_parallel_size"]) for kind in ("tensor_model", "pipeline_model", "context"))
+    ranks = first(launch, "--nnodes") * int(launch["--nproc-per-node"][0]) // (t * p)
+    b, d = int(said["train.micro_batch_size"]), ranks // c
+    sharded = said.get("ddp.data_parallel_sharding_strategy")
+    zero = {"optim_grads": 2, "optim_grads_params": 3}.get(
+        str(sharded), int(said["ddp.use_distributed_optimizer"] == "true")
+    )
+    copies = int(said.get("ddp.num_distributed_optimizer_instances", 0))
+    kind = {"uniform": "full", "block": "block"}.get(of["recompute_method"], of["recompute_granularity"])
+    chunks, layout = of["virtual_pipeline_model_parallel_size"], of["pipeline_model_parallel_layout"]
+    v = len(layout.split("|")) // p if layout != "null" else int(chunks.replace("null", "1"))
+    assert (of.get("overlap_p2p_comm") == "true") == (v > 1)
+    ends = {name: of[f"num_layers_in_{name}_pipeline_stage"].replace("null", "0") for name in ("first", "last")}
+    return {
+        **dict(zip(DEGREES, (t, p, d, c, int(of.get("expert_model_parallel_size", 1))), strict=True)),
+        "expert_tensor_parallel": int(of.get("expert_tensor_parallel_size", 1)),
+        "virtual_stages": v,
+        "micro_batch_size": b,
+        "num_microbatches": int(said["train.global_batch_size"]) // (b * d),
+        "zero_stage": zero,
+        "zero_shard_degree": ranks // copies if copies else 0,
+        "recompute": Recompute[kind.upper().replace("NULL", "NONE")],
+        "recompute_layers": int(of["recompute_num_layers"]) * v if kind == "block" else 0,
+        "modules": tuple(of["recompute_modules"].replace("null", "[core_attn]")[1:-1].split(",")),
+        "sequence_parallel": of["sequence_parallel"] == "true",
+        "tensor_parallel_overlap": of["tp_comm_overlap"] == "true",
+        "offload_optimizer": said.get("optimizer.optimizer_cpu_offload") == "true",
+        "offload_activations": of.get("cpu_offloading") == "true",
+        "first_stage_layers": int(ends["first"]),
+        "last_stage_layers": int(ends["last"]),
     }
 
 
@@ -123,11 +170,32 @@ def from_torchtitan(exported: Exported, request: Request) -> dict[str, Any]:
     }
 
 
+def from_nanotron(exported: Exported, request: Request) -> dict[str, Any]:
+    config, launch = yaml.safe_load(exported.files["config.yaml"]), options(script_words(exported))
+    of, tokens = config["parallelism"], config["tokens"]
+    degrees = [of[name] for name in ("tp", "pp", "dp", "context_parallel_size", "expert_parallel_size")]
+    assert degrees[0] * degrees[1] * degrees[2] * degrees[3] == first(launch, "--nnodes") * first(
+        launch, "--nproc-per-node"
+    )
+    return {
+        **dict(zip(DEGREES, degrees, strict=True)),
+        "micro_batch_size": tokens["micro_batch_size"],
+        "num_microbatches": tokens["batch_accumulation_per_replica"],
+        "zero_stage": config["optimizer"]["zero_stage"],
+        "recompute": Recompute.FULL if of["recompute_layer"] else Recompute.NONE,
+        "sequence_parallel": of["tp_mode"] == "REDUCE_SCATTER",
+        "tensor_parallel_overlap": of["tp_linear_async_communication"],
+        "schedule": {"1f1b": Schedule.ONE_F_ONE_B, "afab": Schedule.GPIPE}[of["pp_engine"]],
+    }
+
+
 READERS = {
     "megatron_lm": from_megatron,
+    "megatron_bridge": from_bridge,
     "deepspeed": from_deepspeed,
     "accelerate": from_trainer,
     "torchtitan": from_torchtitan,
+    "nanotron": from_nanotron,
 }
 
 
@@ -146,7 +214,7 @@ def test_a_plan_comes_back_from_what_is_written(question: tuple[str, str, str, s
     plan = plans.plan(data.draw(st.integers(0, len(plans) - 1)))
     exported = export(format_, plan, request)
     missing = {gap.field.removeprefix("plan.") for gap in exported.unsupported}
-    if format_ != "megatron_lm" and missing & set(DEGREES):  # what is missing moves ranks to another degree
+    if not format_.startswith("megatron") and missing & set(DEGREES):  # what is missing moves ranks to another degree
         return
     read = READERS[format_](exported, request)
     assert read["data_parallel"] * read["num_microbatches"] * read["micro_batch_size"] == 96

@@ -357,7 +357,8 @@ def test_the_shell_runs_what_is_said(given: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_a_name_cannot_leave_its_comment(format_: str) -> None:
-    framework = {"megatron-lm": "megatron", "deepspeed": "deepspeed"}.get(format_, "fsdp")
+    of = {"megatron-lm": "megatron", "megatron-bridge": "megatron", "deepspeed": "deepspeed", "nanotron": "nanotron"}
+    framework = of.get(format_, "fsdp")
     request = request_of("llama-3.1-8b", "8xA100-80GB", framework, **JOB)
     named = replace(request, model=replace(request.model, name="x\n$(touch /tmp/y)\rz\u2028w; a"))
     exported = export(
@@ -366,5 +367,6 @@ def test_a_name_cannot_leave_its_comment(format_: str) -> None:
     outside = [line for line in exported.files["train.sh"].splitlines() if not line.startswith("#")]
     assert "touch" not in "".join(outside)
     assert "touch" not in exported.launch
-    comments = [line for line in exported.files.get("accelerate.yaml", "").splitlines() if "touch" in line]
+    files = exported.files.get("accelerate.yaml", "") + exported.files.get("config.yaml", "")
+    comments = [line for line in files.splitlines() if "touch" in line]
     assert all(line.startswith("#") for line in comments)
