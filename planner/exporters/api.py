@@ -204,6 +204,10 @@ def _exported(plan: ExecutionPlan, request: Request, *, format: str, allow_parti
     target = _module(format)
     _check_stack(request, target.TARGET)
     exported: Exported = target.export(plan, request)
+    samples = request.job.sample_tokens
+    if samples is not None:
+        packs = f"packs with samples of {samples} tokens, and attention that stays inside each, which go with the data"
+        exported = replace(exported, left_to_you=(*exported.left_to_you, packs))
     if exported.unsupported and not allow_partial:
         first, *others = exported.unsupported
         also = f"; nor {', '.join(gap.field for gap in others)}" if others else ""

@@ -370,3 +370,11 @@ def test_a_name_cannot_leave_its_comment(format_: str) -> None:
     files = exported.files.get("accelerate.yaml", "") + exported.files.get("config.yaml", "")
     comments = [line for line in files.splitlines() if "touch" in line]
     assert all(line.startswith("#") for line in comments)
+
+
+def test_packs_are_left_to_who_makes_them() -> None:
+    asked = {"sequence_length": 2048, "global_batch_size": 64}
+    for job, packs in ((asked, []), (asked | {"sample_tokens": 256}, ["packs with samples of 256 tokens"])):
+        result = planner.export("llama-2-7b", "8xA100-80GB", job, format="megatron-lm")
+        assert result.exported is not None
+        assert [text.split(",")[0] for text in result.exported.left_to_you if text.startswith("packs")] == packs
