@@ -68,7 +68,9 @@ Packing = Annotated[float | None, option("--padding-efficiency", "Useful share o
 VariedLengths = Annotated[
     bool | None, option("--varied-lengths/--one-length", "Micro-batches differ in length, --seq is the longest.", _JOB)
 ]
-SampleTokens = Annotated[int | None, option("--sample-tokens", "Tokens of a sample, several packed into --seq.", _JOB)]
+SampleTokens = Annotated[
+    int | None, option("--sample-tokens", "Tokens of a sample, several packed in a sequence.", _JOB)
+]
 LoraRank = Annotated[int | None, option("--lora-rank", "Rank of the adapters.", _JOB)]
 LoraTargets = Annotated[str | None, option("--lora-targets", "Adapted layers, e.g. q,k,v,o.", _JOB)]
 Tokens = Annotated[str | None, option("--tokens", "Length of the run, e.g. 15T, for days and dollars.", _JOB)]

@@ -90,7 +90,7 @@ def test_the_rest_is_nccl_s(changes: dict[str, object]) -> None:
 
 def test_engines_that_serve_have_one_and_frameworks_turn_it_off() -> None:
     own = {name for name, engine in load_engines().items() if engine.own_all_reduce}
-    assert own == {"vllm", "vllm-2024", "sglang", "tensorrt-llm"}
+    assert own == {"vllm", "vllm-2024", "sglang", "sglang-2025", "tensorrt-llm"}
     assert all("own_all_reduce" in engine.sources for engine in load_engines().values() if engine.own_all_reduce)
     assert not any(engine.between_training().own_all_reduce for engine in load_engines().values())
 

@@ -79,8 +79,8 @@ def test_errors_are_relative_to_the_measurement() -> None:
     ("engine", "version", "name"),
     [
         ("vllm", "0.6.0", "vllm-2024"), ("vllm", "2024", "vllm-2024"), ("vllm", "0.8.5", "vllm"),
-        ("vllm", "2025", "vllm"), ("vllm", "0.11.0", "vllm"), ("sglang", "0.3.0", "sglang"),
-        ("tensorrt-llm", "1.0", "tensorrt-llm"), ("tgi", "3", ""),
+        ("vllm", "2025", "vllm"), ("vllm", "0.11.0", "vllm"), ("sglang", "0.3.0", "sglang-2025"),
+        ("sglang", "0.5.10.post1", "sglang"), ("tensorrt-llm", "1.0", "tensorrt-llm"), ("tgi", "3", ""),
     ],
 )  # fmt: skip
 def test_the_engine_is_that_of_its_version(engine: str, version: str, name: str) -> None:
