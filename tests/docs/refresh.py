@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,7 @@ def run(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@cache
 def output_of(command: str) -> str:
     """What a documented command prints, without trailing blanks."""
     done = run(command)
