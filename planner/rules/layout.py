@@ -64,9 +64,8 @@ def _kv_whole(plans: PlanBatch, setting: Setting) -> BoolArray:
 
 
 def _kv_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
-    kv = setting.key_value_heads
-    hint = one_of([t for t in divisors(gcd(setting.model.num_attention_heads, setting.num_devices)) if kv % t == 0])
-    return f"must divide num_key_value_heads={kv}; got {plan.tensor_parallel}", hint
+    both = gcd(setting.model.num_attention_heads, setting.num_devices)
+    return must_divide("num_key_value_heads", setting.key_value_heads, plan.tensor_parallel, both)
 
 
 def _dense_width(setting: Setting) -> list[int]:

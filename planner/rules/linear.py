@@ -78,8 +78,7 @@ def _over_heads_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, s
     keys, values = (0, 0) if linear is None else (linear.num_key_heads, linear.num_value_heads)
     group = plan.tensor_parallel * plan.context_parallel
     problem = f"tp x cp must divide the {keys} key heads and {values} value heads of linear attention; got {group}"
-    degrees = divisors(gcd(max(keys, 1), setting.num_devices))
-    return problem, f"tp x cp {one_of([degree for degree in degrees if values % degree == 0])}"
+    return problem, f"tp x cp {one_of(divisors(gcd(max(keys, 1), values, setting.num_devices)))}"
 
 
 def _none(plans: PlanBatch, setting: Setting) -> BoolArray:

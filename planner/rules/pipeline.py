@@ -3,8 +3,6 @@
 Symbols: L layers, p stages, v virtual stages per rank, m micro-batches.
 """
 
-from math import gcd
-
 import numpy as np
 
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Schedule, chunks_per_stage
@@ -21,6 +19,7 @@ from planner.rules.base import (
     columns,
     divisors,
     mask,
+    must_divide,
     one_of,
 )
 
@@ -110,10 +109,8 @@ def _layers_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
             f"between; got {plan.pipeline_parallel} stages",
             "change first_stage_layers or last_stage_layers",
         )
-    return (
-        f"must divide num_layers={layers}; got {plan.pipeline_parallel}",
-        f"{one_of(divisors(gcd(layers, setting.num_devices)))}; or set first_stage_layers and last_stage_layers",
-    )
+    problem, hint = must_divide("num_layers", layers, plan.pipeline_parallel, setting.num_devices)
+    return problem, f"{hint}; or set first_stage_layers and last_stage_layers"
 
 
 PIPELINE_RULES = (
