@@ -84,23 +84,24 @@ def _whole(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostC
     """Prompts that are read in one pass."""
     stages = stage_table(plans, context.model)
 
-    def passes(prompts: int) -> tuple[FloatArray, LayerCosts, CostContext]:
-        tokens = prompts * call.prompt_tokens
-        reading = engine_context(context, engine, prompt_job(call), read_tokens=tokens)
-        batch = replace(plans, micro_batch_size=np.full(len(plans), prompts))
-        costs = layer_costs(batch, reading)
-        return forward_stage_s(batch, stages, costs, reading, head=False), costs, reading
+    def reading(prompts: int) -> CostContext:
+        return engine_context(context, engine, prompt_job(call), read_tokens=prompts * call.prompt_tokens)
 
-    one_s, costs, reading = passes(1)
+    def passes(prompts: int) -> tuple[FloatArray, LayerCosts]:
+        batch, where = replace(plans, micro_batch_size=np.full(len(plans), prompts)), reading(prompts)
+        costs = layer_costs(batch, where)
+        return forward_stage_s(batch, stages, costs, where, head=False), costs
+
+    one_s, costs = passes(1)
     together = max(engine.prefill_tokens // call.prompt_tokens, 1)
-    many_s, many, _ = passes(together) if together > 1 else (one_s, costs, reading)
+    many_s, many = passes(together) if together > 1 else (one_s, costs)
     alone_s, share = total((one_s * stages.count).T), of_one(_routed(costs, context.model), plans.attention_groups)
     return Reading(
         alone_s=alone_s * share,
         slowest_s=largest(one_s) * share,
         added_s=largest(many_s) / together,
         routed=_routed(many, context.model),
-        half_widths=half_widths(layer_opens(costs), reading),
+        half_widths=half_widths(layer_opens(costs), reading(1)),
     )
 
 

@@ -107,11 +107,11 @@ def run_first_token_within(
     """
     slots = np.minimum(at_once, requests)
     burst = _burst(prices, slots)
-    count = np.arange(_BESIDE)
     if prices.output.is_fixed:
-        later_s = np.repeat(_successor_s(prices, slots, burst.first_s)[:, None], _BESIDE, axis=1)
-        beside = np.full(later_s.shape, 1 / _BESIDE)
+        later_s = _successor_s(prices, slots, burst.first_s)[:, None]
+        beside = np.ones_like(later_s)
     else:
+        count = np.arange(_BESIDE)
         steady = at_concurrency(prices, slots[:, None] * prices.plans.attention_groups[:, None])
         mean = steady.rate_per_s * steady.met_s
         beside = np.exp(-mean) * np.cumprod(np.where(count == 0, 1.0, mean / np.maximum(count, 1)), axis=1)
