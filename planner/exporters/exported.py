@@ -81,6 +81,16 @@ def gaps(*checks: Check) -> tuple[Gap, ...]:
     return tuple(Gap(field=field, problem=problem, hint=hint) for there, field, problem, hint in checks if there)
 
 
+def end_checks(model: ModelSpec) -> tuple[Check, ...]:
+    """What a framework has not whose models begin with a plain embedding and end with a plain output layer."""
+    return (
+        (model.head_bias, "model.head_bias", "the output layer has no bias", ""),
+        (model.value_head, "model.value_head", "the output layer gives words", ""),
+        (model.embedding_norm, "model.embedding_norm", "no norm follows the embedding", ""),
+        (bool(model.embedding_dim), "model.embedding_dim", "the embedding is as wide as the layers", ""),
+    )
+
+
 def expressed(plans: PlanBatch, checks: Iterable[Check]) -> BoolArray:
     """(N,) the plans in which there are none of some gaps."""
     found = np.ones(len(plans), dtype=np.bool_)

@@ -3,7 +3,7 @@
 from itertools import groupby
 
 from costmodels.plan import ExecutionPlan
-from planner.exporters.exported import Gap, gaps
+from planner.exporters.exported import Gap, end_checks, gaps
 from planner.results import Request
 from profiles.linear_attention import DELTA_NET
 from profiles.model import ModelSpec
@@ -148,10 +148,7 @@ def model_gaps(request: Request) -> tuple[Gap, ...]:
         (model.attention_softcap, "model.attention_softcap", "attention caps no logits", ""),
         (model.qk_norm_all_heads, "model.qk_norm_all_heads", "norms of queries and keys span one head", ""),
         (model.parallel_residual, "model.parallel_residual", "the MLP follows attention", ""),
-        (model.head_bias, "model.head_bias", "the output layer has no bias", ""),
-        (model.value_head, "model.value_head", "the output layer gives words", ""),
-        (model.embedding_norm, "model.embedding_norm", "no norm follows the embedding", ""),
-        (bool(model.embedding_dim), "model.embedding_dim", "the embedding is as wide as the layers", ""),
+        *end_checks(model),
         (other, "model.linear_attention", "linear attention is Gated DeltaNet", ""),
         (ragged, "model.linear_attention", "which layers attend in full is not known here, if not every n-th", ""),
         (some, "model.windowed_layers", f"which {model.windowed_layers} layers have a window is not known here", ""),

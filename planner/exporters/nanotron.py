@@ -20,6 +20,7 @@ from planner.exporters.exported import (
     Gap,
     Target,
     comment,
+    end_checks,
     finished,
     gaps,
     header,
@@ -206,10 +207,7 @@ def _model_gaps(model: ModelSpec) -> tuple[Gap, ...]:
         (model.attention_output_gate, "model.attention_output_gate", "attention has no gate", ""),
         (model.mlp_bias, "model.mlp_bias", "the MLP has no biases", ""),
         (model.attention_out_bias, "model.attention_out_bias", "the output of attention has no bias", ""),
-        (model.head_bias, "model.head_bias", "the output layer has no bias", ""),
-        (model.value_head, "model.value_head", "the output layer gives words", ""),
-        (model.embedding_norm, "model.embedding_norm", "no norm follows the embedding", ""),
-        (bool(model.embedding_dim), "model.embedding_dim", "the embedding is as wide as the layers", ""),
+        *end_checks(model),
         (some, "model.windowed_layers", f"all layers have a window; got {model.windowed_layers}", ""),
     )
 
