@@ -101,10 +101,7 @@ class DeviceEntry(Entry):
             hint = did_you_mean(word, [*_ENTRY_FIELD_OF.values(), DEFAULT_SOURCE])
             raise SpecError(f"{where}.sources", f"unknown field {word[:40]!r}", hint)
         rest = self.sources.get(DEFAULT_SOURCE, f"unsourced, from {file}")
-
-        def said(field: str) -> bool:
-            return field in self.model_fields_set  # a default is nobody's claim
-
+        said = {number: field for number, field in _ENTRY_FIELD_OF.items() if field in self.model_fields_set}
         return DeviceSpec(
             name=name,
             vendor=self.vendor,
@@ -118,7 +115,7 @@ class DeviceEntry(Entry):
             power_w=self.power_w,
             default_node=self.default_node,
             training_time_scale=self.training_time_scale,
-            sources={number: self.sources.get(field, rest) for number, field in _ENTRY_FIELD_OF.items() if said(field)},
+            sources={number: self.sources.get(field, rest) for number, field in said.items()},  # a default has none
         )
 
 

@@ -95,8 +95,8 @@ class EngineSpec:
         kernel_launch_s: Host time to issue one kernel of a step outside a graph.
         prefill_launch_s: The same of a pass that reads prompts, with the Python around it.
         prefill_graph_tokens: Most tokens of such a pass that are replayed as graphs, if any are.
-        eager_launch_s: The same, or a collective, where it captures no graphs at all, with the Python around it; 0
-            where that is not known, and ``eager`` refuses.
+        eager_launch_s: Host time to issue one kernel or collective, with the Python around it, where it captures no
+            graphs at all; 0 where that is not known, and ``eager`` refuses.
         collective_launch_s: Host time to issue one collective outside a graph.
         step_overhead_s: Host time between two steps that nothing hides: scheduling, inputs, sampling.
         sequence_overhead_s: The same per running sequence.

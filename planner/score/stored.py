@@ -1,6 +1,6 @@
 """Packaged prices as the calibrations stored of devices correct them."""
 
-from costmodels.kernels.calibrated import CalibratedKernelModel, Calibration
+from costmodels.kernels.calibrated import CalibratedKernelModel
 from costmodels.kernels.calls import KernelCallBatch, KernelCostModel, Prediction
 from planner.price_lists import stored_calibration
 from profiles.errors import SpecError
@@ -17,7 +17,7 @@ class StoredPrices:
     def __init__(self, base: KernelCostModel, store: TimingStore) -> None:
         """The prices to correct, and where the calibrations are."""
         self._base, self._store = base, store
-        self._calibrations: dict[str, Calibration] = {}
+        self._corrected: dict[str, CalibratedKernelModel] = {}
 
     def predict(self, calls: KernelCallBatch, device: DeviceSpec) -> Prediction:
         """Seconds for each call on one device.
@@ -25,10 +25,10 @@ class StoredPrices:
         Raises:
             SpecError: If no calibration of it is stored, its file is broken, or it cannot multiply in a format.
         """
-        if device.name not in self._calibrations:
+        if device.name not in self._corrected:
             found = stored_calibration(self._store, device)
             if found is None:
                 hint = f"make one with 'planner calibrate --device {device.name} --from FILE', or leave --stored away"
                 raise SpecError("--stored", f"no calibration of {device.name} is stored", hint)
-            self._calibrations[device.name] = found
-        return CalibratedKernelModel(self._base, self._calibrations).predict(calls, device)
+            self._corrected[device.name] = CalibratedKernelModel(self._base, {device.name: found})
+        return self._corrected[device.name].predict(calls, device)
