@@ -239,8 +239,8 @@ FOUND_LATER = {
   otherwise). Peaks of runs with two were 18 to 47 % too low, and are 11 % too low to 4 % too high; both deaths on L40S
   are foreseen.
 - **Packed samples.** Llama 8B on SQuAD packed to 16,384 tokens takes 0.69 to 0.74 of its price on B200, whatever the
-  format: attention stays inside samples of a few hundred tokens, and is priced over all of a pack. A job cannot say
-  how long its samples are.
+  format: attention stays inside samples of a few hundred tokens, and is priced over all of a pack. A job could not say
+  then how long its samples are; since `--sample-tokens` it can, and the source does not.
 - **Megatron-Core's host.** 40 layers of 1.2B take 0.209 s with 8,192 tokens on one H100 and 0.207 s with 20,480 on
   four, 72 layers of 8.3B on eight 0.329 s: some 4 ms per layer, whatever the device has to do. These steps are 16 to
   27 % too low, those with more tokens per device within 11 %.
