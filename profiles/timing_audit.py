@@ -7,10 +7,11 @@ many rows of a file are impossible, or none comes near the hardware, its time co
 can be kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from profiles import timing_ops as ops
 from profiles.catalog import Catalog
@@ -37,6 +38,8 @@ _FEWEST_MISTAKEN = 5
 _LEAST_SHARE, _LONG_KERNEL_S, _LONG_COLLECTIVE_S = 0.01, 20e-6, 1e-3
 # Whose units multiply it, at most as fast.
 _FORMAT = {"int8": "fp8", "int4": "fp4", "fp64": "fp32", "fp8_block": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
+_Bounds = tuple[FloatArray, FloatArray, FloatArray, FloatArray]  # seconds of arithmetic, memory, wire, all traffic
+_IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,19 +74,13 @@ class Audit:
 
 def audit(table: TimingTable, catalog: Catalog) -> Audit:
     """Judge every row; also those that are unsound as data (``profiles.timings.row_problems``)."""
-    reasons = row_problems(table)
-    unaudited, too_fast = np.ones(len(table), dtype=np.bool_), np.zeros(len(table), dtype=np.bool_)
-    reached = np.full(len(table), np.nan)
-    for name in sorted(set(table.device.tolist())):
-        rows = np.flatnonzero(table.device == name)
-        device = _known(catalog, str(name))
-        if device is None:
-            continue
+
+    def bounds_of(rows: _IntArray, device: DeviceSpec) -> _Bounds:
         part = table.take(rows)
-        bounds = (_arithmetic_s(part, device), _memory_s(part, device), _wire_s(part, device, catalog))
-        unaudited[rows], reached[rows], too_fast[rows], verdicts = _judged(part.time_s, bounds, _cached_s(part, device))
-        reasons[rows] = np.where(reasons[rows] == "", verdicts, reasons[rows])
-    return Audit(reasons=reasons, unaudited=unaudited, reached=reached, too_fast=too_fast)
+        arithmetic_s = _arithmetic_s(flops(part), part.dtype, device)
+        return arithmetic_s, _memory_s(part, device), _wire_s(part, device, catalog), _cached_s(part, device)
+
+    return _judged_by_device(table, catalog, row_problems(table), bounds_of)
 
 
 def audit_layers(table: TimingTable, flops_of: FloatArray, catalog: Catalog) -> Audit:
@@ -94,32 +91,40 @@ def audit_layers(table: TimingTable, flops_of: FloatArray, catalog: Catalog) -> 
         flops_of: (R,) arithmetic of each row; 0 where it is unknown.
         catalog: Of the devices.
     """
-    reasons = np.full(len(table), "", dtype=object)
+
+    def bounds_of(rows: _IntArray, device: DeviceSpec) -> _Bounds:
+        unknown = np.full(len(rows), np.nan)
+        return _arithmetic_s(flops_of[rows], table.dtype[rows], device), unknown, unknown, unknown
+
+    return _judged_by_device(table, catalog, np.full(len(table), "", dtype=object), bounds_of)
+
+
+def _judged_by_device(
+    table: TimingTable, catalog: Catalog, reasons: TextArray, bounds_of: Callable[[_IntArray, DeviceSpec], _Bounds]
+) -> Audit:
+    """Rows of known devices judged by the bounds of theirs; reasons found before stand."""
     unaudited, too_fast = np.ones(len(table), dtype=np.bool_), np.zeros(len(table), dtype=np.bool_)
-    unknown = np.full(len(table), np.nan)
-    reached = unknown.copy()
+    reached = np.full(len(table), np.nan)
     for name in sorted(set(table.device.tolist())):
-        rows = np.flatnonzero(table.device == name)
         device = _known(catalog, str(name))
-        if device is not None:
-            peak = np.array([_peak(device, word) for word in table.dtype[rows].tolist()], dtype=np.float64)
-            needed_s = np.where(flops_of[rows] > 0, flops_of[rows] / peak, np.nan)
-            found = _judged(table.time_s[rows], (needed_s, unknown[rows], unknown[rows]), unknown[rows])
-            unaudited[rows], reached[rows], too_fast[rows], reasons[rows] = found
+        if device is None:
+            continue
+        rows = np.flatnonzero(table.device == name)
+        found = _judged(table.time_s[rows], bounds_of(rows, device))
+        unaudited[rows], reached[rows], too_fast[rows], verdicts = found
+        reasons[rows] = np.where(reasons[rows] == "", verdicts, reasons[rows])
     return Audit(reasons=reasons, unaudited=unaudited, reached=reached, too_fast=too_fast)
 
 
-def _judged(
-    time_s: FloatArray, bounds: tuple[FloatArray, FloatArray, FloatArray], cached_s: FloatArray
-) -> tuple[BoolArray, FloatArray, BoolArray, TextArray]:
+def _judged(time_s: FloatArray, bounds: _Bounds) -> tuple[BoolArray, FloatArray, BoolArray, TextArray]:
     """Which rows no peak bounds, what share each reaches, which beat a peak, and why a row is impossible.
 
     Args:
         time_s: (R,) measured.
-        bounds: (R,) least seconds of arithmetic, memory and wire; NaN where unknown.
-        cached_s: (R,) seconds of the traffic that may have stayed in a cache.
+        bounds: (R,) least seconds of arithmetic, memory and wire, and those of all traffic, of which some may have
+            stayed in a cache; NaN where unknown.
     """
-    arithmetic_s, memory_s, wire_s = bounds
+    arithmetic_s, memory_s, wire_s, cached_s = bounds
     needed_s = np.fmax(np.fmax(arithmetic_s, memory_s), wire_s)
     measured_s = (time_s + np.clip(_TIMER_SHARE * time_s, 0.0, _TIMER_S)) * TOLERANCE
     whole_s = np.fmax(needed_s, cached_s)
@@ -177,11 +182,10 @@ def _known(catalog: Catalog, name: str) -> DeviceSpec | None:
         return None
 
 
-def _arithmetic_s(table: TimingTable, device: DeviceSpec) -> FloatArray:
-    """Least seconds of the multiply-adds; NaN where there are none or the format's peak is unknown."""
-    peaks = {word: _peak(device, word) for word in set(table.dtype.tolist())}
-    peak = np.array([peaks[word] for word in table.dtype.tolist()], dtype=np.float64)
-    work = flops(table)
+def _arithmetic_s(work: FloatArray, dtypes: TextArray, device: DeviceSpec) -> FloatArray:
+    """Least seconds of so many multiply-adds x 2; NaN where there are none or the format's peak is unknown."""
+    peaks = {word: _peak(device, word) for word in set(dtypes.tolist())}
+    peak = np.array([peaks[word] for word in dtypes.tolist()], dtype=np.float64)
     return np.where(work > 0, work / peak, np.nan)
 
 
