@@ -58,6 +58,7 @@ from profiles.engines import EngineSpec
 _KEY_POINTS = 4  # cache lengths priced
 _FEWEST = 1e-12  # requests generating
 _HALVINGS = 40  # of the interval that their logarithm lies in
+_PARTS, _FEW = 16, 256  # it is divided into, where so few are sought at once
 _ROUNDING = 1e-6
 
 
@@ -239,12 +240,19 @@ def replica_devices(plans: PlanBatch) -> IntArray:
 
 
 def most_generating(most: FloatArray, beyond: Callable[[FloatArray], BoolArray]) -> FloatArray:
-    """The most requests generating, up to ``most``, that are not ``beyond`` something that rises with them."""
+    """(N, G) most requests generating, up to ``most`` (N, G), that are not ``beyond`` something that rises with them.
+
+    ``beyond`` is asked of (N, G x K) at once, K of each in turn: of few, a call costs much the same for many.
+    """
+    parts = _PARTS if most.size <= _FEW else 2
+    inner = np.arange(1, parts) / parts
     low, high = np.full(most.shape, _FEWEST), most.astype(np.float64)
-    for _ in range(_HALVINGS):
-        middle = np.sqrt(low * high)
-        over = beyond(middle)
-        low, high = np.where(over, low, middle), np.where(over, middle, high)
+    for _ in range(_HALVINGS // int(np.log2(parts))):
+        tried = low[..., None] * (high / low)[..., None] ** inner
+        over = beyond(tried.reshape(len(most), -1)).reshape(tried.shape)
+        ends = np.concatenate([low[..., None], tried, high[..., None]], axis=-1)
+        first = np.where(over.any(axis=-1), over.argmax(axis=-1), parts - 1)[..., None]
+        low, high = (np.take_along_axis(ends, first + end, axis=-1)[..., 0] for end in (0, 1))
     return low
 
 
@@ -296,7 +304,7 @@ def _solved(
     of: Callable[[ServingPoints], FloatArray],
     met: FloatArray | float = 1.0,
 ) -> ServingPoints:
-    """The steady states in which a figure that rises with the requests generating has the wanted value, by bisection.
+    """The steady states in which a figure that rises with the requests generating has the wanted value.
 
     Args:
         prices: N layouts.
@@ -305,9 +313,12 @@ def _solved(
         of: The figure.
         met: As of ``steady_states``.
     """
+    most, met = np.broadcast_to(most, wanted.shape), np.broadcast_to(met, wanted.shape)
 
     def beyond(generating: FloatArray) -> BoolArray:
-        points = steady_states(prices, generating, met)
-        return np.asarray((of(points) > wanted) | (points.at_once > most))
+        each = generating.shape[1] // wanted.shape[1]
+        want, fit, meets = (np.repeat(values, each, axis=1) for values in (wanted, most, met))
+        points = steady_states(prices, generating, meets)
+        return np.asarray((of(points) > want) | (points.at_once > fit))
 
-    return steady_states(prices, most_generating(np.broadcast_to(most, wanted.shape), beyond), met)
+    return steady_states(prices, most_generating(most, beyond), met)

@@ -76,4 +76,5 @@ def generated(prices: ServingPrices, running: FloatArray) -> tuple[FloatArray, F
 
 def running_at(prices: ServingPrices, rate_per_s: FloatArray, most: FloatArray) -> FloatArray:
     """(N,) requests that run in one attention group where so many (N,) a second come and go, ``most`` (N,) at most."""
-    return most_generating(most, lambda running: generated(prices, running[:, None])[0][:, 0] > rate_per_s)
+    wanted = rate_per_s[:, None]
+    return most_generating(most[:, None], lambda running: generated(prices, running)[0] > wanted)[:, 0]

@@ -126,9 +126,12 @@ def test_ten_thousand_distinct_kernels_in_half_a_second(model):
     assert time.process_time() - start < 1.0  # about 0.1 s; the bound is for busy machines
     few = take(calls, np.arange(300))
     model.predict(few, spec)
-    start = time.process_time()
-    model.predict(few, spec)
-    assert time.process_time() - start < 0.02  # remembered: well under a millisecond
+    taken_s = []
+    for _ in range(5):
+        start = time.process_time()
+        model.predict(few, spec)
+        taken_s.append(time.process_time() - start)
+    assert min(taken_s) < 0.02  # remembered: well under a millisecond, but for what else a busy machine does
 
 
 def test_the_page_is_what_the_cards_say():
