@@ -194,7 +194,7 @@ def test_a_step_is_told_only_where_every_sequence_runs_from_the_start() -> None:
 
 def test_running_further_ahead_hides_more_of_the_last_responses() -> None:
     assert ahead("in_flight", 1).steady_s > 1.2 * ahead("in_flight", 2).steady_s
-    paces_s = [ahead("in_flight", staleness).steady_s for staleness in (1, 2, 4, 6, 8, 16)]
+    paces_s = [ahead("in_flight", staleness).steady_s for staleness in (1, 2, 4, 16)]
     assert all(more <= fewer * (1 + 1e-9) for fewer, more in pairwise(paces_s))
     # Far enough ahead nothing but the longest call, and what passes between, is left to wait for.
     furthest = ahead("in_flight", 64)
