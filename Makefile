@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-versio
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint types contracts pytest format serve fit collectives models own-timings accuracy unseen trials
-.PHONY: text-models serving-report dataflow-report bench search-report docs constraints clean
+.PHONY: text-models collectives-unseen serving-report dataflow-report bench search-report docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under
 unseen: $(INSTALLED) ## Price published runs that no fit has read; rewrite the width publishers tell, and docs/unseen.md
 	$(BIN)/python -m planner.validate.publishers --out profiles/data/fits/publishers.json
 	$(BIN)/python -m planner.validate.unseen_page --out docs/unseen.md
+
+collectives-unseen: $(INSTALLED) ## Price published logs of collectives, of which half no fit has read; rewrite docs/collectives-unseen.md
+	$(BIN)/python -m planner.validate.collective_page --out docs/collectives-unseen.md
 
 serving-report: $(INSTALLED) ## Price published measurements of serving; rewrite the width they tell, docs/serving-runs.md, docs/serving-speculation.md and docs/serving-memory.md
 	$(BIN)/python -m planner.validate.serving_widths --out profiles/data/fits/serving.json

@@ -14,7 +14,8 @@ device and direction, an efficiency is the bus bandwidth reached over it.
 * Across domains: a ring or tree over all ranks leaves each domain through the adapters of the r ranks
   it holds, so its bus bandwidth is r times the network bandwidth per device, never above the inside one;
   an all-to-all sends (g-r)/g of S through each rank's own share of the adapters (nccl-tests issue 130). On a fabric
-  where NCCL finds rings through one adapter only, that one is what a group has at most.
+  where NCCL finds rings through one adapter only, that one is what a group has at most. Rings and trees have the
+  two protocols too; chunks wait for adapters as they wait for peers inside.
 * Who pays for shared adapters: bandwidth per device is the node's adapters over its devices, which is what a
   group gets while the other devices of the node run the same collective in groups of their own (data parallelism
   next to tensor parallelism), or fewer adapters than devices serve one group. A group that has the node to
@@ -151,37 +152,43 @@ def across_time_s(groups: Groups, inside: Parameters, across: Parameters, networ
         groups: Calls.
         inside: As in ``inside_time_s``.
         across: ``launch_s``; ``efficiency`` of the network bandwidth in rings, ``hops``, adapter latencies per
-            domain of a ring; ``low_share`` of that efficiency and ``low_hops`` of the low-latency protocol;
-            ``tree_share`` of that efficiency (0: no trees) and ``tree_hops`` per level; ``ring_adapters`` of a node
-            that a group's rings and trees use (0: all that its ranks have).
+            domain of a ring; ``ramp_hops``, adapter latencies that a pipeline of chunks waits, as ``ramp_s`` inside;
+            ``low_share`` of that efficiency and ``low_hops`` of the low-latency protocol; ``tree_share`` of that
+            efficiency over more than two domains (0: no trees) and ``tree_hops`` per level; ``ring_adapters`` of a
+            node that a group's rings and trees use (0: all that its ranks have).
         network: Latency and bandwidths.
     """
     ranks, local = groups.ranks, np.maximum(groups.local, 1.0)
+    ramp = {"ramp_s": across["ramp_hops"] * network.latency_s}
     out_bytes_per_s = network.out_bytes_per_s * across["efficiency"]
     hop_s = across["hops"] * network.latency_s
     if groups.op is CollectiveOp.SEND_RECV:
-        return np.asarray(across["launch_s"] + hop_s + groups.size_bytes / out_bytes_per_s, dtype=float)
-    in_bytes_per_s = (
-        network.in_bytes_per_s * inside["efficiency"] * np.maximum(reach(inside, np.maximum(local, 2)), 1e-3)
-    )
-    in_bytes_per_s = np.where(local > 1, in_bytes_per_s, np.inf)
+        sent_s = np.asarray(groups.size_bytes / out_bytes_per_s, dtype=float)
+        return np.asarray(across["launch_s"] + hop_s + _in_chunks_s(sent_s, ramp), dtype=float)
+    in_bytes_per_s = _in_bytes_per_s(local, inside, network)
     if groups.op is CollectiveOp.ALL_TO_ALL:
         out_s = groups.size_bytes * (ranks - local) / ranks / out_bytes_per_s
         in_s = groups.size_bytes * (local - 1) / ranks / in_bytes_per_s
         posts_s = (ranks - local) * hop_s + (local - 1) * inside["hop_s"]
-        return np.asarray(across["launch_s"] + posts_s + np.maximum(out_s, in_s), dtype=float)
+        return np.asarray(across["launch_s"] + posts_s + _in_chunks_s(np.maximum(out_s, in_s), ramp), dtype=float)
     domains = ranks / local
-    wire_bytes = groups.size_bytes * wire_factor(groups.op, ranks)
-    turns = 2.0 if groups.op is CollectiveOp.ALL_REDUCE else 1.0
-    ring_s = turns * (domains * hop_s + (ranks - domains) * inside["hop_s"])
-    group_bytes_per_s = _group_bytes_per_s(local, across, network)
-    ring_s += wire_bytes / np.minimum(in_bytes_per_s, group_bytes_per_s)
+    bytes_per_s = np.minimum(in_bytes_per_s, _group_bytes_per_s(local, across, network))
+    sent_s = groups.size_bytes * wire_factor(groups.op, ranks) / bytes_per_s
+    # A ring has one way less than ranks: with one rank a domain it crosses d - 1 times, with many d times.
+    turns = (2.0 if groups.op is CollectiveOp.ALL_REDUCE else 1.0) * (ranks - 1) / ranks
+    ring_s = turns * (domains * hop_s + (ranks - domains) * inside["hop_s"]) + _in_chunks_s(sent_s, ramp)
     low_s = turns * (domains * across["low_hops"] * network.latency_s + (ranks - domains) * inside["low_hop_s"])
-    low_s += wire_bytes / (across["low_share"] * np.minimum(in_bytes_per_s, group_bytes_per_s))
-    best_s = across["launch_s"] + np.minimum(ring_s, low_s)
-    if groups.op is not CollectiveOp.ALL_REDUCE or across["tree_share"] <= 0:
-        return best_s
-    return np.minimum(best_s, _tree_time_s(groups, inside, across, network))
+    low_s += sent_s / across["low_share"]
+    best_s = np.minimum(ring_s, low_s)
+    if groups.op is CollectiveOp.ALL_REDUCE and across["tree_share"] > 0:
+        best_s = np.minimum(best_s, _tree_time_s(groups, inside, across, network))
+    return np.asarray(across["launch_s"] + best_s, dtype=float)
+
+
+def _in_bytes_per_s(local: FloatArray, inside: Parameters, network: Network) -> FloatArray:
+    """Bandwidth of a ring or chain of so many ranks inside a domain; of one there is none to wait for."""
+    share = np.maximum(reach(inside, np.maximum(local, 2)), 1e-3)
+    return np.where(local > 1, network.in_bytes_per_s * inside["efficiency"] * share, np.inf)
 
 
 def _group_bytes_per_s(local: FloatArray, across: Parameters, network: Network) -> FloatArray:
@@ -193,17 +200,29 @@ def _group_bytes_per_s(local: FloatArray, across: Parameters, network: Network) 
 
 
 def _tree_time_s(groups: Groups, inside: Parameters, across: Parameters, network: Network) -> FloatArray:
-    """Seconds of all-reduces that add up inside a domain and in double binary trees over the domains.
+    """Seconds of all-reduces in double binary trees over the domains, and chains or in-switch sums inside them.
 
     Of d domains, one sends 2 (d-1)/d of S on average: half of it along each of the d-1 edges of both trees, up
-    and down. The parts are pipelined.
+    and down. Two domains have one peer each and use their adapters like a ring; of more, some receive from two
+    children at once (``tree_share``). Inside a domain S passes up and down a chain of the ranks, 2 S for each,
+    unless a switch adds. The parts are pipelined.
     """
-    domains = groups.ranks / groups.local
-    in_s = inside_time_s(groups, inside, network.in_bytes_per_s) * (groups.local > 1)
-    share = 2 * (domains - 1) / domains
-    tree_bytes_per_s = _group_bytes_per_s(groups.local, across, network) * across["tree_share"]
-    levels_s = 2 * np.log2(np.maximum(domains, 2)) * across["tree_hops"] * network.latency_s
-    return across["launch_s"] + levels_s + np.maximum(in_s, groups.size_bytes * share / tree_bytes_per_s)
+    local, size_bytes = groups.local, groups.size_bytes
+    domains = groups.ranks / local
+    in_bytes_per_s = _in_bytes_per_s(local, inside, network)
+    out_bytes_per_s = _group_bytes_per_s(local, across, network)
+    out_bytes_per_s = out_bytes_per_s * np.where(domains > 2, across["tree_share"], 1.0)
+    sent_s = size_bytes * 2 * (domains - 1) / domains / out_bytes_per_s
+    chain_s = 2 * size_bytes / in_bytes_per_s
+    levels_s = 2 * np.log2(np.maximum(domains, 2)) * network.latency_s
+    low_s = levels_s * across["low_hops"] + 2 * (local - 1) * inside["low_hop_s"]
+    low_s += np.maximum(chain_s, sent_s) / across["low_share"]
+    in_s = chain_s + 2 * (local - 1) * inside["hop_s"]
+    if inside["switch_efficiency"] > 0:
+        in_s = np.where(local > 2, inside_time_s(groups, inside, network.in_bytes_per_s), in_s)
+    ramp = {"ramp_s": across["ramp_hops"] * network.latency_s}
+    simple_s = levels_s * across["tree_hops"] + _in_chunks_s(np.maximum(in_s, sent_s), ramp)
+    return np.asarray(np.minimum(simple_s, low_s), dtype=float)
 
 
 def local_ranks(calls: CollectiveCallBatch, cluster: ClusterSpec) -> FloatArray:
@@ -282,7 +301,9 @@ class LinkCollectiveModel:
         # Nobody timed broadcasts: a pipelined ring passes every byte on once, as a gather does.
         name = "all_gather" if groups.op is CollectiveOp.BROADCAST else OP_NAMES[groups.op]
         inside = self._inside(name, node.scale_up)
-        parameters = inside.parameters if self.in_switch_sums else {**inside.parameters, "switch_efficiency": 0.0}
+        parameters = {**inside.parameters, **_wiring(node.scale_up)}
+        if not self.in_switch_sums:
+            parameters["switch_efficiency"] = 0.0
         if not across:
             return inside_time_s(groups, parameters, node.scale_up.bandwidth_bytes_per_s), (inside,)
         outside = self.fits.resolve(f"{name}_across", link=node.nic.name, kind=node.nic.kind)
@@ -330,6 +351,14 @@ def _is_own(op: CollectiveOp, fits: tuple[Fit, ...], node: NodeSpec) -> bool:
     if len(fits) > 1:
         return last.scope == "kind"
     return (last.scope, last.name) == ("link", link.name) and (link.peer_to_peer or link.one_host)
+
+
+def _wiring(link: LinkSpec) -> dict[str, float]:
+    """What wires between all pairs change of a link's record: there is no switch, and few ranks use few lanes."""
+    if not link.mesh_devices:
+        return {}
+    lanes = {f"lanes_of_{size}": min((size - 1) / (link.mesh_devices - 1), 1.0) for size in MESH_SIZES}
+    return {**lanes, "switch_efficiency": 0.0}
 
 
 def _kind(link: LinkSpec) -> str:

@@ -127,6 +127,7 @@ class LinkEntry(Entry):
     latency_us: float = Field(gt=0, le=1e6)
     peer_to_peer: bool = True
     one_host: bool = False
+    mesh_devices: int = Field(default=0, ge=0, le=MAX_DEVICES_PER_NODE)
     copied_share: float = Field(default=1.0, gt=0, le=1)
     aliases: tuple[str, ...] = ()
     source: str = ""
@@ -142,6 +143,7 @@ class LinkEntry(Entry):
             latency_s=self.latency_us * MICROSECOND,
             peer_to_peer=self.peer_to_peer,
             one_host=self.one_host,
+            mesh_devices=self.mesh_devices,
             copied_share=self.copied_share,
             source=f"{source}; latency: {self.latency_source}" if self.latency_source else source,
         )

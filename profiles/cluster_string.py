@@ -307,7 +307,7 @@ def _resized(
         return replace(base, domain_devices=size), hosts
     if not fixed:
         for node in catalog.nodes.values():
-            if (node.device, node.devices_per_node, node.scale_up) == (base.device, size, base.scale_up):
+            if (node.device, node.devices_per_node, node.scale_up.kind) == (base.device, size, base.scale_up.kind):
                 return node, 1
     nics = max(1, round(base.nics_per_node * size / base.devices_per_node))
     domain = size if base.domain_devices == base.devices_per_node else _domain_multiple(base, size)

@@ -94,6 +94,8 @@ class LinkSpec:
         latency_s: One-way latency of a small message between two devices, library included.
         peer_to_peer: Whether devices reach each other without staging through host memory.
         one_host: Whether the link is that of a single host that was timed, and tells of no other.
+        mesh_devices: Devices that are wired to one another without a switch, so that a pair has an equal share of the
+            lanes of each; 0 where a switch joins them, or one pair.
         copied_share: Of the bandwidth, what copies between a device and pinned host memory reach; 1 where nobody timed
             them.
         source: Document the figures come from.
@@ -105,6 +107,7 @@ class LinkSpec:
     latency_s: float
     peer_to_peer: bool = True
     one_host: bool = False
+    mesh_devices: int = 0
     copied_share: float = 1.0
     source: str = field(default="", compare=False)
 

@@ -4,9 +4,12 @@ The sweep of 8-512 H100 (nanotron) logs bandwidths without message sizes. They f
 themselves: the all-reduce inside a node matches nccl-tests at about 1 GiB, and in the runs without trees
 the gather's bandwidth is half the all-reduce's at every scale, as of half the message. Runs of that sweep with
 pipeline parallelism logged 3-7 times less, the more the more nodes: a setting of those jobs, left out here.
+
+Of the logs that ``planner.validate.collective_blind`` judges by, half the publishers may be fitted on (half ``a``).
 """
 
-from dataclasses import dataclass, fields
+import csv
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ from costmodels.calibration.collective_tables import read_collectives, thinned
 from costmodels.collectives import CollectiveOp
 from costmodels.link_model import OP_NAMES, Groups, wire_factor
 from profiles.catalog import default_catalog
+from profiles.cluster_string import parse_cluster
+from profiles.hardware import NodeSpec
+from profiles.units import GIGA, MICROSECOND
 
 FloatArray = NDArray[np.float64]
 
@@ -46,6 +52,7 @@ _NANOTRON_COLUMNS = {
     "all_gather": "AllGather (GB/s)",
     "reduce_scatter": "ReduceScatter (GB/s)",
 }
+_OPS = {name: op for op, name in OP_NAMES.items()}
 HEALTHY_SHARE = 0.6  # of the best run with as many nodes; the others ran with the setting described above
 
 
@@ -55,17 +62,13 @@ class AcrossTimings:
 
     Attributes:
         op: Operation.
-        node: (K,) node of the catalogue.
-        nics: (K,) adapters per node.
-        kind: (K,) link kind of the adapters.
+        node: (K,) the ``NodeSpec`` of each.
         size_bytes, ranks, local, time_s: (K,) the calls and what they took.
         source: (K,) where the row was published.
     """
 
     op: CollectiveOp
-    node: NDArray[np.str_]
-    nics: NDArray[np.int64]
-    kind: NDArray[np.str_]
+    node: NDArray[np.object_]
     size_bytes: FloatArray
     ranks: FloatArray
     local: FloatArray
@@ -74,6 +77,11 @@ class AcrossTimings:
 
     def __len__(self) -> int:
         return len(self.time_s)
+
+    @property
+    def kind(self) -> NDArray[np.str_]:
+        """(K,) link kind of the adapters."""
+        return np.array([node.nic.kind for node in self.node], dtype=np.str_)
 
     @property
     def fabric(self) -> NDArray[np.str_]:
@@ -120,53 +128,83 @@ def unnamed_timings(folder: Path) -> list[AcrossTimings]:
     """Rows over two nodes of which the source does not name the network: to judge by, never to fit on."""
     table = thinned(read_collectives(folder).assign(name=lambda rows: rows.link))
     table = table[(table.num_nodes == 2) & table.name.isin(UNNAMED_NICS)]
-    found = []
-    for op, name in OP_NAMES.items():
-        part = table[table.op == name]
-        if len(part):
-            ranks = part.num_gpus.to_numpy(dtype=float)
-            nodes = ["dgx-a100-80gb" if gpu.startswith("A100") else "dgx-h100" for gpu in part.gpu]
-            found.append(
-                AcrossTimings(
-                    op=op,
-                    node=np.array(nodes, dtype=np.str_),
-                    nics=part.name.map(UNNAMED_NICS).to_numpy(dtype=np.int64),
-                    kind=np.full(len(part), "infiniband"),
-                    size_bytes=part.size_bytes.to_numpy(dtype=float),
-                    ranks=ranks,
-                    local=ranks / 2,
-                    time_s=part.time_us.to_numpy(dtype=float) * 1e-6,
-                    source=(part.source + ", " + part.gpu).to_numpy(dtype=np.str_),
-                )
-            )
-    return found
+    names = ["dgx-a100-80gb" if gpu.startswith("A100") else "dgx-h100" for gpu in table.gpu]
+    nodes = [_node(name, UNNAMED_NICS[link]) for name, link in zip(names, table.name, strict=True)]
+    return _timings(
+        table.assign(
+            node=nodes, ranks=table.num_gpus, local=table.num_gpus / 2, time_s=table.time_us * MICROSECOND,
+            source=table.source + ", " + table.gpu,
+        )
+    )  # fmt: skip
 
 
-def across_timings(folder: Path) -> list[AcrossTimings]:
-    """Rows over several nodes, one ``AcrossTimings`` per operation; reduce-scatters count as gathers."""
+def across_timings(folder: Path, logs: Path | None = None) -> list[AcrossTimings]:
+    """Rows over several nodes, one ``AcrossTimings`` per operation; reduce-scatters count as gathers.
+
+    Args:
+        folder: Holds ``timings/`` and ``endtoend/``.
+        logs: Folder of ``collective_logs.csv`` and ``collective_calls.csv``, of which half ``a`` is taken.
+    """
     names = ["source", "kind", "node", "op", "ranks", "local", "size_bytes", "busbw"]
     table: Any = pd.DataFrame([*PUBLISHED, *_nanotron(folder), *_nccl_tests(folder)], columns=names)
-    table["op"] = table.op.replace("reduce_scatter", "all_gather")
-    catalog = default_catalog()
-    nics = [PUBLISHED_NICS.get(row.source, catalog.node(row.node).nics_per_node) for row in table.itertuples()]
-    table["nics"] = nics
+    factor = [
+        float(wire_factor(_OPS[row.op], np.array(float(row.ranks)))) / row.busbw / GIGA for row in table.itertuples()
+    ]
+    nodes = [_node(row.node, PUBLISHED_NICS.get(row.source), row.kind) for row in table.itertuples()]
+    table = table.assign(node=nodes, time_s=table.size_bytes * np.array(factor))
+    if logs is not None:
+        table = pd.concat([table, _half(logs)], ignore_index=True)
+    return _timings(table.assign(op=table.op.replace("reduce_scatter", "all_gather")))
+
+
+def _node(name: str, nics: int | None = None, kind: str = "") -> NodeSpec:
+    """A node of the catalogue, with another number of adapters, or RDMA over Ethernet of the same rate, if told so."""
+    node = default_catalog().node(name)
+    nic = default_catalog().link(f"roce-{node.nic.name.rsplit('-', 1)[1]}") if kind == "roce" else node.nic
+    return replace(node, nic=nic, nics_per_node=nics or node.nics_per_node)
+
+
+def _half(logs: Path) -> Any:
+    """Calls over several scale-up domains of the logs that mechanisms may take numbers from."""
+    told = {row["log"]: row for row in _rows(logs / "collective_logs.csv") if row["half"] == "a"}
+    clusters = {
+        name: parse_cluster(
+            row["cluster"], fabric=row["fabric"] or None, nics_per_node=int(row["nics_per_node"] or 0) or None,
+            scale_up=row["scale_up"] or None,
+        )
+        for name, row in told.items()
+    }  # fmt: skip
+    found = []
+    for row in _rows(logs / "collective_calls.csv"):
+        if row["log"] in told:
+            cluster, ranks = clusters[row["log"]], float(row["ranks"])
+            each = float(cluster.domain_devices)
+            if ranks > each:
+                found.append(
+                    {
+                        "source": told[row["log"]]["publisher"], "node": cluster.node, "op": row["op"], "ranks": ranks,
+                        "local": each, "size_bytes": float(row["size_bytes"]),
+                        "time_s": float(row["time_us"]) * MICROSECOND,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _timings(table: Any) -> list[AcrossTimings]:
+    """One ``AcrossTimings`` per operation that the table has rows of."""
     found = []
     for op, name in OP_NAMES.items():
         part = table[table.op == name]
         if len(part):
-            ranks = part.ranks.to_numpy(dtype=float)
-            size_bytes = part.size_bytes.to_numpy(dtype=float)
-            found.append(
-                AcrossTimings(
-                    op=op,
-                    node=part.node.to_numpy(dtype=np.str_),
-                    nics=part.nics.to_numpy(dtype=np.int64),
-                    kind=part.kind.to_numpy(dtype=np.str_),
-                    size_bytes=size_bytes,
-                    ranks=ranks,
-                    local=part.local.to_numpy(dtype=float),
-                    time_s=size_bytes * wire_factor(op, ranks) / part.busbw.to_numpy(dtype=float) / 1e9,
-                    source=part.source.to_numpy(dtype=np.str_),
-                )
-            )
+            numbers = {
+                column: part[column].to_numpy(dtype=float) for column in ("size_bytes", "ranks", "local", "time_s")
+            }
+            nodes = np.empty(len(part), dtype=object)
+            nodes[:] = part.node.tolist()
+            found.append(AcrossTimings(op=op, node=nodes, source=part.source.to_numpy(dtype=np.str_), **numbers))
     return found

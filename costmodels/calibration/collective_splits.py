@@ -29,7 +29,7 @@ from costmodels.collectives import CollectiveCallBatch
 from costmodels.link_model import OP_NAMES, LinkCollectiveModel, Network, across_time_s, inside_time_s
 from profiles.catalog import default_catalog
 from profiles.fits import CollectiveFits
-from profiles.hardware import ClusterSpec, NodeSpec
+from profiles.hardware import ClusterSpec
 
 # What is kept out, where, and how well a price in real use is known that is off as those are (``Spread``).
 SPLITS = {
@@ -78,7 +78,7 @@ def _ideal(latency_s: float) -> dict[str, float]:
 
 _IDEAL_ACROSS = {
     "launch_s": 0.0, "efficiency": 1.0, "hops": 1.0, "low_share": 1.0, "low_hops": 1.0, "tree_share": 0.0,
-    "ring_adapters": 0.0,
+    "ring_adapters": 0.0, "ramp_hops": 0.0,
 }  # fmt: skip
 
 
@@ -108,11 +108,10 @@ def judge_across(split: str, group: str, fits: CollectiveFits, timings: AcrossTi
     """What fits predict for rows across domains."""
     predicted_s, baseline_s = np.zeros(len(timings)), np.zeros(len(timings))
     model = LinkCollectiveModel(fits)
-    for name, nics in sorted(set(zip(timings.node.tolist(), timings.nics.tolist(), strict=True))):
-        node: NodeSpec = replace(default_catalog().node(name), nics_per_node=nics)
-        rows = np.flatnonzero((timings.node == name) & (timings.nics == nics))
+    for node in dict.fromkeys(timings.node.tolist()):
+        rows = np.flatnonzero([one == node for one in timings.node])
         calls = _calls(timings, rows)
-        cluster = ClusterSpec(name=name, node=node, num_nodes=int(timings.ranks.max()))
+        cluster = ClusterSpec(name=node.name, node=node, num_nodes=int(timings.ranks.max()))
         predicted_s[rows] = model.predict(calls, cluster).time_s
         ideal = _ideal(node.scale_up.latency_s)
         baseline_s[rows] = across_time_s(timings.groups(rows), ideal, _IDEAL_ACROSS, Network.of(node))
@@ -188,9 +187,9 @@ def _inside_fits(tables: Sequence[LinkTimings]) -> CollectiveFits:
     return as_fits([*records, *wired_records(records), *mesh_records()])
 
 
-def across_splits(folder: Path, inside: Sequence[dict[str, Any]]) -> Iterator[Judged]:
+def across_splits(folder: Path, logs: Path, inside: Sequence[dict[str, Any]]) -> Iterator[Judged]:
     """Groups across domains, one after the other, given the records of what happens inside."""
-    tables = across_timings(folder)
+    tables = across_timings(folder, logs)
     fits = as_fits(inside)
 
     def judge(split: str, group: str, rest: Sequence[AcrossTimings], out: Sequence[AcrossTimings]) -> Iterator[Judged]:

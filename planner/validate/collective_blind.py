@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodels.collectives import CollectiveCallBatch, CollectiveCostModel, CollectiveOp
+from costmodels.collectives import CollectiveCallBatch, CollectiveCostModel
 from costmodels.link_model import OP_NAMES
 from costmodels.plan import BoolArray, FloatArray
 from planner.price_lists import default_collective_model

@@ -9,65 +9,9 @@ from costmodels.collectives import CollectiveCallBatch, CollectiveOp
 from costmodels.kernels.calls import Basis
 from costmodels.link_model import LinkCollectiveModel, wire_factor
 from profiles.catalog import default_catalog
-from profiles.fits import CollectiveFits, Fit, FitCard, Spread, default_fits
-from profiles.hardware import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
-
-INSIDE = {
-    "launch_s": 10e-6, "hop_s": 1e-6, "efficiency": 0.5, "low_launch_s": 2e-6, "low_hop_s": 0.5e-6,
-    "low_efficiency": 0.05, "ramp_s": 0.0, "pair_loss": 0.0, "low_pair_loss": 0.0, "sharing": 0.0, "lanes_of_2": 1.0,
-    "lanes_of_4": 1.0, "lanes_of_8": 1.0, "lanes_of_16": 1.0, "switch_hop_s": 0.0, "switch_efficiency": 0.0,
-}  # fmt: skip
-ACROSS = {
-    "launch_s": 20e-6, "hops": 2.0, "efficiency": 0.8, "low_hops": 1.0, "low_share": 0.25, "tree_share": 0.0,
-    "tree_hops": 1.0, "ring_adapters": 0.0,
-}  # fmt: skip
-NAMES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
-DEVICE = DeviceSpec(
-    name="toy", vendor="nvidia", architecture="toy", peak_flops_per_s={"bf16": 1e14}, memory_bytes=1e10,
-    usable_memory_bytes=1e10, memory_bandwidth_bytes_per_s=1e12, num_sms=100, l2_bytes=1e6, power_w=100,
-)  # fmt: skip
-
-
-def link(name: str, kind: str, bytes_per_s: float, latency_s: float = 10e-6, **more) -> LinkSpec:
-    return LinkSpec(name=name, kind=kind, bandwidth_bytes_per_s=bytes_per_s, latency_s=latency_s, **more)
-
-
-def cluster(*, nics: int = 4, nodes: int = 8, scale_up: LinkSpec | None = None) -> ClusterSpec:
-    node = NodeSpec(
-        name="box", device=DEVICE, devices_per_node=4, scale_up=scale_up or link("fast", "nvlink", 100e9),
-        domain_devices=4, nic=link("net", "infiniband", 10e9), nics_per_node=nics,
-        host_link=link("host", "pcie", 30e9), host_memory_bytes=1e12,
-    )  # fmt: skip
-    return ClusterSpec(name="toy", node=node, num_nodes=nodes)
-
-
-def record(op: str, parameters: dict, *, scope="global", name="*", rows=1, domain=None) -> Fit:
-    card = FitCard(
-        sources=("hand",), rows=rows, held_out_rows=1, mape=0.1, median_ape=0.1, log_std=0.1, held_out="split"
-    )
-    return Fit(
-        scope=scope, name=name, op=op, format="", parameters=parameters, low_factor=0.8, high_factor=1.5,
-        domain=domain or {}, card=card,
-    )  # fmt: skip
-
-
-def model(*extra: Fit, inside: dict | None = None, across: dict | None = None) -> LinkCollectiveModel:
-    fits = [record(name, inside or INSIDE) for name in NAMES]
-    fits += [record(f"{name}_across", across or ACROSS) for name in NAMES]
-    fits += [*extra]
-    return LinkCollectiveModel(CollectiveFits(records={(f.op, f.scope, f.name): f for f in fits}))
-
-
-def calls(op: CollectiveOp, size_bytes: float, ranks: int, local: int) -> CollectiveCallBatch:
-    return CollectiveCallBatch(
-        op=np.array([int(op)]), size_bytes=np.array([float(size_bytes)]), group_size=np.array([ranks]),
-        ranks_per_domain=np.array([local]),
-    )  # fmt: skip
-
-
-def seconds(op: CollectiveOp, size_bytes: float, ranks: int, local: int, **options) -> float:
-    machine = options.pop("machine", cluster())
-    return float(model(**options).predict(calls(op, size_bytes, ranks, local), machine).time_s[0])
+from profiles.fits import CollectiveFits, Spread, default_fits
+from profiles.hardware import ClusterSpec
+from tests.links import ACROSS, INSIDE, calls, cluster, link, model, record, seconds
 
 
 @pytest.mark.parametrize(
@@ -138,79 +82,6 @@ def test_what_a_switch_cannot_add_goes_round_the_ring() -> None:
     call = calls(CollectiveOp.ALL_REDUCE, 1e10, 4, 4)
     ring_s = seconds(CollectiveOp.ALL_REDUCE, 1e10, 4, 4)
     assert plain.predict(call, cluster()).time_s[0] == ring_s > adding.predict(call, cluster()).time_s[0]
-
-
-def test_a_ring_across_domains_uses_the_adapters_of_its_ranks_there() -> None:
-    # 8 ranks, 2 per domain, 4 domains: 2 adapters of 10 GB/s at 80 %; 4 crossings of 20 us, 4 hops of 1 us inside.
-    expected = 20e-6 + 4 * 20e-6 + 4 * 1e-6 + (7 / 8) * 1e10 / (2 * 8e9)
-    assert seconds(CollectiveOp.ALL_GATHER, 1e10, 8, 2) == pytest.approx(expected)
-    expected = 20e-6 + 2 * (4 * 20e-6 + 4 * 1e-6) + 2 * (7 / 8) * 1e10 / (2 * 8e9)
-    assert seconds(CollectiveOp.ALL_REDUCE, 1e10, 8, 2) == pytest.approx(expected)
-
-
-def test_a_ring_is_never_faster_than_inside_its_domains() -> None:
-    wide = cluster(nics=400)
-    expected = 20e-6 + 2 * 20e-6 + 6 * 1e-6 + (7 / 8) * 1e10 / 50e9
-    assert seconds(CollectiveOp.ALL_GATHER, 1e10, 8, 4, machine=wide) == pytest.approx(expected)
-
-
-def test_one_rank_per_domain_has_its_share_of_the_adapters_only() -> None:
-    expected = 20e-6 + 4 * 20e-6 + 0.75 * 1e10 / (0.8 * 5e9)
-    assert seconds(CollectiveOp.REDUCE_SCATTER, 1e10, 4, 1, machine=cluster(nics=2)) == pytest.approx(expected)
-
-
-def test_rings_and_trees_through_one_adapter_have_no_more_than_it_carries() -> None:
-    one = ACROSS | {"ring_adapters": 1.0}
-    latency_s = 20e-6 + 2 * (2 * 20e-6 + 6 * 1e-6)
-    assert seconds(CollectiveOp.ALL_REDUCE, 1e10, 8, 4, across=one) == pytest.approx(latency_s + 1.75 * 1e10 / 8e9)
-    for op, ranks, local in (
-        (CollectiveOp.ALL_REDUCE, 8, 1),  # a share of one adapter at most
-        (CollectiveOp.ALL_TO_ALL, 8, 4),
-        (CollectiveOp.SEND_RECV, 2, 1),
-    ):
-        assert seconds(op, 1e10, ranks, local, across=one) == seconds(op, 1e10, ranks, local)
-    two = one | {"ring_adapters": 2.0}
-    assert seconds(CollectiveOp.ALL_REDUCE, 1e10, 8, 4, across=two) == pytest.approx(latency_s + 1.75 * 1e10 / 16e9)
-    trees = one | {"tree_share": 1.25, "hops": 1e3}
-    assert seconds(CollectiveOp.ALL_REDUCE, 1e10, 8, 4, across=trees) == pytest.approx(20e-6 + 2 * 10e-6 + 1e10 / 10e9)
-
-
-@pytest.mark.parametrize(
-    ("name", "ranks", "local", "measured_s"),
-    [("jean-zay-a100", 32, 8, 1.5304), ("jean-zay-a100", 16, 4, 1.505), ("jean-zay-v100-32gb", 64, 4, 1.155)],
-)
-def test_all_reduces_on_jean_zay_take_what_was_measured(name: str, ranks: int, local: int, measured_s: float) -> None:
-    """4 GB by bigscience's experiments/bandwidth: a tenth of what four adapters carry."""
-    machine = ClusterSpec(name=name, node=default_catalog().node(name), num_nodes=ranks // local)
-    priced = LinkCollectiveModel(default_fits().collectives).predict(
-        calls(CollectiveOp.ALL_REDUCE, 4e9, ranks, local), machine
-    )
-    assert priced.low_s[0] <= measured_s <= priced.high_s[0]
-    assert priced.time_s[0] == pytest.approx(measured_s, rel=0.05 if "a100" in name else 0.4)
-
-
-def test_small_messages_cross_by_the_low_latency_protocol() -> None:
-    expected = 20e-6 + 4 * 10e-6 + 4 * 0.5e-6 + (7 / 8) * 1e3 / (0.25 * 16e9)
-    assert seconds(CollectiveOp.ALL_GATHER, 1e3, 8, 2) == pytest.approx(expected)
-
-
-def test_trees_pass_the_message_along_every_edge_up_and_down() -> None:
-    trees = ACROSS | {"tree_share": 1.25, "hops": 1e3}
-    inside = 16e-6 + 1.5 * 1e10 / 50e9
-    for ranks, sent in ((8, 1.0), (16, 1.5), (32, 1.75)):
-        levels = np.log2(ranks / 4)
-        expected = 20e-6 + 2 * levels * 10e-6 + max(inside, sent * 1e10 / 40e9)
-        assert seconds(CollectiveOp.ALL_REDUCE, 1e10, ranks, 4, across=trees) == pytest.approx(expected)
-
-
-def test_an_all_to_all_sends_what_leaves_through_each_ranks_own_adapter() -> None:
-    # 8 ranks, 4 per domain: half of the bytes leave at 8 GB/s, 3/8 stay inside at 50 GB/s meanwhile.
-    expected = 20e-6 + 4 * 20e-6 + 3 * 1e-6 + 0.5 * 1e10 / 8e9
-    assert seconds(CollectiveOp.ALL_TO_ALL, 1e10, 8, 4) == pytest.approx(expected)
-
-
-def test_send_across() -> None:
-    assert seconds(CollectiveOp.SEND_RECV, 1e10, 2, 1) == pytest.approx(20e-6 + 20e-6 + 1e10 / 8e9)
 
 
 def test_groups_of_one_and_empty_messages_are_free() -> None:
