@@ -1,9 +1,9 @@
 """Measured rows that learned kernel models are fitted on: one call each, its device, and where it was measured.
 
-Left out, besides what has no price: ``xla-perf-table`` (its compiler's GEMMs are 30-60 % slower than the vendor
-library's), ``aiter-tuned`` on devices where the default dispatch was measured too, and, of sources that time one
-eager call from the host, kernels that are not much longer than its launch. Of the others the launch is taken
-off: the shortest times of a source on a device, less what an empty kernel takes.
+Left out, besides what has no price: rows that their device cannot have done, ``xla-perf-table`` (its compiler's GEMMs
+are 30-60 % slower than the vendor library's), ``aiter-tuned`` on devices where the default dispatch was measured too,
+and, of sources that time one eager call from the host, kernels that are not much longer than its launch. Of the others
+the launch is taken off: the shortest times of a source on a device, less what an empty kernel takes.
 """
 
 from dataclasses import dataclass, replace
@@ -30,6 +30,7 @@ from costmodels.tables.gemm_rows import moe_rows
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import read_table
 from costmodels.tables.rows import PACKED_BYTES, KernelRows
+from costmodels.tables.timing_rows import possible, verdicts
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.precision import GEMM_FORMATS
@@ -161,6 +162,12 @@ def training_rows(rows: KernelRows, op_class: str, keep: NDArray[np.bool_], kind
     return _consensus(part.take(_priceable(part)))
 
 
+def _table_rows(data: Path, name: str) -> KernelRows:
+    """The rows of a table of kernels that their devices can have done."""
+    path = data / "timings" / f"{name}.csv.gz"
+    return possible(kernel_rows(read_table(path)), default_catalog(), where=path.name)
+
+
 def gemm_training_rows(data: Path) -> TrainingRows:
     """Single GEMMs of every layout in 16 bits and less."""
     return _single_gemms(data, fp32=False)
@@ -172,7 +179,7 @@ def fp32_training_rows(data: Path) -> TrainingRows:
 
 
 def _single_gemms(data: Path, *, fp32: bool) -> TrainingRows:
-    rows = kernel_rows(read_table(data / "timings" / "gemm.csv.gz"))
+    rows = _table_rows(data, "gemm")
     wanted = rows.op.map(lambda op: op == "gemm") & _unpacked(rows)
     wanted &= rows.dtype.map(lambda dtype: (dtype == "fp32") == fp32)
     return training_rows(rows, "gemm_fp32" if fp32 else "gemm", wanted, np.full(len(rows), "", dtype="<U1"))
@@ -188,10 +195,10 @@ _GLUE_LAUNCH_S = 3e-6  # of each of their three kernels
 def grouped_training_rows(data: Path) -> TrainingRows:
     """Grouped GEMMs of fused expert layers: what the glue leaves of a row's time, over both GEMMs alike."""
     table = read_table(data / "timings" / "moe.csv.gz")
-    rows = moe_rows(table)
+    rows, reasons = moe_rows(table), verdicts(kernel_rows(table), default_catalog(), where="moe.csv.gz")
     engine = rows.engine.map(lambda name: any(word in name for word in _GROUPED_ENGINES) and "latency" not in name)
     even = table.words["distribution"].map(lambda name: name in ("balanced", "random"))
-    chosen = rows.take(np.flatnonzero(engine & even & (rows.problem.codes == 0) & (rows.time_s > 0)))
+    chosen = rows.take(np.flatnonzero(engine & even & (reasons == "") & (rows.problem.codes == 0) & (rows.time_s > 0)))
     catalog, device = default_catalog(), chosen.gpu.map(_catalogue_name).astype(np.str_)
     grouped = chosen.calls.op == KernelOp.GROUPED_GEMM
     bytes_per_s = np.array(
@@ -233,13 +240,13 @@ _PHASES = {
 
 def attention_training_rows(data: Path, op_class: str) -> TrainingRows:
     """Fused attention forward, backward, or decoding: libraries as the engines run them."""
-    rows = kernel_rows(read_table(data / "timings" / "attention.csv.gz"))
+    rows = _table_rows(data, "attention")
     return training_rows(rows, op_class, rows.op.map(lambda op: op in _PHASES[op_class]), _libraries(rows))
 
 
 def expert_training_rows(data: Path) -> TrainingRows:
     """Fused expert layers, forward."""
-    rows = kernel_rows(read_table(data / "timings" / "moe.csv.gz"))
+    rows = _table_rows(data, "moe")
     return training_rows(rows, "fused_experts", _unpacked(rows), _libraries(rows))
 
 
@@ -255,7 +262,7 @@ def _libraries(rows: KernelRows) -> NDArray[np.str_]:
 
 def memory_training_rows(data: Path) -> TrainingRows:
     """Bandwidth-bound work of every family."""
-    rows = kernel_rows(read_table(data / "timings" / "elementwise.csv.gz"))
+    rows = _table_rows(data, "elementwise")
     names = np.array([family.name.lower() for family in KernelFamily])[rows.calls.family]
     apart = np.where(library_of(rows.calls.implementation) == Library.SPELLED_OUT, "/op by op", "")
     kind = np.full(len(rows), "", dtype="<U48")

@@ -14,9 +14,11 @@ from costmodels.kernels.measured import calls_of, priceable, table_of
 from costmodels.tables.mapping import MAPPINGS, kernel_rows
 from costmodels.tables.read import Table, Words, no_table, positive, read_table, schema_of, table_header
 from costmodels.tables.rows import KernelRows
+from profiles.catalog import Catalog
 from profiles.errors import SpecError
 from profiles.importers.base import Imported, ImportOptions, as_said, catalogue_name
 from profiles.precision import GEMM_FORMATS
+from profiles.timing_audit import MISTAKEN_SHARE_OF_LAYERS, audit, audit_layers, check_unit
 from profiles.timing_ops import COLLECTIVE, COLLECTIVES, KERNEL
 from profiles.timings import FloatArray, IntArray, TextArray, TimingTable, timing_table
 from profiles.units import MICROSECOND
@@ -61,18 +63,34 @@ def import_public_table(path: Path, options: ImportOptions) -> Imported:
     return Imported(format=PUBLIC_TABLE, table=named, skipped=skipped | others, assumed=table.assumed)
 
 
-def impossible(found: KernelRows, verdicts: TextArray, rows: IntArray) -> KernelRows:
-    """Rows to score without those that their device cannot have done.
+def verdicts(found: KernelRows, catalog: Catalog, *, where: str) -> TextArray:
+    """(K,) why its device cannot have done each row (``profiles.timing_audit``); empty where it can.
 
     Args:
-        found: The rows.
-        verdicts: (T,) reasons of ``profiles.timing_audit.audit`` of ``kernel_timings``; empty where a row is possible.
-        rows: (T,) which rows those are.
+        found: Rows of one table.
+        catalog: Of the devices.
+        where: The table, for the error.
+
+    Raises:
+        SpecError: If so many are impossible that their times must be in another unit.
     """
-    values = (*found.problem.values, *sorted(set(verdicts.tolist()) - {"", *found.problem.values}))
+    timings, row, _ = kernel_timings(found)
+    layers, layer, flops = layer_timings(found)
+    audits = audit(timings, catalog), audit_layers(layers, flops, catalog)
+    check_unit(timings, audits[0], where=where)
+    check_unit(layers, audits[1], where=where, share=MISTAKEN_SHARE_OF_LAYERS)
+    reasons: TextArray = np.full(len(found), "", dtype=object)
+    reasons[row], reasons[layer] = (verdict.reasons for verdict in audits)
+    return reasons
+
+
+def possible(found: KernelRows, catalog: Catalog, *, where: str) -> KernelRows:
+    """Rows to score without those that their device cannot have done; arguments and errors of ``verdicts``."""
+    reasons = verdicts(found, catalog, where=where)
+    values = (*found.problem.values, *sorted(set(reasons.tolist()) - {"", *found.problem.values}))
     codes = found.problem.codes.copy()
-    for reason in sorted(set(verdicts.tolist()) - {""}):
-        codes[rows[verdicts == reason]] = values.index(reason)
+    for reason in sorted(set(reasons.tolist()) - {""}):
+        codes[reasons == reason] = values.index(reason)
     kept = codes[found.row] == 0
     return replace(found, problem=Words(values=values, codes=codes), calls=take(found.calls, kept), row=found.row[kept])
 

@@ -12,15 +12,7 @@ from costmodels.expert_exchange import KINDS
 from costmodels.kernels.calls import KernelCostModel
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import read_table
-from costmodels.tables.rows import KernelRows
-from costmodels.tables.timing_rows import (
-    collective_timings,
-    impossible,
-    is_public_table,
-    kernel_timings,
-    layer_timings,
-    rows_of_timings,
-)
+from costmodels.tables.timing_rows import collective_timings, is_public_table, possible, rows_of_timings
 from planner.price_lists import default_kernel_model
 from planner.schema_types import SCHEMA_VERSION
 from planner.score.collectives import score_collectives
@@ -28,11 +20,11 @@ from planner.score.exchanges import score_exchanges
 from planner.score.kernels import FewShot, score_kernels
 from planner.score.results import TableScore, Unpriced
 from profiles.calibrations import calibration_path
-from profiles.catalog import Catalog, default_catalog
+from profiles.catalog import default_catalog
 from profiles.fits import default_fits
 from profiles.importers.base import ImportOptions
 from profiles.importers.detect import detect, import_file
-from profiles.timing_audit import MISTAKEN_SHARE_OF_LAYERS, audit, audit_layers, check_unit
+from profiles.timing_audit import audit, check_unit
 from profiles.timing_store import TimingStore
 from profiles.timings import TextArray, TimingTable
 
@@ -66,7 +58,7 @@ def score_table(path: Path, *, few_shot: FewShot | None = None, kernels: KernelC
         check_unit(timings, audit(timings, catalog), where=str(path)[:200])
         groups, unpriced = score_collectives(table, fits, catalog)
     else:
-        rows = _possible(kernel_rows(table), catalog, where=str(path)[:200])
+        rows = possible(kernel_rows(table), catalog, where=str(path)[:200])
         groups, unpriced = score_kernels(rows, kernels, catalog, few_shot=few_shot)
     if table.schema == "moe":
         exchanges, problems = score_exchanges(table, fits, catalog)
@@ -80,17 +72,6 @@ def score_table(path: Path, *, few_shot: FewShot | None = None, kernels: KernelC
         unpriced=tuple(unpriced),
         assumed=table.assumed,
     )
-
-
-def _possible(rows: KernelRows, catalog: Catalog, *, where: str) -> KernelRows:
-    """The rows without those that their device cannot have done."""
-    timings, row, _ = kernel_timings(rows)
-    layers, layer, flops = layer_timings(rows)
-    verdicts = audit(timings, catalog), audit_layers(layers, flops, catalog)
-    check_unit(timings, verdicts[0], where=where)
-    check_unit(layers, verdicts[1], where=where, share=MISTAKEN_SHARE_OF_LAYERS)
-    reasons = np.concatenate([verdict.reasons for verdict in verdicts])
-    return impossible(rows, reasons, np.concatenate([row, layer]))
 
 
 def _score_timings(path: Path, kernels: KernelCostModel, *, few_shot: FewShot | None) -> TableScore:

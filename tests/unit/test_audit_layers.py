@@ -1,10 +1,12 @@
 """Whole layers of experts that no device can have run are left out of scores, and tables in another unit refused."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from costmodels.calibration.training_rows import expert_training_rows
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import SCHEMAS, read_table
 from costmodels.tables.timing_rows import layer_timings
@@ -50,6 +52,15 @@ def test_no_arithmetic_and_no_known_device_is_no_verdict(tmp_path: Path) -> None
     assert unknown.unaudited.tolist() == [True, True]
     assert unknown.reasons.tolist() == ["", ""]
     assert np.isnan(unknown.reached).all()
+
+
+def test_nothing_is_fitted_on_what_no_device_can_have_run(tmp_path: Path) -> None:
+    (tmp_path / "timings").mkdir()
+    plain = table(tmp_path, *[2 * LEAST_S] * 7, LEAST_S / 3)
+    with gzip.open(tmp_path / "timings" / "moe.csv.gz", "wt", encoding="utf-8") as packed:
+        packed.write(plain.read_text(encoding="utf-8"))
+    rows = expert_training_rows(tmp_path)
+    assert rows.time_s.tolist() == [pytest.approx(2 * LEAST_S)], "alike, and without the impossible"
 
 
 def test_single_impossible_layers_are_counted_and_left_out(tmp_path: Path) -> None:
