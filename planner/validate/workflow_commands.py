@@ -1,7 +1,8 @@
 """Published runs of workflows as what a user types, and what the planner answers to it.
 
-``data/workflow_runs.csv`` holds one figure a row: the words after ``planner plan``, the part of the answer that was
-measured, its seconds, and the first price, of before anything was known of the figure.
+``data/workflow_runs.csv`` holds one figure a row: the words after ``planner plan``, those that the planner has learnt
+since, the part of the answer that was measured, its seconds, and the first price, of before anything was known of the
+figure. Where the first answer was a refusal, that is the price of after what refused it was mended.
 """
 
 import argparse
@@ -39,14 +40,25 @@ class WorkflowFigure:
         command: What is typed after ``planner plan``.
         part: ``step``, ``weights`` (one update of the generating engines), or calls joined by ``+``.
         measured_s: Published seconds.
-        first: First price; None until there is one.
+        first_s: First price; None where none was given yet.
+        first_inside: Whether the figure lay within the interval of that; None where it had none.
+        refused: Whether the first answer was a refusal.
+        slow: Whether the answer takes minutes: ``dataflow_workflows`` doesn't ask again.
     """
 
     source: str
     command: str
     part: str
     measured_s: float
-    first: Price | None
+    first_s: float | None
+    first_inside: bool | None
+    refused: bool
+    slow: bool
+
+    @property
+    def first_error(self) -> float | None:
+        """Relative error of the first price."""
+        return None if self.first_s is None else self.first_s / self.measured_s - 1
 
     def error(self, price: Price) -> float:
         """Relative error of a price."""
@@ -65,13 +77,15 @@ def workflow_figures() -> tuple[WorkflowFigure, ...]:
 
 
 def _figure(row: Mapping[str, str]) -> WorkflowFigure:
-    first, low, high = (optional_float(row[name]) for name in ("first_s", "first_low_s", "first_high_s"))
     return WorkflowFigure(
         source=row["source"],
-        command=row["command"],
+        command=" ".join(filter(None, (row["command"], row["added"]))),
         part=row["part"],
         measured_s=float(row["measured_s"]),
-        first=None if first is None else Price(time_s=first, low_s=low, high_s=high),
+        first_s=optional_float(row["first_s"]),
+        first_inside=row["first_inside"] == "yes" if row["first_inside"] else None,
+        refused=row["first_answer"] == "refused",
+        slow=row["first_answer"] == "slow",
     )
 
 
