@@ -54,7 +54,8 @@ def test_engines_without_graphs_are_slower_and_nearer_to_verl() -> None:
 def test_what_is_refused_or_slow_has_no_price() -> None:
     assert priced(replace(FIGURE, slow=True)).price is None
     refused = priced(replace(FIGURE, part="actor_gen"))
-    assert refused.error is None and refused.inside is None
+    assert refused.error is None
+    assert refused.inside is None
     with pytest.raises(ValueError, match="no call 'actor_gen'"):
         price_of(refused.figure)
 

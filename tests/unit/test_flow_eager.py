@@ -37,7 +37,7 @@ def test_what_it_changes_nothing_of_is_refused(options: dict[str, Any], problem:
 def test_short_sequences_may_be_split_where_that_is_asked() -> None:
     plan = planned(pins={"actor_train": {"context_parallel": 2}}).plan
     train = next(call for call in plan.calls if call.name == "actor_train")
-    assert train.strategy.context_parallel == 2
+    assert train.plan.context_parallel == 2
 
 
 def test_no_gpu_hints_at_the_first() -> None:
