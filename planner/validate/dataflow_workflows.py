@@ -165,7 +165,7 @@ _LEARNED = (
     "committed: 300 s. All else was not. Refused at first: sequences too short for the planner to think of splitting "
     "them, which it now allows where that is pinned; `gpus=0`, taken for no GPU, where GPU 0 was meant; and training "
     "of prime-rl, which computes its loss in chunks of the vocabulary that the stack of Hugging Face keeps whole.",
-    "verl 0.2 to 0.5 set `enforce_eager`, so that vLLM captures no graphs: now `--eager`. Generation of 0.5B was 70 % "
+    "The runs of play-verl set `enforce_eager`: vLLM captures no graphs, now `--eager`. Generation of 0.5B was 70 % "
     "below without and is 10 % below with it; of 7B it was 29 % below and is 44 % above: time per launch is that of "
     "another engine's host. The report on verl does not say which it was, and is priced with graphs.",
     "DeepSeek-V3 is priced 21 to 40 % above: NeMo-RL 0.7 trains it 30 % faster than the releases before, on which "
