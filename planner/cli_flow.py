@@ -60,6 +60,9 @@ def workflow(
         list[str] | None, _option("--pin", "Fix part of a call, e.g. actor_gen.gpus=0-63 or actor_train.tp=8.")
     ] = None,
     engine: Annotated[str | None, _option("--engine", "Engine of every generating call.")] = None,
+    eager: Annotated[
+        bool, _option("--eager", "Engines capture no graphs, as verl's enforce_eager, its default in 2025.")
+    ] = False,
     keep_on_gpu: Annotated[bool, _option("--keep-on-gpu", "Nothing may lie in host memory between calls.")] = False,
     min_mesh: Annotated[int | None, _option("--min-mesh", "Fewest GPUs a call may use.")] = None,
     iterations: Annotated[
@@ -160,7 +163,8 @@ def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, A
         "objective": objective,
         "offload": not flow["keep_on_gpu"],
         "engine": flow["engine"],
-        "pins": _pins(flow["pin"] or []),
+        "eager": flow["eager"],
+        "pins": pins_from_words(flow["pin"] or []),
         "min_mesh": flow["min_mesh"],
         "framework": values["framework"],
         "precision": values["precision"],
@@ -175,7 +179,7 @@ def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, A
 
 def _preset_settings(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """Those of ``--set``, and the options of single jobs that stand for one."""
-    found = _named(words)
+    found = settings_from_words(words)
     for name in _AS_SETTINGS:
         if values[name] is None:
             continue
@@ -185,8 +189,12 @@ def _preset_settings(values: Mapping[str, Any], words: Sequence[str]) -> dict[st
     return found
 
 
-def _named(words: Sequence[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` words; values are numbers, true, false or text."""
+def settings_from_words(words: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` words of ``--set``; values are numbers, true, false or text.
+
+    Raises:
+        SpecError: If a word has another form, or a name is given twice.
+    """
     found: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -209,7 +217,12 @@ def _value(text: str) -> Any:
     return text
 
 
-def _pins(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+def pins_from_words(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``CALL.FIELD=VALUE`` words of ``--pin``, by call.
+
+    Raises:
+        SpecError: If a word has another form, or a field is given twice.
+    """
     from planner.dataflow.flow_pins import pin_from_words
 
     pins: dict[str, dict[str, Any]] = {}

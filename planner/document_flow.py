@@ -73,6 +73,7 @@ def _request(request: FlowRequest) -> dict[str, Any]:
         "staleness": request.staleness,
         "rollout": request.options.rollout,
         "keep_cache": request.options.keep_cache,
+        "eager": request.options.eager,
         "objective": request.options.objective,
         "offload": request.options.offload,
         "pins": {

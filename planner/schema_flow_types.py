@@ -89,6 +89,7 @@ def _request_shape() -> Shape:
         staleness=COUNT,
         rollout={"enum": list(ROLLOUTS)},
         keep_cache=FLAG,
+        eager=FLAG,
         objective={"enum": list(OBJECTIVES)},
         offload=FLAG,
         pins=map_of(pin),

@@ -108,6 +108,9 @@ class WorkflowRequest(Body):
         description="With `async`; `in_flight`: new weights arrive as generation runs, `partial`: it ends when enough "
         "responses have, and the others go on with new weights.",
     )
+    eager: bool = Field(
+        default=False, description="Engines of a workflow capture no graphs, as verl's `rollout.enforce_eager`."
+    )
     keep_cache: bool = Field(default=False, description="Interrupted responses keep keys and values of older weights.")
     stream: bool = Field(default=False, description="Scoring and services take responses as they end.")
     dependency: Literal["barrier", "version", "stale"] | None = Field(

@@ -52,6 +52,7 @@ class CallSetting:
             Between generations it does not: NeMo-RL's steps were fitted without.
         weights: How matrices lie in the checkpoints that engines load; None for the format of their call.
         eight_bit_cache: They keep keys and values in 8 bits.
+        eager: They capture no CUDA graphs.
     """
 
     cluster: ClusterSpec
@@ -61,6 +62,7 @@ class CallSetting:
     tensor_overlap: bool = False
     weights: WeightFormat | None = None
     eight_bit_cache: bool = False
+    eager: bool = False
 
 
 def call_costs(
@@ -96,6 +98,7 @@ def call_costs(
             raise SpecError("engines", "names none, but the call generates", f"for example {TRAINER}")
         engines = [find_engine(name) for name in setting.engines]
         engines = [engine for engine in engines if engine.runs_on(setting.cluster.device)]
+        engines = [engine.eager() if setting.eager else engine for engine in engines]
         engines = [engine.between_training() if setting.between_training else engine for engine in engines]
         tables = [_generation(call, wanted, setting, sizes, engine, fitting=fitting) for engine in engines]
         table = concatenated(tables)

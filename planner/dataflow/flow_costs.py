@@ -244,6 +244,7 @@ def call_setting(request: FlowRequest, call: Call, cluster: ClusterSpec, engines
         engines=engines,
         between_training=between,
         tensor_overlap=not between,
+        eager=request.options.eager,
     )
 
 

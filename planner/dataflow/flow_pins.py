@@ -112,7 +112,8 @@ def _gpus(where: str, value: object, cluster: MixedCluster) -> tuple[int | None,
         most = max(group.num_devices for group in cluster.groups)
         if not 1 <= value <= most:
             kind = "" if len(cluster.groups) == 1 else " of one kind"
-            raise SpecError(where, f"must be between 1 and the {most} GPUs{kind}; got {value}")
+            hint = "0-0 for GPU 0 alone" if value == 0 else ""
+            raise SpecError(where, f"must be between 1 and the {most} GPUs{kind}; got {value}", hint)
         if not any(_is_mesh(0, value, group) for group in cluster.groups):
             each = cluster.groups[0].node.devices_per_node
             raise SpecError(where, f"{_MESH}; got {value}", f"{value // each * each} or {-(-value // each) * each}")

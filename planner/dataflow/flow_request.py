@@ -67,6 +67,8 @@ class FlowOptions:
         objective: ``time``, ``cost`` or ``fewest_gpus``.
         offload: Whether frozen weights and optimizer states may lie in host memory between calls.
         engine: Engine of every generating call; None for the best of those there are.
+        eager: Whether engines capture no CUDA graphs (``rollout.enforce_eager`` of verl, which it set by default in
+            2025).
         pins: Call to what is fixed of it, see ``flow_pins``.
         min_mesh: Fewest GPUs a call may use.
         framework: Training framework or stack; None for the usual one, see ``planner.dataflow.flow_stacks``.
@@ -93,6 +95,7 @@ class FlowOptions:
     objective: str = "time"
     offload: bool = True
     engine: str | None = None
+    eager: bool = False
     pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     min_mesh: int | None = None
     framework: str | None = None
@@ -206,7 +209,14 @@ def resolve_flow(
         dependency=_dependency(options),
         staleness=staleness,
         precision=_precision(options, machines, notes),
-        engines=engines_of(graph, specs, machines, asked=options.engine, interrupts=options.rollout != WHOLE),
+        engines=engines_of(
+            graph,
+            specs,
+            machines,
+            asked=options.engine,
+            interrupts=options.rollout != WHOLE,
+            eager=options.eager,
+        ),
         pins=pins,
         options=options,
         assumptions=tuple(notes),

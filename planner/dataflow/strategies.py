@@ -84,15 +84,18 @@ def strategies(
         overlaps_experts=overlaps_experts,
         transformers_models=transformers_models,
     )
-    columns = degrees(model, sizes, domain_devices=domain_devices, sequence_tokens=job.sequence_length)
     pins = pins or {}
+    asked = pins.get("context_parallel", 1)
+    columns = degrees(
+        model, sizes, domain_devices=domain_devices, sequence_tokens=job.sequence_length, asked_contexts=asked
+    )
+    columns = _pinned(columns, pins)  # before these multiply
     wanted = [pins["micro_batch_size"]] if "micro_batch_size" in pins else None
     columns = _micro_batched(columns, setting, wanted, exact=call.kind is CallKind.TRAIN)
     if call.kind is CallKind.TRAIN:
         columns = _crossed(columns, recompute=[int(mode) for mode in _RECOMPUTE])
     columns = _sharded(columns, _ZERO_STAGES.get(framework, (1,)), pinned="zero_stage" in pins)
-    for name in pins.keys() & columns.keys():
-        columns = _kept(columns, columns[name] == pins[name])
+    columns = _pinned(columns, pins)
     count = len(columns["tensor_parallel"])
     if count > MAX_STRATEGY_ROWS:
         raise SpecError("call", f"{count} ways to run it are too many", "fewer device counts, or a smaller batch")
@@ -107,6 +110,7 @@ def degrees(
     domain_devices: int,
     sequence_tokens: int,
     contexts: bool = True,
+    asked_contexts: int = 1,
     domains: int = 1,
 ) -> Columns:
     """Columns of tensor, pipeline, data, context, expert and expert-tensor degrees that fill each number of devices.
@@ -117,10 +121,12 @@ def degrees(
         domain_devices: Devices per scale-up domain.
         sequence_tokens: Long sequences may be split.
         contexts: Whether they may at all.
+        asked_contexts: Degree the user names, which short sequences may have as well.
         domains: Most scale-up domains of a tensor-parallel group; it takes part of one, or whole ones.
     """
     rows: list[tuple[int, int, int, int]] = []
     most = most_context_anywhere(sequence_tokens) if contexts else 1
+    wanted = {asked_contexts, *(1 << k for k in range(most.bit_length()) if 1 << k <= most)}
     for size in sizes:
         for t in divisors(size):
             whole = t <= domain_devices * domains and t % domain_devices == 0
@@ -129,7 +135,7 @@ def degrees(
             for p in divisors(size // t):
                 rest = size // (t * p)
                 if p <= model.num_layers:
-                    rows += [(t, p, rest // c, c) for c in divisors(rest) if c <= most and c & (c - 1) == 0]
+                    rows += [(t, p, rest // c, c) for c in divisors(rest) if c in wanted]
     table = np.asarray(rows, dtype=np.int64).reshape(-1, 4)
     names = ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel")
     columns = dict(zip(names, table.T, strict=True))
@@ -150,6 +156,13 @@ def _crossed(columns: Columns, **choices: Sequence[int]) -> Columns:
         rows = len(next(iter(columns.values())))
         columns = {key: np.repeat(column, len(values)) for key, column in columns.items()}
         columns[name] = np.tile(np.asarray(values, dtype=np.int64), rows)
+    return columns
+
+
+def _pinned(columns: Columns, pins: Mapping[str, int]) -> Columns:
+    """Rows that have what is asked for, in those columns that are there."""
+    for name in pins.keys() & columns.keys():
+        columns = _kept(columns, columns[name] == pins[name])
     return columns
 
 

@@ -10,11 +10,12 @@ from planner.validate.dataflow_phases import nemo_phases, openrlhf_phases
 from planner.validate.dataflow_replicas import generation_by_replica_size
 from planner.validate.dataflow_steps import disaggregated_steps
 from planner.validate.dataflow_times import decode_steps, heuristic_plan_times
+from planner.validate.dataflow_workflows import blind_workflows
 from planner.validate.experiment import Experiment
 
 
 def call_experiments(folder: Path) -> tuple[Experiment, ...]:
-    """E3, E5, the generation part of E9, E10, E11 and E14 to E17.
+    """E3, E5, the generation part of E9, E10, E11 and E14 to E18.
 
     Args:
         folder: The published runs (``PLANNER_DATA``/rlhf).
@@ -30,4 +31,5 @@ def call_experiments(folder: Path) -> tuple[Experiment, ...]:
         openrlhf_phases(folder),
         engine_benchmarks(),
         blind_generation(),
+        blind_workflows(),
     )
