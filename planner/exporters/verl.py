@@ -183,6 +183,7 @@ def _rollout(request: FlowRequest, plan: FlowPlan) -> Options:
         max_model_len=request.prompt_tokens + _most_generated(request),
         max_num_seqs=running,
         max_num_batched_tokens=max(engine.prefill_tokens, running),
+        enforce_eager=request.options.eager,
         free_cache_engine=True,
     )
     if groups > 1 and engine.name == "sglang":

@@ -159,6 +159,11 @@ def test_memory_of_the_engine_is_the_plan_s() -> None:
     assert reported > 70 * GIB
 
 
+def test_graphs_are_captured_unless_that_was_asked_not_to_be() -> None:
+    found = [written(grpo(mode="colocated", engine="vllm", eager=eager)) for eager in (False, True)]
+    assert [options[ROLLOUT + "enforce_eager"] for options in found] == ["False", "True"]
+
+
 def test_a_plan_that_cannot_be_said_is_planned_anew() -> None:
     """PPO's roles have layouts and GPUs of their own; what is written has one pool and one layout, and says so."""
     result = asked("ppo", "qwen2.5-1.5b", "2x8xH100-80GB", mode="hybrid")
