@@ -98,6 +98,17 @@ three figures or more, weighing alike), {tuning_alone} of steps of fine-tuning (
 peaks ({memory_names}). Those packaged then, as wide as the publishers of all four rounds told
 ([below](#how-wide-intervals-must-be)), hold {pretrain_packaged}, {tuning_packaged} and {memory_packaged}.
 """,
+    6: """## Sixth round
+
+Looked up on the last days of November 2026, of publishers that no earlier table holds: single GPUs from T4 to B200,
+most of them running small models by loops of their own. Its {lines} lines were committed before any of them was
+priced, by the stacks and the code of commit `{commit}`; none was left out for its error, four since because the fourth
+round holds their publishers. The intervals of the fits alone hold, blind, {pretrain_alone} of steps of pre-training
+({pretrain_names} publishers with three figures or more, weighing alike), {tuning_alone} of steps of fine-tuning
+({tuning_names}) and {memory_alone} of peaks ({memory_names}). Those packaged then, as wide as the publishers of all
+five rounds told ([below](#how-wide-intervals-must-be)), hold {pretrain_packaged}, {tuning_packaged} and
+{memory_packaged}.
+""",
 }
 FOUND_LATER = {
     2: """Of the second round, written after the first look at its errors:
