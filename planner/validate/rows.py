@@ -23,6 +23,8 @@ UNSEEN_ROUNDS = {
     "unseen_fourth_tuning.csv": 4,
     "unseen_fifth.csv": 5,
     "unseen_fifth_tuning.csv": 5,
+    "unseen_sixth.csv": 6,
+    "unseen_sixth_tuning.csv": 6,
 }
 NEVER_FITTED = frozenset(UNSEEN_ROUNDS)
 CONTRADICTION = "contradiction: "  # begins the reason where what a row says cannot all be true

@@ -103,6 +103,7 @@ _TINYLLAMA = dataclasses.replace(_LITGPT, stack="tinyllama")
 _LITGPT_2023 = dataclasses.replace(_LITGPT, stack="litgpt-2023")
 _HUGGING_FACE_2024 = StackDefaults(stack="hf-trainer-2024", zero_is_known=False, sixteen_bit_states=True)
 _HUGGING_FACE = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer")
+_HUGGING_FACE_LIGER = dataclasses.replace(_HUGGING_FACE, stack="hf-trainer-liger")
 _UNSLOTH = dataclasses.replace(_HUGGING_FACE_2024, stack="unsloth")
 _VECTORLM = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-fsdp")
 _TRAINER_FSDP = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer-fsdp")
@@ -111,6 +112,7 @@ _FMS_ACCELERATION = dataclasses.replace(_HUGGING_FACE_2024, stack="fms-accelerat
 # fms/modules/layernorm.py of foundation-model-stack, use_torch_compile=False in its scripts/train.sh).
 _PLAIN_FSDP1 = StackDefaults(stack="hf-fsdp", zero_stage=3)
 _PYTORCH = StackDefaults(stack="pytorch")
+_PYTORCH_AUTOCAST = dataclasses.replace(_PYTORCH, stack="pytorch-autocast")
 _NANOTRON = StackDefaults(stack="nanotron", tensor_parallel_overlap=True, overlap_param_gather=False)
 _XLA = StackDefaults(stack="alpa", precision="fp16", overlap_grad_reduce=False, overlap_param_gather=False)
 # Alpa's search prefers reduce-scatter to all-reduce, which shards the optimizer step (its auto_sharding options).
@@ -310,6 +312,8 @@ _VARIANTS: tuple[tuple[StackDefaults, Callable[[Row], bool], StackDefaults], ...
     (_AUTOMODEL, _notes("fake_balanced_gate"), _AUTOMODEL_BENCHMARK),
     (_HUGGING_FACE_2024, _notes("DeepSpeed ZeRO-2 for its fp16 loss scaling"), _DEEPSPEED_GPTQ),
     (_DEEPSPEED, _notes("Liger kernels"), _DEEPSPEED_LIGER),
+    (_HUGGING_FACE, _notes("Liger kernels"), _HUGGING_FACE_LIGER),
+    (_PYTORCH, lambda row: "autocast" in row.text("precision"), _PYTORCH_AUTOCAST),
     (_HUGGING_FACE, _notes("fused kernels for norm"), _FMS_ACCELERATION),
     (_TRAINER_FSDP, _notes("fused kernels for norm"), _FMS_ACCELERATION),
     (_FSDP, _notes("no extra optimisations listed"), _FSDP_EAGER),

@@ -202,6 +202,23 @@ def test_what_was_blind_of_the_fifth_round_stays_what_it_was(rounds, kind, figur
     assert int(judged.blind_inside.sum()) == held
 
 
+@pytest.mark.parametrize(
+    ("kind", "figures", "mean", "held"),
+    [
+        (Kind.TRAINING, 65, 0.155, 47),
+        (Kind.TUNING, 8, 0.442, 4),
+        (Kind.TRAINING_MEMORY, 40, 0.113, 30),
+        (Kind.TUNING_MEMORY, 7, 0.048, 7),
+    ],
+)
+def test_what_was_blind_of_the_sixth_round_stays_what_it_was(rounds, kind, figures, mean, held):
+    """The record of its first pricing, at commit ae49d92."""
+    judged = rounds[6].judged[kind]
+    assert (len(judged.numbers), judged.first_priced.all()) == (figures, True)
+    assert mean_over(judged.by_source().values(), np.abs(judged.blind)) == pytest.approx(mean, abs=0.001)
+    assert int(judged.blind_inside.sum()) == held
+
+
 def test_notes_of_linear_attention_are_read(rounds):
     """Experts over eight GPUs and a fused loss: the first prices had read neither, 158 % too high."""
     judged = rounds[4].judged[Kind.TUNING_MEMORY]
