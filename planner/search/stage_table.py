@@ -332,11 +332,12 @@ def _placed(family: Family, prices: StagePrices, contents: _Contents, ways: Stag
     member = np.searchsorted(family.configs, config)
     takes, available = family.counted
     kind_of, hand_over_s = crossing_kinds(family, prices)
-    own_s = own_crossing_s(prices, config) if hand_over_s is not None and family.num_stages > 1 else 0.0
     weight_s = prices.content[CONTENT_COLUMNS.index("weight_gradient_s"), rows]
+    if hand_over_s is not None and family.num_stages > 1:
+        forward_s, backward_s = _without_crossings(family, prices, ways, hand_over_s.max(axis=1)[kind_of[member]])
     options = StageOptions.from_columns(
         stage=ways.stage, layers=columns["dense"] + columns["moe"], first_layer=first,
-        forward_s=np.maximum(forward_s - own_s, 0.0), backward_s=np.maximum(backward_s - own_s, weight_s),
+        forward_s=np.maximum(forward_s, 0.0), backward_s=np.maximum(backward_s, weight_s),
         once_s=shown_s, update_s=update_s, weight_s=weight_s, kind=kind_of[member], devices=takes[member],
     )  # fmt: skip
     instance = PartitionInstance(
@@ -351,6 +352,24 @@ def _placed(family: Family, prices: StagePrices, contents: _Contents, ways: Stag
     )
     counts = {name: columns[name] for name in COUNTS}
     return OptionTable(family=family, instance=instance, config=config, counts=counts)
+
+
+def _without_crossings(
+    family: Family, prices: StagePrices, ways: StageWays, longest_s: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """(K,) forward and backward passes to which whatever a crossing takes may be added, up to the longest (K,).
+
+    A crossing hides in what a pass waits for the host: with it, a pass takes the longer of its work and that wait.
+    """
+    here = np.arange(len(ways.config)), ways.stage
+    nothing = np.zeros_like(ways.config)
+    moved = {"offloaded": nothing, "parameter_offload": nothing}
+    alone = price_ways(family, prices, ways.config, ways.columns | moved).stages
+    own_s = own_crossing_s(prices, ways.config)
+    return (
+        np.maximum(alone.forward_s[here] - own_s, ways.forward_s - longest_s),
+        np.maximum(alone.backward_s[here] - own_s, ways.backward_s - longest_s),
+    )
 
 
 def _once_s(

@@ -14,11 +14,6 @@ def priced() -> tuple[float, int, Values]:
     return brute(EVERY)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="since the prices of links and kernels of November 29 the best plan, 0.1 % faster than the one that is found"
-    " and called proven, has weights on the host beside optimizer states where the states alone would do",
-)
 def test_the_best_of_all_plans_is_found_and_proved(priced: tuple[float, int, Values]) -> None:
     best_s, plans, _ = priced
     assert 100_000 < plans < 2_000_000
