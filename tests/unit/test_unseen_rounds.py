@@ -1,0 +1,89 @@
+"""The fifth and the sixth round can be read, all of them, and are of publishers of no earlier table."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from planner.constraints import violations
+from planner.rules.base import Setting
+from planner.validate.mapping import map_files
+from planner.validate.reader import Row, read_rows
+from planner.validate.rows import NEVER_FITTED, UNSEEN_ROUNDS, ScorableRow
+from planner.validate.unseen import publisher_at, unseen_tables
+from profiles.stacks import load_stacks
+
+FITTED = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "endtoend"
+STACKS = load_stacks()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What is known of a round: how many lines and publishers, how they are cited, whose optimizer is their own."""
+
+    number: int
+    lines: int
+    publishers: int
+    cited: str
+    own_optimizer: Callable[[ScorableRow], bool]
+
+    def read(self) -> list[Row]:
+        return [row for table in unseen_tables(self.number) for row in read_rows(table)]
+
+
+ROUNDS = (
+    Round(
+        number=5, lines=82, publishers=8,
+        cited=r"^https://github\.com/[^/\s]+/[^/\s]+/(?:blob/[0-9a-f]{40}/\S+|issues/[0-9]+)$",
+        own_optimizer=lambda row: row.source.startswith("pretraining-bench"),  # a loop of its own
+    ),
+    Round(
+        number=6, lines=91, publishers=12,
+        cited=r"^https://github\.com/[^/\s]+/[^/\s]+/(?:blob|tree)/(?:[0-9a-f]{40}|main)(?:/\S+)?$",
+        own_optimizer=lambda row: row.stack == "megatron-core",  # llm.c
+    ),
+)  # fmt: skip
+each_round = pytest.mark.parametrize("told", ROUNDS, ids=lambda told: str(told.number))
+
+
+@each_round
+def test_no_fit_reads_its_tables_and_every_line_can_be_read(told: Round) -> None:
+    names = {name for name, number in UNSEEN_ROUNDS.items() if number == told.number}
+    assert {path.name for path in unseen_tables(told.number)} == names <= NEVER_FITTED
+    assert [f"{row.line}: {row.reason}" for row in map_files(unseen_tables(told.number)).unscorable] == []
+
+
+@each_round
+def test_every_line_was_priced_blind_and_is_cited(told: Round) -> None:
+    lines = told.read()
+    assert len(lines) == told.lines
+    assert all("blind " in row.text("notes") for row in lines)
+    assert all(re.match(told.cited, row.text("source_url_or_path")) and row.text("locator") for row in lines)
+    assert len({(row.text("source"), row.text("locator")) for row in lines}) == len(lines)
+
+
+@each_round
+def test_its_publishers_are_in_no_earlier_table(told: Round) -> None:
+    own = {publisher_at(row.text("source_url_or_path")) for row in told.read()}
+    assert len(own) == told.publishers
+    earlier = [path for path in unseen_tables() if UNSEEN_ROUNDS[path.name] < told.number]
+    fitted = sorted(FITTED.glob("*.csv")) if FITTED.is_dir() else []
+    for table in (*earlier, *fitted):
+        known = {publisher_at(row.text("source_url_or_path")) for row in read_rows(table)}
+        assert own.isdisjoint(known), table.name
+
+
+@each_round
+def test_frameworks_accept_its_plans(told: Round) -> None:
+    for row in map_files(unseen_tables(told.number)).scorable:
+        stack = STACKS[row.stack]
+        setting = Setting(
+            model=row.model, job=row.job, num_devices=row.cluster.num_devices, framework=stack.framework,
+            free_layout=stack.free_layout, overlaps_experts=stack.expert_parallel_overlap > 0,
+        )  # fmt: skip
+        if told.own_optimizer(row):
+            setting = replace(setting, own_optimizer=True)
+        assert violations(row.plan, setting) == [], f"{row.source}, line {row.line}"
