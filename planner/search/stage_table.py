@@ -361,15 +361,19 @@ def _without_crossings(
 
     A crossing hides in what a pass waits for the host: with it, a pass takes the longer of its work and that wait.
     """
-    here = np.arange(len(ways.config)), ways.stage
-    nothing = np.zeros_like(ways.config)
-    moved = {"offloaded": nothing, "parameter_offload": nothing}
-    alone = price_ways(family, prices, ways.config, ways.columns | moved).stages
     own_s = own_crossing_s(prices, ways.config)
-    return (
-        np.maximum(alone.forward_s[here] - own_s, ways.forward_s - longest_s),
-        np.maximum(alone.backward_s[here] - own_s, ways.backward_s - longest_s),
-    )
+    forward_s, backward_s = ways.forward_s - own_s, ways.backward_s - own_s
+    waiting = np.flatnonzero(ways.columns["offloaded"] + ways.columns["parameter_offload"])
+    if len(waiting):
+        some, nothing = ways.take(waiting), np.zeros_like(waiting)
+        moved = {"offloaded": nothing, "parameter_offload": nothing}
+        alone = price_ways(family, prices, some.config, some.columns | moved).stages
+        for with_s, alone_s, found_s in (
+            (some.forward_s, alone.forward_s, forward_s), (some.backward_s, alone.backward_s, backward_s),
+        ):  # fmt: skip
+            work_s = alone_s[np.arange(len(waiting)), some.stage] - own_s[waiting]
+            found_s[waiting] = np.maximum(work_s, with_s - longest_s[waiting])
+    return forward_s, backward_s
 
 
 def _once_s(
