@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,6 +116,7 @@ def list_models(catalog: ModelCatalog) -> tuple[ModelSpec, ...]:
     return tuple(model_from_entry(name, entries[name]) for name in sorted(entries))
 
 
+@lru_cache(maxsize=4096)  # the whole catalogue is compared with every name
 def canonical_name(text: str) -> str:
     """The form in which names are compared: lower case, one hyphen between words and before digits.
 

@@ -6,7 +6,6 @@ was fitted on them, before or since.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -73,15 +72,13 @@ def priced(figure: WorkflowFigure) -> FigurePrice:
         return FigurePrice(figure=figure, price=None)
 
 
-@lru_cache(maxsize=1)
-def figure_prices() -> tuple[FigurePrice, ...]:
-    """Every figure of the packaged table, priced."""
-    return tuple(priced(figure) for figure in workflow_figures())
+def blind_workflows(figures: Sequence[WorkflowFigure] | None = None) -> Experiment:
+    """Errors now and at first, which takes a search per figure.
 
-
-def blind_workflows() -> Experiment:
-    """All figures, their errors now and at first."""
-    prices = figure_prices()
+    Args:
+        figures: What to price, else all figures of the packaged table.
+    """
+    prices = [priced(figure) for figure in (workflow_figures() if figures is None else figures)]
     mean, worst = mean_and_worst([one.error for one in prices if one.error is not None])
     return Experiment(
         name="E18",

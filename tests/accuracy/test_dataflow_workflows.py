@@ -72,7 +72,10 @@ def test_scores_count_what_has_a_price() -> None:
 
 
 def test_the_page_shows_first_errors_beside_those_of_now() -> None:
-    found = blind_workflows()
-    assert len(found.rows) == 55
+    slow = next(one for one in workflow_figures() if one.slow)
+    found = blind_workflows([*SMALL, slow])
+    assert len(found.rows) == len(SMALL) + 1
     assert found.header[-1] == "first"
+    assert [row[-1] for row in found.rows[:-1]] == [f"{one.first_error:+.0%}" for one in SMALL]
+    assert found.rows[-1][4:] == ("minutes to find", "-", "-", f"{slow.first_error:+.0%}")
     assert not found.passed

@@ -1,6 +1,9 @@
 """Calibrating a device: errors on kernels left out fall, and every later price rests on what was measured."""
 
+import io
 import json
+import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from planner import cli
 from planner.kernel_prices import price_mlir
 from planner.price_lists import default_kernel_model, kernel_model_from, prices_version, stored_calibration
 from planner.timings.calibration import MOST_ROWS, spread_out
+from profiles import timing_store
 from profiles.calibrations import calibration_path
 from profiles.catalog import Catalog, default_catalog
 from profiles.cluster_string import parse_cluster
@@ -65,11 +69,26 @@ def run(*arguments: str) -> int:
     return 0
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A user's store after the calibration, which is made once, and the document that was printed."""
+    root = tmp_path_factory.mktemp("calibrated")
+    mine = root / "mine"
+    mine.mkdir()
+    write_timings(pretended(), root / "collected.parquet")
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(timing_store, "default_store", lambda: TimingStore(directories=(root / "packaged", mine)))
+        assert run("calibrate", "--device", "A40", "--from", str(root / "collected.parquet"), "--json") == 0
+    return mine, printed.getvalue()
+
+
 @pytest.fixture
-def document(tmp_path: Path, store: TimingStore, capsys: pytest.CaptureFixture[str]) -> Any:
-    write_timings(pretended(), tmp_path / "collected.parquet")
-    assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "collected.parquet"), "--json") == 0
-    return json.loads(capsys.readouterr().out)
+def document(once: tuple[Path, str], store: TimingStore) -> Any:
+    """The document; the store is that of the calibration, and the test's own."""
+    mine, printed = once
+    shutil.copytree(mine, store.directories[-1], dirs_exist_ok=True)
+    return json.loads(printed)
 
 
 def test_errors_on_kernels_left_out_fall(document: Any) -> None:

@@ -52,14 +52,14 @@ def test_every_preset_is_planned(job: str) -> None:
 @pytest.mark.parametrize("mode", ["hybrid", "async"])
 def test_one_more_gpu_is_no_worse(mode: str) -> None:
     """A batch of 64 is trained on 4 of 5 GPUs, or 6 of 7, not on all of them."""
-    pace_s = [plan_of(solved("grpo", f"{gpus}xH100", mode=mode, effort=0.1)).steady_s for gpus in range(2, 9)]
+    pace_s = [plan_of(solved("grpo", f"{gpus}xH100", mode=mode, effort=0.1)).steady_s for gpus in range(3, 9)]
     assert all(more <= fewer * 1.001 for fewer, more in pairwise(pace_s))
     assert pace_s[-1] < 0.6 * pace_s[0]
 
 
 def test_one_more_node_than_are_divided_in_every_way_is_no_worse() -> None:
     """A batch of 4,096 responses is trained on 20 of 21 nodes, not on the next power of two."""
-    asked = {"batch": 512, "prompt": 1024, "generate": 1024, "effort": 0.05}
+    asked = {"batch": 512, "prompt": 1024, "generate": 1024, "effort": 0.02}
     plans = [plan_of(plan_dataflow("grpo", "qwen2.5-32b", f"{nodes}x8xH100", **asked)) for nodes in (20, 21)]
     assert plans[1].steady_s <= plans[0].steady_s
 
