@@ -1,14 +1,20 @@
 """Layers over pipeline stages and their virtual stages: which ways are worth considering."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from costmodels.plan import BoolArray, IntArray, Schedule
 from planner.candidates import Columns
 from planner.rules.base import MEGATRON, Setting, divisors, mask
+from profiles.model import ModelSpec
+from profiles.parameters import embedding_parameters, non_layer_parameters, total_parameters
 
 _CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # virtual stages where any number is legal
 _UNEVEN_CHUNKS = (4, 3, 2)  # the most that there are layers for and one less, where layers do not divide over stages
-END_CODES = (0, 1, 2)  # layers over stages: even; the remainder on the last stage; one less on both ends
+# Layers over stages: even; the remainder on the last stage; one less on both ends; few beside embedding and head.
+END_CODES = (0, 1, 2, 3)
+_WORTH = 1.1  # parameters on the fullest stage of an even split, over those with few layers at the ends
 
 
 def chunks_fit(columns: Columns, layers: int, *, even: bool, free_layout: bool = False) -> BoolArray:
@@ -40,7 +46,8 @@ def chunks_fit(columns: Columns, layers: int, *, even: bool, free_layout: bool =
 def spread_for_nothing(columns: Columns, layers: int) -> BoolArray:
     """(N,) whole stages that differ by a layer, where what is left over can be on the last instead, with the head."""
     p = columns["pipeline_parallel"]
-    return mask(_unequal(columns, layers) & (columns["virtual_stages"] == 1) & ends_apply(np.ones_like(p), p, layers))
+    divides = ends_apply(np.ones_like(p), p, layers, 0.0)
+    return mask(_unequal(columns, layers) & (columns["virtual_stages"] == 1) & divides)
 
 
 def _unequal(columns: Columns, layers: int) -> BoolArray:
@@ -57,15 +64,60 @@ def chunk_counts(setting: Setting) -> list[int]:
     return sorted({*divisors(layers), *(_UNEVEN_CHUNKS if setting.free_layout else ())})
 
 
-def ends_apply(code: IntArray, p: IntArray, layers: int) -> BoolArray:
-    """(N,) whether a way of laying out first and last stage is of use: always when even."""
+def embedding_layers(model: ModelSpec) -> float:
+    """Layers that have as many parameters as an embedding or a head, which pipelines hold on their ends."""
+    return embedding_parameters(model) * model.num_layers / (total_parameters(model) - non_layer_parameters(model))
+
+
+def ends_apply(code: IntArray, p: IntArray, layers: int, embedding: float) -> BoolArray:
+    """(N,) whether a way of laying out first and last stage is of use: always when even.
+
+    Args:
+        code: Of ``END_CODES``.
+        p: Stages.
+        layers: Of the model.
+        embedding: In layers, see ``embedding_layers``.
+    """
     remainder = layers - -(-layers // p) * (p - 1)
     both = ((layers + 2) % p == 0) & ((layers + 2) // p > 1)
     legal = np.where(code == 1, remainder > 0, both)
-    return mask((code == 0) | ((layers % p != 0) & legal))
+    first, last = _few(p, layers, embedding)
+    reduced = (layers + 2) // p - 1
+    few = (first > 0) & ~((layers % p != 0) & both & (first == reduced) & (last == reduced))  # else they are code 2's
+    return mask((code == 0) | np.where(code == 3, few, (layers % p != 0) & legal))
 
 
-def end_layers(code: IntArray, p: IntArray, layers: int) -> tuple[IntArray, IntArray]:
+def end_layers(code: IntArray, p: IntArray, layers: int, embedding: float) -> tuple[IntArray, IntArray]:
     """Layers of first and last stage by ``END_CODES``; 0 where the split is even."""
     remainder, reduced = layers - -(-layers // p) * (p - 1), (layers + 2) // p - 1
-    return np.where(code == 2, reduced, 0), np.select([code == 1, code == 2], [remainder, reduced], 0)
+    first, last = _few(p, layers, embedding)
+    return (
+        np.select([code == 2, code == 3], [reduced, first], 0),
+        np.select([code == 1, code == 2, code == 3], [remainder, reduced, last], 0),
+    )
+
+
+def _few(p: IntArray, layers: int, embedding: float) -> tuple[IntArray, IntArray]:
+    """(N,) layers of first and last stage that leave the fullest stage fewest parameters; 0 where that is no use."""
+    stages, of = np.unique(p, return_inverse=True)
+    first, last = (
+        np.array([_fewest(int(count), layers, embedding) for count in stages], dtype=np.int64).reshape(-1, 2).T
+    )
+    return first[of], last[of]
+
+
+@lru_cache(maxsize=4096)
+def _fewest(p: int, layers: int, embedding: float) -> tuple[int, int]:
+    even = -(-layers // p)
+    if p < 3 or layers < p:
+        return 0, 0
+    loads = {
+        (max(first + embedding, (layers - first - last) // (p - 2)), first - last): (first, last)
+        for first in range(1, even)
+        for last in range(1, first + 1)
+        if (layers - first - last) % (p - 2) == 0
+    }
+    if not loads:
+        return 0, 0
+    best = min(loads)
+    return loads[best] if even + embedding >= _WORTH * best[0] else (0, 0)

@@ -120,7 +120,8 @@ def _ranking_table(plans: Sequence[PlanEstimate], devices: int, *, narrow: bool)
     shown = [(title, name) for title, name in _OPTIONAL if any(getattr(item.plan, name) > 1 for item in plans)]
     sized = {item.num_devices for item in plans} != {devices}
     right = ["#", *(["gpus"] if sized else []), "tp", "pp", "dp", *(title for title, _ in shown)]
-    right += ["zero", "mbs", "m"]
+    ends = any(_ends(item) for item in plans)
+    right += [*(["ends"] if ends else []), "zero", "mbs", "m"]
     for title in right:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("recompute")  # which gives way where a line is short
@@ -132,7 +133,7 @@ def _ranking_table(plans: Sequence[PlanEstimate], devices: int, *, narrow: bool)
         cells = [item.rank, *([item.num_devices] if sized else [])]
         cells += [plan.tensor_parallel, plan.pipeline_parallel, plan.data_parallel]
         cells += [getattr(plan, name) for _, name in shown]
-        words = [str(cell) for cell in cells]
+        words = [*map(str, cells), *([_ends(item)] if ends else [])]
         words += [_zero_label(item), str(plan.micro_batch_size), str(plan.num_microbatches)]
         table.add_row(
             *words,
@@ -144,6 +145,11 @@ def _ranking_table(plans: Sequence[PlanEstimate], devices: int, *, narrow: bool)
             style="bold" if item.rank == 1 else "",
         )
     return table
+
+
+def _ends(item: PlanEstimate) -> str:
+    first, last = item.plan.first_stage_layers, item.plan.last_stage_layers
+    return f"{first or '-'}/{last or '-'}" if first or last else ""
 
 
 def _zero_label(item: PlanEstimate) -> str:
@@ -158,6 +164,8 @@ def _recompute_cell(item: PlanEstimate) -> str:
 def _legend(plans: Sequence[PlanEstimate]) -> str:
     best = plans[0]
     words = "mbs micro-batch size, m micro-batches per step"
+    if any(_ends(item) for item in plans):
+        words += ", ends layers of first/last stage, - as many as between"
     if any(item.plan.zero_shard_degree for item in plans):
         words += ", zero s/n stage s sharded over n ranks"
     if any(item.risky for item in plans):

@@ -20,7 +20,15 @@ import numpy as np
 
 from costmodels.plan import AxisOrder, BoolArray, ContextKind, IntArray, PlanBatch, Recompute, Schedule
 from planner.candidates import Candidates, Columns
-from planner.chunks import END_CODES, chunk_counts, chunks_fit, end_layers, ends_apply, spread_for_nothing
+from planner.chunks import (
+    END_CODES,
+    chunk_counts,
+    chunks_fit,
+    embedding_layers,
+    end_layers,
+    ends_apply,
+    spread_for_nothing,
+)
 from planner.constraints import rules_for
 from planner.context_degrees import most_context
 from planner.micro_batches import micro_batch_sizes
@@ -216,7 +224,7 @@ def _pipeline(candidates: Candidates) -> None:
     layers = candidates.setting.model.num_layers
     megatron = candidates.setting.framework == MEGATRON
     pinned = bool({"first_stage_layers", "last_stage_layers"} & candidates.pins.keys())
-    _uneven_ends(candidates, layers, allowed=megatron and not pinned and candidates.thinned < MOST_THINNED)
+    _uneven_ends(candidates, allowed=megatron and not pinned and candidates.thinned < MOST_THINNED)
     candidates.expand(
         ("schedule",),
         _singles([int(code) for code in Schedule]),
@@ -232,16 +240,18 @@ def _pipeline(candidates: Candidates) -> None:
     candidates.expand(("virtual_stages",), _singles(chunk_counts(candidates.setting)), keep=fits)
 
 
-def _uneven_ends(candidates: Candidates, layers: int, *, allowed: bool) -> None:
-    """Layers over stages: even; or, where they do not divide, what is left on the last, or one less on both ends."""
+def _uneven_ends(candidates: Candidates, *, allowed: bool) -> None:
+    """Layers over stages, see ``planner.chunks.END_CODES``."""
+    model = candidates.setting.model
+    layers, embedding = model.num_layers, embedding_layers(model)
 
     def divides(columns: Columns) -> BoolArray:
-        return ends_apply(columns["first_stage_layers"], columns["pipeline_parallel"], layers)
+        return ends_apply(columns["first_stage_layers"], columns["pipeline_parallel"], layers, embedding)
 
     codes = list(END_CODES) if allowed else [0]
     candidates.expand(("first_stage_layers",), _singles(codes), keep=divides, provisional=True)
     p, code = candidates.columns["pipeline_parallel"], candidates.columns["first_stage_layers"]
-    first, last = end_layers(code, p, layers)
+    first, last = end_layers(code, p, layers, embedding)
     candidates.derive(first_stage_layers=first, last_stage_layers=last)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from costmodels.plan import AxisOrder, BoolArray, IntArray, Recompute, Schedule
 from planner.candidates import Candidates
-from planner.chunks import END_CODES, chunk_counts, chunks_fit, end_layers, ends_apply
+from planner.chunks import END_CODES, chunk_counts, chunks_fit, embedding_layers, end_layers, ends_apply
 from planner.constraints import rules_for
 from planner.context_degrees import most_context
 from planner.micro_batches import micro_batch_sizes
@@ -177,9 +177,10 @@ def plan_columns(vectors: IntArray, options: Options) -> Columns:
 
 def _pipeline_columns(columns: Columns, values: Columns, options: Options) -> None:
     """First and last stage, schedule and virtual stages."""
-    p, layers, pins = columns["pipeline_parallel"], options.setting.model.num_layers, options.pins
-    code = np.where(ends_apply(values["end_layers"], p, layers), values["end_layers"], 0)
-    columns["first_stage_layers"], columns["last_stage_layers"] = end_layers(code, p, layers)
+    p, model, pins = columns["pipeline_parallel"], options.setting.model, options.pins
+    layers, embedding = model.num_layers, embedding_layers(model)
+    code = np.where(ends_apply(values["end_layers"], p, layers, embedding), values["end_layers"], 0)
+    columns["first_stage_layers"], columns["last_stage_layers"] = end_layers(code, p, layers, embedding)
     for name in ("first_stage_layers", "last_stage_layers"):
         if name in pins:
             columns[name] = np.full_like(p, pins[name])
@@ -211,7 +212,7 @@ def _recompute_columns(columns: Columns, vectors: IntArray, options: Options) ->
 def vectors_of(columns: Mapping[str, IntArray], options: Options) -> IntArray:
     """(N, K) the canonical knob vectors of plan columns; values no knob has become the next smaller option."""
     t, p = columns["tensor_parallel"], columns["pipeline_parallel"]
-    layers = options.setting.model.num_layers
+    layers, embedding = options.setting.model.num_layers, embedding_layers(options.setting.model)
     derived = {
         "shard_span": columns["zero_shard_degree"] * t,
         "whole_experts": ((t == 1) | (columns["expert_tensor_parallel"] != t)).astype(np.int64),
@@ -219,8 +220,10 @@ def vectors_of(columns: Mapping[str, IntArray], options: Options) -> IntArray:
         "recompute": np.zeros_like(p),
     }
     for code in END_CODES[1:]:
-        first, last = end_layers(np.full_like(p, code), p, layers)
-        same = (columns["first_stage_layers"] == first) & (columns["last_stage_layers"] == last) & (first + last > 0)
+        codes = np.full_like(p, code)
+        first, last = end_layers(codes, p, layers, embedding)
+        same = ends_apply(codes, p, layers, embedding)
+        same &= (columns["first_stage_layers"] == first) & (columns["last_stage_layers"] == last) & (first + last > 0)
         derived["end_layers"] = np.where((derived["end_layers"] == 0) & same, code, derived["end_layers"])
     vectors = np.empty((len(t), len(KNOBS)), dtype=np.int64)
     for name in KNOBS:

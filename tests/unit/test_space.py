@@ -86,8 +86,26 @@ def test_a_prime_number_of_layers_is_cut_all_the_same(stages: int, last: int) ->
     """61 layers (DeepSeek-V3, trained on 16 stages, arXiv:2412.19437): the last stage takes what is left."""
     where = setting(devices=16, model=gpt(num_layers=61))
     plans = space(where, pp=stages).plans
-    assert set(plans.last_stage_layers.tolist()) == {last}
-    assert not plans.first_stage_layers.any()
+    assert set(plans.last_stage_layers[plans.first_stage_layers == 0].tolist()) == {last}
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "ends"),
+    [
+        # An embedding of llama-3-8b is 2.4 of its layers: 4 + 2.4 on the fullest of 8 even stages, 5 on those between.
+        ("llama-3-8b", 8, {(0, 0), (1, 1)}),
+        ("llama-3-8b", 4, {(0, 0), (7, 7)}),
+        ("llama-3-8b", 2, {(0, 0)}),  # nothing between the ends
+        ("qwen2.5-14b", 8, {(0, 0), (3, 3)}),
+        ("mistral-nemo-12b", 8, {(0, 0), (2, 2)}),
+        ("llama-3-70b", 8, {(0, 0)}),  # 1.2 layers, and 11 + 1.2 beside 7 at the ends: no tenth is gained
+        ("llama-2-7b", 8, {(0, 0)}),  # 0.6 layers
+    ],
+)
+def test_stages_with_a_large_embedding_take_fewer_layers(name: str, stages: int, ends: set[tuple[int, int]]) -> None:
+    where = setting(devices=8, model=resolve_model(name, default_catalog()).spec)
+    plans = space(where, pp=stages).plans
+    assert set(zip(plans.first_stage_layers.tolist(), plans.last_stage_layers.tolist(), strict=True)) == ends
 
 
 def test_virtual_stages_are_the_divisors_of_a_stage() -> None:
