@@ -15,6 +15,8 @@ from planner.request import cost_context
 from planner.results import PlanEstimate, Request, RunEstimate, StageEstimate
 from planner.risks import likely_row, oom_risks
 
+_NO_STAND_IN = 2.0  # times the fastest plan: a slower one says nothing of the size it is on
+
 
 def plan_estimates(
     plans: PlanBatch, context: CostContext, *, price: Price | None = None, costs: LayerCosts | None = None
@@ -45,12 +47,15 @@ def fastest_estimate(request: Request, priced: Priced) -> PlanEstimate | None:
 
 
 def likely_estimate(request: Request, priced: Priced) -> PlanEstimate | None:
-    """The same of plans that are likely to live; the fastest of all where none is."""
+    """The same of plans that are likely to live; the fastest of all where none of these is within twice its time."""
     fastest = fastest_estimate(request, priced)
     if fastest is None or not fastest.risky:
         return fastest
     row = likely_row(priced, cost_context(request))
-    return fastest if row is None else _estimates_of(request, priced, np.asarray([row]))[0]
+    if row is None:
+        return fastest
+    likely = _estimates_of(request, priced, np.asarray([row]))[0]
+    return likely if likely.step_time_s < _NO_STAND_IN * fastest.step_time_s else fastest
 
 
 def _estimates_of(request: Request, priced: Priced, rows: IntArray) -> list[PlanEstimate]:

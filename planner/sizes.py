@@ -38,7 +38,8 @@ class Size:
         num_devices: Devices.
         num_nodes: Machines they are in.
         batch: Sequences per step there.
-        best: The fastest plan that is likely to live, of all that fit where none is; None when none fits.
+        best: The fastest plan that is likely to live, of all that fit where none is or it takes twice as long; None
+            when none fits.
         nearest_bytes: Then the least that the fullest device of a plan would hold; None when no plan is legal.
         warnings: What to know before trusting the plan.
     """
