@@ -167,11 +167,15 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     hooks_s = _hooks_s(shape, context)
     if context.model.moe is None:
         parts = price_parts(lists)
-        attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context, hooks_s=hooks_s)
+        attention, dense_mlp, embedding, head = exposed_blocks(
+            parts, shape, groups, context, hooks_s=hooks_s, repeated=_REPEATED
+        )
         return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=None, embedding=embedding, head=head)
     expert_shape, expert_groups = rank_shapes(plans, context, experts=True)
     *parts, routed = price_parts([*lists, lower_expert_mlp(expert_shape, context)])
-    attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context, hooks_s=hooks_s)
+    attention, dense_mlp, embedding, head = exposed_blocks(
+        parts, shape, groups, context, hooks_s=hooks_s, repeated=_REPEATED
+    )
     beside_s = parts[0].kernel_s[:, None, groups.of_row[expert_groups.first]]
     stack = context.stack
     waits = not (stack.fixed_capacity or stack.captures_iterations)
@@ -232,7 +236,7 @@ def exposed_blocks(
     *,
     attention_s: FloatArray | float = 0.0,
     hooks_s: FloatArray | float = 0.0,
-    repeated: FloatArray | float = _REPEATED,
+    repeated: FloatArray | float = 0.0,
 ) -> list[BlockCosts]:
     """Hide what the stack hides, and add what launching the kernels costs beyond running them.
 
@@ -245,7 +249,8 @@ def exposed_blocks(
         context: Its stack hides.
         attention_s: (phases, 1, K) kernel seconds of the attention before a mixture of experts.
         hooks_s: (parts, K) or scalar seconds the host takes besides in either pass (``_hooks_s``, ``expert_issue_s``).
-        repeated: (parts, 1) or scalar: 1 for blocks of a layer, 0 for the two ends, which no checkpoint repeats.
+        repeated: (parts, 1) or scalar: 1 for blocks of a layer, 0 for the two ends and for an engine, which no
+            checkpoint repeats.
     """
     kernel = np.stack([part.kernel_s for part in parts], axis=1)
     transfer = np.stack([part.collective_s for part in parts], axis=1)
