@@ -14,7 +14,8 @@ from costmodels.plan import BoolArray, FloatArray
 from profiles.stack import StackSpec
 
 # Rows of ``BlockCosts.seconds``: what one block costs one rank for one micro-batch, in seconds on the
-# critical path. The transfers appear exposed; ``*_total`` rows hold them unhidden.
+# critical path. The transfers appear exposed; ``*_total`` rows hold them unhidden. ``launch_again`` is what a forward
+# pass takes in place of ``launch_forward`` where a checkpoint repeats it.
 COMPONENTS = (
     "forward",
     "core",
@@ -28,6 +29,7 @@ COMPONENTS = (
     "expert_backward",
     "launch_forward",
     "launch_backward",
+    "launch_again",
     "tensor_forward_total",
     "context_forward_total",
     "expert_forward_total",
@@ -72,10 +74,17 @@ _PASSES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issue:
-    """Seconds the host takes to launch what runs: (phases, parts, K) kernels, (axes, parts, K) transfers."""
+    """Seconds the host takes to launch what runs, and (parts, K) what a checkpoint takes besides.
+
+    Attributes:
+        kernels_s: (phases, parts, K) kernels.
+        transfers_s: (axes, parts, K) transfers.
+        checkpoint_s: (parts, K) keeping a forward pass's inputs and repeating it, its launches left out.
+    """
 
     kernels_s: FloatArray
     transfers_s: FloatArray
+    checkpoint_s: FloatArray
 
 
 def shown(
@@ -123,6 +132,9 @@ def shown(
         issued = issued + total(issue.transfers_s[axis] for axis in each.axes)
         busy = total(shows) + first + second
         table[each.launch_row] = issued if stack.blocking_launches else np.maximum(issued - busy, 0.0)
+        if each.launch_row == ROW["launch_forward"]:
+            issued = issued + issue.checkpoint_s
+            table[ROW["launch_again"]] = issued if stack.blocking_launches else np.maximum(issued - busy, 0.0)
     return table
 
 

@@ -54,6 +54,14 @@ class CostContext:
         """Whether a generation engine with kernels of its own runs it, and not a training stack."""
         return self.forward_only and self.implementation > 0
 
+    @property
+    def layers_apart(self) -> bool:
+        """Whether queries, keys and values, and gate and up, which are priced as one product each, are several.
+
+        So they are in Hugging Face's model code of Llama and what descends from it, told by its gated MLP.
+        """
+        return self.stack.transformers_models and self.model.gated_mlp
+
     def packed_bytes(self, *, experts: bool) -> float:
         """Bytes of a weight that kernels unpack as they multiply it, of experts or of other layers; 0 where none do."""
         weights = self.weights

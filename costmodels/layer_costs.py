@@ -24,13 +24,14 @@ from profiles.parameters import MLP_TARGETS
 _FORWARD = [ROW[name] for name in ("forward", "core", "tensor_forward", "context_forward", "expert_forward")] + [
     ROW["launch_forward"]
 ]
+_AGAIN = [*_FORWARD[:-1], ROW["launch_again"]]
 _BACKWARD = [ROW[name] for name in ("input_gradient", "tensor_backward", "context_backward", "expert_backward")] + [
     ROW["launch_backward"]
 ]
 _BOTH_PASSES = [*_FORWARD, *_BACKWARD, ROW["weight_gradient"]]
 # Of these, what runs again when a layer is recomputed.
 RECOMPUTED = (
-    *("forward", "core", "tensor_forward", "context_forward", "expert_forward", "launch_forward"),
+    *("forward", "core", "tensor_forward", "context_forward", "expert_forward", "launch_again"),
     *("tensor_forward_total", "context_forward_total", "expert_forward_total"),
 )
 # Rows of ``BlockCosts.reach_s``: whose prices are at which end of their 90 % interval, all others as they are.
@@ -41,6 +42,8 @@ _ADAPTER_HOOKS = 0.6
 # A norm, queries, keys, values and output.
 _ATTENTION_MODULES = 5.0
 _LAUNCHES = [ROW["launch_forward"], ROW["launch_backward"]]
+# Of attention, dense MLP, embedding and head, what a checkpoint of a layer repeats.
+_REPEATED = np.array([[1.0], [1.0], [0.0], [0.0]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,10 @@ class BlockCosts:
     def forward_s(self) -> FloatArray:
         """(N,) seconds of the block's forward pass with its exposed transfers."""
         return np.take(total(self.seconds[_FORWARD]), self.of_row)
+
+    def again_s(self) -> FloatArray:
+        """(N,) seconds of the same pass where a checkpoint repeats it."""
+        return np.take(total(self.seconds[_AGAIN]), self.of_row)
 
     def input_gradient_s(self) -> FloatArray:
         """(N,) seconds of the backward pass towards the inputs, with its exposed transfers."""
@@ -160,11 +167,15 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     hooks_s = _hooks_s(shape, context)
     if context.model.moe is None:
         parts = price_parts(lists)
-        attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context, hooks_s=hooks_s)
+        attention, dense_mlp, embedding, head = exposed_blocks(
+            parts, shape, groups, context, hooks_s=hooks_s, repeated=_REPEATED
+        )
         return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=None, embedding=embedding, head=head)
     expert_shape, expert_groups = rank_shapes(plans, context, experts=True)
     *parts, routed = price_parts([*lists, lower_expert_mlp(expert_shape, context)])
-    attention, dense_mlp, embedding, head = exposed_blocks(parts, shape, groups, context, hooks_s=hooks_s)
+    attention, dense_mlp, embedding, head = exposed_blocks(
+        parts, shape, groups, context, hooks_s=hooks_s, repeated=_REPEATED
+    )
     beside_s = parts[0].kernel_s[:, None, groups.of_row[expert_groups.first]]
     stack = context.stack
     waits = not (stack.fixed_capacity or stack.captures_iterations)
@@ -176,8 +187,9 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
         context,
         attention_s=beside_s,
         hooks_s=0.0 if stack.captures_routing else stack.expert_issue_s * host_scale,
+        repeated=1.0,
     )
-    expert_mlp.seconds[_LAUNCHES] += stack.expert_layer_s * host_scale
+    expert_mlp.seconds[[*_LAUNCHES, ROW["launch_again"]]] += stack.expert_layer_s * host_scale
     expert_mlp.reach_s[:] += len(_LAUNCHES) * stack.expert_layer_s * host_scale
     return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
 
@@ -224,6 +236,7 @@ def exposed_blocks(
     *,
     attention_s: FloatArray | float = 0.0,
     hooks_s: FloatArray | float = 0.0,
+    repeated: FloatArray | float = 0.0,
 ) -> list[BlockCosts]:
     """Hide what the stack hides, and add what launching the kernels costs beyond running them.
 
@@ -236,15 +249,19 @@ def exposed_blocks(
         context: Its stack hides.
         attention_s: (phases, 1, K) kernel seconds of the attention before a mixture of experts.
         hooks_s: (parts, K) or scalar seconds the host takes besides in either pass (``_hooks_s``, ``expert_issue_s``).
+        repeated: (parts, 1) or scalar: 1 for blocks of a layer, 0 for the two ends and for an engine, which no
+            checkpoint repeats.
     """
     kernel = np.stack([part.kernel_s for part in parts], axis=1)
     transfer = np.stack([part.collective_s for part in parts], axis=1)
     calls = np.stack([part.collectives for part in parts], axis=1) * context.stack.collective_launch_s
-    launches_s = np.stack([part.launches for part in parts], axis=1) * context.stack.kernel_launch_s
+    launches = np.stack([part.launches for part in parts], axis=1)
+    launches_s = launches * context.stack.kernel_launch_s
     launches_s[[Phase.FORWARD, Phase.INPUT_GRADIENT]] += hooks_s
     issue = Issue(
         kernels_s=launches_s,
         transfers_s=calls + np.stack([part.stalled_s for part in parts], axis=1),
+        checkpoint_s=repeated * _checkpoint_s(launches[[Phase.FORWARD, Phase.CORE]], context),
     )
     times, width = 1 + len(REACHES), kernel.shape[-1]
     table = shown(
@@ -269,6 +286,18 @@ def exposed_blocks(
     ]
 
 
+def _checkpoint_s(launches: FloatArray, context: CostContext) -> FloatArray:
+    """(parts, K) seconds of the host in a checkpoint of a block, half of what a layer takes, its launches left out.
+
+    Args:
+        launches: (phases, parts, K) kernels of the block's forward pass.
+        context: Its stack is read, and how slow its cluster's hosts are.
+    """
+    stack = context.stack
+    checkpoint_s: FloatArray = stack.checkpoint_s / 2 + stack.checkpoint_kernel_s * total(launches)
+    return checkpoint_s * context.cluster.node.host_time_scale
+
+
 def _with_ends(
     parts: Sequence[PartCosts], kernel: FloatArray, transfer: FloatArray, issue: Issue
 ) -> tuple[FloatArray, FloatArray, Issue]:
@@ -290,6 +319,7 @@ def _with_ends(
         Issue(
             kernels_s=np.concatenate([launch_s, launch_s / wide, launch_s * wide, launch_s, launch_s], axis=-1),
             transfers_s=np.tile(called_s, 1 + len(REACHES)),
+            checkpoint_s=np.tile(issue.checkpoint_s, 1 + len(REACHES)),
         ),
     )
 

@@ -113,12 +113,12 @@ class RecomputeUnits:
 
 def recompute_units(plans: PlanBatch, costs: LayerCosts, context: CostContext) -> RecomputeUnits:
     """What repeating a layer, or modules of it, costs under each of N plans."""
-    attention_s = costs.attention.forward_s()[:, None]
+    attention_s = costs.attention.again_s()[:, None]
     kinds = layer_kinds(context.model)
     mlps = [costs.expert_mlp if moe else costs.dense_mlp for moe in kinds]
     return RecomputeUnits(
         layer_s=tuple(
-            attention_s + (mlp.forward_s() - mlp.of_part(Part.LAST_PRODUCT))[:, None] for mlp in mlps if mlp is not None
+            attention_s + (mlp.again_s() - mlp.of_part(Part.LAST_PRODUCT))[:, None] for mlp in mlps if mlp is not None
         ),
         selective_s=tuple(
             chosen_modules(plans.recompute_modules, partial(module_s, costs, context, moe=moe))[:, None]

@@ -261,7 +261,7 @@ def _parts_of_stage(
         boundary = block is costs.embedding or block is costs.head
         for name in block.present():
             each_s = block.component(name)
-            seconds = times * each_s
+            seconds = times * each_s if name != "launch_again" else np.zeros(len(plans))
             if boundary and name in _KERNELS:
                 ends = ends + seconds
                 continue
@@ -285,7 +285,7 @@ def _parts_of_stage(
         "backward": m * (sums["input_gradient"] + sums["weight_gradient"]),
         "recompute": m * again,
         "embedding_and_loss": m * ends,
-        "overhead": m * (sums["launch_forward"] + sums["launch_backward"]),
+        "overhead": m * (sums["launch_forward"] + sums["launch_backward"] + sums["launch_again"]),
     }
     totals = {}
     for axis in ("tensor", "context", "expert"):

@@ -106,6 +106,9 @@ class StackSpec:
         own_optimizer: The optimizer is not that of the framework whose layouts the stack has: rules of the framework on
             optimizers, the formats of what they update and where that is do not hold.
         kernel_launch_s: Host time to issue one kernel; a layer never runs faster than its launches.
+        checkpoint_s: Host time of a checkpoint per micro-batch and layer that is recomputed from its input, beside
+            launching its kernels again: PyTorch's, in Python, keeps tensors by hooks unless autograd is reentrant.
+        checkpoint_kernel_s: The same per kernel of the layer's forward pass.
         blocking_launches: The host waits for every kernel and collective to end before it issues the next
             (``CUDA_LAUNCH_BLOCKING=1``): nothing hides the time it takes to issue them.
         collective_launch_s: Host time to issue one collective, framework bookkeeping included.
@@ -272,6 +275,8 @@ class StackSpec:
     own_optimizer: bool = False
     multiplies_embedding: bool = False
     kernel_launch_s: float = 0.0
+    checkpoint_s: float = 0.0
+    checkpoint_kernel_s: float = 0.0
     blocking_launches: bool = False
     collective_launch_s: float = 0.0
     gradient_message_bytes: float = 0.0

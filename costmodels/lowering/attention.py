@@ -79,7 +79,7 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
         q_width, kv_width = heads * model.head_dim, kv_heads * model.head_dim
         made = model.query_parts * q_width + 2 * kv_width
         calls.part = Part.PRODUCT
-        calls.linear(tokens, hidden, made, trained=trained, quantised=normed)
+        calls.linear(tokens, hidden, made, trained=trained, quantised=normed, apart=3)
         calls.part = None
         beside_product(calls, tokens, made, bias=model.qkv_bias, joint=True)
         out_width = q_width

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.arrays import total
-from costmodels.autocast import casts_weights
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import (
@@ -30,8 +29,9 @@ from costmodels.lowering.priced_calls import PartCosts, PricedCalls
 from costmodels.lowering.streams import as_run, in_turn
 from costmodels.lowering.time_scales import kernel_time_scale
 from costmodels.lowering.transfers import price_collectives, stalled_s
+from costmodels.lowering.widening import widening
 from costmodels.plan import FloatArray, IntArray
-from profiles.precision import GEMM_FORMATS, NF4_BYTES
+from profiles.precision import GEMM_FORMATS
 
 _COLUMN = {name: row for row, name in enumerate(COLUMNS)}
 
@@ -59,10 +59,6 @@ class Axis(IntEnum):
     EXPERT_BACKWARD = 5
 
 
-# Bytes per weight and kernels: shifted into 32 bits (0.5 + 4), cast to 8 (4 + 1), masked (2), less its zero (2), scaled
-# (1 + 2); the zeros of its groups, a fraction of that, take four kernels (AutoGPTQ/AutoGPTQ,
-# auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py, QuantLinear.forward from kernel_switch_threshold tokens on).
-_UNPACKED = (16.5, 9.0)
 _BACKWARD_PHASES = (Phase.INPUT_GRADIENT, Phase.WEIGHT_GRADIENT)
 _BACKWARD_AXES = (Axis.TENSOR_BACKWARD, Axis.CONTEXT_BACKWARD, Axis.EXPERT_BACKWARD)
 
@@ -81,6 +77,7 @@ class CallList:
     _shares: list[float] = field(default_factory=list)
     _transfers: list[tuple[Axis, CollectiveOp, FloatArray, IntArray, IntArray]] = field(default_factory=list)
     _transfer_shares: list[float] = field(default_factory=list)
+    _beside: list[tuple[Phase, float]] = field(default_factory=list)
 
     def gemm(
         self,
@@ -128,12 +125,13 @@ class CallList:
         gemm_format: str = "",
         packed: bool = True,
         quantised: bool = False,
+        apart: int = 1,
     ) -> None:
         """A linear layer: forward, input gradient and, when its weight is trained, weight gradient.
 
-        QLoRA restores a frozen 4-bit weight in every pass (arXiv:2305.14314 section 3), autocast casts an fp32 one. One
-        that PyTorch unpacks stays (``StackSpec.unpacks_weights``). Not ``packed``, it is in 16 bits there, too. An
-        engine's 8-bit layer quantises its input in a kernel of its own, unless it comes ``quantised``.
+        Weights in other formats are brought into 16 bits (``lowering.widening``); not ``packed``, they are never in 4.
+        An engine's 8-bit layer quantises its input in a kernel of its own, unless it comes ``quantised``. Layers of one
+        input, ``apart`` of them where model code has several (``CostContext.layers_apart``), are priced as one.
         """
         code = 0 if grouped else eight_bit_product(self.context, gemm_format)
         if code and not quantised:
@@ -151,18 +149,17 @@ class CallList:
             packed_bytes=in_memory,
         )
         self.gemm(Phase.INPUT_GRADIENT, rows, inputs, outputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
-        cast = casts_weights(self.context.job, self.context.stack)
-        restored = packed and not trained and self.context.job.task == "qlora"
-        if restored and self.context.stack.unpacks_weights:
-            moved, kernels = (count * batch for count in _UNPACKED)
-            size, family = moved * inputs * outputs, KernelFamily.POINTWISE
-            self.memory(Phase.FORWARD, size, family=family, rows=inputs, width=outputs * batch, kernels=kernels)
-        elif cast or restored:
-            moved = ((4.0 if cast else NF4_BYTES) + self.context.job.numerics.storage_bytes) * inputs * outputs * batch
-            family = KernelFamily.COPY if cast else KernelFamily.QUANTISE
-            back = Phase.WEIGHT_GRADIENT if cast else Phase.INPUT_GRADIENT
-            for phase in (Phase.FORWARD, back) if trained or not cast else (Phase.FORWARD,):
-                self.memory(phase, moved, family=family, rows=inputs, width=outputs * batch)
+        wider = widening(self.context, trained=trained, packed=packed)
+        back = Phase.WEIGHT_GRADIENT if wider.cast else Phase.INPUT_GRADIENT
+        size, width = wider.bytes_per_weight * inputs * outputs * batch, outputs * batch
+        for phase in (Phase.FORWARD, back)[: wider.passes]:
+            each = wider.kernels * (1.0 if wider.cast else batch)
+            self.memory(phase, size, family=wider.family, rows=inputs, width=width, kernels=each)
+        if apart > 1 and self.context.layers_apart:
+            more = [1 + wider.kernels * (wider.passes > 0), 1 + trained + wider.kernels * (wider.passes > 1)]
+            self.issued(Phase.FORWARD, (apart - 1) * more[0])
+            # Gradients of the input they share are added up, in place of one copy of those of parts (``JOINTS``).
+            self.issued(Phase.INPUT_GRADIENT, (apart - 1) * more[1] + apart - 2)
         if not trained:
             return
         self.gemm(Phase.WEIGHT_GRADIENT, outputs, inputs, rows, batch=batch, grouped=grouped, gemm_format=gemm_format)
@@ -251,6 +248,11 @@ class CallList:
         self._parts.append(self.part if phase is Phase.FORWARD else None)
         self._shares.append(self.share)
 
+    def issued(self, phase: Phase, kernels: float) -> None:
+        """Kernels that the host launches besides, whose work the prices of other calls hold."""
+        if not (self.context.forward_only and phase in _BACKWARD_PHASES):
+            self._beside.append((phase, kernels * self.share))
+
     def fill_kernels(self, table: FloatArray) -> None:
         """Write the kernel calls into a zeroed (columns of ``KernelCallBatch``, sites, K) table."""
         for site, columns in enumerate(self._columns):
@@ -289,6 +291,8 @@ class CallList:
         kernels, transfers = kernels.scaled(self._shares), transfers.scaled(self._transfer_shares)
         kernel_s, launches, kernel_half_s = self._by_tag(kernels.summed, self._phases, Phase)
         collective_s, low_s, high_s, collectives, stalled_s = self._by_tag(transfers.summed, axes, Axis)
+        for phase, more in self._beside:
+            launches[phase] += more
         nothing = np.zeros(self.shapes)
         basis: IntArray = np.zeros(self.shapes, dtype=np.int64)
         return PartCosts(

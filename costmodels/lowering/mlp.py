@@ -114,7 +114,10 @@ def dense_matrices(
     up_width = width * (context.model.mlp_matrices - 1)
     others = calls.part
     calls.part = Part.PRODUCT if others is None and not grouped else others
-    calls.linear(rows, hidden, up_width, trained=trained, batch=count, grouped=grouped, quantised=quantised)
+    apart = 1 if grouped else 2  # transformers 5 holds gates of experts and what they multiply as one
+    calls.linear(
+        rows, hidden, up_width, trained=trained, batch=count, grouped=grouped, quantised=quantised, apart=apart
+    )
     calls.part = calls.part if projected is None else projected
     along = context.activations_quantise
     calls.linear(rows, width, hidden, trained=trained, batch=count, grouped=grouped, quantised=along)

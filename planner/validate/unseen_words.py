@@ -277,9 +277,9 @@ FOUND_LATER = {
   16-bit weights beside a master copy: no casts kept, no fp32 stream, no fp32 softmax. Described so
   (`--framework pytorch-autocast`), peaks of T4s that were 9 to 25 % too low are between 8 % too low and 15 % too high,
   and the fifth round's TinyGPT on A10 is 5 % too low instead of 23; steps on T4s err by 9 % instead of 12. A loop on
-  H100 was 2 % off and is 5; on RTX 4090 48 and 52 % too slow, blind 45.
+  H100 was 2 % off and is 4, 12 where it recomputes; on RTX 4090 48 and 52 % too slow, blind 45.
 - **Python of its own.** CS336's course work writes norms, attention and AdamW out in PyTorch, einsum by einsum. In fp32
-  its steps are 12 to 39 % too low, the less the longer; under autocast 49 to 58 %: some 2.6 ms per layer of host time
+  its steps are 11 to 42 % too low, the less the longer; under autocast 49 to 65 %: some 2.6 ms per layer of host time
   without the update, on H100 as well, whatever the size, and an update that passes over the weights a dozen times. XL's
   deaths at 40 GB are foreseen at 512 tokens now, not at 256.
 - **GeForce boards.** GPT-2 on RTX 5090 is priced 25 to 33 % too slow by two publishers, fine-tuning in the fourth round
@@ -349,9 +349,11 @@ Of fine-tuning:
   recipes), and one adapter on a layer that makes queries, keys and values together (Qwen).
 - **Modelled since, from our own timing.** What the hooks of DeepSpeed's ZeRO-3 take on the host: full fine-tuning at
   lengths up to 2,048 took up to three times its price (Qwen), and is right within 13 %, on one device too.
-- **Not explained.** LoRA steps of a second or so, which launches bound, were priced 30 to 58 % too high at lengths of
-  256 and 512 (Qwen), and Qwen's LoRA on two nodes, of an unstated network, some 40 % too low. Steps of
+- **Launches, counted again.** LoRA steps of a second or so, which launches bound, were priced 30 to 58 % too high at
+  lengths of 256 and 512 (Qwen). With what PyTorch was seen to dispatch, at 23 us a kernel instead of 30, and what a
+  checkpoint takes on the host, they are 2 % too low to 18 % too high.
+- **Not explained.** Qwen's LoRA on two nodes, of an unstated network, is some 40 % too low. Steps of
   universal-llm-trainer take 1.5 to 3.2 times their price, and its adapters hold less than theirs: what a printed step
-  counts is not said, nor what a printed memory. torchtune's LoRA on an A6000, priced 69 % too high, would multiply at
-  91 % of the board's peak.
+  counts is not said, nor what a printed memory. Twice the host's time would not lengthen its prices. torchtune's LoRA
+  on an A6000, priced 69 % too high, would multiply at 91 % of the board's peak.
 """

@@ -105,7 +105,8 @@ def test_a_layer_of_the_trainer_takes_as_long_to_issue_as_one_was_measured_to() 
     """Llama-2-7B, eager: a median of 597 us per layer, which the engine's time per kernel is to give again."""
     model = resolve_model("llama-2-7b", default_catalog(), allow_paths=False).spec
     engine = find_engine("trainer")
-    where = engine_context(context(model=model, kernels=UnitKernels(ops=())), engine, job(sequence_length=1))
+    trained = context(model=model, kernels=UnitKernels(ops=()), stack=stack(transformers_models=True))
+    where = engine_context(trained, engine, job(sequence_length=1))
     prices = decode_prices(PlanBatch.from_plans([ExecutionPlan()]), where, engine, most_running=2, keys=(100.0, 300.0))
     assert prices.layer_s[0, 0, 0] == pytest.approx(597e-6, rel=0.01)
 
