@@ -146,6 +146,15 @@ def gradient_notes(
     return (Note(code="assumed_default", field="job.gradient_dtype", message=message),)
 
 
+def expert_notes(stack: StackSpec, model: ModelSpec) -> tuple[Note, ...]:
+    """Of which transformers experts are priced: before 5 it ran them in a loop, several times as slowly."""
+    if model.moe is None or not stack.transformers_models or not stack.grouped_experts or stack.name == "unsloth":
+        return ()
+    older = {"deepspeed": "deepspeed-2024"}.get(stack.framework, "hf-trainer-2024")
+    message = f"experts in one grouped product, as transformers 5 runs them; 4 loops over them: framework {older}"
+    return (Note(code="assumed_default", field="framework", message=message),)
+
+
 def on_other_devices(
     job: TrainingJob,
     given: TrainingJob | Mapping[str, Any] | None,

@@ -13,7 +13,7 @@ from costmodels.layer_costs import joined_devices
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
 from planner.candidates import TooManyPlansError
-from planner.jobs import gradient_notes, resolve_job, state_notes, with_attention, with_loss
+from planner.jobs import expert_notes, gradient_notes, resolve_job, state_notes, with_attention, with_loss
 from planner.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
 from planner.option_kinds import check_kinds
 from planner.pins import check_values, parse_pins
@@ -126,6 +126,7 @@ def resolve_request(
             *loss_notes,
             *state_notes(training, job),
             *gradient_notes(training, job, stack),
+            *expert_notes(stack, resolved.spec),
             *stack_notes,
         ),
         asked=job,

@@ -7,7 +7,7 @@ import pytest
 
 import planner
 from costmodels.workload import LoraSpec, TrainingJob
-from planner.jobs import gradient_notes, resolve_job, rounded_batch, with_attention
+from planner.jobs import expert_notes, gradient_notes, resolve_job, rounded_batch, with_attention
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -306,3 +306,14 @@ def test_experts_have_adapters_only_where_they_are_named(model: str, targets: tu
     named, _ = resolve_job(asked | {"lora_targets": "q,down"}, spec, cluster(), {})
     assert named.lora is not None
     assert named.lora.targets == ("q", "down")
+
+
+def test_of_which_transformers_experts_are_priced_is_said() -> None:
+    mixtral, llama = (resolve_model(name, default_catalog()).spec for name in ("mixtral-8x7b", "llama-2-7b"))
+    for framework, older in (("deepspeed", "deepspeed-2024"), ("hf-trainer", "hf-trainer-2024")):
+        (note,) = expert_notes(find_stack(framework), mixtral)
+        assert note.message.endswith(f"4 loops over them: framework {older}")
+        assert not expert_notes(find_stack(framework), llama)
+        assert not find_stack(older).grouped_experts
+        assert not expert_notes(find_stack(older), mixtral)
+    assert not expert_notes(find_stack("megatron-core"), mixtral)
