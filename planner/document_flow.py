@@ -240,6 +240,7 @@ def _memory(group: GpuMemory) -> dict[str, Any]:
         "usable_memory_bytes": group.usable_bytes,
         "peak_call": group.peak_call,
         "busy_share": group.busy_share,
+        "oom_probability": group.oom_probability,
         "owners": [
             {
                 "call": owner.call,

@@ -21,7 +21,7 @@ from planner.flow_phrases import (
 )
 from planner.phrases import count, dollars, gib, percent, recompute_label, seconds
 from planner.render import indented
-from planner.results import Note
+from planner.results import RISKY, Note
 from profiles.parameters import total_parameters
 from profiles.units import GIB
 
@@ -166,6 +166,14 @@ def _iteration(plan: FlowPlan, console: Console) -> None:
         + (f"; host memory {gib(plan.host_bytes)} per node" if plan.host_bytes else ""),
         highlight=False,
     )
+    riskiest = max(plan.memory, key=lambda group: group.oom_probability)
+    if riskiest.oom_probability >= RISKY:
+        where = gpu_range(riskiest.first_gpu, riskiest.num_gpus)
+        console.print(
+            f"[yellow]{percent(riskiest.oom_probability)} risk of running out of memory[/] on GPUs {where}; "
+            "with --reserve-gib some of it stays free",
+            highlight=False,
+        )
 
     if plan.data_bytes >= _SHOWN_DATA_BYTES:
         most = plan.data[0]

@@ -135,6 +135,7 @@ def _plan_shape() -> Shape:
                 usable_memory_bytes=AMOUNT,
                 peak_call=TEXT,
                 busy_share=AMOUNT,
+                oom_probability={"type": "number", "minimum": 0, "maximum": 1},
                 owners=list_of(owner),
             )
         ),

@@ -1,5 +1,6 @@
 """From the choice of a search to the answer: how each call runs, when, with which memory, and why."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from planner.dataflow.flow_results import (
     Task,
 )
 from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
-from planner.dataflow.graph import EXTERNAL
+from planner.dataflow.graph import EXTERNAL, INFERENCE, TRAIN
 from planner.dataflow.held_data import data_memory
 from planner.dataflow.holdings import HOLDING_NAMES
 from planner.dataflow.memory import memory_owners, unit_bytes
@@ -34,6 +35,7 @@ from planner.dataflow.schedule import PlanRows, Timeline, slot_times, timeline
 from planner.dataflow.search import Solution
 from planner.dataflow.steady import duration_s
 from planner.dataflow.units import units_of
+from planner.memory_law import MemoryLaw
 from profiles.mixed_cluster import MixedCluster
 from profiles.precision import parse_precision
 
@@ -72,7 +74,7 @@ def flow_plan(
         calls=calls,
         reallocations=_reallocations(request, priced, compiled, choice),
         tasks=tasks,
-        memory=_memory(problem, busy / pace_s),
+        memory=_memory(request, problem, busy / pace_s),
         iterations=problem.iterations,
         first_s=float(line.end_s[0][graph.iteration == 0].max()),
         total_s=float(line.end_s[0][graph.iteration < problem.iterations].max()),
@@ -271,7 +273,7 @@ def _busy_s(problem: DataflowProblem, num_gpus: int) -> FloatArray:
     return busy
 
 
-def _memory(problem: DataflowProblem, busy: FloatArray) -> tuple[GpuMemory, ...]:
+def _memory(request: FlowRequest, problem: DataflowProblem, busy: FloatArray) -> tuple[GpuMemory, ...]:
     units = units_of(problem)
     only = np.zeros((1, len(problem.calls)), dtype=np.int64)
     peaks = unit_bytes(problem, units, only)[0]
@@ -292,10 +294,21 @@ def _memory(problem: DataflowProblem, busy: FloatArray) -> tuple[GpuMemory, ...]
                 peak_call=running.call if running is not None else "",
                 owners=tuple(owners),
                 busy_share=float(busy[first]),
+                oom_probability=_oom_probability(request, owners, usable),
             )
         )
         first += count
     return tuple(groups)
+
+
+def _oom_probability(request: FlowRequest, owners: Sequence[MemoryOwner], usable_bytes: float) -> float:
+    held, risks = sum(owner.static_bytes for owner in owners), [0.0]
+    for owner in owners:
+        call = request.graph.call(owner.call)
+        if call.kind in (TRAIN, INFERENCE):
+            over = np.log(np.asarray((held + owner.active_bytes) / usable_bytes))
+            risks.append(float(MemoryLaw.of(request.stacks[call.role]).risk(over)))
+    return max(risks)
 
 
 def _reallocations(
