@@ -1,7 +1,7 @@
 """Finds the best plan of a scheduling problem and says how far from the best it can be at most.
 
 Candidates that no best plan needs go first. Annealing finds a plan; branch and bound improves on it and proves how
-good it is. Small problems, and stages that follow each other, are proven optimal; for the rest the bound is told.
+good it is. Small problems, and stages one after the other, are proven optimal; for the rest the bound is told.
 """
 
 import time
@@ -44,7 +44,7 @@ class SearchOptions:
     Attributes:
         engine: ``tree`` (branch and bound), ``anneal``, or ``auto``: both, as they are needed.
         seed: Seed of the annealing.
-        restarts: Times annealing starts over at most; it ends where it finds nothing better than what is known.
+        restarts: Most times annealing starts; it ends where it finds nothing better than what is known.
         most_children: Budget of the tree search, in candidates looked at below a node.
         anneal: Length and temperatures of the annealing; its seed is ignored.
         gap: Stop once the plan is within this share of the bound.
@@ -75,8 +75,7 @@ class Solution:
         seed: Seed given.
         kept: Candidates of each call left after dominated ones were dropped.
         plans: Plans in the whole space, before memory and order.
-        children: Candidates the tree search looked at.
-        evaluations: Plans simulated by annealing.
+        children, evaluations: Candidates the tree search looked at, and plans simulated by annealing.
         accepted: Share of proposals the first annealing accepted; none if it did not run.
         accepted_by_move: The same for each kind of move.
     """
@@ -114,8 +113,8 @@ class Exploration:
     Attributes:
         solution: The best plan found; None if none, or none that is fast enough.
         bound_s: No plan takes less, or all take as long as was too long; infinite if nothing fits.
-        evaluated: Candidates the tree search looked at, and plans simulated by annealing.
-        children: The same in candidates the tree search looks at in the time.
+        evaluated, children: Candidates the tree search looked at, and plans simulated by annealing, each counting as
+            one; and as what the tree search looks at in the time of one.
     """
 
     solution: Solution | None
@@ -206,13 +205,11 @@ class _Search:
         self.best = Incumbent(choice=np.zeros(len(self.kept), dtype=np.int64), order=0, makespan_s=faster_than_s)
         self.bound_s = space.bound_s
         self.annealed: list[AnnealResult] = []
-        self.children = 0
-        self.exhausted = False  # whether no plan in any order of the table is better than the best known
+        self.children, self.exhausted = 0, False  # whether no plan in any order of the table beats the best known
         self.engine = options.engine
 
     @property
-    def small(self) -> DataflowProblem:
-        """The problem without its useless candidates."""
+    def small(self) -> DataflowProblem:  # the problem without its useless candidates
         return self.space.problem
 
     @property
@@ -280,12 +277,13 @@ class _Search:
     def tree(self, most_children: int) -> None:
         if most_children < 1 or not self.open():
             return
+        space = self.space
         found = branch_and_bound(
-            self.small,
+            space.problem,
             self.graph,
-            self.space.chains,
-            self.space.units,
-            self.space.tables,
+            space.chains,
+            space.units,
+            space.tables,
             self.best,
             most_children=most_children,
             gap=self.options.gap,
@@ -303,14 +301,13 @@ class _Search:
             if not self.open():
                 return
             known_s, seed = self.best.makespan_s, self.options.seed + restart * _SEED_STEP
-            options = replace(self.options.anneal, seed=seed, steps=self.annealing_steps)
-            found = anneal(
-                self.small, self.graph, self.space.units, options, starts=starts, enough_s=self.enough_s, stop=self.late
-            )
+            given = replace(self.options.anneal, seed=seed, steps=self.annealing_steps)
+            enough_s, units = self.enough_s, self.space.units
+            found = anneal(self.small, self.graph, units, given, starts=starts, enough_s=enough_s, stop=self.late)
             self.annealed.append(found)
             for finalist in found.incumbents[:1]:
                 self._improve(finalist, "anneal")
-            if self.best.makespan_s >= known_s and np.isfinite(known_s):
+            if np.isfinite(known_s) and self.best.makespan_s >= known_s:
                 return
 
     def polish(self, most_children: int) -> None:
@@ -320,9 +317,9 @@ class _Search:
             return
         if self.found:
             starts = [self.best, *(start for start in starts if start.makespan_s > self.best.makespan_s)]
-        budget = max(most_children, 0) // len(starts)
+        budget, chains = max(most_children, 0) // len(starts), self.space.chains
         for start in starts:
-            done = polish(self.small, self.graph, self.space.chains, start, most_children=budget, stop=self.late)
+            done = polish(self.small, self.graph, chains, start, most_children=budget, stop=self.late)
             self.children += done.children
             self._improve(done.best, "neighbourhood")
 
