@@ -91,10 +91,8 @@ def compile_flow(
         if request.graph.call(name).kind == EXTERNAL:
             call, row = _service(name, request.graph.call(name).external_s(request.batch))
         else:
-            held = costs.rows[name]
-            pin = request.pins.get(name, CallPin())
-            region = replace(regions[name], whole=name in whole)
-            call, row = _candidates(name, held, meshes, region, pin, cluster)
+            held, pin = costs.rows[name], request.pins.get(name, CallPin())
+            call, row = _candidates(name, held, meshes, replace(regions[name], whole=name in whole), pin, cluster)
             if not len(row):
                 call, row = _candidates(name, held, meshes, regions[name], pin, cluster)
             if wanted is not None:
