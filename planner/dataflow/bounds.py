@@ -44,16 +44,6 @@ class Chains:
     moves: FloatArray
     counts: FloatArray
 
-    def touched(self, problem: DataflowProblem, place: int) -> tuple[int, ...]:
-        """Calls on which the time of one group depends: its own, and both ends of what passes between."""
-        ends = {
-            end
-            for passing, share in zip(between(problem), self.moves[place], strict=True)
-            if share
-            for end in (passing.parent, passing.child)
-        }
-        return tuple(sorted(ends.union(self.groups[place])))
-
 
 def chains_of(problem: DataflowProblem, graph: TaskGraph) -> Chains:
     """Groups and chains of the unrolled graph; circles where plans are judged by their pace.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from costmodels.plan import IntArray
+from costmodels.plan import BoolArray, IntArray
 from planner.dataflow.flow_costs import FlowCosts, HandedOn, handed_on, in_flight
 from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.flow_request import FlowRequest
@@ -69,6 +69,7 @@ def compile_flow(
     meshes: Meshes,
     regions: Mapping[str, Region],
     transfers: TransferPrices,
+    wanted: Mapping[str, BoolArray] | None = None,
 ) -> CompiledFlow | None:
     """The abstract problem of a workflow, placed within regions.
 
@@ -79,6 +80,7 @@ def compile_flow(
         meshes: Meshes there are.
         regions: GPUs each call may use.
         transfers: Prices of moving weights.
+        wanted: Which ways to run each call are looked at; all if None.
 
     Returns:
         The problem; None when some call has no candidate.
@@ -89,11 +91,12 @@ def compile_flow(
         if request.graph.call(name).kind == EXTERNAL:
             call, row = _service(name, request.graph.call(name).external_s(request.batch))
         else:
-            held = costs.rows[name]
-            pin = request.pins.get(name, CallPin())
+            held, pin = costs.rows[name], request.pins.get(name, CallPin())
             call, row = _candidates(name, held, meshes, replace(regions[name], whole=name in whole), pin, cluster)
             if not len(row):
                 call, row = _candidates(name, held, meshes, regions[name], pin, cluster)
+            if wanted is not None:
+                call, row = call.take(wanted[name][row]), row[wanted[name][row]]
         if not len(row):
             return None
         calls.append(call)

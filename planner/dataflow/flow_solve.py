@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from costmodels.plan import FloatArray, IntArray
+from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.flow_answer import flow_plan
 from planner.dataflow.flow_compile import CompiledFlow, compile_flow
 from planner.dataflow.flow_costs import FlowCosts
@@ -51,14 +51,14 @@ def best_plan(request: FlowRequest, cluster: MixedCluster, *, effort: float | No
     budget = _options(request, effort)
     left = budget.most_children
     for place, regions in enumerate(divisions):
-        compiled = _compiled(request, priced, regions)
-        if compiled is None or _least_s(compiled) >= best_s:
+        compiled = _compiled(request, priced, regions, best_s)
+        if compiled is None:
             continue
         # The most promising division has a whole budget, the others share one.
         options = _part(budget, left) if place else budget
         found = explore(compiled.problem, options, faster_than_s=best_s)
         bound_s, evaluated = min(bound_s, found.bound_s), evaluated + found.evaluated
-        left -= found.evaluated if place else 0
+        left -= found.children if place else 0
         if found.solution is not None:
             best, best_s = (compiled, found.solution), found.solution.makespan_s
     if best is None:
@@ -182,17 +182,44 @@ def _promising(request: FlowRequest, priced: PricedCluster) -> list[dict[str, Re
     return sorted(divisions, key=slowest_s)
 
 
-def _compiled(request: FlowRequest, priced: PricedCluster, regions: dict[str, Region]) -> CompiledFlow | None:
+def _compiled(
+    request: FlowRequest, priced: PricedCluster, regions: dict[str, Region], faster_than_s: float
+) -> CompiledFlow | None:
+    """The problem of one division; None where no plan is faster than that."""
+    wanted = None if np.isinf(faster_than_s) else _fast_enough(request, priced, regions, faster_than_s)
     transfers = TransferPrices.on(priced.cluster)
-    return compile_flow(request, priced.cluster, priced.costs, priced.meshes, regions, transfers)
+    return compile_flow(request, priced.cluster, priced.costs, priced.meshes, regions, transfers, wanted)
 
 
-def _least_s(compiled: CompiledFlow) -> float:
-    """No plan takes less: in every iteration its slowest call at its fastest, and all work over all GPUs."""
-    problem = compiled.problem
-    work = sum(float((call.time_s * call.size).min()) for call in problem.calls)
-    slowest = max(float(call.time_s.min()) for call in problem.calls)
-    return (1 if problem.settled else problem.iterations) * max(work / problem.num_gpus, slowest)
+def _fast_enough(
+    request: FlowRequest, priced: PricedCluster, regions: dict[str, Region], faster_than_s: float
+) -> dict[str, BoolArray]:
+    """Ways to run each call that leave its pool the time for the others: an iteration takes at least either.
+
+    What all calls confined to the same GPUs take of them, each at its least GPU-seconds, is work of these GPUs.
+    """
+    pools = {name: _pool(request, name, region) for name, region in regions.items()}
+    work = {name: priced.costs.rows[name].time_s * priced.costs.rows[name].size for name in regions}
+    least = {name: float(work[name][_fits(priced, name, pools[name])].min(initial=np.inf)) for name in regions}
+    wanted = {}
+    for name, pool in pools.items():
+        others = sum(least[other] for other, same in pools.items() if same == pool and other != name)
+        took_s = np.maximum(priced.costs.rows[name].time_s, (work[name] + others) / (pool.stop - pool.first))
+        wanted[name] = _fits(priced, name, pool) & (took_s < faster_than_s * (1 + _EQUAL))
+    return wanted
+
+
+def _pool(request: FlowRequest, name: str, region: Region) -> Region:
+    """GPUs that a call may use: those it is pinned to, or else its region."""
+    pin = request.pins.get(name)
+    if pin is None or pin.first_gpu is None:
+        return replace(region, whole=False)
+    return Region(first=pin.first_gpu, stop=pin.first_gpu + (pin.num_gpus or 1))
+
+
+def _fits(priced: PricedCluster, name: str, pool: Region) -> BoolArray:
+    """Ways to run a call that need no more GPUs than there are in a pool."""
+    return np.asarray(priced.costs.rows[name].size <= pool.stop - pool.first)
 
 
 def _options(request: FlowRequest, effort: float | None) -> SearchOptions:
@@ -208,10 +235,11 @@ def _options(request: FlowRequest, effort: float | None) -> SearchOptions:
 
 def _part(budget: SearchOptions, left: int) -> SearchOptions:
     """What one of several searches may take of what is left of a budget."""
+    share = _PART * max(left, 0) / budget.most_children
     return replace(
         budget,
-        most_children=max(int(_PART * left), _LEAST_CHILDREN),
-        anneal=replace(budget.anneal, steps=max(int(_PART * budget.anneal.steps), _LEAST_STEPS)),
+        most_children=max(int(share * budget.most_children), _LEAST_CHILDREN),
+        anneal=replace(budget.anneal, steps=max(int(share * budget.anneal.steps), _LEAST_STEPS)),
     )
 
 

@@ -1,8 +1,7 @@
 """Finds the best plan of a scheduling problem and says how far from the best it can be at most.
 
 Candidates that no best plan needs go first. Annealing finds a plan; branch and bound improves on it and proves how
-good it is. Small problems, and stages that follow each other, are solved to proven optimality; for the rest the bound
-is reported.
+good it is. Small problems, and stages one after the other, are proven optimal; for the rest the bound is told.
 """
 
 import time
@@ -12,20 +11,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from costmodels.plan import IntArray
-from planner.dataflow.bounds import chains_of, choice_bound, group_time
-from planner.dataflow.group_tables import group_tables
+from planner.dataflow.bounds import choice_bound
 from planner.dataflow.memory import why_nothing_fits
 from planner.dataflow.order_cpsat import best_order
 from planner.dataflow.orders import TaskGraph, task_graph
-from planner.dataflow.pareto import useful_candidates
 from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.rounds import chained_iterations, less_ahead, many_tasks, settled_graph
 from planner.dataflow.schedule import PlanRows, Timeline, timeline
 from planner.dataflow.search_anneal import AnnealOptions, AnnealResult, anneal
 from planner.dataflow.search_neighbourhood import polish
+from planner.dataflow.search_space import SearchSpace, narrowed, search_space
 from planner.dataflow.search_tree import Incumbent, branch_and_bound, simulation_children
-from planner.dataflow.steady import duration_s
-from planner.dataflow.units import units_of
+from planner.dataflow.steady import duration_s, soonest_order
 from profiles.errors import InfeasibleError, SpecError, did_you_mean
 
 ENGINES = ("auto", "tree", "anneal")
@@ -47,7 +44,7 @@ class SearchOptions:
     Attributes:
         engine: ``tree`` (branch and bound), ``anneal``, or ``auto``: both, as they are needed.
         seed: Seed of the annealing.
-        restarts: Times annealing starts over.
+        restarts: Most times annealing starts; it ends where it finds nothing better than what is known.
         most_children: Budget of the tree search, in candidates looked at below a node.
         anneal: Length and temperatures of the annealing; its seed is ignored.
         gap: Stop once the plan is within this share of the bound.
@@ -78,8 +75,7 @@ class Solution:
         seed: Seed given.
         kept: Candidates of each call left after dominated ones were dropped.
         plans: Plans in the whole space, before memory and order.
-        children: Candidates the tree search looked at.
-        evaluations: Plans simulated by annealing.
+        children, evaluations: Candidates the tree search looked at, and plans simulated by annealing.
         accepted: Share of proposals the first annealing accepted; none if it did not run.
         accepted_by_move: The same for each kind of move.
     """
@@ -117,12 +113,14 @@ class Exploration:
     Attributes:
         solution: The best plan found; None if none, or none that is fast enough.
         bound_s: No plan takes less, or all take as long as was too long; infinite if nothing fits.
-        evaluated: Candidates the tree search looked at, and plans simulated by annealing.
+        evaluated, children: Candidates the tree search looked at, and plans simulated by annealing, each counting as
+            one; and as what the tree search looks at in the time of one.
     """
 
     solution: Solution | None
     bound_s: float
     evaluated: int
+    children: int
 
 
 def solve(
@@ -170,7 +168,10 @@ def explore(
     def late() -> bool:
         return given.time_limit_s is not None and clock() - begun > given.time_limit_s
 
-    search = _Search(problem, given, faster_than_s, late)
+    space = search_space(problem, faster_than_s)
+    if space is None:
+        return Exploration(solution=None, bound_s=faster_than_s, evaluated=0, children=0)
+    search = _Search(problem, space, given, faster_than_s, late)
     if given.engine == "anneal":
         search.anneal()
     elif given.engine == "tree":
@@ -186,26 +187,30 @@ class _Search:
     """One problem without its useless candidates, and what is known of it so far."""
 
     def __init__(
-        self, problem: DataflowProblem, options: SearchOptions, faster_than_s: float, late: Callable[[], bool]
+        self,
+        problem: DataflowProblem,
+        space: SearchSpace,
+        options: SearchOptions,
+        faster_than_s: float,
+        late: Callable[[], bool],
     ) -> None:
         self.faster_than_s = faster_than_s
-        self.problem, self.options, self.late = problem, options, late
-        self.kept = useful_candidates(problem)
-        self.small = problem.restrict(self.kept)
-        self.units = units_of(self.small)
+        self.problem, self.space, self.options, self.late = problem, space, options, late
+        self.kept = tuple(len(rows) for rows in space.kept)
         self.ahead_less = options.engine == "auto" and problem.settled and many_tasks(self.small)
         if problem.settled:
             self.graph = settled_graph(less_ahead(self.small) if self.ahead_less else self.small)
-            unrolled = task_graph(self.small, chained_iterations(self.small), most_orders=1)
         else:
-            self.graph = unrolled = task_graph(self.small, chained_iterations(self.small))
-        self.chains = chains_of(self.small, unrolled)
-        self.tables = group_tables(self.small, self.chains, self.units)
+            self.graph = task_graph(self.small, chained_iterations(self.small))
         self.best = Incumbent(choice=np.zeros(len(self.kept), dtype=np.int64), order=0, makespan_s=faster_than_s)
-        self.bound_s = float(group_time(self.chains, self.tables.least_s[None])[0])
+        self.bound_s = space.bound_s
         self.annealed: list[AnnealResult] = []
-        self.children = 0
+        self.children, self.exhausted = 0, False  # whether no plan in any order of the table beats the best known
         self.engine = options.engine
+
+    @property
+    def small(self) -> DataflowProblem:  # the problem without its useless candidates
+        return self.space.problem
 
     @property
     def quick_children(self) -> int:
@@ -243,17 +248,22 @@ class _Search:
     def in_turn(self) -> None:
         """Tree, annealing, tree again and what improves on plans, as far as they are needed and the budget goes."""
         self.tree(min(self.quick_children, self.options.most_children))
+        if self.exhausted:
+            return
+        if self.found:
+            self.space, self.best = narrowed(self.space, self.best)
         self.anneal()
         if self.ahead_less:  # plans are costly to judge: from a better one on, the tree has fewer to
             self.polish(int((self.options.most_children - self.children) * (1 - _TREE_SHARE)))
         self.tree(int((self.options.most_children - self.children) * _TREE_SHARE))
-        self.polish(self.options.most_children - self.children)
+        if not self.exhausted:
+            self.polish(self.options.most_children - self.children)
 
     def run_ahead(self) -> None:
         """Judge the plans found by how they go on in full, where they were not, and look for better ones."""
         if not self.ahead_less or not (self.found or self.open()):
             return
-        found = [self.best, *(one for annealed in self.annealed for one in _finalists(annealed))] if self.found else []
+        found = [self.best, *(one for annealed in self.annealed for one in annealed.incumbents)] if self.found else []
         self.graph, self.ahead_less = settled_graph(self.small), False
         self.best = replace(self.best, makespan_s=self.faster_than_s)
         orders = np.arange(len(self.graph.orders))
@@ -267,12 +277,13 @@ class _Search:
     def tree(self, most_children: int) -> None:
         if most_children < 1 or not self.open():
             return
+        space = self.space
         found = branch_and_bound(
-            self.small,
+            space.problem,
             self.graph,
-            self.chains,
-            self.units,
-            self.tables,
+            space.chains,
+            space.units,
+            space.tables,
             self.best,
             most_children=most_children,
             gap=self.options.gap,
@@ -280,32 +291,35 @@ class _Search:
         )
         self.children += found.children
         self.bound_s = max(self.bound_s, found.bound_s)
+        self.exhausted = found.exhausted and not self.ahead_less
         self._improve(found.best, "tree")
 
     def anneal(self) -> None:
+        """Start over as long as that finds better plans."""
         starts = self.best.choice[None] if self.found else None
         for restart in range(1 if self.ahead_less else self.options.restarts):
             if not self.open():
                 return
-            seed = self.options.seed + restart * _SEED_STEP
-            options = replace(self.options.anneal, seed=seed, steps=self.annealing_steps)
-            found = anneal(
-                self.small, self.graph, self.units, options, starts=starts, enough_s=self.enough_s, stop=self.late
-            )
+            known_s, seed = self.best.makespan_s, self.options.seed + restart * _SEED_STEP
+            given = replace(self.options.anneal, seed=seed, steps=self.annealing_steps)
+            enough_s, units = self.enough_s, self.space.units
+            found = anneal(self.small, self.graph, units, given, starts=starts, enough_s=enough_s, stop=self.late)
             self.annealed.append(found)
-            for finalist in _finalists(found)[:1]:
+            for finalist in found.incumbents[:1]:
                 self._improve(finalist, "anneal")
+            if np.isfinite(known_s) and self.best.makespan_s >= known_s:
+                return
 
     def polish(self, most_children: int) -> None:
         """Improve the best plans known, each with a share of the budget."""
-        starts = [finalist for found in self.annealed for finalist in _finalists(found)[:_POLISHED]]
+        starts = [finalist for found in self.annealed for finalist in found.incumbents[:_POLISHED]]
         if not starts or not self.open():
             return
         if self.found:
             starts = [self.best, *(start for start in starts if start.makespan_s > self.best.makespan_s)]
-        budget = max(most_children, 0) // len(starts)
+        budget, chains = max(most_children, 0) // len(starts), self.space.chains
         for start in starts:
-            done = polish(self.small, self.graph, self.chains, start, most_children=budget, stop=self.late)
+            done = polish(self.small, self.graph, chains, start, most_children=budget, stop=self.late)
             self.children += done.children
             self._improve(done.best, "neighbourhood")
 
@@ -318,11 +332,11 @@ class _Search:
         if self.graph.complete or not self.found:
             return
         if self.small.settled:
-            self.best = replace(best, order=self._soonest())
+            self.best = replace(best, order=soonest_order(self.small, self.graph, best.choice, _PROVEN))
             return
         if not self.open():
             return
-        least_s = float(choice_bound(self.small, self.chains, best.choice[None])[0])
+        least_s = float(choice_bound(self.small, self.space.chains, best.choice[None])[0])
         if least_s >= best.makespan_s * (1 - _PROVEN):
             return
         found = best_order(self.small, self.graph, best.choice, seed=self.options.seed % 2**31)
@@ -336,28 +350,23 @@ class _Search:
             self.graph = graph
             self._improve(Incumbent(choice=best.choice, order=order, makespan_s=took_s), self.engine)
 
-    def _soonest(self) -> int:
-        """Of the orders in which the best plan is as fast, the one whose first iterations are over first."""
-        orders = np.arange(len(self.graph.orders))
-        plans = PlanRows(choice=np.repeat(self.best.choice[None], len(orders), axis=0), order=orders)
-        as_fast = np.flatnonzero(duration_s(self.small, self.graph, plans) <= self.best.makespan_s * (1 + _PROVEN))
-        shown = self.graph.iteration < self.small.iterations
-        ends = timeline(self.small, self.graph, plans.take(as_fast)).end_s
-        return int(as_fast[ends[:, shown].max(axis=1).argmin()])
-
     def _improve(self, found: Incumbent, engine: str) -> None:
         if found.makespan_s < self.best.makespan_s:
             self.best, self.engine = found, engine
 
     def exploration(self) -> Exploration:
-        evaluated = self.children + sum(found.evaluations for found in self.annealed)
-        bound_s = min(self.bound_s, self.faster_than_s)
-        return Exploration(solution=self._solution() if self.found else None, bound_s=bound_s, evaluated=evaluated)
+        simulated = sum(found.evaluations for found in self.annealed)
+        return Exploration(
+            solution=self._solution() if self.found else None,
+            bound_s=min(self.bound_s, self.faster_than_s),
+            evaluated=self.children + simulated,
+            children=self.children + simulated * simulation_children(self.graph),
+        )
 
     def _solution(self) -> Solution:
         best, annealed = self.best, self.annealed
         first = annealed[0] if annealed else None
-        choice = np.array([rows[row] for rows, row in zip(self.kept, best.choice, strict=True)])
+        choice = np.array([rows[row] for rows, row in zip(self.space.kept, best.choice, strict=True)])
         return Solution(
             choice=choice,
             order=best.order,
@@ -367,7 +376,7 @@ class _Search:
             timeline=timeline(self.problem, self.graph, PlanRows(choice=choice[None], order=np.array([best.order]))),
             engine=self.engine,
             seed=self.options.seed,
-            kept=tuple(len(rows) for rows in self.kept),
+            kept=self.kept,
             plans=self.problem.num_plans,
             children=self.children,
             evaluations=sum(found.evaluations for found in annealed),
@@ -389,11 +398,3 @@ def _check(options: SearchOptions) -> None:
         raise SpecError("gap", f"{options.gap}", "a share of at least 0 and less than 1")
     if options.time_limit_s is not None and not options.time_limit_s > 0:
         raise SpecError("time_limit_s", f"{options.time_limit_s}", "more than 0 seconds")
-
-
-def _finalists(found: AnnealResult) -> list[Incumbent]:
-    plans = found.finalists
-    return [
-        Incumbent(choice=plans.choice[row], order=int(plans.order[row]), makespan_s=float(time_s))
-        for row, time_s in enumerate(found.finalist_s)
-    ]

@@ -14,6 +14,7 @@ from planner.dataflow.memory import pressure
 from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.schedule import PlanRows
+from planner.dataflow.search_tree import Incumbent
 from planner.dataflow.steady import duration_s
 from planner.dataflow.units import Units
 
@@ -68,6 +69,15 @@ class AnnealResult:
     def makespan_s(self) -> float:
         """Time of the fastest plan; infinite if no chain met one that fits."""
         return float(self.finalist_s[0]) if len(self.finalist_s) else np.inf
+
+    @property
+    def incumbents(self) -> list[Incumbent]:
+        """The finalists one by one."""
+        choices, orders, times = self.finalists.choice, self.finalists.order.tolist(), self.finalist_s.tolist()
+        return [
+            Incumbent(choice=choice, order=order, makespan_s=time_s)
+            for choice, order, time_s in zip(choices, orders, times, strict=True)
+        ]
 
 
 def anneal(

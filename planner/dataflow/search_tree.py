@@ -55,11 +55,13 @@ class TreeResult:
         best: The best plan, at least as good as the one given.
         bound_s: No plan takes less, over every order.
         children: Children looked at, in the unit of the budget.
+        exhausted: Whether no plan in any order of the table is better; orders outside it may be.
     """
 
     best: Incumbent
     bound_s: float
     children: int
+    exhausted: bool
 
 
 @dataclass(slots=True)
@@ -125,10 +127,10 @@ def branch_and_bound(
     tree = plant(problem, chains, units, tables, best.makespan_s)
     pools = [_Pool() for _ in tree.sequence]
     pools[0].push(root(tree))
-    children, turn, missed = 0, 0, np.inf
+    children, turn, missed, left = 0, 0, np.inf, np.inf
     while children < most_children and not (stop and stop()):
         waiting = min(pool.least() for pool in pools)
-        if min(waiting, missed) >= best.makespan_s * (1 - max(gap, SLACK)) or waiting >= best.makespan_s:
+        if min(waiting, missed, left) >= best.makespan_s * (1 - max(gap, SLACK)) or waiting >= best.makespan_s:
             break
         depth = _next_depth(pools, turn)
         turn += 1
@@ -141,13 +143,18 @@ def branch_and_bound(
         children += len(nodes.bound) * width
         grown = grow(tree, depth, nodes, best.makespan_s)
         if depth + 1 == len(pools):
-            best, unproven, spent = _harvest(tree, graph, grown, best, most_children - children, stop)
-            missed = min(missed, unproven)
-            children += spent
+            harvest = _harvest(tree, graph, grown, best, most_children - children, stop)
+            best, children = harvest.best, children + harvest.children
+            missed, left = min(missed, harvest.missed_s), min(left, harvest.left_s)
         elif len(grown.bound):
             pools[depth + 1].push(grown)
-    bound = float(min(min(pool.least() for pool in pools), missed, best.makespan_s))
-    return TreeResult(best=best, bound_s=bound, children=children)
+    waiting = min(min(pool.least() for pool in pools), left)
+    return TreeResult(
+        best=best,
+        bound_s=float(min(waiting, missed, best.makespan_s)),
+        children=children,
+        exhausted=bool(waiting >= best.makespan_s * (1 - SLACK)),
+    )
 
 
 def simulation_children(graph: TaskGraph) -> int:
@@ -162,6 +169,20 @@ def _next_depth(pools: Sequence[_Pool], turn: int) -> int:
     return min(filled, key=lambda depth: (pools[depth].least(), -depth))
 
 
+@dataclass(frozen=True, slots=True)
+class _Harvest:
+    """What simulating whole plans came to.
+
+    ``missed_s``: the least that orders outside the table might attain. ``left_s``: the least that plans might for which
+    there was no budget. ``children``: what was spent.
+    """
+
+    best: Incumbent
+    missed_s: float
+    left_s: float
+    children: int
+
+
 def _harvest(
     tree: Tree,
     graph: TaskGraph,
@@ -169,18 +190,13 @@ def _harvest(
     best: Incumbent,
     most_children: int,
     stop: Callable[[], bool] | None,
-) -> tuple[Incumbent, float, int]:
-    """Simulate whole plans in every order, those with the smallest bounds first, within a budget.
-
-    Returns:
-        The best; the least that orders outside the table, or plans there was no budget for, might attain; what was
-        spent.
-    """
+) -> _Harvest:
+    """Simulate whole plans in every order, those with the smallest bounds first, within a budget."""
     choice, bound = grown.choice, grown.bound
     order = np.argsort(bound, kind="stable")
     columns = np.argsort(tree.sequence)
     orders, leaf = len(graph.orders), simulation_children(graph)
-    missed, spent = np.inf, 0
+    missed, left, spent = np.inf, np.inf, 0
     block = min(_LEAF_BLOCK, max(1, _LEAF_ROWS // orders))
     for begin in range(0, len(order), block):
         rows = order[begin : begin + block]
@@ -188,7 +204,7 @@ def _harvest(
         if not len(rows):
             break
         if spent >= most_children or (stop and stop()):
-            missed = min(missed, float(bound[rows[0]]))
+            left = float(bound[rows[0]])
             break
         spent += leaf * orders * len(rows)
         plans = choice[rows][:, columns]
@@ -202,4 +218,4 @@ def _harvest(
         winner = int(least.argmin())
         if least[winner] < best.makespan_s:
             best = Incumbent(choice=plans[winner], order=int(time[winner].argmin()), makespan_s=float(least[winner]))
-    return best, missed, spent
+    return _Harvest(best, missed, left, spent)

@@ -15,7 +15,7 @@ import numpy as np
 from costmodels.plan import FloatArray, IntArray
 from planner.dataflow.orders import Rounds, TaskGraph
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.schedule import CHUNK_PLANS, PlanRows, end_times
+from planner.dataflow.schedule import CHUNK_PLANS, PlanRows, end_times, timeline
 
 
 def duration_s(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> FloatArray:
@@ -33,6 +33,23 @@ def duration_s(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> F
         ends = end_times(problem, graph, part)[0]
         result[rows] = ends.max(axis=0) if graph.rounds is None else _pace_s(ends, graph.rounds, part.order)
     return result
+
+
+def soonest_order(problem: DataflowProblem, graph: TaskGraph, choice: IntArray, slack: float) -> int:
+    """Of the orders in which a settled plan is fastest, the one whose first iterations are over first.
+
+    Args:
+        problem: Candidates and transfers.
+        graph: Tasks and orders.
+        choice: Candidate of each call. [calls]
+        slack: By which share an order may be slower and still count as fast.
+    """
+    orders = np.arange(len(graph.orders))
+    plans = PlanRows(choice=np.repeat(choice[None], len(orders), axis=0), order=orders)
+    time_s = duration_s(problem, graph, plans)
+    as_fast = np.flatnonzero(time_s <= time_s.min() * (1 + slack))
+    ends = timeline(problem, graph, plans.take(as_fast)).end_s
+    return int(as_fast[ends[:, graph.iteration < problem.iterations].max(axis=1).argmin()])
 
 
 def _pace_s(end_s: FloatArray, rounds: Rounds, order: IntArray) -> FloatArray:

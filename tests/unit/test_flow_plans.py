@@ -11,6 +11,7 @@ import pytest
 from costmodels.flops import matmul_parameters
 from planner.dataflow import flow_solve
 from planner.dataflow.flow_costs import call_flops
+from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.flow_results import CallPlan, FlowPlan, FlowResult
 from planner.dataflow.presets import PRESETS
 from planner.dataflow.problem import DataflowProblem
@@ -170,8 +171,8 @@ def test_divisions_of_the_gpus_are_searched_for_what_beats_the_best_so_far(monke
     whole, *shares = budgets
     left = whole[0]
     for share, (_, found) in zip(shares, asked[1:], strict=True):
-        assert share == (left // 2, whole[1] // 2)
-        left -= found.evaluated
+        assert share == (int(left / 2), int(whole[1] * left / whole[0] / 2))  # of the tree search and of annealing
+        left -= found.children
     assert asked[0][0] == float("inf")
     best_s = float("inf")
     for faster_than_s, found in asked:
@@ -181,6 +182,23 @@ def test_divisions_of_the_gpus_are_searched_for_what_beats_the_best_so_far(monke
     assert plan.search.found_s == best_s
     assert plan.search.bound_s == min(found.bound_s for _, found in asked)  # of all divisions, not of one
     assert plan.search.evaluations == sum(found.evaluated for _, found in asked)
+
+
+def test_all_divisions_together_anneal_no_more_than_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each division used to spend half of a whole annealing, however many there were."""
+    steps: list[int] = []
+
+    def nothing_found(problem: DataflowProblem, options: SearchOptions, *, faster_than_s: float) -> Exploration:
+        steps.append(options.anneal.steps)
+        spent = options.most_children + options.anneal.steps * 100_000  # about what plans of ten tasks take
+        return Exploration(solution=None, bound_s=1.0, evaluated=1, children=spent)
+
+    monkeypatch.setattr(flow_solve, "explore", nothing_found)
+    request = resolve_flow("grpo", {"": "llama-3.2-1b"}, "24x1xH100", FlowOptions(batch=64, mode="async", staleness=1))
+    assert flow_solve.solve_flow(request) is None
+    whole, *others = steps
+    assert len(others) == 22
+    assert sum(others) < 1.5 * whole + 50 * len(others)  # half a whole one each: 11 times
 
 
 def test_pools_may_end_inside_the_nodes_of_a_small_cluster() -> None:
