@@ -262,7 +262,7 @@ def generation(
     step = engine_context(context, engine, replace(prompt_job(call), sequence_length=1))
     reading_s = prefill_s(plans, call, engine, _read_context(context, engine, prompt_job(call), plans))
     per_replica = np.ceil(call.num_sequences / plans.data_parallel)
-    at_once = np.minimum(running, per_replica)
+    at_once = np.minimum(running, per_replica * call.batches_in_flight)
     put_off = staggered & output.is_fixed & engine.drops_put_off
     if put_off.any():
         dropped = _dropped(call, per_replica, at_once)
@@ -303,7 +303,7 @@ def _dropped(call: ModelCall, per_replica: FloatArray, at_once: FloatArray) -> F
     output = _output(call)
     length = call.prompt_tokens + output.mean_context
     kept = at_once * length / (call.prompt_tokens + output.most)
-    return np.asarray(np.minimum(_READ_ANEW * per_replica * output.mean / length, per_replica - kept))
+    return np.asarray(np.minimum(_READ_ANEW * per_replica * output.mean / length, np.maximum(per_replica - kept, 0.0)))
 
 
 def _going_on(batch: DecodeBatch, call: ModelCall, again_s: FloatArray, whole: Decoded, which: BoolArray) -> Decoded:

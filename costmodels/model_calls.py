@@ -17,6 +17,7 @@ from profiles.errors import SpecError
 from profiles.model import MAX_SEQUENCE, ModelSpec, with_value_head
 
 MAX_MINI_BATCHES = 4096
+MAX_BATCHES_IN_FLIGHT = 64
 MAX_SAMPLES_PER_PROMPT = 4096
 READY_PARTS = 16  # of the responses, for those that read them as they end
 _SHARED_OUT = 3  # the ZeRO stage of weights
@@ -50,6 +51,7 @@ class ModelCall:
             with the weights of each (generation only); 0 where a call ends with its last sequence.
         in_flight: New weights arrive while sequences run, and the next call fills the slots that the last sequences
             of this one leave (generation only).
+        batches_in_flight: Calls whose sequences may run at once, where ``in_flight``.
         keeps_cache: Keys and values of older weights stay when new ones arrive, rather than being computed anew.
         score_bytes_per_token: Bytes it reads per token beside the tokens, such as a teacher's scores of a part of the
             vocabulary; on the device while a micro-batch is worked on (inference and training only).
@@ -69,6 +71,7 @@ class ModelCall:
     lora: LoraSpec = field(default_factory=LoraSpec)
     carried_over: int = 0
     in_flight: bool = False
+    batches_in_flight: int = 1
     keeps_cache: bool = False
     read_early: bool = False
     score_bytes_per_token: float = 0.0
@@ -80,6 +83,7 @@ class ModelCall:
             "prompt_tokens": MAX_SEQUENCE,
             "mini_batches": MAX_MINI_BATCHES,
             "samples_per_prompt": MAX_SAMPLES_PER_PROMPT,
+            "batches_in_flight": MAX_BATCHES_IN_FLIGHT if self.in_flight else 1,
         }
         for name, largest in bounds.items():
             value = getattr(self, name)

@@ -95,6 +95,8 @@ def _other_way(call: CallPlan, other: Alternative) -> str:
 def _pace(call: CallPlan, reason: Reason) -> str:
     """Seconds of a step where all sequences run from the start; otherwise how many run, as no step is each one's."""
     each = -(-call.sequences // call.plan.data_parallel) if call.plan is not None else call.sequences
+    if call.concurrent > each:
+        return f", {call.concurrent} sequences of a replica at once, {each} of each batch"
     if call.concurrent < each:
         return f", {call.concurrent} of the {each} sequences of a replica at once"
     return f" of {seconds(call.time_s / max(reason.decode_steps, 1))} with the prompts"

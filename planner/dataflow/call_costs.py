@@ -263,7 +263,8 @@ def price_generation(
     if at_least_one:
         alone = memory.active_bytes(np.ones(len(plans), dtype=np.int64), np.zeros(len(plans), dtype=np.bool_))
         room = np.maximum(room, (memory.weight_bytes + alone) * (1 + _ROUNDING))
-    chosen = running_choices(memory, engine, -(-call.num_sequences // plans.data_parallel), room)
+    per_replica = -(-call.num_sequences // plans.data_parallel)
+    chosen = running_choices(memory, engine, per_replica, room, batches=call.batches_in_flight)
     plans, memory = plans.take(chosen.plan), memory.take(chosen.plan)
     priced = generation(plans, call, engine, context, chosen.count, chosen.staggered)
     return CallTable(

@@ -113,12 +113,13 @@ class Running:
 
 
 def running_choices(
-    memory: GenerationMemory, engine: EngineSpec, per_replica: IntArray, room_bytes: FloatArray
+    memory: GenerationMemory, engine: EngineSpec, per_replica: IntArray, room_bytes: FloatArray, *, batches: int = 1
 ) -> Running:
     """How many sequences to run at once: all or as many as fit, and halves of that, which leave memory to other calls.
 
     A batch that starts together needs room for what it grows to. Where ended sequences are replaced one by one, the
-    cache holds sequences of all ages, and more of them fit. Plans that fit no sequence get no row.
+    cache holds sequences of all ages, and more of them fit, also of several ``batches`` where these may be in flight.
+    Plans that fit no sequence get no row.
     """
     most = np.minimum(np.minimum(memory.most_running(room_bytes, staggered=False), engine.max_sequences), per_replica)
     together, apart = np.zeros((2, len(most)), dtype=np.bool_)
@@ -126,8 +127,8 @@ def running_choices(
     parts = [(most >> k, together) for k in range(1 if engine.continuous else _LEVELS)]
     if engine.continuous:
         most = np.minimum(memory.most_running(room_bytes, staggered=True), engine.max_sequences)
-        most = np.minimum(most, per_replica - 1)
-        parts += [(most >> k, apart) for k in range(_LEVELS)]
+        most = np.minimum(most, per_replica * batches - 1)
+        parts += [(most >> k, apart) for k in range(_LEVELS + (batches - 1).bit_length())]
     plan = np.tile(np.arange(len(per_replica)), len(parts))
     count, staggered = (np.concatenate([part[i] for part in parts]) for i in range(2))
     kept = np.flatnonzero(count > 0)

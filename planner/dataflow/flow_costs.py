@@ -65,6 +65,7 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
         # Branches that share what comes before them are fewer sequences' worth of tokens over as many steps.
         sequences = max(round(sequences * (1 - call.shared)), 1)
     lora = role.adapters.lora if call.kind == TRAIN else None
+    flies = in_flight(request, call.name)
     learning = call.kind == GENERATE and request.graph.trainable(call.role)
     score_bytes, vocabulary_bytes = _read_bytes(request, call.name)
     return ModelCall(
@@ -79,7 +80,8 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
         task="full" if lora is None else role.task,
         lora=lora or LoraSpec(),
         carried_over=request.carried_over if learning else 0,
-        in_flight=in_flight(request, call.name),
+        in_flight=flies,
+        batches_in_flight=request.staleness if flies else 1,
         keeps_cache=request.options.keep_cache and learning,
         read_early=call.kind == GENERATE and read_early(request.graph, call.name),
         score_bytes_per_token=score_bytes,
@@ -232,7 +234,9 @@ def _ways(asked: ModelCall) -> tuple[ModelCall, ...]:
 
     Engines that run on may let what they hold end before they take more, which ends the last sequences sooner.
     """
-    return (asked, replace(asked, in_flight=False, read_early=True)) if asked.in_flight else (asked,)
+    return (
+        (asked, replace(asked, in_flight=False, batches_in_flight=1, read_early=True)) if asked.in_flight else (asked,)
+    )
 
 
 def call_setting(request: FlowRequest, call: Call, cluster: ClusterSpec, engines: tuple[str, ...]) -> CallSetting:

@@ -190,6 +190,9 @@ def test_a_step_is_told_only_where_every_sequence_runs_from_the_start() -> None:
         words = reason_sentence(replace(plan, calls=calls), reason)
         assert ("with the prompts" in words) is not waves
         assert (f", {concurrent} of the {each} sequences of a replica at once, MFU" in words) is waves
+    calls = tuple(replace(item, concurrent=2 * each) if item == call else item for item in plan.calls)
+    words = reason_sentence(replace(plan, calls=calls), reason)
+    assert f", {2 * each} sequences of a replica at once, {each} of each batch, MFU" in words
 
 
 def test_running_further_ahead_hides_more_of_the_last_responses() -> None:
@@ -198,8 +201,8 @@ def test_running_further_ahead_hides_more_of_the_last_responses() -> None:
     assert all(more <= fewer * (1 + 1e-9) for fewer, more in pairwise(paces_s))
     # Far enough ahead nothing but the longest call, and what passes between, is left to wait for.
     furthest = ahead("in_flight", 64)
-    assert furthest.steady_s == pytest.approx(paces_s[-1], rel=1e-9)
-    assert furthest.steady_s < 1.05 * max(call.time_s for call in furthest.calls)
+    assert 0.9 * paces_s[-1] < furthest.steady_s <= paces_s[-1] * (1 + 1e-9)
+    assert furthest.steady_s < 1.07 * max(call.time_s for call in furthest.calls)
 
 
 def test_what_is_proven_does_not_hang_on_the_iterations_shown() -> None:
@@ -232,6 +235,28 @@ def test_a_batch_may_end_before_the_next_begins_although_it_need_not() -> None:
     assert rows.ready_s[~goes_on, -1].min() < rows.ready_s[goes_on, -1].min()
     for staleness in (1, 2):
         assert ahead("in_flight", staleness).steady_s <= ahead("whole", staleness).steady_s * (1 + 1e-9)
+
+
+def test_as_many_batches_run_at_once_as_steps_may_lie_between() -> None:
+    """NeMo-RL admits prompts_per_step x max_trajectory_age_steps; a batch then takes its share of fuller steps."""
+
+    def generating(staleness: int) -> Any:
+        options = FlowOptions(
+            **QUICK | {"batch": 16}, mode="async", staleness=staleness, rollout="in_flight", keep_cache=True
+        )
+        request = resolve_flow("grpo", {"": "llama-3.2-1b"}, "2xH100", options)
+        call = request.graph.call("actor_gen")
+        assert model_call(request, call).batches_in_flight == staleness
+        assert model_call(request, request.graph.call("actor_train")).batches_in_flight == 1
+        return call.sequences(request.batch), flow_costs(request, request.cluster, [[1]]).rows["actor_gen"]
+
+    (count, one), (_, four) = generating(1), generating(4)
+    most = [int((rows.table.concurrent * rows.table.plans.data_parallel)[rows.row].max()) for rows in (one, four)]
+    assert most[0] <= count < 3 * count < most[1] <= 4 * count
+    assert four.time_s.min() < 0.7 * one.time_s.min()
+    # A response is on its way for longer, in fuller steps.
+    fastest = [(rows.ready_s[:, -1])[rows.time_s.argmin()] for rows in (one, four)]
+    assert fastest[1] > fastest[0]
 
 
 def test_the_staleness_of_weights_in_flight_is_all_spent_on_running_ahead() -> None:
