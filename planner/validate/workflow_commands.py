@@ -43,7 +43,7 @@ class WorkflowFigure:
         first_s: First price; None where none was given yet.
         first_inside: Whether the figure lay within the interval of that; None where it had none.
         refused: Whether the first answer was a refusal.
-        slow: Whether the answer takes minutes: ``dataflow_workflows`` doesn't ask again.
+        slow: Whether the first answer took minutes.
     """
 
     source: str

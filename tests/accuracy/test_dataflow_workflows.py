@@ -51,8 +51,7 @@ def test_engines_without_graphs_are_slower_and_nearer_to_verl() -> None:
     assert abs(generated.error(eager)) < 0.2 < abs(generated.error(graphs))
 
 
-def test_what_is_refused_or_slow_has_no_price() -> None:
-    assert priced(replace(FIGURE, slow=True)).price is None
+def test_what_is_refused_has_no_price() -> None:
     refused = priced(replace(FIGURE, part="actor_gen"))
     assert refused.error is None
     assert refused.inside is None
@@ -72,10 +71,10 @@ def test_scores_count_what_has_a_price() -> None:
 
 
 def test_the_page_shows_first_errors_beside_those_of_now() -> None:
-    slow = next(one for one in workflow_figures() if one.slow)
-    found = blind_workflows([*SMALL, slow])
+    refused = replace(FIGURE, part="actor_gen", refused=True)
+    found = blind_workflows([*SMALL, refused])
     assert len(found.rows) == len(SMALL) + 1
     assert found.header[-1] == "first"
     assert [row[-1] for row in found.rows[:-1]] == [f"{one.first_error:+.0%}" for one in SMALL]
-    assert found.rows[-1][4:] == ("minutes to find", "-", "-", f"{slow.first_error:+.0%}")
+    assert found.rows[-1][4:] == ("refused", "-", "-", "refused, then -20%")
     assert not found.passed
