@@ -161,7 +161,10 @@ def _solved(question: _Question, settings: Mapping[str, Any], pins: Pins) -> _An
     together = merged(settings.get("pins") or {}, pins)
     if together is None:
         return None
-    flow = plan_dataflow(*question, **{**settings, "mode": COLOCATED, "pins": together})
+    try:
+        flow = plan_dataflow(*question, **{**settings, "mode": COLOCATED, "pins": together})
+    except SpecError:  # the question itself has an answer, so that it is these pins that no layout has
+        return None
     return None if flow.plan is None else _Answer(flow=flow, plan=flow.plan)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import planner
 from planner.dataflow.flow_results import FlowPlan
+from planner.exporters import flow_api
 from planner.exporters.exported import Exported
 from planner.exporters.flow_api import FlowExportResult, export_dataflow
 from planner.exporters.flow_document import flow_export_schema
@@ -185,6 +186,16 @@ def test_the_plan_written_is_the_answer_with_the_pins_it_names() -> None:
     again = planner.plan_dataflow("ppo", "qwen2.5-1.5b", "2x8xH100-80GB", **SMALL, mode="colocated", pins=pins)
     assert again.plan is not None
     assert again.plan.steady_s == plan_of(result).steady_s
+
+
+def test_a_layout_that_one_call_alone_has_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inference may have stages that training has not; the next layout is tried, no pin that nobody gave is blamed."""
+    expected = plan_of(asked("ppo", "qwen2.5-1.5b", "2x8xH100-80GB", mode="hybrid"))
+    likely = flow_api.other_pins
+    nowhere = {"actor_train": {"pipeline_parallel": 11}}
+    monkeypatch.setattr(flow_api, "other_pins", lambda *given: [nowhere, *likely(*given)])
+    again = export_dataflow("ppo", "qwen2.5-1.5b", "2x8xH100-80GB", format="verl", mode="hybrid", **SMALL)
+    assert plan_of(again).steady_s == expected.steady_s
 
 
 def test_pins_of_the_user_stand() -> None:
