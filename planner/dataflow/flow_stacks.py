@@ -17,6 +17,7 @@ from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
 from planner.request import MODEL_AXES, names_several
 from planner.results import Note
 from planner.rules.base import HUGGINGFACE, MEGATRON
+from planner.rules.state import NO_QLORA
 from profiles.engines import TRAINER
 from profiles.errors import SpecError
 from profiles.mixed_cluster import MixedCluster
@@ -40,7 +41,7 @@ def stacks_of(
         pins: Call to what is fixed of it: split models need a framework that splits them.
 
     Raises:
-        SpecError: If the name is unknown, or stands for several.
+        SpecError: If the name is unknown, stands for several, or for one that does not train what a role trains.
     """
     notes: tuple[Note, ...] = ()
     if framework is None:
@@ -51,6 +52,9 @@ def stacks_of(
     elif names_several(framework):
         raise SpecError("framework", f"workflows are planned for one; got {framework[:40]!r}", "name one")
     stacks = {role.name: find_stack(framework, load_stacks(role.task)) for role in graph.roles}
+    for role in graph.roles:
+        if role.task == _QUANTISED and stacks[role.name].framework == MEGATRON:
+            raise SpecError(f"job.roles.{role.name}.task", *NO_QLORA)
     if graph.trains_between_generations:
         stacks = {name: in_reinforcement_learning(stack) for name, stack in stacks.items()}
     return stacks, notes
@@ -65,9 +69,11 @@ def _usual(graph: Dataflow, pins: Mapping[str, CallPin]) -> tuple[str, str]:
     usual = default_stack(tuned)
     if usual.framework != HUGGINGFACE:
         return usual.name, ""
+    if tuned == _QUANTISED:
+        return usual.name, ""
     if any(_splits(graph, name, pin) for name, pin in pins.items()):
         return MEGATRON, f"; {usual.name} splits no model"
-    if graph.trains_between_generations and tuned != _QUANTISED:
+    if graph.trains_between_generations:
         return MEGATRON, f", as published runs that generate and train; {usual.name} splits no model"
     return usual.name, ""
 

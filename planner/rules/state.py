@@ -26,6 +26,8 @@ from planner.rules.base import (
 from planner.rules.modules import CORE, module_names, overlapping, present_modules, unrepeatable_modules
 from planner.rules.offload import FSDP_NEEDS, fsdp_wants, trainer_runs_fsdp
 
+NO_QLORA = ("Megatron's parallel layers have no 4-bit weights", "task lora, or framework hf-trainer")
+
 _TITAN_PARALLELIZE = "torchtitan parallelize_llama"
 _SHARDING = columns("data_parallel", "context_parallel", "zero_stage", "zero_shard_degree")
 
@@ -350,8 +352,19 @@ STATE_RULES = (
         ),
     ),
     Rule(
+        name="qlora_is_not_of_megatron",
+        frameworks=(MEGATRON,),
+        field="job.task",
+        text="adapters go on weights in 16 bits",
+        source="Megatron-Bridge, src/megatron/bridge/peft/lora.py, LoRA.transform: bitsandbytes' quant_state is looked "
+        "for on torch's and Transformer Engine's plain linears, not on the parallel ones of Megatron's models",
+        columns=columns(),
+        holds=lambda plans, setting: np.full(len(plans), setting.job.task != "qlora", dtype=np.bool_),
+        complaint=lambda _plan, _setting: NO_QLORA,
+    ),
+    Rule(
         name="qlora_not_model_parallel",
-        frameworks=(DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON),
+        frameworks=(DEEPSPEED, FSDP, HUGGINGFACE),
         field="tensor_parallel",
         text="4-bit base weights are split neither over tensor ranks nor over pipeline stages, nor are experts spread",
         source="Hugging Face PEFT documentation: QLoRA with FSDP or DeepSpeed ZeRO (bitsandbytes)",

@@ -194,8 +194,16 @@ def test_qlora_is_data_parallel() -> None:
     assert "qlora_not_model_parallel" in broken(split(t=2, d=4, sequence_parallel=True, zero_stage=3), where)
     mixed = setting(FSDP, model=mixture(), job=job(task="qlora", lora=LoraSpec()))
     assert "qlora_not_model_parallel" in broken(split(d=8, expert_parallel=2, zero_stage=3), mixed)
-    megatron = setting(job=job(task="qlora", lora=LoraSpec()))
-    assert "qlora_not_model_parallel" in broken(split(t=2, d=4), megatron)
+
+
+def test_megatron_trains_adapters_on_sixteen_bits_alone() -> None:
+    from costmodels.workload import LoraSpec
+
+    adapters = job(task="qlora", lora=LoraSpec())
+    assert broken(split(d=8), setting(MEGATRON, job=replace(adapters, task="lora"))) == set()
+    (error,) = violations(split(d=8), setting(MEGATRON, job=adapters))
+    assert error.field == "job.task"
+    assert error.hint == "task lora, or framework hf-trainer"
 
 
 # The message a user reads, verbatim.

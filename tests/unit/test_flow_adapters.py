@@ -99,9 +99,10 @@ def test_one_training_call_costs_what_the_single_job_does(task: str, cluster: st
         ("grpo", {"settings": {"task": "qlora"}, "pins": {"actor_gen": {"tp": 2}}}, "hf-trainer"),
         (
             "grpo",
-            {"settings": {"task": "qlora"}, "pins": {"actor_gen": {"tp": 2, "engine": "trainer"}}},
+            {"settings": {"task": "lora"}, "pins": {"actor_gen": {"tp": 2, "engine": "trainer"}}},
             "megatron-core",
         ),
+        ("grpo", {"settings": {"task": "qlora"}, "pins": {"actor_gen": {"tp": 2, "engine": "trainer"}}}, "hf-trainer"),
     ],
 )
 def test_who_trains_where_nobody_says_is_said(job: str, options: dict[str, Any], stack: str) -> None:
@@ -113,6 +114,15 @@ def test_who_trains_where_nobody_says_is_said(job: str, options: dict[str, Any],
     named = asked(job, framework="fsdp", settings=options.get("settings", {}))
     assert {each.framework for each in named.stacks.values()} == {"fsdp"}
     assert not any(note.field == "framework" for note in named.assumptions)
+
+
+def test_megatron_trains_no_adapters_on_four_bits() -> None:
+    with pytest.raises(SpecError) as caught:
+        asked("grpo", framework="megatron", settings={"task": "qlora"})
+    assert str(caught.value) == (
+        "job.roles.actor.task: Megatron's parallel layers have no 4-bit weights. "
+        "Hint: task lora, or framework hf-trainer"
+    )
 
 
 def test_why_the_default_is_not_that_of_a_single_job_is_said() -> None:
