@@ -70,7 +70,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         gaps=(
             *model_gaps(request),
             *gaps(*plan_checks(PlanBatch.from_plans([plan]), request)),
-            *job_gaps(request, _SCRIPT),
+            *job_gaps(request, f"{_SCRIPT} trains all weights"),
             *_eight_bits(request),
         ),
         left_to_you=(*_yours(request), *on_every_node(request.cluster)),
@@ -260,16 +260,16 @@ def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
     )
 
 
-def job_gaps(request: Request, script: str) -> tuple[Gap, ...]:
-    """What pre-training with Megatron-Core has not, of jobs.
+def job_gaps(request: Request, adapters: str) -> tuple[Gap, ...]:
+    """What exports for Megatron-Core have not, of jobs.
 
     Args:
         request: Its job.
-        script: What runs it.
+        adapters: Why none are trained.
     """
     job = request.job
     return gaps(
-        (job.trains_adapters_only, "job.task", f"{script} trains all weights", "task pretrain or full"),
+        (job.trains_adapters_only, "job.task", adapters, "task full, or format accelerate with framework hf-trainer"),
         (job.precision not in _PRECISION, "job.precision", f"there is no option for {job.precision}", "fp32 or bf16"),
         (job.optimizer not in ("adamw", "sgd"), "job.optimizer", f"there is no {job.optimizer}", "adamw or sgd"),
         (job.linear_cross_entropy, "job.linear_cross_entropy", "the output layer runs apart", "fused_cross_entropy"),

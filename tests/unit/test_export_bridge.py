@@ -191,3 +191,13 @@ def test_what_the_plan_asks_and_the_target_has_not_is_refused() -> None:
     pins = {"zero": 2, "axis_order": "tp_cp_pp_dp"}
     with pytest.raises(SpecError, match=r"plan\.axis_order: Megatron-Bridge"):
         planner.export("llama-3-8b", "8xH100", JOB, plan=pins, format="megatron-bridge")
+
+
+def test_adapters_are_this_exporter_s_limit_and_another_format_s_work() -> None:
+    adapters = JOB | {"task": "lora"}
+    with pytest.raises(SpecError, match="its recipes of adapters are not among them") as caught:
+        planner.export("llama-3-8b", "8xH100", adapters, format="megatron-bridge", framework="megatron")
+    assert "format accelerate with framework hf-trainer" in caught.value.hint
+    taken = planner.export("llama-3-8b", "8xH100", adapters, format="accelerate", framework="hf-trainer").exported
+    assert taken is not None
+    assert taken.unsupported == ()
