@@ -232,6 +232,8 @@ def _fill_sequence(values: dict[str, Any], model: ModelSpec, notes: list[Note]) 
             problem = f"{tokens:g} is not a multiple of global_batch_size={batch}"
             raise SpecError("job.global_batch_tokens", problem, "say how long sequences are, and one of the two")
         values["sequence_length"] = int(length)
+        split = f"{tokens:,.0f} tokens a batch over {batch} sequences"
+        _assume(notes, "sequence_length", f"sequences of {length:.0f} tokens (not given: {split})")
         return
     longest = model.max_sequence_length or DEFAULT_SEQUENCE
     values["sequence_length"] = min(longest, DEFAULT_SEQUENCE)

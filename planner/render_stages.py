@@ -10,7 +10,7 @@ from profiles.units import GIB
 
 
 def memory_table(best: PlanEstimate) -> Table:
-    """One column per group of like stages, one row per part."""
+    """One column per group of stages, one row per part; bytes are those of its fullest."""
     groups = _stage_groups(best.stages)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("memory per GPU, GiB")
@@ -20,8 +20,11 @@ def memory_table(best: PlanEstimate) -> Table:
         table.add_column(title, justify="right", style="bold" if first <= fullest <= last else "")
     columns = [stage for _, _, stage in groups]
     if len(best.stages) > 1:
-        table.add_row("layers", *(str(stage.layers) for stage in columns))
-        table.add_row("micro-batches held", *(f"{stage.in_flight_microbatches:g}" for stage in columns))
+        inside = [best.stages[first : last + 1] for first, last, _ in groups]
+        table.add_row("layers", *(_span([stage.layers for stage in each]) for each in inside))
+        table.add_row(
+            "micro-batches held", *(_span([stage.in_flight_microbatches for stage in each]) for each in inside)
+        )
     for name in columns[0].memory_parts_bytes:
         values = [stage.memory_parts_bytes[name] for stage in columns]
         if max(values) > 0:
@@ -31,6 +34,12 @@ def memory_table(best: PlanEstimate) -> Table:
     if best.host_memory_bytes > 0:
         table.add_row("host memory per node", f"{best.host_memory_bytes / GIB:.1f}")
     return table
+
+
+def _span(values: Sequence[float]) -> str:
+    """The number that all stages of a group have, or the least and the most."""
+    least, most = min(values), max(values)
+    return f"{least:g}" if least == most else f"{least:g}-{most:g}"
 
 
 def _stage_groups(stages: Sequence[StageEstimate]) -> list[tuple[int, int, StageEstimate]]:

@@ -97,6 +97,13 @@ def test_rounded_tokens_are_reported() -> None:
     assert notes[-1].message == "a batch of 4,000,000 tokens is taken as 976 sequences of 4096, rounded to the devices"
 
 
+def test_sequences_that_tokens_and_a_batch_leave_are_told() -> None:
+    job, notes = resolve_job({"global_batch_size": 8, "global_batch_tokens": 4e6}, gpt(), cluster(), {})
+    assert job.sequence_length == 500_000
+    (told,) = [note.message for note in notes if note.field == "job.sequence_length"]
+    assert told == "sequences of 500000 tokens (not given: 4,000,000 tokens a batch over 8 sequences)"
+
+
 @pytest.mark.parametrize(
     ("pins", "batch"),
     [

@@ -132,6 +132,17 @@ def test_long_pipelines_are_summarised() -> None:
     assert "stages 2-14" in text or "stages 1-14" in text
 
 
+def test_stages_shown_together_say_how_they_differ() -> None:
+    """Layers of stages 2 to 6 are 5, 5, 5, 4 and 4: one number for all would not add up to the model's 32."""
+    plan = {"tp": 1, "pp": 8, "recompute": "full", "micro_batch": 1, "first_stage_layers": 2, "last_stage_layers": 2}
+    answer = api.estimate("llama-3-8b", "8xRTX-4090", {"global_batch_size": 64}, plan=plan)
+    stages = answer.plans[0].stages
+    assert sum(stage.layers for stage in stages) == 32
+    rows = {line[:20].strip(): line[20:].split() for line in shown(answer).splitlines()}
+    assert rows["layers"] == ["2", "5", "4-5", "2"]
+    assert rows["micro-batches held"] == ["8", "7", "2-6", "1"]
+
+
 def test_what_does_not_fit() -> None:
     answer = api.plan("llama-3-70b", "8xA100", JOB)
     text = shown(answer)
