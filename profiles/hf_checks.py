@@ -1,4 +1,4 @@
-"""What a Hugging Face config.json must say for its family, and bounds of numbers that nothing else would stumble over.
+"""What a Hugging Face config.json must say for its family, what has no price, and bounds that nothing else checks.
 
 Transformers writes every key of a model's own class (``save_pretrained``). A file of a mixture of experts without a
 number of experts was cut or written by hand: read by the keys that are left it would be a dense model.
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from profiles.errors import SpecError
+from profiles.hf_families import ENCODERS, STATE_SPACE, STATES, UNPRICED, UNPRICED_NAMES, VISION, Family
 from profiles.hf_layers import FIELD, at_least
 from profiles.model import MAX_LAYERS
 from profiles.model_fields import shown
@@ -18,6 +19,40 @@ _MIXTURES = (
     *("olmoe", "glm4_moe", "dots1", "gpt_oss", "phimoe", "llama4_text", "kimi_linear"),
 )
 _LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2")
+_OF_STATES = (
+    *("ssm_cfg", "state_size", "mamba_d_state", "ssm_state_size"),
+    *("linear_attn_config", "linear_num_value_heads", "attn_type_list"),
+)
+
+
+def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) -> None:
+    """Refuse what no decoder-only transformer is, and layers without a cost model.
+
+    Args:
+        config: The language model's own part.
+        kind: Its ``model_type``; empty where it has none.
+        family: The family it is, where it is a known one.
+
+    Raises:
+        SpecError: Naming the key.
+    """
+    where = f"{FIELD}.model_type"
+    if config.get("is_encoder_decoder") is True or kind in ENCODERS:
+        raise SpecError(where, f"{shown(kind)} is not a decoder-only transformer")
+    foreign = any(key in config for key in _OF_STATES) and not (family and family.linear)
+    layers = STATES if kind in STATE_SPACE or foreign else UNPRICED.get(kind)
+    if layers is not None:
+        raise SpecError(where, f"{shown(kind)} has {layers}, which have no cost model")
+    if config.get("index_topk"):
+        problem = "an indexer chooses the keys (DeepSeek sparse attention), which has no cost model"
+        raise SpecError(f"{FIELD}.index_topk", problem)
+    if kind in VISION or ("image_size" in config and "vocab_size" not in config):
+        raise SpecError(where, f"{shown(kind)} is a vision model, not a language model")
+
+
+def unpriced_layers(name: str) -> str | None:
+    """What has no cost model of the model with that name (words with hyphens between), where that is known."""
+    return next((layers for known, layers in UNPRICED_NAMES.items() if known in f"-{name}-"), None)
 
 
 def check_said(config: Mapping[str, Any], kind: str, *, experts: Sequence[str], lengths: Sequence[str]) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from profiles.checkpoint_names import IN_QLORA, configured_format
 from profiles.errors import SpecError
-from profiles.hf_checks import check_said
-from profiles.hf_families import ENCODERS, FAMILIES, LLAMA, STATE_SPACE, SYNONYMS, VISION, Family, Rule
+from profiles.hf_checks import check_priced, check_said
+from profiles.hf_families import FAMILIES, LLAMA, SYNONYMS, Family, Rule
 from profiles.hf_layers import FIELD, at_least, layer_mask_of_experts, windowed_layers
 from profiles.hf_linear import linear_attention
 from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, MoESpec
@@ -36,10 +36,6 @@ _NAMES = {
     "experts_per_token": ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k"),
     "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
 }  # fmt: skip
-_OF_STATES = (
-    *("ssm_cfg", "state_size", "mamba_d_state", "ssm_state_size"),
-    *("linear_attn_config", "linear_num_value_heads", "attn_type_list"),
-)
 _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
 
 
@@ -125,7 +121,7 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
     text, notes = _text_part(config)
     model_type = text.get("model_type")
     kind = model_type if isinstance(model_type, str) else ""
-    _reject_other_architectures(text, kind)
+    check_priced(text, kind, FAMILIES.get(SYNONYMS.get(kind, kind)))
     flat = _flattened(text)
     check_said(flat, SYNONYMS.get(kind, kind), experts=_NAMES["num_experts"], lengths=_NAMES["max_sequence_length"])
     reader = _Reader(flat, _family(text, kind, notes), notes)
@@ -155,24 +151,9 @@ def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]
             if text.get(shared) is None and config.get(shared) is not None:
                 text[shared] = config[shared]
         return text, [f"multimodal model: only its text part ({key}) is planned for"]
+    if isinstance(config.get("vision_config"), Mapping):  # with the text part's keys beside it, as Qwen2.5-VL writes
+        return config, ["multimodal model: only its text part is planned for, without the images of vision_config"]
     return config, []
-
-
-def _reject_other_architectures(config: Mapping[str, Any], kind: str) -> None:
-    if config.get("is_encoder_decoder") is True or kind in ENCODERS:
-        raise SpecError(f"{FIELD}.model_type", f"{shown(kind)} is not a decoder-only transformer")
-    foreign = any(key in config for key in _OF_STATES)
-    known = FAMILIES.get(SYNONYMS.get(kind, kind))
-    if kind in STATE_SPACE or (foreign and not (known and known.linear)):
-        raise SpecError(
-            f"{FIELD}.model_type", f"{shown(kind)} has state-space or recurrent layers, which have no cost model"
-        )
-    if config.get("index_topk"):
-        raise SpecError(
-            f"{FIELD}.index_topk", "an indexer chooses the keys (DeepSeek sparse attention), which has no cost model"
-        )
-    if kind in VISION or ("image_size" in config and "vocab_size" not in config):
-        raise SpecError(f"{FIELD}.model_type", f"{shown(kind)} is a vision model, not a language model")
 
 
 def _flattened(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -346,7 +327,16 @@ def _latent(reader: _Reader) -> LatentAttention | None:
 
 
 # Whose intermediate_size is that of dense layers, never of an expert (transformers 5, their configuration classes).
-_OWN_EXPERT_WIDTH = ("qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe", "deepseek_", "glm4_moe", "dots1")
+_OWN_EXPERT_WIDTH = (
+    "qwen2_moe",
+    "qwen3_moe",
+    "qwen3_vl_moe",
+    "qwen3_next",
+    "qwen3_5_moe",
+    "deepseek_",
+    "glm4_moe",
+    "dots1",
+)
 
 
 def _moe(reader: _Reader, num_layers: int) -> MoESpec | None:

@@ -196,6 +196,9 @@ SYNONYMS: Mapping[str, str] = {
     "phi-msft": "phi", "InternLM2ForCausalLM": "internlm2", "BaichuanForCausalLM": "baichuan",
     "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "minimax_text_01": "minimax", "minimax_m1": "minimax",
     "nemotron4": "nemotron", "phi4mm": "phi3", "starcoder": "gpt_bigcode",
+    # Text parts: Qwen2_5_VLAttention has Qwen2's biases, Qwen3VLTextAttention Qwen3's norms.
+    "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl": "qwen3", "qwen3_vl_text": "qwen3", "qwen3_vl_moe": "qwen3_moe", "qwen3_vl_moe_text": "qwen3_moe",
 }  # fmt: skip
 
 ENCODERS = frozenset({
@@ -208,8 +211,19 @@ ENCODERS = frozenset({
 STATE_SPACE = frozenset({
     "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "rwkv", "rwkv5",
     "rwkv6", "rwkv7", "recurrent_gemma", "retnet", "xlstm", "nemotron_h", "lfm2", "lfm2_moe",
-    "hyena", "stripedhyena", "gemma3n", "gemma3n_text", "plamo2",
+    "hyena", "stripedhyena", "plamo2",
 })  # fmt: skip
+STATES = "state-space or recurrent layers"
+# Gemma3nTextConfig: altup_num_inputs, hidden_size_per_layer_input, num_kv_shared_layers.
+_ALTUP = "AltUp, per-layer embeddings and layers that share keys and values"
+# Families with other layers that have no cost model: what these are.
+UNPRICED: Mapping[str, str] = {"gemma3n": _ALTUP, "gemma3n_text": _ALTUP}
+# Words in names of models without one, canonical and between hyphens.
+UNPRICED_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("-nemotron-h-", "-jamba-", "-falcon-h-1-", "-mamba-", "-bamba-"), STATES),
+    **dict.fromkeys(("-zamba-", "-rwkv-", "-recurrentgemma-"), STATES),
+    "-gemma-3n-": _ALTUP,
+}
 VISION = frozenset({
     "vit", "vit_mae", "vit_msn", "deit", "beit", "swin", "swinv2", "clip", "clip_vision_model",
     "clip_text_model", "siglip", "siglip_vision_model", "siglip2", "dinov2", "dinov3_vit", "convnext",

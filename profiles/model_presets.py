@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from profiles import strict_json
 from profiles.checkpoint_names import IN_QLORA, PADDED_WIDTHS, SIXTEEN, without_format
 from profiles.errors import SpecError, did_you_mean
+from profiles.hf_checks import unpriced_layers
 from profiles.hf_config import read_hf_config
 from profiles.model import ModelSpec
 from profiles.model_fields import MAX_TEXT, model_from_fields, shown
@@ -88,7 +89,7 @@ def resolve_model(
         raise SpecError("model", f"is longer than {MAX_PATH if allow_paths else MAX_TEXT} characters")
     found = _by_name(text, catalog) or (_by_path(text) if allow_paths else None)
     if found is None:
-        raise SpecError("model", f"unknown name {shown(text)}", _hint(text, catalog))
+        raise _unknown("model", text, catalog)
     return found
 
 
@@ -197,6 +198,14 @@ def _texts(entry: object, key: str) -> tuple[str, ...]:
     return tuple(item for item in found if isinstance(item, str)) if isinstance(found, list | tuple) else ()
 
 
+def _unknown(field: str, text: str, catalog: ModelCatalog) -> SpecError:
+    """The error of a name that no model has; no other model is named for one of a known family without a price."""
+    layers = unpriced_layers(canonical_name(text.rpartition("/")[2]))
+    if layers is not None:
+        return SpecError(field, f"{shown(text)} has {layers}, which have no cost model")
+    return SpecError(field, f"unknown name {shown(text)}", _hint(text, catalog))
+
+
 def _hint(text: str, catalog: ModelCatalog) -> str:
     entries = catalog.model_entries
     size = f"{text}b" if _SIZE.fullmatch(f"{text}b") else text.lower()
@@ -272,7 +281,7 @@ def _from_own_fields(model: Mapping[str, Any], catalog: ModelCatalog) -> Resolve
             raise SpecError("model.base", f"must be the name of a model; got {shown(base)}")
         found = _by_name(base, catalog)
         if found is None:
-            raise SpecError("model.base", f"unknown name {shown(base)}", _hint(base, catalog))
+            raise _unknown("model.base", base, catalog)
         assumptions = found.assumptions
         name = name or f"{found.spec.name} (modified)"
         values = _overridden(_fields_of(found.spec), values)

@@ -1,0 +1,85 @@
+"""Text parts of vision models are read as their family, and families without a price say what has none."""
+
+from typing import Any
+
+import pytest
+
+from planner.request import Options, resolve_request
+from profiles.catalog import default_catalog
+from profiles.errors import SpecError
+from profiles.hf_config import read_hf_config
+from profiles.model_presets import resolve_model
+from profiles.parameters import active_parameters, total_parameters
+
+WITHOUT_IMAGES = "multimodal model: only its text part is planned for, without the images of vision_config"
+# The keys of Qwen2.5-VL-7B-Instruct: those of the text part stand beside vision_config.
+QWEN_25_VL: dict[str, Any] = {
+    "model_type": "qwen2_5_vl", "num_hidden_layers": 28, "hidden_size": 3584, "num_attention_heads": 28,
+    "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064, "max_position_embeddings": 128000,
+    "sliding_window": 32768, "max_window_layers": 28, "use_sliding_window": False, "tie_word_embeddings": False,
+    "vision_config": {"depth": 32, "hidden_size": 1280},
+}  # fmt: skip
+QWEN_3_VL_TEXT: dict[str, Any] = {
+    "num_hidden_layers": 36, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "head_dim": 128, "intermediate_size": 12288, "vocab_size": 151936, "max_position_embeddings": 262144,
+}  # fmt: skip
+MIXTURE = QWEN_3_VL_TEXT | {
+    "num_hidden_layers": 48, "hidden_size": 2048, "num_key_value_heads": 4, "intermediate_size": 6144,
+    "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+def test_the_text_part_of_qwen_2_5_vl_is_qwen_2_5(kind: str) -> None:
+    """7,615,616,512 weights of Qwen2.5-7B, biases of queries, keys and values among them; 129,024 less without."""
+    spec, notes = read_hf_config(QWEN_25_VL | {"model_type": kind}, "x")
+    assert total_parameters(spec) == 7_615_616_512
+    assert spec.family == "qwen2"
+    assert notes == (WITHOUT_IMAGES,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "total", "active"),
+    [
+        ("qwen3_vl", QWEN_3_VL_TEXT, 8_190_735_360, 8_190_735_360),  # Qwen3-8B
+        ("qwen3_vl_moe", MIXTURE, 30_532_122_624, 3_353_032_704),  # Qwen3-30B-A3B
+    ],
+)
+def test_the_text_part_of_qwen_3_vl_is_qwen_3(kind: str, text: dict[str, Any], total: int, active: int) -> None:
+    nested = {"model_type": kind, "text_config": text | {"model_type": f"{kind}_text"}, "tie_word_embeddings": False}
+    spec, notes = read_hf_config(nested, "x")
+    assert (total_parameters(spec), active_parameters(spec)) == (total, active)
+    assert notes == ("multimodal model: only its text part (text_config) is planned for",)
+
+
+def test_the_answer_says_that_images_are_left_out() -> None:
+    request = resolve_request(QWEN_25_VL, "8xH100", None, {}, Options())
+    assert WITHOUT_IMAGES in [note.message for note in request.assumptions]
+
+
+STATES = "state-space or recurrent layers, which have no cost model"
+ALTUP = "AltUp, per-layer embeddings and layers that share keys and values, which have no cost model"
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("nvidia/Nemotron-H-8B-Base-8K", STATES),
+        ("ai21labs/AI21-Jamba-1.5-Mini", STATES),
+        ("tiiuae/Falcon-H1-7B-Base", STATES),
+        ("state-spaces/mamba-2.8b", STATES),
+        ("mamba2-1.3b", STATES),
+        ("google/gemma-3n-E4B-it", ALTUP),
+    ],
+)
+def test_names_of_families_without_a_price_are_not_taken_for_others(name: str, layers: str) -> None:
+    for model, field in ((name, "model"), ({"base": name}, "model.base")):
+        with pytest.raises(SpecError) as caught:
+            resolve_model(model, default_catalog())
+        assert str(caught.value) == f"{field}: '{name}' has {layers}"
+
+
+def test_gemma_3n_says_what_has_no_price() -> None:
+    with pytest.raises(SpecError) as caught:
+        read_hf_config({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}}, "x")
+    assert str(caught.value) == f"config.json.model_type: 'gemma3n_text' has {ALTUP}"
