@@ -19,7 +19,7 @@ from planner.cli_calibrate import calibrate
 from planner.cli_dataflow import dataflow
 from planner.cli_flow import check_no_workflow, plan_workflow, workflow
 from planner.cli_lists import add_lists
-from planner.cli_output import EXIT_NOTHING_FITS, emit, emit_error, leave_stdout, progress, steady_streams
+from planner.cli_output import EXIT_NOTHING_FITS, emit, leave_stdout, progress, steady_streams, told_error
 from planner.cli_profiles import profiles
 from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
 from planner.cli_serving import serving
@@ -60,9 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if stop.code != EXIT_BUG:  # with which Typer and Rich end where the reader of a help text has gone
             raise
     except PlannerError as error:
-        if "--json" in given:
-            emit_error(error)
-        _fail(f"error: {error}", EXIT_NOTHING_FITS if isinstance(error, InfeasibleError) else EXIT_BAD_INPUT)
+        told = told_error(error, given)
+        _fail(told, EXIT_NOTHING_FITS if isinstance(error, InfeasibleError) else EXIT_BAD_INPUT)
     except BrokenPipeError:
         leave_stdout()
     except KeyboardInterrupt:

@@ -4,12 +4,13 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from planner.cli_hints import worded
 from profiles.errors import PlannerError, SpecError
 
 if TYPE_CHECKING:
@@ -57,16 +58,21 @@ def emit(
         tables(Tables(markup=markup, emoji=False, width=None if watched else _PIPED_WIDTH))
 
 
-def emit_error(error: PlannerError) -> None:
-    """Write to stdout, for programs, what stderr tells people: ``errors`` as the service has them.
+def told_error(error: PlannerError, arguments: Sequence[str]) -> str:
+    """The line that tells people what is wrong, in the words of the command line.
 
-    Where stdout is what failed, nothing is written.
+    Args:
+        error: What is wrong.
+        arguments: Those of the command. With ``--json`` it goes to stdout too, for programs: ``errors`` as the service
+            has them; where stdout is what failed, nothing is written.
     """
-    told = error if isinstance(error, SpecError) else SpecError("", str(error))
-    errors = [{"field": told.field, "problem": told.problem, "hint": told.hint}]
-    if told.field != STDOUT:
+    workflow = any(word == "--job" or word.startswith("--job=") for word in arguments)
+    told = worded(error, workflow=workflow) if isinstance(error, SpecError) else SpecError("", str(error))
+    if "--json" in arguments and told.field != STDOUT:
+        errors = [{"field": told.field, "problem": told.problem, "hint": told.hint}]
         with contextlib.suppress(SpecError):
             emit(({"errors": errors}, lambda console: None), json_=True, output=None)
+    return f"error: {told if isinstance(error, SpecError) else error}"
 
 
 def steady_streams() -> None:

@@ -181,7 +181,7 @@ def test_stack_fit(run: Any, tmp_path: Path) -> None:
     assert "stack_fit: no such file" in missing.err
     other = run("estimate", *BASE, "--framework", "nanotron", "--stack-fit", str(path))
     assert other.code == 2
-    assert "stack_fit: says nothing of nanotron, which is what is planned for. Hint: give framework meg" in other.err
+    assert "stack_fit: says nothing of nanotron, which is what is planned for. Hint: give --framework meg" in other.err
 
 
 def test_fabric(run: Any) -> None:

@@ -145,7 +145,7 @@ def test_a_file_that_names_its_models_needs_no_other(run: Any, tmp_path: Path) -
         ((*ASK, "--task", "lora"), "--task: has no effect on a workflow. Hint: --set task=lora"),
         (
             (*ASK, "--lora-rank", "8"),
-            "job.lora_rank: is given, but the task does not train adapters. Hint: task lora or",
+            "job.lora_rank: is given, but the task does not train adapters. Hint: --set task=lora or",
         ),
         (
             (*ASK, "--set", "task=lora", "--lora-rank", "8", "--set", "lora_rank=4"),

@@ -1,0 +1,77 @@
+"""Hints of the command line name options; prose, quoted names and columns of files stay as they are."""
+
+import json
+
+import pytest
+
+from planner.cli_hints import in_options, worded
+from profiles.errors import SpecError
+from tests.command import Command, command_line
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    return command_line(capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        ("allow_partial", "--allow-partial"),
+        ("framework fsdp, deepspeed or huggingface", "--framework fsdp, deepspeed or huggingface"),
+        ("sequence_parallel on", "--sp"),
+        ("sequence_parallel off, or tp 2", "--no-sp, or --tp 2"),
+        ("for example draft_tokens 3", "for example --draft-tokens 3"),
+        ("offload_activations off, or framework megatron", "--no-offload-activations, or --framework megatron"),
+        ("cp 1, or framework megatron with context_kind ulysses",
+         "--cp 1, or --framework megatron with --context-kind ulysses"),
+        ("task full, or format accelerate with framework hf-trainer; or allow_partial",
+         "--task full, or --format accelerate with --framework hf-trainer; or --allow-partial"),
+        ("zero 0, or --format deepspeed", "--zero 0, or --format deepspeed"),
+        ("pin actor_train.zero_stage=1", "--pin actor_train.zero_stage=1"),
+        ("reward=external", "--set reward=external"),
+        ("16, or a smaller global_batch_size", "16, or a smaller --global-batch"),
+        ("leave it or rate_per_s out", "leave it or --rate out"),
+    ],
+)  # fmt: skip
+def test_fields_are_options(hint: str, words: str) -> None:
+    assert in_options(hint) == words
+    assert in_options(words) == words
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [
+        "leave an unsupported format out",
+        "no engine here does",
+        "tp x pp x cp must be one of 3",
+        "give two of tokens, sequence length and batch",
+        "latent attention (kv_lora_rank) needs it",
+        "did you mean 'sequence_length'?",
+        "for example {'tp': 8}",
+        "job.train_tokens, on the command line --tokens 15T",
+    ],
+)
+def test_other_words_stay(hint: str) -> None:
+    assert in_options(hint) == hint
+
+
+def test_columns_of_a_file_are_no_options() -> None:
+    error = SpecError("runs.csv:2:lora_rank", "is given, but the task is full", "task lora or qlora")
+    assert worded(error) is error
+
+
+def test_the_task_of_a_workflow_is_a_setting(run: Command) -> None:
+    error = SpecError("job.lora_rank", "is given, but the task is full", "task lora or qlora")
+    assert worded(error).hint == "--task lora or qlora"
+    asked = ("plan", "--job", "grpo", "-m", "llama-3.2-1b", "-g", "8xH100", "--framework", "megatron")
+    sizes = ("--batch", "64", "--prompt", "256", "--generate", "256", "--set", "task=qlora")
+    assert run(*asked, *sizes)[2].endswith("Hint: --set task=lora, or --framework hf-trainer\n")
+
+
+def test_people_and_programs_read_options(run: Command) -> None:
+    asked = ("export", "--format", "megatron-lm", "-m", "gemma-3-27b", "-g", "8xH100")
+    code, _, told = run(*asked)
+    assert code == 2
+    assert told.endswith("got 4. Hint: --allow-partial\n")
+    assert json.loads(run(*asked, "--json")[1])["errors"][0]["hint"] == "--allow-partial"
