@@ -115,6 +115,9 @@ def compare(
             compared.append(_compared(answer, rank, name, stack_fit))
         except SpecError as error:
             raise error.at(_field(error.field, place, len(answers), ranked=ranks is not None)) from None
+    if len(compared) < 2:  # told last: a plan that is not there is what is wrong first
+        named = "one plan" if compared else "no plan"
+        raise SpecError("answers", f"come to {named}, and two are compared", "give two answers, or ranks of two plans")
     if stack_fit is not None and not any(isinstance(answer, Mapping) and is_fitted(answer) for answer in given):
         raise wrong_fit(given=True)
     first, *others = compared
@@ -152,9 +155,6 @@ def _chosen(
         given = list(answers) * len(chosen)
     else:
         given, chosen = list(answers), [1] * len(answers)
-    if len(given) < 2:
-        held = "one plan" if given else "no plan"
-        raise SpecError("answers", f"hold {held}, and two are compared", "give two answers, or a ranking of two plans")
     if len(given) > MOST_COMPARED:
         raise SpecError("answers", f"are {len(given)}", f"{MOST_COMPARED} at most")
     return given, chosen

@@ -42,7 +42,7 @@ def test_plans_of_one_answer(client: TestClient, ranking: dict[str, Any]) -> Non
     [
         ({"answers": []}, "answers"),
         ({"answers": [{"kind": "plan"}, {}]}, "answers.0"),
-        ({"answers": [{}], "ranks": [1]}, "answers"),
+        ({"answers": [{}], "ranks": [1]}, "answers.0"),
         ({"answers": [3]}, "answers.0"),
         ({"plans": []}, "plans"),
     ],

@@ -245,6 +245,9 @@ def test_the_command_names_the_file_that_is_wrong(command: Command, files: tuple
     other.write_text('{"kind": "serving"}')
     for arguments, words in (
         ([old], "two are compared"),
+        ([f"{new}#1"], "come to one plan, and two are compared"),
+        ([f"{new}#0"], f"{new}#0: there is no plan 0"),
+        ([f"{new}#99"], f"{new}#99: there is no plan 99"),
         ([old, f"{new}#9"], f"{new}#9: there is no plan 9"),
         ([old, f"{new}#one"], "'one' is no rank"),
         ([old, str(other)], f"{other}: is not an answer"),
