@@ -58,7 +58,7 @@ def serving(
         model: As for ``planner.plan``.
         cluster: As for ``planner.plan``.
         engine: Name of an engine with continuous batching (``profiles.engines``).
-        pins: Degrees to hold fixed: ``tp``, ``pp``, ``ep`` of a replica and ``dp``, replicas.
+        pins: Degrees to hold fixed: ``tp`` (or ``tensor_parallel``), ``pp``, ``ep`` of a replica and ``dp``, replicas.
         top: Most plans to return, one per layout.
         precision: ``bf16`` or ``fp16``; bf16 unless given, where the device has it.
         weights: Format of the checkpoint's matrices, of ``profiles.weights``, or ``bf16``; as published unless given.
@@ -188,9 +188,12 @@ def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:
         raise SpecError("plan", f"must be a mapping of degrees; got {str(given)[:40]!r}", "for example {'tp': 8}")
     found: dict[str, int] = {}
     for name, value in given.items():
-        if name not in PINS:
-            raise SpecError(f"plan.{str(name)[:40]}", "is no degree of an engine", ", ".join(PINS))
-        found[PINS[name]] = whole_number(f"plan.{name}", value, least=1, most=MAX_DEVICES)
+        column, where = PINS.get(str(name), str(name)), f"plan.{str(name)[:40]}"
+        if column not in PINS.values():
+            raise SpecError(where, "is no degree of an engine", ", ".join(PINS))
+        if column in found:
+            raise SpecError(where, "is given twice", "give one of its names")
+        found[column] = whole_number(where, value, least=1, most=MAX_DEVICES)
     return found
 
 

@@ -168,7 +168,7 @@ def test_replicas_that_are_fixed_are_all_there_are() -> None:
     fixed = best(rate_per_s=20, pins={"tp": 1, "dp": 4})
     assert (fixed.replicas, fixed.num_devices) == (4, 4)
     assert fixed.requests_per_s == pytest.approx(20)
-    assert best(pins={"tp": 2}).tensor_parallel == 2
+    assert best(pins={"tp": 2}).tensor_parallel == best(pins={"tensor_parallel": 2}).tensor_parallel == 2
 
 
 def test_concurrency_is_that_of_a_replica() -> None:
