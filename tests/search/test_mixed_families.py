@@ -144,8 +144,8 @@ def test_what_nobody_looked_at_is_not_proved() -> None:
 
 
 def test_a_search_over_five_types_keeps_to_its_time_and_uses_them() -> None:
-    result = search("llama-2-13b", "8xA100+8xH100+8xH200+8xB200+8xL40S", seconds=10.0, strategy="auto")
-    assert result.elapsed_s < 13.0
+    result = search("llama-2-13b", "8xA100+8xH100+8xH200+8xB200+8xL40S", seconds=20.0, strategy="auto")
+    assert result.elapsed_s < 25.0
     assert result.best is not None
     assert len({stage.device for stage in result.best.stages}) >= 4
     assert result.best.step_time_s < 0.75 * (result.uniform_step_time_s or 0.0)

@@ -42,7 +42,7 @@ def test_six_devices_share_what_seven_cannot(seven: PlanResult) -> None:
 def test_the_answer_says_how_many_are_idle_and_what_all_of_them_take(seven: PlanResult) -> None:
     (note,) = (note for note in seven.warnings if note.code == "idle_devices")
     assert note.message.startswith("leaves 1 of the 7 GPUs idle; figures per GPU and costs are of the 6 in use;")
-    assert "on all of them a step takes 1.46 s" in note.message
+    assert "on all of them a step takes 1.43 s" in note.message
     assert {point.num_devices for point in seven.pareto} >= {6, 7}
     assert seven.explanation is not None
     assert any(rival.changes.get("num_devices") == (6, 7) for rival in seven.explanation.rivals)
