@@ -46,8 +46,7 @@ def chunks_fit(columns: Columns, layers: int, *, even: bool, free_layout: bool =
 def spread_for_nothing(columns: Columns, layers: int) -> BoolArray:
     """(N,) whole stages that differ by a layer, where what is left over can be on the last instead, with the head."""
     p = columns["pipeline_parallel"]
-    divides = ends_apply(np.ones_like(p), p, layers, 0.0)
-    return mask(_unequal(columns, layers) & (columns["virtual_stages"] == 1) & divides)
+    return mask(_unequal(columns, layers) & (columns["virtual_stages"] == 1) & (_left_over(p, layers) > 0))
 
 
 def _unequal(columns: Columns, layers: int) -> BoolArray:
@@ -78,23 +77,31 @@ def ends_apply(code: IntArray, p: IntArray, layers: int, embedding: float) -> Bo
         layers: Of the model.
         embedding: In layers, see ``embedding_layers``.
     """
-    remainder = layers - -(-layers // p) * (p - 1)
-    both = ((layers + 2) % p == 0) & ((layers + 2) // p > 1)
-    legal = np.where(code == 1, remainder > 0, both)
+    uneven, reduced = layers % p != 0, _reduced(p, layers)
+    left_over = uneven & (_left_over(p, layers) > 0)
+    both = uneven & ((layers + 2) % p == 0) & (reduced > 0)
     first, last = _few(p, layers, embedding)
-    reduced = (layers + 2) // p - 1
-    few = (first > 0) & ~((layers % p != 0) & both & (first == reduced) & (last == reduced))  # else they are code 2's
-    return mask((code == 0) | np.where(code == 3, few, (layers % p != 0) & legal))
+    few = (first > 0) & ~(both & (first == reduced) & (last == reduced))  # else they are code 2's
+    return mask(np.select([code == 1, code == 2, code == 3], [left_over, both, few], True))
 
 
 def end_layers(code: IntArray, p: IntArray, layers: int, embedding: float) -> tuple[IntArray, IntArray]:
     """Layers of first and last stage by ``END_CODES``; 0 where the split is even."""
-    remainder, reduced = layers - -(-layers // p) * (p - 1), (layers + 2) // p - 1
-    first, last = _few(p, layers, embedding)
+    reduced, (first, last) = _reduced(p, layers), _few(p, layers, embedding)
     return (
         np.select([code == 2, code == 3], [reduced, first], 0),
-        np.select([code == 1, code == 2, code == 3], [remainder, reduced, last], 0),
+        np.select([code == 1, code == 2, code == 3], [_left_over(p, layers), reduced, last], 0),
     )
+
+
+def _left_over(p: IntArray, layers: int) -> IntArray:
+    """(N,) layers of the last stage where every other has what an even split rounds up to; may be negative."""
+    return layers - -(-layers // p) * (p - 1)
+
+
+def _reduced(p: IntArray, layers: int) -> IntArray:
+    """(N,) layers of first and last stage where either has one less than the others."""
+    return (layers + 2) // p - 1
 
 
 def _few(p: IntArray, layers: int, embedding: float) -> tuple[IntArray, IntArray]:

@@ -14,6 +14,7 @@ from planner.schema_types import (
     FREE,
     NUMBER,
     SCHEMA_VERSION,
+    SHARE,
     TEXT,
     Shape,
     closed_object,
@@ -135,7 +136,7 @@ def _plan_shape() -> Shape:
                 usable_memory_bytes=AMOUNT,
                 peak_call=TEXT,
                 busy_share=AMOUNT,
-                oom_probability={"type": "number", "minimum": 0, "maximum": 1},
+                oom_probability=SHARE,
                 owners=list_of(owner),
             )
         ),

@@ -26,6 +26,7 @@ Shape = dict[str, Any]
 TEXT: Shape = {"type": "string"}
 FLAG: Shape = {"type": "boolean"}
 COUNT: Shape = {"type": "integer", "minimum": 0}
+SHARE: Shape = {"type": "number", "minimum": 0, "maximum": 1}
 NUMBER: Shape = {"type": "number"}
 AMOUNT: Shape = {"type": "number", "minimum": 0}
 FREE: Shape = {"type": "object"}
@@ -132,7 +133,7 @@ def estimate_shape() -> Shape:
             peak_memory_high_bytes=AMOUNT,
             usable_memory_bytes=AMOUNT,
             headroom_bytes=NUMBER,
-            oom_probability={"type": "number", "minimum": 0, "maximum": 1},
+            oom_probability=SHARE,
             host_memory_bytes=AMOUNT,
             fullest_stage=COUNT,
         ),
@@ -224,9 +225,8 @@ def _explanation() -> Shape:
 def infeasible_shape() -> Shape:
     """Why nothing fits, and what would."""
     remedy = _priced_plan()
-    probability = {"type": "number", "minimum": 0, "maximum": 1}
     remedy = closed_object(
-        code=TEXT, sentence=TEXT, fits=FLAG, device=TEXT, **remedy["properties"], oom_probability=probability
+        code=TEXT, sentence=TEXT, fits=FLAG, device=TEXT, **remedy["properties"], oom_probability=SHARE
     )
     return closed_object(reasons=map_of(COUNT), nearest=or_null({"$ref": "#/$defs/estimate"}), remedies=list_of(remedy))
 

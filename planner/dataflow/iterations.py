@@ -15,12 +15,13 @@ limit; ``Dataflow.prefetch`` bounds by how many iterations, and so how much fini
 
 from dataclasses import dataclass
 
+from costmodels.model_calls import MAX_BATCHES_IN_FLIGHT
 from planner.dataflow.graph import GENERATE, TRAIN, Dataflow
 from profiles.errors import SpecError
 
 BARRIER, VERSION, STALE = "barrier", "version", "stale"
 DEPENDENCIES = (BARRIER, VERSION, STALE)
-MAX_STALENESS = 64
+MAX_STALENESS = MAX_BATCHES_IN_FLIGHT  # as many batches as steps may be on their way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

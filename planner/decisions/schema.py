@@ -5,6 +5,7 @@ from planner.schema_types import (
     COUNT,
     FLAG,
     NUMBER,
+    SHARE,
     TEXT,
     Shape,
     answer_about_plans,
@@ -16,7 +17,6 @@ from planner.schema_types import (
     request_shape,
 )
 
-_SHARE: Shape = {"type": "number", "minimum": 0, "maximum": 1}
 _PLAN: Shape = {"$ref": "#/$defs/plan"}
 
 
@@ -84,8 +84,8 @@ def _trial() -> Shape:
         step_time_low_s=AMOUNT,
         step_time_high_s=AMOUNT,
         peak_memory_bytes=AMOUNT,
-        oom_probability=_SHARE,
-        best_probability=_SHARE,
+        oom_probability=SHARE,
+        best_probability=SHARE,
         regret=AMOUNT,
         regret_high=AMOUNT,
         device_hours=AMOUNT,
@@ -109,9 +109,9 @@ def _rival() -> Shape:
     return closed_object(
         plan=_PLAN,
         step_time_ratio=AMOUNT,
-        faster_probability=_SHARE,
+        faster_probability=SHARE,
         std=AMOUNT,
-        deciders=list_of(closed_object(name=TEXT, first=_SHARE, total=_SHARE)),
+        deciders=list_of(closed_object(name=TEXT, first=SHARE, total=SHARE)),
     )
 
 
@@ -129,7 +129,7 @@ def _observed() -> Shape:
         step_time_low_s=AMOUNT,
         step_time_high_s=AMOUNT,
         surprise=or_null(NUMBER),
-        oom_probability=_SHARE,
+        oom_probability=SHARE,
     )
 
 
@@ -138,8 +138,8 @@ def _view() -> Shape:
         step_time_s=AMOUNT,
         step_time_low_s=AMOUNT,
         step_time_high_s=AMOUNT,
-        oom_probability=_SHARE,
-        best_probability=_SHARE,
+        oom_probability=SHARE,
+        best_probability=SHARE,
     )
 
 
@@ -153,6 +153,6 @@ def _grounds() -> Shape:
         table_error_largest=AMOUNT,
         priced_exactly=COUNT,
         trial_steps=COUNT,
-        oom_penalty=_SHARE,
+        oom_penalty=SHARE,
         seed=COUNT,
     )

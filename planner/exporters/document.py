@@ -9,6 +9,7 @@ from planner.exporters.exported import Gap
 from planner.schema_types import (
     FLAG,
     SCHEMA_VERSION,
+    SHARE,
     TEXT,
     Shape,
     answer_about_plans,
@@ -62,7 +63,7 @@ def export_schema() -> Shape:
         format={"enum": list(FORMATS)},
         target=or_null(TEXT),
         fits=FLAG,
-        oom_probability=or_null({"type": "number", "minimum": 0, "maximum": 1}),
+        oom_probability=or_null(SHARE),
         request=request_shape(),
         plan=or_null({"$ref": "#/$defs/plan"}),
         files=map_of(TEXT),
