@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from planner import cli
+from planner.cli import app as cli
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -15,7 +15,7 @@ from planner.decisions.results import (
     Trial,
 )
 from planner.phrases import dollars, percent, plan_label, seconds, unused_row
-from planner.render import heading, render_infeasible, render_notes
+from planner.render.plans import heading, render_infeasible, render_notes
 
 _MATERIAL = 0.001  # shares below this are not worth a line
 _JUST_RUN = 0.01  # regret below which nothing is worth measuring

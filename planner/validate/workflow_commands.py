@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from planner.cli_flow import models_by_role, pins_from_words, settings_from_words
 from planner.dataflow.flow_results import FlowPlan, FlowResult
+from planner.flow_words import models_by_role, pins_from_words, settings_from_words
 from planner.validate.published import optional_float, packaged_rows
 from planner.workflows import plan_dataflow
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
 from costmodels.stage_plan import StageConfigs
 from planner.document_search import search_document
-from planner.render_search import render_search
+from planner.render.search import render_search
 from planner.request import setting_of
 from planner.rules.base import FRAMEWORKS, MEGATRON
 from planner.search.call import search

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import planner
 from costmodels.uncertainty import NORMAL_90
 from planner.calibrate_runs import LEVEL, StackCalibration, calibrate_runs, fit_document, fit_file, spreads, write_fit
-from planner.cli import app
-from planner.render_runs import show_run_calibration
+from planner.cli.app import app
+from planner.render.runs import show_run_calibration
 from planner.validate.mapping import scorable_rows
 from planner.validate.predict import predict_rows
 from profiles.errors import SpecError

@@ -11,8 +11,9 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from planner import api, cli
-from planner.cli_options import given, question
+from planner import api
+from planner.cli import app as cli
+from planner.cli.options import given, question
 from planner.document_plan import to_document
 from planner.schema_types import document_schema
 from profiles.errors import InfeasibleError
@@ -363,7 +364,7 @@ def test_version_and_help(run: Any) -> None:
 
 def test_help_stays_light() -> None:
     code = (
-        "import sys\nfrom planner.cli import main\n"
+        "import sys\nfrom planner.cli.app import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit: pass\n"
         "print([m for m in ('numpy', 'yaml', 'pydantic', 'scipy', 'fastapi', 'lightgbm') if m in sys.modules])"
     )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from planner.cli_hints import in_options, worded
+from planner.cli.hints import in_options, worded
 from profiles.errors import SpecError
 from tests.command import Command, command_line
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from planner.cli import app, main
+from planner.cli.app import app, main
 from planner.dataflow.orders import task_graph
 from planner.dataflow.problem import DataflowProblem, Edge
 from planner.dataflow.search import SearchOptions, explore, solve

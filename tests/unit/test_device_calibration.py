@@ -15,7 +15,7 @@ from costmodels.kernels.calls import Basis, take
 from costmodels.kernels.measured import calls_of
 from costmodels.kernels.mlir.emit import emit
 from costmodels.kernels.mlir.kernel import Kernel
-from planner import cli
+from planner.cli import app as cli
 from planner.kernel_prices import price_mlir
 from planner.price_lists import default_kernel_model, kernel_model_from, prices_version, stored_calibration
 from planner.timings.calibration import MOST_ROWS, spread_out

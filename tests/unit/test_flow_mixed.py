@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from planner.cli import app
+from planner.cli.app import app
 from planner.dataflow.flow_compile import CompiledFlow, compile_flow
 from planner.dataflow.flow_request import FlowOptions, FlowRequest, resolve_flow
 from planner.dataflow.flow_results import FlowPlan, FlowResult

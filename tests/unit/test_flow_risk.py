@@ -10,7 +10,7 @@ from rich.console import Console
 
 from planner.dataflow.flow_results import FlowResult
 from planner.memory_law import MemoryLaw
-from planner.render_flow import render_flow
+from planner.render.flow import render_flow
 from planner.results import RISKY
 from planner.workflows import plan_dataflow
 from profiles.stacks import find_stack

@@ -18,7 +18,7 @@ from planner.dataflow.flow_trace import trace_document
 from planner.dataflow.graph import GENERATE
 from planner.document_flow import flow_document
 from planner.phrases import seconds
-from planner.render_flow import render_flow
+from planner.render.flow import render_flow
 from planner.workflows import plan_dataflow
 
 QUICK: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128, "effort": 0.01, "iterations": 2}

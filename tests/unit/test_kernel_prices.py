@@ -11,7 +11,7 @@ from costmodels.kernels.calls import Basis
 from costmodels.kernels.mlir.emit import emit
 from costmodels.kernels.mlir.kernel import MEMORY, Kernel
 from costmodels.kernels.mlir.parse import calls_of, parse
-from planner import cli
+from planner.cli import app as cli
 from planner.kernel_prices import price_mlir
 from planner.price_lists import default_kernel_model
 from profiles.catalog import default_catalog

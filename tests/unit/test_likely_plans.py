@@ -7,7 +7,7 @@ from rich.console import Console
 
 import planner
 from planner.document_plan import to_document
-from planner.render import render
+from planner.render.plans import render
 from planner.results import RISKY, PlanResult
 
 JOB = {"sequence_length": 8192, "global_batch_size": 512}

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from planner import api
-from planner.render import render, render_front
+from planner.render.plans import render, render_front
 from planner.results import PlanResult
 
 JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64}

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import SCHEMAS, read_table
-from planner.cli import app
+from planner.cli.app import app
 from planner.score.kernels import FewShot, price_rows, score_kernels
 from planner.score.render import render_scores
 from planner.score.results import GroupScore, TableScore

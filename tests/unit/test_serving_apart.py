@@ -21,7 +21,7 @@ from costmodels.plan import PlanBatch
 from costmodels.serving_apart import BUSIEST, crossing_s, first_token_s, generated, most_read, running_at
 from planner.document_serving import serving_schema
 from planner.machines import resolve_cluster
-from planner.render_serving import render_serving
+from planner.render.serving import render_serving
 from planner.serving_apart import _counts, _Pools
 from planner.serving_results import ServingResult
 from profiles.errors import SpecError

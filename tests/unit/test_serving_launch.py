@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import planner
-from planner.render_serving import _broken
+from planner.render.serving import _broken
 from planner.serving_launch import launch_words, most_running
 from planner.serving_results import ServingResult
 

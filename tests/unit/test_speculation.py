@@ -25,7 +25,7 @@ from costmodels.serving import ServingPrices, at_concurrency, serving_prices
 from costmodels.serving_memory import serving_memory
 from costmodels.speculation import Speculation, head_of
 from planner.document_serving import serving_schema
-from planner.render_serving import render_serving
+from planner.render.serving import render_serving
 from planner.request import resolve_named_model
 from planner.serving_results import ServingPlan, ServingResult
 from planner.serving_speculation import EAGLE3_VOCABULARY

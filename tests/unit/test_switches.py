@@ -6,7 +6,7 @@ import pytest
 
 import planner
 from costmodels.plan import PlanBatch
-from planner.cli_catalog import show_frameworks
+from planner.cli.catalog import show_frameworks
 from planner.document_plan import frameworks_document
 from planner.estimates import plan_estimates
 from planner.pricing import price_all

@@ -13,7 +13,7 @@ import planner
 import profiles
 from costmodels.workload import LORA_TARGETS
 from planner.calibrate_runs import calibrate_runs
-from planner.cli import app
+from planner.cli.app import app
 from planner.document_plan import frameworks_document
 from planner.results import PlanResult
 from planner.validate.mapping import map_files, map_row

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from planner.calibrate_runs import calibrate_runs
-from planner.render_runs import show_run_calibration
+from planner.render.runs import show_run_calibration
 from planner.validate.doubts import PER_GPU, REPEATS_AGREE, TOTAL, doubts
 from planner.validate.mapping import map_files, scorable_rows
 from planner.validate.predict import predict_rows

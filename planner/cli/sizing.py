@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from planner.cli_options import option
-from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
-from planner.cli_words import cluster_of
+from planner.cli.options import option
+from planner.cli.output import EXIT_NOTHING_FITS, emit, progress
+from planner.cli.words import cluster_of
 
 Days = Annotated[float | None, option("--days", "When the run of --tokens has to be done.", "Sizing")]
 
@@ -21,7 +21,7 @@ def show_sizing(inputs: Mapping[str, Any], values: Mapping[str, Any], *, days: f
         days: When the run has to be done.
     """
     from planner.document_sizing import sizing_document
-    from planner.render_sizing import render_sizing
+    from planner.render.sizing import render_sizing
     from planner.sizes import sizing
 
     clusters = [cluster_of(text.strip()) for text in values["gpus"].split(",")]

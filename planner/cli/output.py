@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from planner.cli_hints import worded
+from planner.cli.hints import worded
 from profiles.errors import PlannerError, SpecError
 
 if TYPE_CHECKING:

@@ -6,28 +6,28 @@ from typing import Annotated
 
 import typer
 
-from planner import cli_options as option
-from planner.cli_output import emit
+from planner.cli import options as option
+from planner.cli.output import emit
 
 # What is listed, the function that shows it, what the command says it does, and what its argument means.
 _LISTS = (
     (
-        *("models", "planner.cli_catalog.show_models"),
+        *("models", "planner.cli.catalog.show_models"),
         "List the models known by name, with their sources.",
         "Only models whose name contains this.",
     ),
     (
-        *("workflows", "planner.cli_flow.show_workflows"),
+        *("workflows", "planner.cli.flow.show_workflows"),
         "List the workflows known by name, with their settings.",
         "Only workflows whose name contains this.",
     ),
     (
-        *("gpus", "planner.cli_catalog.show_devices"),
+        *("gpus", "planner.cli.catalog.show_devices"),
         "List the devices known by name, with their sources.",
         "One device in full, with a source per figure.",
     ),
     (
-        *("frameworks", "planner.cli_catalog.show_frameworks"),
+        *("frameworks", "planner.cli.catalog.show_frameworks"),
         "List the frameworks, and variants of them, that plans can be made for.",
         "Only those whose name contains this.",
     ),

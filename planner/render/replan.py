@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.phrases import RISK_MEANS, peak_cell, plan_label, seconds, signed_percent
-from planner.render import heading, render_infeasible, render_notes
+from planner.render.plans import heading, render_infeasible, render_notes
 from planner.replanning import Continuation, ReplanResult
 from planner.results import PlanEstimate
 

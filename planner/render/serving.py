@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.phrases import count, dollars, gib, seconds
-from planner.render import render_notes
+from planner.render.plans import render_notes
 from planner.serving_job import BOUNDS, PERCENTILES, ServingJob, bound_words, percentile_name
 from planner.serving_launch import launch_words
 from planner.serving_results import ApartPlan, PoolPart, ServingPlan, ServingResult, ServingShortage

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner.cli_options import option
-from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
+from planner.cli.options import option
+from planner.cli.output import EXIT_NOTHING_FITS, emit, progress
 from profiles.errors import SpecError
 
 if TYPE_CHECKING:

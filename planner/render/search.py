@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.phrases import percent, seconds
-from planner.render import indented, render_infeasible
+from planner.render.plans import indented, render_infeasible
 from planner.rules.base import FRAMEWORK_TITLES
 from planner.search.result import OPTIMAL_GAP, EngineRun, FoundPlan, SearchResult, StageChoice
 from profiles.units import GIB

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from planner.cli_export import read_saved
-from planner.cli_output import emit, progress
+from planner.cli.export import read_saved
+from planner.cli.output import emit, progress
 from profiles.errors import SpecError
 
 
@@ -25,7 +25,7 @@ def show_compare(
     """
     from planner.comparing import compare
     from planner.document_compare import compare_document
-    from planner.render_compare import render_compare
+    from planner.render.compare import render_compare
 
     named = [_named(answer) for answer in answers]
     documents = [read_saved(path, "ANSWERS") for path, _ in named]

@@ -20,7 +20,7 @@ from planner.flow_phrases import (
     shortage_sentence,
 )
 from planner.phrases import count, dollars, gib, percent, recompute_label, seconds
-from planner.render import indented
+from planner.render.plans import indented
 from planner.results import RISKY, Note
 from profiles.parameters import total_parameters
 from profiles.units import GIB

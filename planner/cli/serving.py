@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from planner import cli_options as shared
-from planner.cli_options import option
-from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
-from planner.cli_words import cluster_of
+from planner.cli import options as shared
+from planner.cli.options import option
+from planner.cli.output import EXIT_NOTHING_FITS, emit, progress
+from planner.cli.words import cluster_of
 from profiles.errors import SpecError
 from profiles.units import GIB
 
@@ -128,7 +128,7 @@ def serving(
 def _show(model: str, gpus: str, asked: Mapping[str, Any], *, json_: bool, output: str | None, quiet: bool) -> None:
     """Ask, print the answer, and exit with 3 if nothing serves that."""
     from planner.document_serving import serving_document
-    from planner.render_serving import render_serving
+    from planner.render.serving import render_serving
     from planner.serving_plans import serving as answer
 
     with progress("pricing deployments", quiet=quiet):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner.cli_flow import workflow_question, write_timelines
-from planner.cli_options import given, option, question
-from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, write_text
+from planner.cli.flow import workflow_question, write_timelines
+from planner.cli.options import given, option, question
+from planner.cli.output import EXIT_NOTHING_FITS, emit, progress, write_text
 from profiles.errors import SpecError
 
 if TYPE_CHECKING:
@@ -77,13 +77,13 @@ def show_flow_export(values: Mapping[str, Any], settings: Mapping[str, Any], *, 
     """Export the plan of a workflow, print or write the script, and exit with 3 if nothing fits.
 
     Args:
-        values: Options, those of ``cli_flow.workflow`` under that name.
+        values: Options, those of ``flow.workflow`` under that name.
         settings: As for ``show_export``.
         out: Folder for the files.
     """
     from planner.exporters.flow_api import export_dataflow
     from planner.exporters.flow_document import flow_export_document
-    from planner.render_flow import render_flow
+    from planner.render.flow import render_flow
 
     own = {name: settings[name] for name in ("plan", "rank")}
     question, asked = workflow_question(values, own)
@@ -181,7 +181,7 @@ def _render(result: "ExportResult", console: "Console", out: Path | None) -> Non
     """The files as they are, or what was written; a name before each where there are several."""
     exported = result.exported
     if exported is None:
-        from planner.render import render_infeasible
+        from planner.render.plans import render_infeasible
 
         if result.infeasible is not None:
             render_infeasible(result.infeasible, console)

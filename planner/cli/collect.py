@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner import cli_options as option
-from planner.cli_output import emit
+from planner.cli import options as option
+from planner.cli.output import emit
 
 if TYPE_CHECKING:
     from rich.console import Console

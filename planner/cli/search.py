@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
+from planner.cli.output import EXIT_NOTHING_FITS, emit, progress
 
 _SEARCH = "Search"
 
@@ -50,7 +50,7 @@ def show_search(arguments: dict[str, Any], values: dict[str, Any]) -> None:
         values: Values of the shared options.
     """
     from planner.document_search import search_document
-    from planner.render_search import render_search
+    from planner.render.search import render_search
     from planner.search.call import search
 
     with progress("searching", quiet=values["quiet"]):

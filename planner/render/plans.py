@@ -27,7 +27,7 @@ from planner.phrases import (
     signed_gib,
     signed_percent,
 )
-from planner.render_stages import memory_table
+from planner.render.stages import memory_table
 from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request
 from profiles.parameters import active_parameters, total_parameters
 from profiles.units import SECONDS_PER_HOUR, TERA

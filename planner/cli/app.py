@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner import cli_decisions as trial
-from planner import cli_export as target
-from planner import cli_options as option
-from planner import cli_replan as again
-from planner.cli_calibrate import calibrate
-from planner.cli_dataflow import dataflow
-from planner.cli_flow import check_no_workflow, plan_workflow, workflow
-from planner.cli_lists import add_lists
-from planner.cli_output import EXIT_NOTHING_FITS, emit, leave_stdout, progress, steady_streams, told_error
-from planner.cli_profiles import profiles
-from planner.cli_search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
-from planner.cli_serving import serving
-from planner.cli_sizing import Days, show_sizing
-from planner.cli_words import amount, cluster_of, one_model
+from planner.cli import decisions as trial
+from planner.cli import export as target
+from planner.cli import options as option
+from planner.cli import replan as again
+from planner.cli.calibrate import calibrate
+from planner.cli.dataflow import dataflow
+from planner.cli.flow import check_no_workflow, plan_workflow, workflow
+from planner.cli.lists import add_lists
+from planner.cli.output import EXIT_NOTHING_FITS, emit, leave_stdout, progress, steady_streams, told_error
+from planner.cli.profiles import profiles
+from planner.cli.search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
+from planner.cli.serving import serving
+from planner.cli.sizing import Days, show_sizing
+from planner.cli.words import amount, cluster_of, one_model
 from profiles.errors import InfeasibleError, PlannerError, SpecError
 from profiles.units import GIB
 
@@ -251,7 +251,7 @@ def compare(
     debug: option.Debug = False,
 ) -> None:
     """Set plans of saved answers beside each other, and say what makes the difference."""
-    from planner.cli_compare import show_compare
+    from planner.cli.compare import show_compare
 
     show_compare(answers, stack_fit=stack_fit, json_=json_, output=output, quiet=quiet)
 
@@ -293,7 +293,7 @@ def price(
     debug: option.Debug = False,
 ) -> None:
     """Price the kernels of an MLIR file on one device."""
-    from planner.cli_price import show_price
+    from planner.cli.price import show_price
 
     emit(show_price(file, device), json_=json_, output=output)
 
@@ -387,7 +387,7 @@ def _pins(values: Mapping[str, Any]) -> dict[str, Any]:
 def _show(result: "PlanResult", values: Mapping[str, Any], *, pareto: bool = False) -> None:
     """Print an answer and exit with 3 if nothing fits."""
     from planner.document_plan import to_document
-    from planner.render import render, render_front
+    from planner.render.plans import render, render_front
 
     def tables(console: "Console") -> None:
         render(result, console, quiet=values["quiet"])

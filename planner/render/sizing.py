@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.phrases import RISK_MEANS, amount, count, dollars, gib, peak_cell, plan_label, seconds
-from planner.render import NARROW, render_infeasible, render_notes
+from planner.render.plans import NARROW, render_infeasible, render_notes
 from planner.results import Note, PlanEstimate
 from planner.sizes import KindSizes, Size, SizingResult
 from profiles.parameters import total_parameters

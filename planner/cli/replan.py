@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from planner.cli_export import check_question, check_saved, read_saved, saved_options
-from planner.cli_options import option
-from planner.cli_output import EXIT_NOTHING_FITS, emit, progress
-from planner.cli_words import cluster_of
+from planner.cli.export import check_question, check_saved, read_saved, saved_options
+from planner.cli.options import option
+from planner.cli.output import EXIT_NOTHING_FITS, emit, progress
+from planner.cli.words import cluster_of
 
 _PANEL = "Replanning"
 
@@ -35,7 +35,7 @@ def show_replan(
         onto: The new devices.
     """
     from planner.document_replan import replan_document
-    from planner.render_replan import render_replan
+    from planner.render.replan import render_replan
     from planner.replanning import replan, replan_saved
 
     chosen = {"onto": cluster_of(onto), "batch_change": settings["batch_change"]}

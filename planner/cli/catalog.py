@@ -9,7 +9,7 @@ from rich.text import Text
 
 from planner.document_plan import device_document, frameworks_document, models_document
 from planner.phrases import count
-from planner.render import NARROW
+from planner.render.plans import NARROW
 from planner.schema_types import SCHEMA_VERSION
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError, did_you_mean

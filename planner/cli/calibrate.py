@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from planner import cli_options as option
-from planner.cli_output import emit, progress
+from planner.cli import options as option
+from planner.cli.output import emit, progress
 from profiles.errors import SpecError
 
 
@@ -57,7 +57,7 @@ def calibrate(
 
 def _calibrate_runs(runs: list[Path], out: Path | None, *, json_: bool, output: str | None, quiet: bool) -> None:
     from planner.calibrate_runs import calibrate_runs, fit_file, write_fit
-    from planner.render_runs import show_run_calibration
+    from planner.render.runs import show_run_calibration
 
     with progress("fitting your runs", quiet=quiet):
         found = calibrate_runs(runs)
@@ -77,7 +77,7 @@ def _calibrate_device(
     output: str | None,
     quiet: bool,
 ) -> None:
-    from planner.cli_timings import said_options
+    from planner.cli.timings import said_options
     from planner.timings.admission import check_files
     from planner.timings.calibration import calibrate_device, calibration_document, device_to_calibrate
     from planner.timings.render_calibration import render_calibration

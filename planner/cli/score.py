@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from planner import cli_options as option
-from planner.cli_output import emit, progress
+from planner.cli import options as option
+from planner.cli.output import emit, progress
 
 
 def score(

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from planner import cli_options as option
-from planner.cli_output import emit, progress
+from planner.cli import options as option
+from planner.cli.output import emit, progress
 from profiles.errors import SpecError
 
 EXIT_BAD_INPUT = 2

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner.cli_options import given, option
-from planner.cli_output import EXIT_NOTHING_FITS, emit, progress, write_text
+from planner.cli.options import given, option
+from planner.cli.output import EXIT_NOTHING_FITS, emit, progress, write_text
+from planner.flow_words import models_by_role, pins_from_words, settings_from_words
 from profiles.errors import SpecError
 from profiles.units import GIB
 
@@ -72,7 +73,7 @@ def workflow(
     trace: Annotated[str | None, _option("--trace", "Write the timeline per GPU to this file, for Perfetto.")] = None,
     picture: Annotated[str | None, _option("--picture", "Write the timeline to this SVG file.")] = None,
 ) -> None:
-    """What a question about a workflow may say; a declaration only, see ``cli_options.asks``."""
+    """What a question about a workflow may say; a declaration only, see ``options.asks``."""
 
 
 # Options of single jobs that say something about a workflow too.
@@ -125,22 +126,6 @@ def workflow_question(
     return (flow["job"], models_by_role(values["model"]), values["cluster"]), _settings(values, flow)
 
 
-def models_by_role(words: Sequence[str]) -> dict[str, str]:
-    """``["actor=llama-2-70b", "critic=llama-2-7b"]`` as a mapping; a model without a role is that of the first.
-
-    Raises:
-        SpecError: If a role is given twice.
-    """
-    found: dict[str, str] = {}
-    for word in words:
-        role, equals, model = word.partition("=")
-        role, model = (role.strip(), model.strip()) if equals else ("", word)
-        if role in found:
-            raise SpecError("--model", f"{role or word[:40]!r} is given twice", "one model per role, ROLE=MODEL")
-        found[role] = model
-    return found
-
-
 def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, Any]:
     from planner.dataflow.flow_request import HYBRID
     from planner.dataflow.rollouts import WHOLE
@@ -187,51 +172,6 @@ def _preset_settings(values: Mapping[str, Any], words: Sequence[str]) -> dict[st
             raise SpecError(_flag(name), f"is given, and so is --set {name}", "one of them")
         found[name] = values[name]
     return found
-
-
-def settings_from_words(words: Sequence[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` words of ``--set``; values are numbers, true, false or text.
-
-    Raises:
-        SpecError: If a word has another form, or a name is given twice.
-    """
-    found: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name.strip() or not value.strip():
-            raise SpecError("--set", f"cannot read {word[:60]!r}", "NAME=VALUE, e.g. group_size=8")
-        if name.strip() in found:
-            raise SpecError("--set", f"{name.strip()[:40]!r} is given twice", "one value per setting")
-        found[name.strip()] = _value(value.strip())
-    return found
-
-
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text[:40])
-        except ValueError:
-            continue
-    return text
-
-
-def pins_from_words(words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """``CALL.FIELD=VALUE`` words of ``--pin``, by call.
-
-    Raises:
-        SpecError: If a word has another form, or a field is given twice.
-    """
-    from planner.dataflow.flow_pins import pin_from_words
-
-    pins: dict[str, dict[str, Any]] = {}
-    for word in words:
-        call, key, value = pin_from_words(word)
-        if key in pins.setdefault(call, {}):
-            raise SpecError("--pin", f"'{call}.{key}' is given twice", "one value per field of a call")
-        pins[call][key] = value
-    return pins
 
 
 def _check_unused(values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
@@ -283,7 +223,7 @@ def write_timelines(result: "FlowResult", flow: Mapping[str, Any]) -> None:
 
 def _show(result: "FlowResult", values: Mapping[str, Any]) -> None:
     from planner.document_flow import flow_document
-    from planner.render_flow import render_flow
+    from planner.render.flow import render_flow
 
     def tables(console: "Console") -> None:
         render_flow(result, console, quiet=values["quiet"])

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner import cli_options as option
-from planner.cli_output import emit, progress
+from planner.cli import options as option
+from planner.cli.output import emit, progress
 from profiles.units import GIB
 
 if TYPE_CHECKING:

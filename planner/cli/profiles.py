@@ -5,9 +5,9 @@ Each command is a function of its own module, mounted here.
 
 import typer
 
-from planner.cli_collect import collect
-from planner.cli_score import score
-from planner.cli_timings import check, export, import_, list_, show
+from planner.cli.collect import collect
+from planner.cli.score import score
+from planner.cli.timings import check, export, import_, list_, show
 
 profiles = typer.Typer(
     name="profiles", help="Measured timings, and how the prices compare with them.", no_args_is_help=True
