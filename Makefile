@@ -29,7 +29,7 @@ lint: $(INSTALLED_DEV) ## ruff format and ruff check
 	$(BIN)/ruff check
 
 types: $(INSTALLED_DEV) ## mypy, strict
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/mypy tests/contract/typed_client.py
 
 contracts: $(INSTALLED_DEV) ## import-linter: the layers of the house

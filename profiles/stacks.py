@@ -36,6 +36,7 @@ PRETRAIN = "pretrain"
 FIT_FILE = ("fits", "stacks.json")  # in a catalogue directory
 _MEMORY_CARDS = ("fits", "stack_memory.json")
 _PUBLISHERS = ("fits", "publishers.json")
+OTHERS = "others"  # there, frameworks that too few publishers use to tell a width of their own
 _MAX_BYTES = 1 << 20
 _SPREADS = ("residual_log_std", "within_log_std", "settled_log_std")
 _WIDEST_SCALE = 1e3  # a time a thousand times off is a unit mistaken, not a stack
@@ -105,18 +106,26 @@ def for_strangers(stacks: Mapping[str, StackSpec], task: str = PRETRAIN) -> dict
     path = (resources.files("profiles") / "data").joinpath(*_PUBLISHERS)
     if not path.is_file():
         return dict(stacks)
-    widths = json.loads(path.read_text(encoding="utf-8"))["values"]
-    of_time, within = (widths[name][_kind_of(task)] for name in ("publisher_log_std", "within_publisher_log_std"))
-    return {
-        name: replace(
+    widths, kind = json.loads(path.read_text(encoding="utf-8"))["values"], _kind_of(task)
+
+    def wider(stack: StackSpec) -> StackSpec:
+        of_time, within, of_memory = (
+            of.get(stack.framework, of[OTHERS])
+            for of in (
+                widths["publisher_log_std"][kind],
+                widths["within_publisher_log_std"][kind],
+                widths["memory_publisher_log_std"],
+            )
+        )
+        return replace(
             stack,
             residual_log_std=hypot(stack.residual_log_std, of_time),
             within_log_std=hypot(stack.within_log_std, within),
             publisher_log_std=of_time,
-            memory_publisher_log_std=widths["memory_publisher_log_std"],
+            memory_publisher_log_std=of_memory,
         )
-        for name, stack in stacks.items()
-    }
+
+    return {name: wider(stack) for name, stack in stacks.items()}
 
 
 def with_fit(path: Path, task: str = PRETRAIN) -> Mapping[str, StackSpec]:

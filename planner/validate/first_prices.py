@@ -66,11 +66,14 @@ def write_notes(path: Path, notes: Mapping[Line, str]) -> None:
 
 
 def _widths() -> str:
-    """The widths for publishers nobody has seen, as packaged."""
-    stacks = (for_strangers(fitted_stacks(), task)["fsdp"] for task in ("pretrain", "full"))
-    trained, tuned = stacks
-    peaks = trained.memory_publisher_log_std
-    return f"pretrain {trained.publisher_log_std}, tuning {tuned.publisher_log_std}, memory {peaks}"
+    """The widths for publishers nobody has seen, as packaged, by framework."""
+    trained, tuned = (for_strangers(fitted_stacks(), task) for task in ("pretrain", "full"))
+    of = {stack.framework: name for name, stack in trained.items()}
+    return "; ".join(
+        f"{framework}: pretrain {trained[name].publisher_log_std}, tuning {tuned[name].publisher_log_std}, "
+        f"memory {trained[name].memory_publisher_log_std}"
+        for framework, name in sorted(of.items())
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

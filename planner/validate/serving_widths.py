@@ -39,6 +39,7 @@ def errors_of(figure: str, kind: str) -> FirstErrors:
     enough = [price for price in prices if counts[price.row.publisher] >= LEAST_FIGURES]
     return FirstErrors(
         publishers=np.array([price.row.publisher for price in enough], dtype=np.str_),
+        frameworks=np.array([price.row.engine for price in enough], dtype=np.str_),
         error=np.array([_log_error(price) for price in enough]),
         half_width=np.array([_half_width(price) for price in enough]),
         stands_in=np.zeros(len(enough), dtype=np.bool_),

@@ -11,8 +11,16 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray
 from costmodels.uncertainty import NORMAL_90
+from planner.validate.publishers import (
+    FEWEST_PUBLISHERS,
+    TIMES,
+    TOLD_BY,
+    FirstErrors,
+    Width,
+    first_errors,
+    widths_by_framework,
+)
 from planner.validate.publishers import MEMORY as PEAKS
-from planner.validate.publishers import TIMES, TOLD_BY, FirstErrors, first_errors
 from planner.validate.render import percent
 from planner.validate.rows import ScorableRow
 from planner.validate.unseen import BLIND_COMMITS, Judged, Kind, Unseen, mean_over, price_unseen
@@ -40,6 +48,7 @@ PACKAGED_THEN: Mapping[int, Mapping[str, float]] = {
 }
 MEMORY_COMMIT = "84afd51"  # of the first round's memory of training
 _NOTHING = ("", "", "")
+_USUAL = "megatron"  # whose width is told apart in words
 _WIDTH_OF = {"pretrain": "steps of pre-training", "tuning": "steps of fine-tuning", PEAKS: "peaks"}
 _SECTIONS = {Kind.TRAINING: TRAINING, Kind.TUNING: TUNING, Kind.TRAINING_MEMORY: MEMORY, Kind.TUNING_MEMORY: ""}
 
@@ -135,38 +144,46 @@ def _verdicts(unseen: Unseen) -> str:
 
 
 def _widths(rounds: Mapping[int, Unseen]) -> str:
-    """What the blind errors of all rounds say of intervals, publisher by publisher."""
+    """What the blind errors of all rounds say of intervals, framework by framework and publisher by publisher."""
     parts = {what: first_errors(rounds.values(), kinds) for what, kinds in TOLD_BY.items()}
-    figures: dict[str, object] = {"table": _width_summary(parts)}
+    widths = {what: widths_by_framework(first) for what, first in parts.items()}
+    figures: dict[str, object] = {"table": _width_summary(parts, widths), "fewest": FEWEST_PUBLISHERS}
     for what, first in parts.items():
         figures[f"{what}_before"] = percent(mean_over([first.of(name) for name in first.names], first.covered(0.0)))
-    level = np.sqrt(parts["pretrain"].width() ** 2 - parts["pretrain"].within() ** 2)
-    for name, width in (("width", parts["pretrain"].width()), ("level", level), ("left", parts["pretrain"].within())):
+    usual = widths["pretrain"][_USUAL].told
+    level = np.sqrt(usual.width() ** 2 - usual.within() ** 2)
+    for name, width in (("width", usual.width()), ("level", level), ("left", usual.within())):
         figures[f"pretrain_{name}"] = f"{width:.2f}"
     for name, stands_in in (("described", False), ("stood_in", True)):
         held = [parts[task].covered(0.0)[own] for task in TIMES for own in _own(parts[task], stands_in)]
         figures[name] = percent(float(np.mean([own.mean() for own in held])))
-    tables = [_width_table(_WIDTH_OF[what], first) for what, first in parts.items()]
+    tables = [_width_table(_WIDTH_OF[what], of_framework) for what, of_framework in widths.items()]
     return "\n".join([WIDTHS.format(**figures), *tables])
 
 
-def _width_summary(parts: Mapping[str, FirstErrors]) -> str:
-    """One line per width: how it is told, and what it holds of publishers that did not tell it."""
+def _width_summary(parts: Mapping[str, FirstErrors], widths: Mapping[str, Mapping[str, Width]]) -> str:
+    """One line per width: how it is told, and what it, or one for all, holds of publishers that did not tell it."""
     head = (
-        *("", "publishers", "their mean log errors, RMS", "spread about them, RMS", "width (log std)", "as a factor"),
-        *("with one left out", "then in the interval"),
+        *("", "framework", "publishers", "their mean log errors, RMS", "spread about them, RMS", "width (log std)"),
+        *("as a factor", "with one left out", "then in the interval", "were one width for all"),
     )
     lines = list(table_head(head))
-    for what, first in parts.items():
-        between, within = first.spreads()
-        without = [first.width(without=name) for name in first.names]
-        lines.append(
-            table_row(
-                _WIDTH_OF[what], len(first.names), f"{between:.2f}", f"{within:.2f}", f"{first.width():.2f}",
-                f"x/ {np.exp(NORMAL_90 * first.width()):.2f}", f"{min(without):.2f} to {max(without):.2f}",
-                percent(mean_over([first.of(name) for name in first.names], first.covered_by_others())),
-            )
-        )  # fmt: skip
+    for what, of_framework in widths.items():
+        every = parts[what]
+        for framework, width in of_framework.items():
+            told = width.told
+            between, within = told.spreads()
+            without = [told.width(without=name) for name in told.names]
+            own = [width.of.of(name) for name in width.of.names]
+            judged = (width.covered_by_others(), width.of.covered_by_others(every)) if own else ()
+            shares = [percent(mean_over(own, held)) for held in judged] or ["", ""]
+            lines.append(
+                table_row(
+                    _WIDTH_OF[what], framework, len(told.names), f"{between:.2f}", f"{within:.2f}",
+                    f"{told.width():.2f}", f"x/ {np.exp(NORMAL_90 * told.width()):.2f}",
+                    f"{min(without):.2f} to {max(without):.2f}", *shares,
+                )
+            )  # fmt: skip
     return "\n".join([*lines, ""])
 
 
@@ -176,23 +193,29 @@ def _own(first: FirstErrors, stands_in: bool) -> list[BoolArray]:
     return [own for own in found if own.any()]
 
 
-def _width_table(what: str, first: FirstErrors) -> str:
-    head = (what, "figures", "mean log error", "spread about it", "fits alone", "in it", "told by others", "in it")
-    lines = list(table_head(head))
-    before, after = first.covered(0.0), first.covered_by_others()
-    for name in first.names:
-        of = first.of(name)
-        told, alone = first.width(without=name), first.half_width[of]
-        lines.append(
-            table_row(
-                name, int(of.sum()), f"{first.error[of].mean():+.2f}", f"{first.error[of].std():.2f}",
-                f"x/ {np.exp(alone.mean()):.2f}", percent(float(before[of].mean())),
-                f"x/ {np.exp(np.hypot(alone, NORMAL_90 * told).mean()):.2f}", percent(float(after[of].mean())),
-            )
-        )  # fmt: skip
-    own = [first.of(name) for name in first.names]
-    cells = (percent(mean_over(own, before)), "", percent(mean_over(own, after)))
-    lines.append(table_row("mean over publishers", len(first.error), "", "", "", *cells))
+def _width_table(what: str, widths: Mapping[str, Width]) -> str:
+    head = (
+        *(what, "framework", "figures", "mean log error", "spread about it", "fits alone", "in it"),
+        *("told by others", "in it"),
+    )
+    lines, before, after = list(table_head(head)), [], []
+    for framework, width in widths.items():
+        first, held, alone = width.of, width.covered_by_others(), width.of.covered(0.0)
+        for name in first.names:
+            of = first.of(name)
+            told, half_width = width.told.width(without=name), first.half_width[of]
+            before.append(float(alone[of].mean()))
+            after.append(float(held[of].mean()))
+            lines.append(
+                table_row(
+                    name, framework, int(of.sum()), f"{first.error[of].mean():+.2f}", f"{first.error[of].std():.2f}",
+                    f"x/ {np.exp(half_width.mean()):.2f}", percent(before[-1]),
+                    f"x/ {np.exp(np.hypot(half_width, NORMAL_90 * told).mean()):.2f}", percent(after[-1]),
+                )
+            )  # fmt: skip
+    figures = sum(len(width.of.error) for width in widths.values())
+    cells = (percent(float(np.mean(before))), "", percent(float(np.mean(after))))
+    lines.append(table_row("mean", "", figures, "", "", "", *cells))
     return "\n".join([*lines, ""])
 
 

@@ -44,12 +44,15 @@ of a kind) they hold, blind, {pretrain_before} of steps of pre-training, {tuning
 cross-validation shows, and intervals need a width for it:
 
 {table}
-The width is told as residuals of stacks are (`planner.validate.publishers`): its 90 % interval holds 90 % of what the
-fits' interval leaves of the errors, publishers weighing alike, and a little more for the next one. The last column
-judges every publisher by the width that the others tell. It joins the residual of every packaged stack in quadrature,
-and shifts no price, no ranking and no verdict: plans of one user share it. Runs of one's own end it for times
-(`planner calibrate --runs`): of {pretrain_width}, a level of {pretrain_level} is known after a few of them, and a
-spread of {pretrain_left} is unlearnt as runs agree. Left out of this section is universal-llm-trainer, which says
+A width is told as residuals of stacks are (`planner.validate.publishers`): its 90 % interval holds 90 % of what the
+fits' interval leaves of the errors, publishers weighing alike, and a little more for the next one. Each framework has
+its own, of publishers with three figures on it; those with fewer than {fewest} publishers tell one together, and where
+they too are fewer, all publishers tell it. The last columns judge every publisher by the width that the others tell,
+and by what it would be if all frameworks shared one: that would be too wide for some and too narrow for others. The
+width joins the residual of every packaged stack in quadrature, and shifts no price, no ranking and no verdict: plans
+of one user share it. Runs of one's own end it for times (`planner calibrate --runs`): of {pretrain_width} for
+pre-training with Megatron-LM, a level of {pretrain_level} is known after a few of them, and a spread of
+{pretrain_left} is unlearnt as runs agree. Left out of this section is universal-llm-trainer, which says
 neither how many micro-batches a step has nor what its memory counts. Where another framework's stack stands in, the
 fits' intervals hold {stood_in} of times, where a stack is described {described}.
 """

@@ -8,7 +8,7 @@ from planner.validate import first_prices
 from planner.validate.reader import read_rows
 from planner.validate.unseen import Kind, price_tables, unseen_tables
 from profiles.errors import SpecError
-from profiles.stacks import fitted_stacks
+from profiles.stacks import fitted_stacks, load_stacks
 
 
 @pytest.fixture
@@ -30,7 +30,11 @@ def test_a_round_is_priced_once(table, monkeypatch, capsys):
     monkeypatch.setattr(first_prices, "unseen_tables", lambda _number: (table,))
     before = price_tables([table], fitted_stacks())
     first_prices.main(["--round", "3"])
-    assert "round 3: 2 rows, widths packaged: pretrain 0." in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "round 3: 2 rows, widths packaged: deepspeed: pretrain 0." in told
+    megatron = load_stacks()["megatron-core"]
+    assert f"megatron: pretrain {megatron.publisher_log_std}, tuning 0." in told
+    assert f"memory {megatron.memory_publisher_log_std}; nanotron" in told
     after = price_tables([table], fitted_stacks())
     for kind in (Kind.TRAINING, Kind.TRAINING_MEMORY):
         assert not before.judged[kind].first_priced.any()

@@ -2,23 +2,35 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 import planner
 from costmodels.uncertainty import NORMAL_90
-from planner.validate.publishers import LEAST_FIGURES, MEMORY, TIMES, TOLD_BY, FirstErrors, first_errors, main
+from planner.validate.publishers import (
+    FEWEST_PUBLISHERS,
+    LEAST_FIGURES,
+    MEMORY,
+    TIMES,
+    TOLD_BY,
+    FirstErrors,
+    Width,
+    first_errors,
+    main,
+    widths_by_framework,
+)
 from planner.validate.unseen import Unseen, mean_over, price_unseen
-from profiles.stacks import fitted_stacks, for_strangers, load_stacks, with_fit
+from profiles.stacks import OTHERS, fitted_stacks, for_strangers, load_stacks, with_fit
 
 
-def errors(of: dict[str, list[float]], half_width: float = 0.0) -> FirstErrors:
+def errors(of: dict[str, list[float]], half_width: float = 0.0, framework: str = "fsdp") -> FirstErrors:
     """Publisher to its log errors."""
     error = np.array([value for each in of.values() for value in each])
     return FirstErrors(
         publishers=np.array([name for name, each in of.items() for _ in each]),
+        frameworks=np.full(len(error), framework),
         error=error,
         half_width=np.full(len(error), half_width),
         stands_in=np.zeros(len(error), dtype=np.bool_),
@@ -33,6 +45,16 @@ def rounds() -> Mapping[int, Unseen]:
 @pytest.fixture(scope="module")
 def told(rounds) -> dict[str, FirstErrors]:
     return {what: first_errors(rounds.values(), kinds) for what, kinds in TOLD_BY.items()}
+
+
+@pytest.fixture(scope="module")
+def widths(told) -> dict[str, dict[str, Width]]:
+    return {what: widths_by_framework(first) for what, first in told.items()}
+
+
+def both(one: FirstErrors, other: FirstErrors) -> FirstErrors:
+    columns = {item.name: [getattr(each, item.name) for each in (one, other)] for item in fields(FirstErrors)}
+    return FirstErrors(**{name: np.concatenate(column) for name, column in columns.items()})
 
 
 def test_a_width_holds_nine_publishers_of_ten():
@@ -60,13 +82,55 @@ def test_publishers_weigh_alike_and_none_tells_its_own_width():
     assert mixed.within() == pytest.approx(mixed.width() * 0.1 / np.hypot(0.3, 0.1))
 
 
+def test_a_framework_of_enough_publishers_tells_its_own_width():
+    near, far = ({str(n): [shift * (n - 4.5)] * 3 for n in range(10)} for shift in (0.02, 0.2))
+    widths = widths_by_framework(both(errors(near, framework="megatron"), errors(far)))
+    assert widths["fsdp"].told.width() == pytest.approx(10 * widths["megatron"].told.width())
+    assert widths["fsdp"].told.width() == pytest.approx(errors(far).width())
+    assert set(widths) == {"fsdp", "megatron", OTHERS}
+    assert len(widths[OTHERS].of.error) == 0  # of runs on none of the two; everybody tells theirs
+    assert len(widths[OTHERS].told.error) == 60
+
+
+def test_frameworks_of_few_publishers_tell_one_width_together_or_all_do():
+    enough = errors({f"m{n}": [0.1] * 3 for n in range(FEWEST_PUBLISHERS)}, framework="megatron")
+    few = [errors({f"{name}{n}": [1.0] * 3 for n in range(3)}, framework=name) for name in ("fsdp", "deepspeed")]
+    together = widths_by_framework(both(enough, both(*few)))[OTHERS]
+    assert {*together.told.frameworks.tolist()} == {"fsdp", "deepspeed"}
+    alone = widths_by_framework(both(enough, few[0]))[OTHERS]
+    assert {*alone.told.frameworks.tolist()} == {"fsdp", "megatron"}
+    assert {*alone.of.frameworks.tolist()} == {"fsdp"}
+    assert alone.told.width(without="fsdp0") == pytest.approx(1.0 / NORMAL_90 * np.sqrt(1 + 1 / 7))  # of five and two
+
+
+def test_runs_of_a_publisher_on_a_framework_count_where_they_are_enough():
+    some = errors({str(n): [0.1] * LEAST_FIGURES for n in range(6)} | {"few": [2.0] * (LEAST_FIGURES - 1)})
+    assert "few" not in widths_by_framework(some)["fsdp"].told.names
+
+
 @pytest.mark.parametrize(("what", "before"), [("pretrain", 0.7), ("tuning", 0.45), (MEMORY, 0.6)])
-def test_intervals_hold_publishers_that_did_not_tell_their_width(told, what, before):
+def test_intervals_hold_publishers_that_did_not_tell_their_width(told, widths, what, before):
     """The fits alone do not; twice or half the width would leave these bounds too."""
     first = told[what]
-    own = [first.of(name) for name in first.names]
-    assert mean_over(own, first.covered(0.0)) < before
-    assert 0.85 <= mean_over(own, first.covered_by_others()) <= 0.95
+    assert mean_over([first.of(name) for name in first.names], first.covered(0.0)) < before
+    shares = {
+        name: [float(width.covered_by_others()[width.of.of(one)].mean()) for one in width.of.names]
+        for name, width in widths[what].items()
+    }
+    assert 0.85 <= np.mean([share for each in shares.values() for share in each]) <= 0.95
+    assert all(0.85 <= np.mean(each) <= 0.95 for each in shares.values() if len(each) >= FEWEST_PUBLISHERS)
+
+
+def test_one_width_for_all_frameworks_is_too_wide_for_some_and_too_narrow_for_others(told, widths):
+    peaks = {
+        name: np.mean(
+            [float(width.of.covered_by_others(told[MEMORY])[width.of.of(one)].mean()) for one in width.of.names]
+        )
+        for name, width in widths[MEMORY].items()
+        if width.of.names
+    }
+    assert peaks["fsdp"] < 0.8 < 0.94 < peaks["huggingface"]
+    assert widths["pretrain"]["megatron"].told.width() < 0.7 * told["pretrain"].width()
 
 
 def test_publishers_who_do_not_say_what_they_print_tell_nothing(told):
@@ -94,19 +158,21 @@ def test_publishers_of_every_round_tell_it(rounds, told):
         assert all(len(each.names) >= 2 for each in apart)  # of the third round's fine-tuning, two publish steps
 
 
-def test_a_refit_packages_what_the_tables_of_every_round_tell(told, tmp_path):
+def test_a_refit_packages_what_the_tables_of_every_round_tell(widths, tmp_path):
     main(["--out", str(tmp_path / "publishers.json")])
     values = json.loads((tmp_path / "publishers.json").read_text(encoding="utf-8"))["values"]
-    assert values["publisher_log_std"] == {task: pytest.approx(told[task].width(), abs=1e-4) for task in TIMES}
-    assert values["memory_publisher_log_std"] == pytest.approx(told[MEMORY].width(), abs=1e-4)
+    kept = {task: values["publisher_log_std"][task] for task in TIMES} | {MEMORY: values["memory_publisher_log_std"]}
+    for what, of_framework in widths.items():
+        assert kept[what] == {name: pytest.approx(each.told.width(), abs=1e-4) for name, each in of_framework.items()}
 
 
-def test_the_packaged_widths_are_what_the_tables_tell(told):
+def test_the_packaged_widths_are_what_the_tables_tell(widths):
     for task in ("pretrain", "full", "lora", "qlora"):
-        stack = load_stacks(task)["megatron-core"]
-        width = told["pretrain" if task == "pretrain" else "tuning"].width()
-        assert stack.publisher_log_std == pytest.approx(width, rel=0.05)  # a refit of fits moves it a little
-        assert stack.memory_publisher_log_std == pytest.approx(told[MEMORY].width(), rel=0.05)
+        for stack in load_stacks(task).values():
+            of_time = widths["pretrain" if task == "pretrain" else "tuning"]
+            told, peaks = (of.get(stack.framework, of[OTHERS]).told.width() for of in (of_time, widths[MEMORY]))
+            assert stack.publisher_log_std == pytest.approx(told, rel=0.05)  # a refit of fits moves it a little
+            assert stack.memory_publisher_log_std == pytest.approx(peaks, rel=0.05)
 
 
 def test_fine_tuning_is_answered_with_the_wider_interval():
