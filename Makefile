@@ -5,6 +5,8 @@ DATA ?= ../shared/data
 VENV := .venv
 BIN := $(VENV)/bin
 export PLANNER_DATA ?= $(DATA)
+# Matrices here are small, so threads of BLAS would mostly wait for each other.
+export OPENBLAS_NUM_THREADS ?= 1
 
 # Prerequisites of an installation; the stamps make a second run start at once.
 INSTALLED := $(VENV)/.installed

@@ -1,10 +1,14 @@
 """What holds for all tests: a slow or busy machine is no failure of a property, nor is one that ignores Ctrl-C."""
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+# Before NumPy is imported: matrices here are small, so threads of BLAS would mostly wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")

@@ -1,6 +1,7 @@
-"""What becomes of an answer where stdout is closed, lacks characters, or has a reader who leaves."""
+"""The command line as a process: where stdout is closed, lacks characters or has a reader who leaves; its threads."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,13 @@ def test_characters_that_stdout_lacks_are_replaced_in_tables_and_escaped_in_docu
     assert (document.returncode, document.stderr) == (0, "")
     assert document.stdout.isascii()
     assert json.loads(document.stdout)["request"]["model"]["name"] == "модель"
+
+
+def test_blas_keeps_to_one_thread_unless_told_otherwise() -> None:
+    code = "import os\nimport planner.cli.app\nprint(os.environ['OPENBLAS_NUM_THREADS'])"
+    plain = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    for given, kept in (({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=plain | given, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == kept
