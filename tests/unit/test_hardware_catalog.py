@@ -108,6 +108,7 @@ def test_links_are_per_direction_line_rates(catalog: Catalog, link: str, gb_per_
         ("gb200-nvl72", 4, 72, 50),
         ("gb300-nvl72", 4, 72, 100),
         ("frontier", 8, 8, 12.5),
+        ("jupiter-booster", 4, 4, 25),
     ],
 )
 def test_nodes(catalog: Catalog, node: str, devices: int, domain: int, gb_per_s_per_device: float) -> None:
@@ -118,7 +119,7 @@ def test_nodes(catalog: Catalog, node: str, devices: int, domain: int, gb_per_s_
 
 def test_host_code_takes_longer_on_grace(catalog: Catalog) -> None:
     scales = {name: node.host_time_scale for name, node in catalog.nodes.items() if node.host_time_scale != 1}
-    assert set(scales) == {"gb200-nvl72", "gb300-nvl72", "gh200-4x"}
+    assert set(scales) == {"gb200-nvl72", "gb300-nvl72", "gh200-4x", "jupiter-booster"}
     fitted = json.loads((resources.files("profiles") / "data" / "fits" / "dataflow.json").read_text(encoding="utf-8"))
     assert set(scales.values()) == {round(fitted["nemo-rl"]["values"]["grace_time_scale"], 2)}
 
