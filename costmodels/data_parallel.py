@@ -282,9 +282,13 @@ def _distinct_traffic(
 
 
 def _expert_modules(context: CostContext) -> float:
-    """Modules that hold the experts of one layer: every matrix of each where a loop runs them, else one for all."""
+    """Calls that gather the experts of one layer: every matrix of each where a loop runs them, else one for all.
+
+    One for all also where DeepSpeed takes them for a leaf: fetch_sub_module of its partitioned_param_coordinator.py
+    hands all its parameters to one ``all_gather_coalesced``.
+    """
     moe, stack = context.model.moe, context.stack
-    looped = stack.gathered_modules_per_layer > 0 and not stack.grouped_experts
+    looped = stack.gathered_modules_per_layer > 0 and not (stack.grouped_experts or stack.leaf_experts)
     return float(context.model.mlp_matrices * moe.num_experts) if moe is not None and looped else 1.0
 
 

@@ -17,9 +17,9 @@ from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.parts import Part
 from costmodels.lowering.priced_calls import PartCosts
 from costmodels.lowering.shapes import RankShape, rank_shapes
+from costmodels.module_hooks import block_hooks_s, expert_hooks_s, experts_looked_for_s
 from costmodels.plan import BoolArray, ContextKind, FloatArray, IntArray, PlanBatch
 from profiles.hardware import ClusterSpec
-from profiles.parameters import MLP_TARGETS
 
 _FORWARD = [ROW[name] for name in ("forward", "core", "tensor_forward", "context_forward", "expert_forward")] + [
     ROW["launch_forward"]
@@ -36,11 +36,6 @@ RECOMPUTED = (
 )
 # Rows of ``BlockCosts.reach_s``: whose prices are at which end of their 90 % interval, all others as they are.
 REACHES = ("kernels_low", "kernels_high", "transfers_low", "transfers_high")
-# Hooks of what PEFT puts round a linear layer, over that layer's: adapters on all seven of them added 3.4 ms to the
-# three passes through a layer, timed as ``module_hooks_s`` was (data/stacks/stacks.yaml).
-_ADAPTER_HOOKS = 0.6
-# A norm, queries, keys, values and output.
-_ATTENTION_MODULES = 5.0
 _LAUNCHES = [ROW["launch_forward"], ROW["launch_backward"]]
 # Of attention, dense MLP, embedding and head, what a checkpoint of a layer repeats.
 _REPEATED = np.array([[1.0], [1.0], [0.0], [0.0]])
@@ -164,7 +159,7 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
         lower_embedding(shape, context),
         lower_head(shape, context),
     ]
-    hooks_s = _hooks_s(shape, context)
+    hooks_s = block_hooks_s(shape, context)
     if context.model.moe is None:
         parts = price_parts(lists)
         attention, dense_mlp, embedding, head = exposed_blocks(
@@ -186,33 +181,15 @@ def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
         expert_groups,
         context,
         attention_s=beside_s,
-        hooks_s=0.0 if stack.captures_routing else stack.expert_issue_s * host_scale,
+        hooks_s=expert_hooks_s(expert_shape, context)[:, None],
         repeated=1.0,
     )
     expert_mlp.seconds[[*_LAUNCHES, ROW["launch_again"]]] += stack.expert_layer_s * host_scale
     expert_mlp.reach_s[:] += len(_LAUNCHES) * stack.expert_layer_s * host_scale
+    looked_for_s = experts_looked_for_s(expert_shape, context)
+    expert_mlp.seconds[[ROW["launch_forward"], ROW["launch_again"]]] += looked_for_s
+    expert_mlp.reach_s[:] += looked_for_s
     return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
-
-
-def _hooks_s(shape: RankShape, context: CostContext) -> FloatArray:
-    """(4, K) seconds that modules take on the host in either pass through attention, dense MLP, embedding and head.
-
-    Hooks of what gathers parameters (``module_hooks_s``), and DTensors of tensor parallelism (``dtensor_module_s``) in
-    linear layers and norms. Those of single experts and of the two ends are left out.
-    """
-    stack, job, model = context.stack, context.job, context.model
-    of_mlp = float(model.mlp_matrices)
-    gathered = np.array([1.0, 0.0, 0.0, 0.0])  # whole layers, those of mixtures of experts too
-    if stack.gathered_modules_per_layer:
-        gathered[:2] = max(stack.gathered_modules_per_layer - of_mlp, 0.0), of_mlp
-        for target in () if job.lora is None else job.lora.targets:
-            gathered[int(target in MLP_TARGETS)] += _ADAPTER_HOOKS
-    norms_of_heads = 2.0 * model.qk_norm
-    sharded = np.array([_ATTENTION_MODULES + norms_of_heads, of_mlp + 1, 0.0, 0.0])
-    host_scale = context.cluster.node.host_time_scale
-    hooks_s: FloatArray = gathered[:, None] * shape.hooked * (stack.module_hooks_s * host_scale)
-    dtensors_s: FloatArray = sharded[:, None] * (shape.tensor > 1) * (stack.dtensor_module_s * host_scale)
-    return hooks_s + dtensors_s
 
 
 def _may_overlap(shape: RankShape, context: CostContext) -> BoolArray:
@@ -248,7 +225,8 @@ def exposed_blocks(
         groups: Which of them each plan has.
         context: Its stack hides.
         attention_s: (phases, 1, K) kernel seconds of the attention before a mixture of experts.
-        hooks_s: (parts, K) or scalar seconds the host takes besides in either pass (``_hooks_s``, ``expert_issue_s``).
+        hooks_s: (parts, K) or scalar seconds the host takes besides in either pass, or (2, parts, K), forward and
+            backward (``costmodels.module_hooks``).
         repeated: (parts, 1) or scalar: 1 for blocks of a layer, 0 for the two ends and for an engine, which no
             checkpoint repeats.
     """

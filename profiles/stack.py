@@ -129,6 +129,7 @@ class StackSpec:
             Otherwise every rank updates its share of all, and one gathering brings it to the others.
         gathered_modules_per_layer: Calls per dense layer in which ZeRO-3 gathers parameters, a module each; 0 when it
             gathers a layer at once. Gradients are reduced layer by layer.
+        leaf_experts: ZeRO-3 gathers the experts of a layer, each of them modules, at once (a DeepSpeed leaf module).
         module_hooks_s: Host time per pass through such a module under ZeRO-3, its own and its surroundings' hooks: they
             look up what is to be fetched, fetch and release it, and hand over gradients. Through a layer, also under
             ZeRO-2, where layers are gathered at once (FSDP).
@@ -287,6 +288,7 @@ class StackSpec:
     gather_messages_per_layer: float = 0.0
     broadcasts_from_owners: bool = False
     gathered_modules_per_layer: float = 0.0
+    leaf_experts: bool = False
     module_hooks_s: float = 0.0
     dtensor_module_s: float = 0.0
     expert_layer_s: float = 0.0

@@ -77,7 +77,7 @@ class CallList:
     _shares: list[float] = field(default_factory=list)
     _transfers: list[tuple[Axis, CollectiveOp, FloatArray, IntArray, IntArray]] = field(default_factory=list)
     _transfer_shares: list[float] = field(default_factory=list)
-    _beside: list[tuple[Phase, float]] = field(default_factory=list)
+    _beside: list[tuple[Phase, FloatArray | float]] = field(default_factory=list)
 
     def gemm(
         self,
@@ -91,9 +91,11 @@ class CallList:
         gemm_format: str = "",
         implementation: int = 0,
         packed_bytes: float = 0.0,
+        element_bytes: float = 0.0,
     ) -> None:
         """C[m,n] = A[m,k] B[k,n], ``batch`` of them; in the job's linear-layer format unless said."""
         numerics = self.context.job.numerics
+        element = element_bytes or min(numerics.storage_bytes, 4.0)
         name = gemm_format or numerics.gemm_format
         elements = 1.0 * m * k + 1.0 * k * n + 1.0 * m * n
         self.add(
@@ -106,8 +108,8 @@ class CallList:
             k=k,
             batch=batch,
             flops=2.0 * m * n * k * batch,
-            bytes=elements * batch * min(numerics.storage_bytes, 4.0),
-            element_bytes=min(numerics.storage_bytes, 4.0),
+            bytes=elements * batch * element,
+            element_bytes=element,
             scale_block=float(numerics.scale_block if name == numerics.gemm_format else 0),
             packed_bytes=packed_bytes,
             implementation=float(implementation),
@@ -149,17 +151,18 @@ class CallList:
             packed_bytes=in_memory,
         )
         self.gemm(Phase.INPUT_GRADIENT, rows, inputs, outputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
+        looped = grouped and not self.context.stack.grouped_experts
         wider = widening(self.context, trained=trained, packed=packed)
         back = Phase.WEIGHT_GRADIENT if wider.cast else Phase.INPUT_GRADIENT
         size, width = wider.bytes_per_weight * inputs * outputs * batch, outputs * batch
         for phase in (Phase.FORWARD, back)[: wider.passes]:
-            each = wider.kernels * (1.0 if wider.cast else batch)
+            each = wider.kernels * (1.0 if wider.cast and not looped else batch)
             self.memory(phase, size, family=wider.family, rows=inputs, width=width, kernels=each)
         if apart > 1 and self.context.layers_apart:
             more = [1 + wider.kernels * (wider.passes > 0), 1 + trained + wider.kernels * (wider.passes > 1)]
-            self.issued(Phase.FORWARD, (apart - 1) * more[0])
+            self.issued(Phase.FORWARD, (apart - 1) * more[0] * batch)
             # Gradients of the input they share are added up, in place of one copy of those of parts (``JOINTS``).
-            self.issued(Phase.INPUT_GRADIENT, (apart - 1) * more[1] + apart - 2)
+            self.issued(Phase.INPUT_GRADIENT, ((apart - 1) * more[1] + apart - 2) * batch)
         if not trained:
             return
         self.gemm(Phase.WEIGHT_GRADIENT, outputs, inputs, rows, batch=batch, grouped=grouped, gemm_format=gemm_format)
@@ -248,7 +251,7 @@ class CallList:
         self._parts.append(self.part if phase is Phase.FORWARD else None)
         self._shares.append(self.share)
 
-    def issued(self, phase: Phase, kernels: float) -> None:
+    def issued(self, phase: Phase, kernels: FloatArray | float) -> None:
         """Kernels that the host launches besides, whose work the prices of other calls hold."""
         if not (self.context.forward_only and phase in _BACKWARD_PHASES):
             self._beside.append((phase, kernels * self.share))

@@ -147,10 +147,12 @@ def passes(
     element_bytes: float = 0.0,
     core: bool = False,
     issue: tuple[float, float] = _MEMORY_BOUND,
+    pieces: FloatArray | float = 1.0,
 ) -> None:
     """Work over a (rows, width) tensor, ``times`` over; forward it belongs to the attention core if said.
 
-    Instructions bound the shares ``issue`` of it, forward and backward.
+    The tensor is worked on in so many ``pieces``, each of them by kernels of its own. Instructions bound the shares
+    ``issue`` of it, forward and backward.
     """
     element = element_bytes or calls.context.job.numerics.storage_bytes
     for phase, (traffic, kernels), share in zip(_PHASES, work, issue, strict=True):
@@ -163,7 +165,7 @@ def passes(
             family=KernelFamily.NORM_BACKWARD if backward and family is KernelFamily.NORM else family,
             rows=rows,
             width=width,
-            kernels=times * kernels,
+            kernels=times * kernels * pieces,
             element_bytes=element_bytes,
         )
 
@@ -193,14 +195,23 @@ def norm_and_residual(calls: CallList, shape: RankShape) -> None:
 
 
 def beside_product(
-    calls: CallList, tokens: FloatArray, width: FloatArray | float, *, bias: bool, joint: bool = False
+    calls: CallList,
+    tokens: FloatArray,
+    width: FloatArray | float,
+    *,
+    bias: bool,
+    joint: bool = False,
+    pieces: FloatArray | float = 1.0,
 ) -> None:
-    """What a linear layer takes besides its products: its bias, and the split of an output of several parts."""
+    """What a linear layer takes besides its products: its bias, and the split of an output of several parts.
+
+    Either runs in so many ``pieces``, each a kernel of its own.
+    """
     code = calls.context.stack.norm
     if bias and not calls.context.job.trains_adapters_only:
-        passes(calls, BIASES[code], KernelFamily.POINTWISE, rows=tokens, width=width)
+        passes(calls, BIASES[code], KernelFamily.POINTWISE, rows=tokens, width=width, pieces=pieces)
     if joint:
-        passes(calls, JOINTS[code], KernelFamily.COPY, rows=tokens, width=width)
+        passes(calls, JOINTS[code], KernelFamily.COPY, rows=tokens, width=width, pieces=pieces)
 
 
 def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray | float) -> None:
@@ -221,14 +232,17 @@ def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray |
                 calls.issued(phase, kernels)
 
 
-def activation(calls: CallList, rows: FloatArray, width: FloatArray | float) -> None:
-    """Activation function between the MLP matrices, over ``width`` per row."""
+def activation(
+    calls: CallList, rows: FloatArray, width: FloatArray | float, *, pieces: FloatArray | float = 1.0
+) -> None:
+    """Activation function between the MLP matrices, over ``width`` per row, in so many ``pieces``."""
     code, element = calls.context.stack.activation, output_bytes(calls.context.job, calls.context.stack)
     if calls.context.model.gated_mlp:
         issue, family = GATED_ISSUE.get(code, _MEMORY_BOUND), KernelFamily.GATED_ACTIVATION
-        passes(calls, GATED[code], family, rows=rows, width=width, element_bytes=element, issue=issue)
+        work = GATED[code]
     else:
-        passes(calls, _PLAIN, KernelFamily.ACTIVATION, rows=rows, width=width, element_bytes=element)
+        issue, family, work = _MEMORY_BOUND, KernelFamily.ACTIVATION, _PLAIN
+    passes(calls, work, family, rows=rows, width=width, element_bytes=element, issue=issue, pieces=pieces)
 
 
 def output_gate(calls: CallList, tokens: FloatArray, width: FloatArray | float) -> None:

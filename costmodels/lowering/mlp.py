@@ -6,9 +6,10 @@ from costmodels.collectives import CollectiveOp, ranks_per_domain
 from costmodels.context import CostContext
 from costmodels.expert_exchange import groups_hit, groups_of_neighbours
 from costmodels.experts_run import as_run, runs_all_experts
+from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.attention import tensor_block_traffic
-from costmodels.lowering.calls import Axis, CallList
+from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import activation, beside_product, norm_and_residual
 from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
 from costmodels.lowering.parts import Part
@@ -77,11 +78,35 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         dense_matrices(calls, context, rows=shape.tokens, width=width, activated=Part.SHARED)
         calls.part = None
         _tensor_traffic(calls, shape, context)
+    if context.stack.leaf_experts:
+        _leaf_copies(calls, shape, local_experts, moe.ffn_hidden_size / shape.expert_tensor)
     sent = own_tokens * _copies(shape, context, moe) * hidden
     far = _between_nodes(shape, context)
     there = np.where(far & context.sends_eight_bits, EIGHT_BIT_BYTES, element)
     _dispatch_traffic(calls, shape, sent * there, sent * element)
     return calls
+
+
+def _leaf_copies(calls: CallList, shape: RankShape, local_experts: FloatArray, width: FloatArray) -> None:
+    """Weights copied, matrix by matrix, out of what one call has gathered of a leaf's, for either pass.
+
+    Args:
+        calls: Where the calls go; those of both passes backward, where recomputation does not repeat them.
+        shape: Of the expert layers; leaves are gathered where modules have hooks.
+        local_experts: (K,) experts of a rank.
+        width: (K,) of one of them.
+
+    Source:
+        AllGatherCoalescedHandle.wait of DeepSpeed's runtime/zero/partition_parameters.py: a ``torch.cat`` of the shards
+        of each parameter. A module of one parameter is gathered into place.
+    """
+    context = calls.context
+    hidden, element = float(context.model.hidden_size), context.job.numerics.storage_bytes
+    copies = 2.0 * shape.hooked * context.model.mlp_matrices * local_experts
+    moved = 2.0 * element * copies * width * hidden
+    calls.memory(
+        Phase.INPUT_GRADIENT, moved, family=KernelFamily.COPY, rows=copies * width, width=hidden, kernels=copies
+    )  # fmt: skip
 
 
 def _tensor_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:
@@ -105,7 +130,8 @@ def dense_matrices(
 
     The matrices belong to the part of the list, or to ``PRODUCT`` where it has none and they are not grouped; the down
     matrix to ``projected`` if that is given. The activation function belongs to ``activated``, the rest to the list's.
-    ``quantised`` as of ``CallList.linear``, of their input.
+    ``quantised`` as of ``CallList.linear``, of their input. Experts of a loop each have their own activation, and gate
+    and up apart (``Qwen2MoeMLP`` of transformers 4.46): three products, two kernels between them.
     """
     hidden = context.model.hidden_size
     trained = not context.job.trains_adapters_only
@@ -114,7 +140,9 @@ def dense_matrices(
     up_width = width * (context.model.mlp_matrices - 1)
     others = calls.part
     calls.part = Part.PRODUCT if others is None and not grouped else others
-    apart = 1 if grouped else 2  # transformers 5 holds gates of experts and what they multiply as one
+    looped = grouped and not context.stack.grouped_experts
+    apart = 1 if grouped and not looped else 2  # transformers 5 holds gates of experts and what they multiply as one
+    pieces = count if looped else 1.0
     calls.linear(
         rows, hidden, up_width, trained=trained, batch=count, grouped=grouped, quantised=quantised, apart=apart
     )
@@ -122,10 +150,11 @@ def dense_matrices(
     along = context.activations_quantise
     calls.linear(rows, width, hidden, trained=trained, batch=count, grouped=grouped, quantised=along)
     calls.part = activated
-    activation(calls, rows * count, width)
+    activation(calls, rows * count, width, pieces=pieces)
     calls.part = others
-    beside_product(calls, rows * count, up_width, bias=context.model.mlp_bias, joint=context.model.gated_mlp)
-    beside_product(calls, rows * count, float(hidden), bias=context.model.mlp_bias)
+    bias, joint = context.model.mlp_bias, context.model.gated_mlp
+    beside_product(calls, rows * count, up_width, bias=bias, joint=joint, pieces=pieces)
+    beside_product(calls, rows * count, float(hidden), bias=bias, pieces=pieces)
     lora = context.job.lora
     if lora is not None:
         element = context.job.numerics.storage_bytes
