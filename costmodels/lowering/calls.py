@@ -6,6 +6,7 @@ Where only some layers of a model run a call, it counts by their share: a part i
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -140,19 +141,18 @@ class CallList:
             moved = (self.context.job.numerics.storage_bytes + EIGHT_BIT_BYTES) * batch * rows * inputs
             self.memory(Phase.FORWARD, moved, family=KernelFamily.QUANTISE, rows=rows, width=inputs, kernels=batch)
         in_memory = 0.0 if gemm_format else self.context.packed_bytes(experts=grouped)
-        shape = (rows, outputs, inputs)
-        self.gemm(
-            Phase.FORWARD,
-            *shape,
+        wider = widening(self.context, trained=trained, packed=packed, grouped=grouped)
+        multiply = partial(
+            self.gemm,
             batch=batch,
             grouped=grouped,
-            gemm_format=gemm_format,
-            implementation=self.context.implementation if in_memory else code,
-            packed_bytes=in_memory,
+            gemm_format=wider.gemm_format or gemm_format,
+            element_bytes=wider.element_bytes,
         )
-        self.gemm(Phase.INPUT_GRADIENT, rows, inputs, outputs, batch=batch, grouped=grouped, gemm_format=gemm_format)
+        by = self.context.implementation if in_memory else code
+        multiply(Phase.FORWARD, rows, outputs, inputs, implementation=by, packed_bytes=in_memory)
+        multiply(Phase.INPUT_GRADIENT, rows, inputs, outputs)
         looped = grouped and not self.context.stack.grouped_experts
-        wider = widening(self.context, trained=trained, packed=packed)
         back = Phase.WEIGHT_GRADIENT if wider.cast else Phase.INPUT_GRADIENT
         size, width = wider.bytes_per_weight * inputs * outputs * batch, outputs * batch
         for phase in (Phase.FORWARD, back)[: wider.passes]:
@@ -165,7 +165,7 @@ class CallList:
             self.issued(Phase.INPUT_GRADIENT, ((apart - 1) * more[1] + apart - 2) * batch)
         if not trained:
             return
-        self.gemm(Phase.WEIGHT_GRADIENT, outputs, inputs, rows, batch=batch, grouped=grouped, gemm_format=gemm_format)
+        multiply(Phase.WEIGHT_GRADIENT, outputs, inputs, rows)
 
     def memory(
         self,

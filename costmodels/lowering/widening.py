@@ -27,6 +27,8 @@ class Widening:
         kernels: Kernels each time.
         family: Of these kernels.
         cast: It is an fp32 weight under autocast, whose own gradient is cast backward; else the weight is wanted again.
+        gemm_format: Format its products run in, whatever the job's; empty: the job's.
+        element_bytes: Bytes per value of what these read and write; 0: as the job stores.
     """
 
     passes: int = 0
@@ -34,22 +36,28 @@ class Widening:
     kernels: float = 0.0
     family: KernelFamily = KernelFamily.COPY
     cast: bool = False
+    gemm_format: str = ""
+    element_bytes: float = 0.0
 
 
-def widening(context: CostContext, *, trained: bool, packed: bool) -> Widening:
+def widening(context: CostContext, *, trained: bool, packed: bool, grouped: bool = False) -> Widening:
     """How a weight of a linear layer gets its 16 bits.
 
     QLoRA restores a frozen 4-bit weight in every pass (arXiv:2305.14314 section 3), autocast casts an fp32 one. One
-    that PyTorch unpacks stays (``StackSpec.unpacks_weights``).
+    that PyTorch unpacks stays (``StackSpec.unpacks_weights``). torch._grouped_mm is none of autocast's: fp32 experts
+    multiply in fp32 (PyTorch 2.13, no kernel registered for it in aten/src/ATen/autocast_mode.cpp; its issue 174763).
 
     Args:
         context: Job and stack are read.
         trained: The weight is trained.
         packed: It lies in 4 bits where frozen weights do.
+        grouped: Its product is one of several experts.
     """
     job, stack = context.job, context.stack
     storage = job.numerics.storage_bytes
     if casts_weights(job, stack):
+        if grouped and stack.expert_library == "cutlass":
+            return Widening(gemm_format="fp32", element_bytes=_FP32)
         return Widening(passes=1 + trained, bytes_per_weight=_FP32 + storage, kernels=1.0, cast=True)
     if trained or not packed or job.task != "qlora":
         return Widening()

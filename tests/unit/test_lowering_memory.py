@@ -269,8 +269,8 @@ def test_routed_tokens_are_permuted_there_and_back(grouped):
     expected = 5 * ROWS + 4 * 2 * ROWS + 3 * 2 * 2 * S * 1408  # norm, permutation of two copies, their activation
     assert moved("expert_mlp", **values)[Phase.FORWARD] == pytest.approx(expected)
     launches = lowered("expert_mlp", context(**values)).launches[Phase.FORWARD, 0]
-    # Norm and residual 2, router 1, activation 1; two matrices and the permutation once, or per expert.
-    assert launches == 4 + (2 + 4) * (1 if grouped else 8)
+    # Norm and residual 2, router 1; two matrices, their activation and the permutation once, or per expert.
+    assert launches == 3 + (2 + 1 + 4) * (1 if grouped else 8)
 
 
 def test_a_mask_over_all_places_multiplies_tokens_to_their_experts_and_back():
