@@ -160,7 +160,7 @@ class Candidates:
             passed = alive & rule.holds(batch, self.setting)
             if not passed.any():
                 if rule.of_the_job or rule.columns & self.pins.keys():
-                    raise rule.error(batch.plan(int(np.flatnonzero(alive)[0])), self.setting)
+                    raise rule.error(batch.plan(int(np.flatnonzero(alive)[0])), self.setting, self.pins)
                 return
             alive = passed
 

@@ -149,13 +149,24 @@ def _check_pins(setting: Setting, pins: Mapping[str, int]) -> None:
     known = PlanBatch.from_columns(1, **pins)
     for rule in rules_for(setting.framework):
         if rule.columns <= pins.keys() and not rule.holds(known, setting)[0]:
-            raise rule.error(known.plan(0), setting)
+            raise rule.error(known.plan(0), setting, pins)
     fixed = {name: pins[name] for name in _DEGREES if name in pins}
+    if setting.num_devices % prod(fixed.values()):
+        raise _too_many(fixed, setting.num_devices)
+
+
+def _too_many(fixed: Mapping[str, int], devices: int) -> SpecError:
+    """Degrees whose product does not divide the devices: of those that alone are to blame, which to lower and to what.
+
+    It is one that the others leave room for; where no single one is, all the others are taken to be 1.
+    """
+    problem = f"{' x '.join(f'{name} {degree}' for name, degree in fixed.items())} must divide the {devices} devices"
     product = prod(fixed.values())
-    if setting.num_devices % product:
-        words = " x ".join(f"{name} {degree}" for name, degree in fixed.items())
-        problem = f"{words} must divide the {setting.num_devices} devices"
-        raise SpecError(f"plan.{next(iter(fixed))}", problem, one_of(divisors(setting.num_devices)))
+    alone = [name for name, degree in fixed.items() if devices % (product // degree) == 0]
+    named = max(alone, key=lambda name: fixed[name]) if alone else max(fixed, key=lambda name: fixed[name])
+    room = devices // (product // fixed[named]) if alone else devices
+    others = "" if alone or len(fixed) == 1 else ", the others 1"
+    return SpecError(f"plan.{named}", problem, one_of(divisors(room)) + others)
 
 
 def context_kinds(framework: str) -> tuple[ContextKind, ...]:

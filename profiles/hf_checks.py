@@ -80,3 +80,35 @@ def check_said(config: Mapping[str, Any], kind: str, *, experts: Sequence[str], 
     for key, most in (("num_nextn_predict_layers", MAX_LAYERS), ("head_dim", MAX_HEAD_DIM)):
         if config.get(key) is not None and at_least(config[key], key, 0) > most:
             raise SpecError(f"{FIELD}.{key}", f"must be at most {most}; got {shown(config[key])}", "leave it out")
+
+
+# Keys of what a model calls otherwise than most configurations do; the first that a configuration has is meant.
+_KEYS = {
+    "moe.ffn_hidden_size": ("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size"),
+    "moe.shared_ffn_hidden_size": (
+        *("shared_expert_intermediate_size", "shared_intermediate_size", "n_shared_experts", "num_shared_experts"),
+        "moe_num_shared_experts",
+    ),
+    "moe.first_dense_layers": ("first_k_dense_replace",),
+    "moe.router_groups": ("n_group",),
+    "moe.groups_per_token": ("topk_group",),
+    "embedding_dim": ("word_embed_proj_dim",),
+    "learned_positions": ("n_positions", "max_position_embeddings", "max_seq_len"),
+}
+
+
+def key_of(field: str, config: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> str:
+    """The key of a configuration that says what a field of a model does; empty where none does.
+
+    Args:
+        field: Path of the field in a ``ModelSpec``, e.g. ``moe.num_experts``.
+        config: The language model's own part.
+        names: Names under which families keep one dimension.
+
+    Example:
+        >>> key_of("moe.experts_per_token", {"num_experts_per_tok": 9}, {"experts_per_token": ("num_experts_per_tok",)})
+        'num_experts_per_tok'
+    """
+    last = field.rpartition(".")[2]
+    known = _KEYS.get(field) or names.get(last) or (last,)
+    return next((key for key in known if config.get(key) is not None), "")

@@ -12,7 +12,7 @@ from typing import Any
 
 from profiles.checkpoint_names import IN_QLORA, configured_format
 from profiles.errors import SpecError
-from profiles.hf_checks import check_priced, check_said
+from profiles.hf_checks import check_priced, check_said, key_of
 from profiles.hf_families import FAMILIES, LLAMA, SYNONYMS, Family, Rule
 from profiles.hf_layers import FIELD, at_least, layer_mask_of_experts, windowed_layers
 from profiles.hf_linear import linear_attention
@@ -129,7 +129,8 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
         spec = _build(reader, name, source)
     except SpecError as error:
         where = error.field.removeprefix("model.")
-        raise error.at(where if where == error.field else f"{FIELD}: {where}") from None
+        key = key_of(where, flat, _NAMES)
+        raise error.at(where if where == error.field else f"{FIELD}.{key}" if key else f"{FIELD}: {where}") from None
     form, called = configured_format({**text, **config})
     if called and not form:
         why = IN_QLORA if called == "bitsandbytes" else "has no price"

@@ -30,9 +30,11 @@ def layer_mask_of_experts(config: Mapping[str, Any], num_layers: int) -> tuple[i
     first = indices[0] - (interval - 1)
     if first >= 0 and indices == list(range(indices[0], num_layers, interval)):
         return first, interval
+    said = ("mlp_only_layers", "moe_layers", "moe_layer_freq", "first_k_dense_replace")
+    shown_layers = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
     raise SpecError(
-        f"{FIELD}: expert layers",
-        f"{', '.join(map(str, indices[:8]))} of {num_layers} follow no regular interval",
+        f"{FIELD}.{next((key for key in said if config.get(key)), 'decoder_sparse_step')}",
+        f"layers with experts, {shown_layers} of {num_layers}, follow no regular interval",
         "only leading dense layers and every n-th layer are supported",
     )
 
@@ -54,7 +56,9 @@ def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
         step = _whole(config, "interleave_moe_layer_step", _whole(config, "decoder_sparse_step", 1))
         mask = [index >= first and (index + 1) % step == 0 for index in range(num_layers)]
     dense_only = config.get("mlp_only_layers")
-    dense = _numbered(dense_only, "mlp_only_layers", num_layers) if isinstance(dense_only, list) else set()
+    if not isinstance(dense_only, list | None):
+        raise SpecError(f"{FIELD}.mlp_only_layers", f"must be a list of layers; got {shown(dense_only)}", "[] for none")
+    dense = _numbered(dense_only or [], "mlp_only_layers", num_layers)
     return [is_moe and index not in dense for index, is_moe in enumerate(mask)]
 
 

@@ -16,6 +16,7 @@ _OTHERS = {
     "linear_cross_entropy": "--linear-loss",
     "global_batch_size": "--global-batch",
     "sequence_length": "--seq",
+    "num_microbatches": "--micro-batches",
     "rate_per_s": "--rate",
     "ttft_s": "--ttft",
     "tpot_s": "--tpot",

@@ -84,6 +84,8 @@ def overlaps_tensor(columns: Mapping[str, Any], setting: Setting) -> Any:
 
 Check = Callable[[PlanBatch, Setting], BoolArray]
 Complaint = Callable[[ExecutionPlan, Setting], tuple[str, str]]
+Blame = Callable[[ExecutionPlan, Setting, Mapping[str, int]], tuple[str, str, str]]
+DEGREES = ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,8 @@ class Rule:
         columns: Plan columns it reads; none where no plan of the framework satisfies it.
         holds: (N,) whether each plan satisfies it.
         complaint: Problem and hint for one plan that does not.
+        also: Fields named instead where the user fixed them and not ``field``; the complaint suits them as well.
+        blame: Field, problem and hint where the smallest change depends on which of its columns the user fixed.
     """
 
     name: str
@@ -110,11 +114,29 @@ class Rule:
     columns: frozenset[str]
     holds: Check
     complaint: Complaint
+    also: tuple[str, ...] = ()
+    blame: Blame | None = None
 
-    def error(self, plan: ExecutionPlan, setting: Setting) -> SpecError:
-        """The error a plan that breaks this rule deserves."""
+    def error(self, plan: ExecutionPlan, setting: Setting, pins: Mapping[str, int] | None = None) -> SpecError:
+        """The error a plan that breaks this rule deserves.
+
+        Args:
+            plan: The plan.
+            setting: What it is for.
+            pins: What the user fixed of it, where the rest was searched; else all of it is theirs.
+        """
+        if self.blame is not None and pins:
+            field, problem, hint = self.blame(plan, setting, pins)
+            return SpecError(f"plan.{field}", problem, hint)
         problem, hint = self.complaint(plan, setting)
-        return SpecError(self.field if self.of_the_job else f"plan.{self.field}", problem, hint)
+        if self.of_the_job:
+            return SpecError(self.field, problem, hint)
+        return SpecError(f"plan.{self._asked_for(pins or {})}", problem, hint)
+
+    def _asked_for(self, pins: Mapping[str, int]) -> str:
+        """Of the fields the complaint suits, the first that the user fixed; a degree of 1 asks for nothing."""
+        named = (self.field, *self.also)
+        return next((name for name in named if pins.get(name, 0) > (name in DEGREES)), self.field)
 
     @property
     def of_the_job(self) -> bool:

@@ -1,5 +1,6 @@
 """Rules on the product of the degrees, the batch, tensor parallelism and Megatron sequence parallelism."""
 
+from collections.abc import Mapping
 from math import gcd
 
 import numpy as np
@@ -52,6 +53,25 @@ def _batch_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
     if rest:
         return problem, f"a global batch that is a multiple of dp={plan.data_parallel}"
     return problem, f"micro-batch {one_of(divisors(per_rank))}"
+
+
+def _batch_blame(plan: ExecutionPlan, setting: Setting, pins: Mapping[str, int]) -> tuple[str, str, str]:
+    """Which of micro-batch and number of micro-batches to change: one that is fixed, so that the other still holds."""
+    problem, hint = _batch_complaint(plan, setting)
+    per_rank, rest = divmod(setting.job.global_batch_size, plan.data_parallel)
+    size, count = pins.get("micro_batch_size"), pins.get("num_microbatches")
+    if rest:
+        return "data_parallel" if "data_parallel" in pins else "micro_batch_size", problem, hint
+    if count is None:
+        return "micro_batch_size", problem, hint
+    if size is None:
+        return "num_microbatches", problem, f"num_microbatches {one_of(divisors(per_rank))}"
+    if per_rank % count == 0:
+        return "micro_batch_size", problem, f"micro-batch {per_rank // count}"
+    if per_rank % size == 0:
+        return "num_microbatches", problem, f"num_microbatches {per_rank // size}"
+    near = min(divisors(per_rank), key=lambda part: abs(part - size))
+    return "num_microbatches", problem, f"num_microbatches {per_rank // near}, and micro-batch {near}"
 
 
 def _kv_split(plans: PlanBatch, setting: Setting) -> BoolArray:
@@ -112,6 +132,7 @@ LAYOUT = (
             plans.micro_batch_size * plans.data_parallel * plans.num_microbatches == setting.job.global_batch_size
         ),
         complaint=_batch_complaint,
+        blame=_batch_blame,
     ),
     Rule(
         name="data_parallel_divides_batch",
@@ -140,6 +161,7 @@ TENSOR = (
             "the Hugging Face Trainer is planned with data parallelism only",
             "tp 1, pp 1 and cp 1, or framework fsdp, deepspeed or megatron",
         ),
+        also=("pipeline_parallel", "context_parallel"),
     ),
     Rule(
         name="tensor_parallel_divides_heads",

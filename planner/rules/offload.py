@@ -99,6 +99,7 @@ OFFLOAD_RULES = (
         columns=columns("offload_optimizer", "offload_activations"),
         holds=lambda plans, _setting: ~plans.offload_optimizer & ~plans.offload_activations,
         complaint=lambda _plan, _setting: ("nanotron offloads nothing", "offload off"),
+        also=("offload_activations",),
     ),
     Rule(
         name="offload_activations_alone",

@@ -123,6 +123,7 @@ PIPELINE_RULES = (
         columns=_STAGES,
         holds=_even_layers,
         complaint=_layers_complaint,
+        also=("first_stage_layers", "last_stage_layers"),
     ),
     Rule(
         name="stage_layers_complete",

@@ -374,5 +374,6 @@ STATE_RULES = (
             | (setting.job.task != "qlora")
         ),
         complaint=lambda _plan, _setting: ("4-bit weights are not split over tp, pp or ep", "tp 1, pp 1 and ep 1"),
+        also=("pipeline_parallel", "expert_parallel"),
     ),
 )

@@ -25,6 +25,9 @@ FLOW: dict[str, Any] = {"job": "grpo", "models": {"actor": "llama-3.2-1b"}, "clu
     [
         ({"model": CONFIG | {"num_hidden_layers": 0}}, "model.num_hidden_layers"),
         ({"model": CONFIG | {"num_key_value_heads": 5}}, "model.num_key_value_heads"),
+        ({"model": CONFIG | {"intermediate_size": 0}}, "model.intermediate_size"),
+        ({"plan": {"num_microbatches": 3}, "job": {"global_batch_size": 64}}, "plan.num_microbatches"),
+        ({"plan": {"context_parallel": 2}, "framework": "huggingface"}, "plan.context_parallel"),
         ({"job": {"task": "lora", "lora_rank": 1 << 20}}, "job.lora_rank"),
         ({"job": {"task": "lora", "lora_targets": "qkv,q"}}, "job.lora_targets"),
         ({"job": {"lora_rank": 8}}, "job.lora_rank"),

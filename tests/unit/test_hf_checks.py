@@ -72,3 +72,38 @@ def test_numbers_that_no_model_has_are_refused(key: str, value: object) -> None:
 def test_attention_is_capped_where_its_key_is_not_null(kind: str, given: dict[str, Any], capped: bool) -> None:
     """Gemma2Config caps at 50 unless told otherwise."""
     assert read_hf_config(LLAMA | {"model_type": kind} | given, "some")[0].attention_softcap is capped
+
+
+DEEPSEEK: dict[str, Any] = LLAMA | {
+    "model_type": "deepseek_v3", "n_routed_experts": 64, "num_experts_per_tok": 6, "n_shared_experts": 1,
+    "moe_intermediate_size": 256, "first_k_dense_replace": 1, "kv_lora_rank": 128, "q_lora_rank": 0,
+    "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [
+        (LLAMA, "intermediate_size", 0),
+        (LLAMA, "vocab_size", 1 << 30),
+        (LLAMA, "num_key_value_heads", 3),
+        (DEEPSEEK, "n_routed_experts", 1 << 20),
+        (DEEPSEEK, "num_experts_per_tok", 65),
+        (DEEPSEEK, "moe_intermediate_size", 0),
+        (DEEPSEEK, "n_shared_experts", 1 << 40),
+        (DEEPSEEK, "first_k_dense_replace", -1),
+        (DEEPSEEK, "kv_lora_rank", 1 << 40),
+        (DEEPSEEK, "n_group", 3),
+    ],
+)
+def test_a_number_out_of_bounds_is_named_by_the_key_of_the_file(config: dict[str, Any], key: str, value: int) -> None:
+    """Not by what a ``ModelSpec`` calls it: that key is not in the file to be mended."""
+    with pytest.raises(SpecError) as error:
+        read_hf_config(config | {key: value}, "odd")
+    assert error.value.field == f"config.json.{key}"
+
+
+def test_layers_without_experts_are_a_list() -> None:
+    with pytest.raises(SpecError, match=r"^config\.json\.mlp_only_layers: must be a list of layers; got 'x'"):
+        read_hf_config(DEEPSEEK | {"mlp_only_layers": "x"}, "odd")
+    assert read_hf_config(DEEPSEEK | {"mlp_only_layers": None}, "even")[0].moe is not None

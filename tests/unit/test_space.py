@@ -290,29 +290,6 @@ def test_a_whole_plan_as_pins_is_one_plan() -> None:
     assert [space(setting(devices=16, model=mixture()), **pins).plans.plan(0)] == [plan]
 
 
-@pytest.mark.parametrize(
-    ("pins", "message"),
-    [
-        ({"tp": 3}, "plan.tensor_parallel: must divide num_attention_heads=16; got 3. Hint: 1, 2, 4 or 8"),
-        ({"dp": 3}, "plan.data_parallel: must divide global_batch_size=64; got 3. Hint: 1, 2, 4 or 8"),
-        ({"tp": 16}, "plan.tensor_parallel: tensor_parallel 16 must divide the 8 devices. Hint: 1, 2, 4 or 8"),
-        ({"tp": 4, "pp": 4}, "tensor_parallel 4 x pipeline_parallel 4 must divide the 8 devices"),
-        ({"tp": 2, "pp": 1, "dp": 2, "cp": 1}, "plan.data_parallel: 2 x 1 x 2 x 1 .* must equal the 8 devices"),
-        ({"mbs": 3}, "plan.micro_batch_size: micro-batch 3 x dp .* must equal the global batch of 64 sequences"),
-        ({"vpp": 3, "pp": 2}, "plan.virtual_stages: must divide the 4 layers of a stage; got 3. Hint: 1, 2 or 4"),
-        ({"ep": 2}, "plan.expert_parallel: gpt has no experts. Hint: ep 1 and etp 1"),
-        ({"schedule": "zb-v"}, "plan.schedule: 'zb-v' is not implemented by megatron. Hint: 1f1b"),
-        ({"sp": True, "tp": 1}, "plan.sequence_parallel: needs tensor_parallel > 1"),
-        ({"zero": 3, "pp": 2}, "plan.zero_stage: 3 is not combined with pipeline_parallel=2"),
-        ({"recompute": "block:9", "pp": 1}, "plan.recompute_layers: must be between 1 and the 8 layers of a stage"),
-    ],
-    ids=str,
-)
-def test_a_pin_that_nothing_can_satisfy_is_an_error_about_it(pins: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
-        space(setting(), **pins)
-
-
 def test_without_pins_an_impossible_batch_is_counted_not_raised() -> None:
     """3 sequences cannot be shared by 8 data ranks, and 7 heads leave no other split."""
     model = gpt(num_attention_heads=7, num_key_value_heads=7, num_layers=1)
