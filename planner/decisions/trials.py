@@ -13,10 +13,10 @@ from planner.calibrate_runs import check_units
 from planner.results import Request
 from planner.validate.mapping import Mapped, map_files, map_rows
 from planner.validate.predict import Predictions, RowPredictor
-from planner.validate.reader import COLUMNS, GIVEN, REQUIRED, Row, place_of
+from planner.validate.reader import GIVEN, REQUIRED, Row, known_columns, place_of
 from planner.validate.rows import CONTRADICTION, ScorableRow, UnscorableRow, unreadable
 from profiles.catalog import default_catalog
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError
 from profiles.scalars import plain
 from profiles.stack import StackSpec
 from profiles.units import GIB
@@ -103,20 +103,20 @@ def _row(item: Any, number: int) -> Row:
     where = place_of(GIVEN, number + 1)
     if not isinstance(item, Mapping):
         raise SpecError(where, f"must be a mapping of columns; got {str(item)[:40]!r}")
-    cells = {}
-    for column, given in item.items():
+    cells: dict[str, str] = {}
+    names = [str(name) for name in item]
+    columns = known_columns(names, lambda name: f"{where}.{name[:40]}")
+    written = dict(zip(columns, names, strict=True))
+    for column, name, given in zip(columns, names, item.values(), strict=True):
         value = plain(given)
-        if column not in COLUMNS:
-            raise SpecError(f"{where}.{str(column)[:40]}", "unknown column", did_you_mean(str(column), COLUMNS))
         if value is not None and not isinstance(value, str | int | float):
-            raise SpecError(f"{where}.{column}", f"must be a text or a number; got {str(value)[:40]!r}")
+            raise SpecError(f"{where}.{name}", f"must be a text or a number; got {str(value)[:40]!r}")
         cells[column] = _cell(value)
     cells["source"] = cells.get("source") or "trial"
     missing = [column for column in REQUIRED if not cells.get(column)]
     if missing:
-        wanted = ", ".join(column for column in REQUIRED if column != "source")
-        raise SpecError(f"{where}.{missing[0]}", "is missing", f"every trial says {wanted}")
-    return Row(file=GIVEN, line=number + 1, cells=cells)
+        raise SpecError(f"{where}.{missing[0]}", "is missing", f"every trial says {', '.join(REQUIRED)}")
+    return Row(file=GIVEN, line=number + 1, cells=cells, written=written)
 
 
 def _cell(value: str | float | bool | None) -> str:

@@ -7,8 +7,8 @@ costs nothing, and every complaint names file, line and column.
 import csv
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from profiles.errors import SpecError, did_you_mean
@@ -22,7 +22,17 @@ COLUMNS = (
     "measured_tokens_per_s_per_gpu", "measured_tflops_per_gpu", "measured_mfu", "measured_peak_mem_gb", "oom",
     "notes",
 )  # fmt: skip
-REQUIRED = ("source", "model", "gpu", "num_gpus")
+REQUIRED = ("model", "gpu", "num_gpus")
+# Names that plans, jobs and the command line have for the same.
+ALIASES = {
+    "tensor_parallel": "tp", "sequence_parallel": "sp", "pipeline_parallel": "pp", "virtual_stages": "vpp",
+    "data_parallel": "dp", "context_parallel": "cp", "expert_parallel": "ep", "zero": "zero_stage",
+    "mbs": "micro_batch", "micro_batch_size": "micro_batch", "gbs": "global_batch_seqs",
+    "global_batch": "global_batch_seqs", "global_batch_size": "global_batch_seqs", "seq": "seq_len",
+    "sequence_length": "seq_len", "device": "gpu", "num_devices": "num_gpus",
+    "step_time_s": "measured_step_time_s", "tokens_per_s": "measured_tokens_per_s_total",
+    "tokens_per_s_per_gpu": "measured_tokens_per_s_per_gpu", "tokens_per_s_per_device": "measured_tokens_per_s_per_gpu",
+}  # fmt: skip
 MAX_FILE_BYTES = 64 << 20
 MAX_ROWS = 200_000
 MAX_FILES = 1000
@@ -43,11 +53,13 @@ class Row:
         file: Name of the file, without its folder.
         line: Line the row ends on.
         cells: Column to text; absent columns read as blank.
+        written: Column to its name in the file, where that is another.
     """
 
     file: str
     line: int
     cells: Mapping[str, str]
+    written: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, column: str) -> str:
         """The cell without surrounding blanks; ``""`` when there is none."""
@@ -55,7 +67,8 @@ class Row:
 
     def where(self, column: str) -> str:
         """Place of a cell, for messages: ``file:line:column``, of rows given one by one ``trials.0.column``."""
-        return f"{place_of(self.file, self.line)}{'.' if self.file == GIVEN else ':'}{column}"
+        name = self.written.get(column, column)
+        return f"{place_of(self.file, self.line)}{'.' if self.file == GIVEN else ':'}{name}"
 
     def number(self, column: str) -> float | None:
         """The cell as a positive number or zero; None when blank or a range.
@@ -152,7 +165,12 @@ def csv_files(paths: Sequence[Path], *, field: str = "files") -> tuple[Path, ...
 def _rows(name: str, table: "Iterator[list[str]]") -> Iterator[Row]:
     try:
         header = [cell.strip() for cell in next(table, [])]
-        _check_header(name, header)
+        if not any(header):
+            raise SpecError(f"{name}:1", "is empty", "the first line must name the columns")
+        columns = known_columns(header, lambda column: f"{name}:1:{column[:40]}")
+        _check_columns(name, columns)
+        written = {column: given for column, given in zip(columns, header, strict=True) if column != given}
+        label = {} if "source" in columns else {"source": name.removesuffix(".csv")}
         for count, cells in enumerate(table):
             line = getattr(table, "line_num", count + 2)
             if count >= MAX_ROWS:
@@ -164,20 +182,33 @@ def _rows(name: str, table: "Iterator[list[str]]") -> Iterator[Row]:
                 raise SpecError(
                     f"{name}:{line}:{column}", f"the header has {len(header)} columns, this row {len(cells)} cells"
                 )
-            yield Row(file=name, line=line, cells=dict(zip(header, cells, strict=True)))
+            yield Row(file=name, line=line, cells=label | dict(zip(columns, cells, strict=True)), written=written)
     except csv.Error as error:
         raise SpecError(f"{name}:{getattr(table, 'line_num', 1)}", f"is not valid CSV: {error}") from None
 
 
-def _check_header(name: str, header: list[str]) -> None:
-    if not any(header):
-        raise SpecError(f"{name}:1", "is empty", "the first line must name the columns")
-    for column in header:
+def known_columns(names: Sequence[str], where: Callable[[str], str]) -> list[str]:
+    """Columns of the schema that the names of a table mean.
+
+    Args:
+        names: As the table has them.
+        where: The place of a name, for messages.
+
+    Raises:
+        SpecError: If a name is none of a column, or two mean the same.
+    """
+    found: list[str] = []
+    for name in names:
+        column = ALIASES.get(name, name)
         if column not in COLUMNS:
-            raise SpecError(f"{name}:1:{column[:40]}", "unknown column", did_you_mean(column, COLUMNS))
-    if len(set(header)) != len(header):
-        twice = next(column for column in header if header.count(column) > 1)
-        raise SpecError(f"{name}:1:{twice}", "column is named twice")
-    missing = [column for column in REQUIRED if column not in header]
+            raise SpecError(where(name), "unknown column", did_you_mean(name, [*COLUMNS, *ALIASES]))
+        if column in found:
+            raise SpecError(where(name), "column is named twice" if name == column else f"is {column}, named twice")
+        found.append(column)
+    return found
+
+
+def _check_columns(name: str, columns: Sequence[str]) -> None:
+    missing = [column for column in REQUIRED if column not in columns]
     if missing:
         raise SpecError(f"{name}:1:{missing[0]}", "column is missing", "needed: " + ", ".join(REQUIRED))

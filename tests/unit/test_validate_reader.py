@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.validate.reader import COLUMNS, Row, csv_files, read_rows
+from planner.validate.reader import ALIASES, COLUMNS, Row, csv_files, read_rows
 from planner.validate.wording import offload_of
 from profiles.errors import SpecError
 
@@ -125,3 +125,30 @@ def test_what_is_on_the_host() -> None:
     assert [offload_of(Row(file="t.csv", line=2, cells={"offload": cell})) for cell in cells] == [
         (False, False, False), (False, False, True), (True, True, False), (True, False, False)
     ]  # fmt: skip
+
+
+def test_columns_may_be_called_as_plans_and_jobs_call_them(tmp_path: Path) -> None:
+    text = (
+        "model,device,num_devices,tensor_parallel,micro_batch_size,sequence_length,step_time_s\nm,A100,8,2,4,512,1.5\n"
+    )
+    row = read_rows(write(tmp_path, text))[0]
+    wanted = {"gpu": "A100", "num_gpus": "8", "tp": "2", "micro_batch": "4", "seq_len": "512"}
+    assert {column: row.text(column) for column in wanted} == wanted
+    assert row.positive("measured_step_time_s") == 1.5
+
+
+def test_such_a_column_is_named_as_the_table_has_it(tmp_path: Path) -> None:
+    row = read_rows(write(tmp_path, "model,gpu,num_gpus,tensor_parallel\nm,A100,8,x\n"))[0]
+    with pytest.raises(SpecError, match=r"^t\.csv:2:tensor_parallel: not a number"):
+        row.integer("tp")
+    with pytest.raises(SpecError, match=r"^t\.csv:1:tensor_parallel: is tp, named twice"):
+        read_rows(write(tmp_path, "model,gpu,num_gpus,tp,tensor_parallel\nm,A100,8,2,2\n"))
+
+
+def test_every_other_name_is_of_a_column() -> None:
+    assert set(ALIASES.values()) <= set(COLUMNS)
+    assert not ALIASES.keys() & set(COLUMNS)
+
+
+def test_a_table_without_sources_is_its_own(tmp_path: Path) -> None:
+    assert read_rows(write(tmp_path, "model,gpu,num_gpus\nm,A100,8\n"))[0].text("source") == "t"
