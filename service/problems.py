@@ -20,13 +20,21 @@ from starlette.responses import Response
 from profiles.catalog_entries import nearest_bound
 from profiles.errors import SpecError
 from profiles.model_fields import shown
-from service.schemas import meant_field
+from service.meant import meant_field
 from service.values import INSIDE, PATTERN_WORDS, SAVED_TAG, WORKFLOW_TAG
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
 MAX_FIELD_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 2000
+
+# What pydantic says of types of Python, in the words of JSON that the library has.
+_KINDS = dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must be a mapping") | {
+    "list_type": "must be a list",
+    "string_type": "must be a text",
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +149,7 @@ def _merged(problems: Iterable[FieldProblem]) -> list[FieldProblem]:
         first = found.setdefault(item.field, item)
         if first.problem != item.problem:
             words, got = first.problem.partition("; got ")[::2]
-            also = item.problem.partition("; got ")[0].removeprefix("input should be ")
+            also = item.problem.partition("; got ")[0].removeprefix("input should be ").removeprefix("must be ")
             text = f"{words}, or {also}" + (f"; got {got}" if got else "")
             found[item.field] = first.model_copy(update={"problem": _clean(text, MAX_MESSAGE_CHARACTERS)})
     return [*found.values()]
@@ -175,7 +183,7 @@ def _of_validation_error(item: Mapping[str, Any], path: str, body: Any) -> Field
 
 def _wrong_value(item: Mapping[str, Any]) -> str:
     """What is wrong with a value, in words where pydantic shows a regular expression."""
-    words = item["msg"].removeprefix("Value error, ")
+    words = _KINDS.get(item["type"], item["msg"].removeprefix("Value error, "))
     if item["type"] == "string_pattern_mismatch":
         words = PATTERN_WORDS.get(item["ctx"]["pattern"], words)
     problem: str = words[:1].lower() + words[1:]

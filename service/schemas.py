@@ -4,7 +4,6 @@ The answers are the versioned documents of ``planner.document_plan``, the same a
 give; only the questions are described here. Names follow ``TrainingJob`` and ``ExecutionPlan``.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
@@ -17,14 +16,11 @@ from planner.dataflow.iterations import MAX_STALENESS
 from planner.dataflow.presets import PRESETS, preset_name
 from planner.decisions.results import MAX_RIVALS, MAX_SEED, MAX_STEPS, MAX_TRIALS
 from planner.decisions.trials import MAX_TRIALS as MAX_OBSERVED
-from planner.pins import ALIASES
 from planner.search import best
 from planner.sizes import MAX_KINDS
 from planner.validate.reader import COLUMNS
-from profiles.errors import did_you_mean
 from profiles.model import MAX_SEQUENCE
-from service.job_bodies import JobBody, Layers, LoraBody, PlanBody
-from service.serving_bodies import LayoutBody, ServingRequest
+from service.job_bodies import JobBody, Layers, PlanBody
 from service.values import (
     JOB_TAG,
     MAX_FIELDS,
@@ -321,52 +317,6 @@ class CompareRequest(Body):
     )
     ranks: list[int] | None = Field(default=None, max_length=MOST_COMPARED, description="Which plan of each, from 1.")
     names: list[Name] | None = Field(default=None, max_length=MOST_COMPARED, description="What to call them.")
-
-
-QUESTIONS: dict[str, type[Body]] = {
-    "/plan": PlanRequest,
-    "/estimate": EstimateRequest,
-    "/portfolio": PortfolioRequest,
-    "/search": SearchRequest,
-    "/sensitivity": SensitivityRequest,
-    "/observe": ObserveRequest,
-    "/export": ExportRequest,
-    "/sizing": SizingRequest,
-    "/replan": ReplanRequest,
-    "/compare": CompareRequest,
-    "/serving": ServingRequest,
-}
-
-
-def meant_field(parents: Sequence[str], name: str, *, path: str = "", tag: str = "") -> str:
-    """What a client may have meant by an unknown field of the body at that place; empty when nothing is close.
-
-    Args:
-        parents: Fields that lead to the body, outermost first.
-        name: The unknown field.
-        path: Of the route that was asked.
-        tag: Which of the questions of that route is asked, one of ``service.values.TAGS``.
-    """
-    if tag == SAVED_TAG and not parents:
-        known = QUESTIONS[path].model_fields
-        return "leave it out: the answer holds its question" if name in known else ""
-    workflow = tag == WORKFLOW_TAG
-    if workflow and name == "model" and not parents:
-        return 'models, by role: {"models": {"actor": "llama-2-7b"}}'
-    if workflow:
-        asked = WorkflowExportRequest if path == "/export" else WorkflowRequest
-        return "" if parents else did_you_mean(name, asked.model_fields)
-    bodies: dict[str, type[Body]] = {"job": JobBody, "lora": LoraBody, "plan": PlanBody, "pins": LayoutBody}
-    body = bodies.get(parents[-1]) if parents else QUESTIONS.get(path, PlanRequest)
-    if body is None:
-        return ""
-    short = {ALIASES[alias]: alias for alias in reversed(LayoutBody.model_fields)}
-    if body is LayoutBody and name in short:
-        return f"did you mean '{short[name]}'?"
-    if body is PlanBody and name in ALIASES:
-        return f"did you mean '{ALIASES[name]}'?"
-    others = [] if parents else [route for route, asked in QUESTIONS.items() if name in asked.model_fields]
-    return f"a field of {', '.join(others)}" if others else did_you_mean(name, body.model_fields)
 
 
 def given(body: Body) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_the_page_for_people_says_everything_and_loads_nothing(client: TestClien
         pytest.param({"model": "./config.json"}, "model", "must be letters, digits", id="a relative path is no model"),
         pytest.param({"modle": "x"}, "modle", "unknown field", id="unknown key"),
         pytest.param({"job": {"sequence_length": 0}}, "job.sequence_length", "greater than or equal to 1", id="zero"),
-        pytest.param({"job": {"sequence_length": "2048"}}, "job.sequence_length", "valid integer", id="text"),
+        pytest.param({"job": {"sequence_length": "2048"}}, "job.sequence_length", "whole number", id="text"),
         pytest.param({"plan": {"tensor_parallel": 10**30}}, "plan.tensor_parallel", "less than", id="huge"),
         pytest.param({"plan": {"recompute": "block:0"}}, "plan.recompute", "unknown value 'block:0'", id="recompute"),
         pytest.param({"cluster": 8}, "cluster", "must be a text or a mapping", id="neither text nor mapping"),

@@ -111,7 +111,16 @@ def test_one_problem_names_the_place_in_the_body(
         ("/serving", SERVED | {"generate": "abc"}, "must be a number, or such as lognormal:", ""),
         ("/serving", SERVED | {"prompt": 1 << 24}, "input should be less than or equal to 16777215", ""),
         ("/observe", BODY | {"trials": [{"model": "x"}]}, "is missing", "every trial says model, gpu, num_gpus"),
-        ("/plan", FLOW | {"settings": {"a": {}}}, "input should be a valid integer, or a valid number, or", ""),
+        ("/plan", FLOW | {"settings": {"a": {}}}, "must be a whole number, or a valid number, or true or false", ""),
+        ("/plan", BODY | {"plan": []}, "must be a mapping; got a list", ""),
+        ("/compare", {"answers": "a"}, "must be a list; got 'a'", ""),
+        ("/plan", BODY | {"top": "3"}, "must be a whole number; got '3'", ""),
+        ("/plan", BODY | {"job": {"framework": "fsdp"}}, "unknown field", "a field beside job, not in it"),
+        ("/plan", BODY | {"job": {"tokens": 1e12}}, "unknown field", "did you mean 'train_tokens'?"),
+        ("/plan", BODY | {"sequence_length": 8}, "unknown field", 'a field of job: {"job": {"sequence_length": ...}}'),
+        ("/plan", BODY | {"tp": 8}, "unknown field", 'a field of plan: {"plan": {"tensor_parallel": ...}}'),
+        ("/plan", BODY | {"pins": {}}, "unknown field", "did you mean 'plan'?"),
+        ("/serving", SERVED | {"prompt_tokens": 8}, "unknown field", "did you mean 'prompt'?"),
     ],
 )
 def test_what_to_change_is_said_in_words(

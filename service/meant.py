@@ -1,0 +1,95 @@
+"""What a client may have meant by a field that no body has there: another name for it, or another place."""
+
+from collections.abc import Sequence
+
+from planner.pins import ALIASES
+from profiles.errors import did_you_mean
+from service.job_bodies import JobBody, LoraBody, PlanBody
+from service.schemas import (
+    CompareRequest,
+    EstimateRequest,
+    ExportRequest,
+    ObserveRequest,
+    PlanRequest,
+    PortfolioRequest,
+    ReplanRequest,
+    SearchRequest,
+    SensitivityRequest,
+    SizingRequest,
+    WorkflowExportRequest,
+    WorkflowRequest,
+)
+from service.serving_bodies import LayoutBody, ServingRequest
+from service.values import SAVED_TAG, WORKFLOW_TAG, Body
+
+QUESTIONS: dict[str, type[Body]] = {
+    "/plan": PlanRequest,
+    "/estimate": EstimateRequest,
+    "/portfolio": PortfolioRequest,
+    "/search": SearchRequest,
+    "/sensitivity": SensitivityRequest,
+    "/observe": ObserveRequest,
+    "/export": ExportRequest,
+    "/sizing": SizingRequest,
+    "/replan": ReplanRequest,
+    "/compare": CompareRequest,
+    "/serving": ServingRequest,
+}
+_BODIES: dict[str, type[Body]] = {"job": JobBody, "lora": LoraBody, "plan": PlanBody, "pins": LayoutBody}
+# What the command line, an answer or an engine calls a field otherwise.
+_OTHER_NAMES = {
+    "gpus": "cluster", "seq": "sequence_length", "global_batch": "global_batch_size", "tokens": "train_tokens",
+    "batch_tokens": "global_batch_tokens", "prompt_tokens": "prompt", "input_tokens": "prompt",
+    "output_tokens": "generate", "max_tokens": "generate", "generated_tokens": "generate", "cached_tokens": "prefix",
+    "rate": "rate_per_s", "ttft": "ttft_s", "tpot": "tpot_s", "request_latency": "latency_s",
+    "price_per_gpu_hour": "price_per_device_hour_usd", "micro_batches": "num_microbatches",
+}  # fmt: skip
+
+
+def meant_field(parents: Sequence[str], name: str, *, path: str = "", tag: str = "") -> str:
+    """What a client may have meant by an unknown field of the body at that place; empty when nothing is close.
+
+    Args:
+        parents: Fields that lead to the body, outermost first.
+        name: The unknown field.
+        path: Of the route that was asked.
+        tag: Which of the questions of that route is asked, one of ``service.values.TAGS``.
+    """
+    if tag == SAVED_TAG and not parents:
+        known = QUESTIONS[path].model_fields
+        return "leave it out: the answer holds its question" if name in known else ""
+    workflow = tag == WORKFLOW_TAG
+    if workflow and name == "model" and not parents:
+        return 'models, by role: {"models": {"actor": "llama-2-7b"}}'
+    if workflow:
+        asked = WorkflowExportRequest if path == "/export" else WorkflowRequest
+        return "" if parents else _named(name, asked) or did_you_mean(name, asked.model_fields)
+    question = QUESTIONS.get(path, PlanRequest)
+    body = _BODIES.get(parents[-1]) if parents else question
+    if body is None:
+        return ""
+    others = [] if parents else [route for route, asked in QUESTIONS.items() if name in asked.model_fields]
+    elsewhere = f"a field of {', '.join(others)}" if others else ""
+    return _named(name, body) or _placed(parents, name, question) or elsewhere or did_you_mean(name, body.model_fields)
+
+
+def _named(name: str, body: type[Body]) -> str:
+    """The name a body has for what is called otherwise elsewhere."""
+    short = {ALIASES[alias]: alias for alias in reversed(LayoutBody.model_fields)}
+    names = _OTHER_NAMES | (short if body is LayoutBody else ALIASES if body is PlanBody else {})
+    return f"did you mean '{names[name]}'?" if names.get(name) in body.model_fields else ""
+
+
+def _placed(parents: Sequence[str], name: str, question: type[Body]) -> str:
+    """The place in a question where a field belongs that stands in another."""
+    if parents and name in question.model_fields:
+        return f"a field beside {parents[0]}, not in it"
+    if name == "pins" and "plan" in question.model_fields:
+        return "did you mean 'plan'?"
+    for place in ("job", "plan", "pins"):
+        body = _BODIES[place]
+        if place in question.model_fields and place not in parents[:1]:
+            known = name if name in body.model_fields else _OTHER_NAMES.get(name, ALIASES.get(name, ""))
+            if known in body.model_fields:
+                return f'a field of {place}: {{"{place}": {{"{known}": ...}}}}'
+    return ""
