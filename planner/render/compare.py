@@ -64,7 +64,7 @@ def render_compare(result: CompareResult, console: Console) -> None:
     console.print(table)
     console.print()
     for change in result.changes:
-        console.print(_sentence(result.compared[0].name, change), highlight=False)
+        console.print(change_in_words(result.compared[0].name, change), highlight=False)
     for item in result.compared:
         if told := _saved(item):
             why = "by other prices than these, or of another question than the file's"
@@ -151,7 +151,7 @@ def _figures(compared: Iterable[Compared]) -> Iterator[Row]:
         ]  # fmt: skip
 
 
-def _sentence(first: str, change: Change) -> str:
+def change_in_words(first: str, change: Change) -> str:
     """What one of the others changes, and by which parts."""
     ratio = change.tokens_per_s_ratio
     pace = f"makes {ratio:.2f} times as many tokens/s as {first}"
@@ -174,6 +174,8 @@ def _sentence(first: str, change: Change) -> str:
 
 
 def _largest(parts: Mapping[str, float], least: float) -> list[tuple[str, float]]:
-    least = max(least, _MINOR * max(map(abs, parts.values())))
+    """The parts that say most of a difference, the largest whatever its size."""
+    largest = max(map(abs, parts.values()))
+    least = max(min(least, largest), _MINOR * largest)
     told = [(name, value) for name, value in parts.items() if abs(value) >= least]
     return sorted(told, key=lambda part: -abs(part[1]))[:_MOST_PARTS]

@@ -8,7 +8,9 @@ import jsonschema_rs
 import pytest
 
 import planner
+from planner.comparing import Change
 from planner.document_compare import compare_schema
+from planner.render.compare import change_in_words
 from planner.results import PlanResult
 from profiles.errors import SpecError
 from profiles.units import GIB
@@ -256,3 +258,19 @@ def test_the_command_names_the_file_that_is_wrong(command: Command, files: tuple
         code, _, said = command("compare", *arguments)
         assert code == 2
         assert words in said
+
+
+def test_a_difference_of_many_small_parts_names_the_largest() -> None:
+    """1.2 % of three parts, none of them half a percent: nothing in brackets is no reason."""
+    change = Change(
+        name="b",
+        tokens_per_s_ratio=1 / 1.012,
+        device_seconds_per_token_ratio=1.012,
+        peak_memory_difference_bytes=0.08 * GIB,
+        time_per_token={"forward": 0.0048, "backward": 0.0042, "data_parallel": 0.0030},
+        memory_bytes={"activations": 0.04 * GIB, "logits": 0.04 * GIB},
+        intervals_overlap=True,
+    )
+    told = change_in_words("a", change)
+    assert "+1.2 % time per token (forward +0.5 %);" in told
+    assert "()" not in told
