@@ -168,6 +168,19 @@ def on_other_devices(
     return with_attention(job, given, stack, cluster, model)[0]
 
 
+def on_another_stack(
+    job: TrainingJob,
+    given: TrainingJob | Mapping[str, Any] | None,
+    stack: StackSpec,
+    cluster: ClusterSpec,
+    model: ModelSpec,
+) -> TrainingJob:
+    """The job under a stack it was not asked about: what was assumed of attention and loss is assumed anew."""
+    if not _said("linear_cross_entropy", given):
+        job = replace(job, linear_cross_entropy=False)
+    return with_loss(with_attention(job, given, stack, cluster, model)[0], given, stack)[0]
+
+
 def _said(name: str, given: TrainingJob | Mapping[str, Any] | None) -> bool:
     return isinstance(given, TrainingJob) or (given is not None and given.get(name) is not None)
 

@@ -1,8 +1,8 @@
 """When nothing fits: the smallest changes to the question under which something would.
 
 Each remedy changes one thing the user fixed or left out (recomputation, ZeRO stage, micro-batch, degrees, offloading,
-attention, loss, optimizer states, sequence length, number or kind of devices; where no plan is even legal, the global
-batch) and searches again.
+attention, loss, optimizer states, framework, sequence length, number or kind of devices; where no plan is even legal,
+the global batch) and searches again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,19 +15,20 @@ from costmodels.eager_attention import unfused_by_default
 from costmodels.plan import PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
 from planner.attention import FLEX
-from planner.jobs import on_other_devices, rounded_batch
+from planner.jobs import on_another_stack, on_other_devices, rounded_batch
 from planner.parts import sizes_to_try
 from planner.pricing import least_peak_bytes, nearest_to_fit, price_all, price_contenders
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context, full_node, part_of, space_of
 from planner.results import Remedy, Request
 from planner.risks import likely_row, oom_risks
-from planner.rules.base import MEGATRON, divisors
+from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON, divisors
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec, NodeSpec
 from profiles.parameters import MLP_TARGETS
+from profiles.stacks import find_stack, load_stacks
 
 MAX_GROWTH = 2048  # largest multiple of the given devices tried: from one to where a trillion parameters fit
 _SHORTEST = 512  # tokens; shorter sequences are no remedy
@@ -185,6 +186,8 @@ def _families(request: Request, *, legal: bool) -> Iterator[Iterator[_Trial]]:
     yield from _fine_tuning(request)
     if request.job.lora is not None:
         yield from _lighter_adapters(request, request.job.lora)
+    if request.stack.framework == HUGGINGFACE and request.cluster.num_devices > 1:
+        yield _other_frameworks(request)
     yield _shorter(request)
     yield _fewer_devices(request)
     yield _more_devices(request)
@@ -246,7 +249,10 @@ def _without_sums(request: Request) -> Iterator[_Trial]:
     batch, devices = request.job.global_batch_size, request.cluster.num_devices
     if batch > devices and "num_microbatches" not in request.pins:
         job = replace(request.job, global_batch_size=devices)
-        message = f"a global batch of {devices} sequences: over several micro-batches ranks sum gradients unsharded"
+        words = "sequences: over several micro-batches ranks sum gradients unsharded"
+        if devices == 1:
+            words = "sequence: over several micro-batches gradients stay as they are summed"
+        message = f"a global batch of {devices} {words}"
         yield _trial(request, "other_batch", message, job=job)
 
 
@@ -271,6 +277,15 @@ def _trial(
 ) -> _Trial:
     changed = replace(request, pins=request.pins if pins is None else pins, **changes)  # type: ignore[arg-type]
     return _Trial(code=code, message=message, request=changed, cluster=cluster or request.cluster)
+
+
+def _other_frameworks(request: Request) -> Iterator[_Trial]:
+    """What shares sequences and layers out, which the Trainer is not planned to do, and runs the same checkpoints."""
+    for name in (FSDP, DEEPSPEED):
+        stack = find_stack(name, load_stacks(request.job.task))
+        job = on_another_stack(request.job, request.asked, stack, request.cluster, request.model)
+        message = f"share sequences or layers out over devices, as another framework does (--framework {name})"
+        yield _trial(request, "other_framework", message, job=job, stack=stack, stack_fitted=False)
 
 
 def _shorter(request: Request) -> Iterator[_Trial]:

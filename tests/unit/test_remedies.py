@@ -314,3 +314,34 @@ def test_states_in_8_bits_are_those_that_the_framework_has(framework: str, optim
     jobs = {(each.job.optimizer, each.job.state_dtype) for each in asked} - {("adamw", "fp32")}
     assert jobs == {(optimizer, states)}
     assert "smaller_states" in {remedy.code for remedy in found} or not any(remedy.fits for remedy in found)
+
+
+def test_what_the_trainer_cannot_share_out_another_framework_does() -> None:
+    """Logits of 64 Ki tokens fill a device of 80 GB; eight that share the sequence hold an eighth each."""
+    job = {"task": "full", "sequence_length": 65536, "global_batch_size": 8, "precision": "bf16"}
+    answer = api.plan("qwen2.5-3b", CLUSTER, job, framework="huggingface")
+    assert answer.infeasible is not None
+    (remedy,) = (item for item in answer.infeasible.remedies if item.code == "other_framework")
+    assert remedy.fits
+    assert "--framework fsdp" in remedy.message
+    assert remedy.plan.context_parallel * remedy.plan.pipeline_parallel * remedy.plan.tensor_parallel > 1
+    asked = likely(api.plan("qwen2.5-3b", CLUSTER, job, framework="fsdp", top=50))
+    assert remedy.step_time_s == pytest.approx(asked.step_time_s)
+    assert remedy.peak_memory_bytes == pytest.approx(asked.peak_memory_bytes)
+
+
+@pytest.mark.parametrize(("cluster", "framework"), [("1xA100-80GB", "huggingface"), (CLUSTER, "fsdp")])
+def test_one_device_and_other_frameworks_have_nothing_more_to_share(cluster: str, framework: str) -> None:
+    job = {"task": "full", "sequence_length": 1 << 20, "global_batch_size": 8, "precision": "bf16"}
+    answer = api.plan("qwen2.5-3b", cluster, job, framework=framework)
+    assert answer.infeasible is not None
+    assert "other_framework" not in {item.code for item in answer.infeasible.remedies}
+
+
+def test_of_one_device_nothing_is_said_of_ranks() -> None:
+    job = {"task": "full", "sequence_length": 2048, "global_batch_size": 16, "optimizer": "adamw8bit"}
+    answer = api.plan("qwen3-1.7b", "1xA10G", job, framework="huggingface")
+    assert answer.infeasible is not None
+    told = [item.message for item in answer.infeasible.remedies if item.code == "other_batch"]
+    assert [message.split(":")[0] for message in told] == ["a global batch of 1 sequence"]
+    assert not any("ranks" in message for message in told)
