@@ -25,6 +25,7 @@ from planner.schema_flow_types import flow_document_schema as flow_document_sche
 from planner.schema_types import SCHEMA_VERSION
 from profiles.cluster_string import cluster_to_mapping
 from profiles.mixed_cluster import MixedCluster, mixed_cluster_to_mapping
+from profiles.model import ModelSpec
 
 
 def flow_document(result: FlowResult) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def _request(request: FlowRequest) -> dict[str, Any]:
                 "model": model_document(request.models[role.name]),
                 "head": role.head,
                 "task": role.task,
-                "lora": _lora(role) if graph.trainable(role.name) else None,
+                "lora": _lora(role, request.models[role.name]) if graph.trainable(role.name) else None,
                 "trained": graph.trainable(role.name),
             }
             for role in graph.roles
@@ -88,9 +89,9 @@ def _request(request: FlowRequest) -> dict[str, Any]:
     }
 
 
-def _lora(role: Role) -> dict[str, Any] | None:
+def _lora(role: Role, model: ModelSpec) -> dict[str, Any] | None:
     """The adapters a role trains."""
-    lora = role.adapters.lora
+    lora = role.adapters(model).lora
     return None if lora is None else {"rank": lora.rank, "targets": list(lora.targets), "dropout": lora.dropout}
 
 

@@ -64,7 +64,7 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
     if call.shared:
         # Branches that share what comes before them are fewer sequences' worth of tokens over as many steps.
         sequences = max(round(sequences * (1 - call.shared)), 1)
-    lora = role.adapters.lora if call.kind == TRAIN else None
+    lora = role.adapters(request.models[call.role]).lora if call.kind == TRAIN else None
     flies = in_flight(request, call.name)
     learning = call.kind == GENERATE and request.graph.trainable(call.role)
     score_bytes, vocabulary_bytes = _read_bytes(request, call.name)

@@ -194,8 +194,8 @@ def resolve_flow(
     stacks, stack_notes = stacks_of(graph, options.framework, pins)
     for role in {call.role for call in graph.calls if call.kind in (INFERENCE, TRAIN)}:
         check_trained(specs[role], stacks[role].framework)
-        check_adapted(graph.role(role).adapters.lora, specs[role], where=f"job.roles.{role}")
-    notes += [*adapter_notes(graph), *stack_notes]
+        check_adapted(graph.role(role).adapters(specs[role]).lora, specs[role], where=f"job.roles.{role}")
+    notes += [*adapter_notes(graph, specs), *stack_notes]
     notes += fused_or_not(graph, stacks, specs, machines)
     return FlowRequest(
         graph=graph,

@@ -97,7 +97,7 @@ def fused_or_not(
     return list(notes)
 
 
-def adapter_notes(graph: Dataflow) -> list[Note]:
+def adapter_notes(graph: Dataflow, models: Mapping[str, ModelSpec]) -> list[Note]:
     """What was assumed of the adapters that roles train, and of how they reach the engine."""
     notes = []
     for role in graph.roles:
@@ -106,7 +106,7 @@ def adapter_notes(graph: Dataflow) -> list[Note]:
         if role.task in ADAPTER_TASKS and any(call.kind == GENERATE for call in graph.calls_of(role.name)):
             message = f"{role.name}: adapters alone go to the engine, whose copy of the base stays or waits on the host"
             notes.append(Note(code="assumed_default", field=f"job.roles.{role.name}.lora", message=message))
-        for name, message in role.adapters.assumed.items():
+        for name, message in role.adapters(models[role.name]).assumed.items():
             field = f"job.roles.{role.name}.lora.{name}"
             notes.append(Note(code="assumed_default", field=field, message=f"{role.name}: {message}"))
     return notes

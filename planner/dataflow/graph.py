@@ -24,6 +24,7 @@ from planner.dataflow.graph_checks import (
 )
 from planner.lora import Adapters, adapters_of
 from profiles.errors import SpecError, did_you_mean
+from profiles.model import ModelSpec
 
 MAX_CALLS = 32
 MAX_ROLES = 32
@@ -76,14 +77,13 @@ class Role:
     lora: Mapping[str, Any] = field(default_factory=dict)
     stays: bool = False
 
-    @property
-    def adapters(self) -> Adapters:
-        """The adapters it trains, and what of them is assumed.
+    def adapters(self, model: ModelSpec | None = None) -> Adapters:
+        """The adapters it trains on a model, and what of them is assumed: with experts others than without.
 
         Raises:
             SpecError: If what is said of them is out of bounds, or the task trains none.
         """
-        return adapters_of(self.task, lora=self.lora, where=f"job.roles.{self.name}")
+        return adapters_of(self.task, lora=self.lora, model=model, where=f"job.roles.{self.name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +272,7 @@ class Dataflow:
             raise SpecError(f"{where}.like", problem, did_you_mean(role.like, others))
         check_one_of(f"{where}.head", role.head, HEADS)
         check_one_of(f"{where}.task", role.task, TASKS)
-        role.adapters  # noqa: B018 - refuses what is out of bounds
+        role.adapters()  # refuses what is out of bounds
 
     def _check_call(self, call: Call) -> None:
         where = f"job.calls.{call.name}"

@@ -39,7 +39,8 @@ def payload(request: FlowRequest, source: str, target: str) -> Payload:
         source: Role that is trained.
         target: Role that receives.
     """
-    model, lora = request.models[target], request.graph.role(target).adapters.lora
+    model = request.models[target]
+    lora = request.graph.role(target).adapters(model).lora
     parameters, tensors, share = total_parameters(model), checkpoint_tensors(model), 1.0
     if source == target and lora is not None:
         share = total_lora_parameters(model, lora.rank, lora.targets) / parameters

@@ -116,7 +116,7 @@ def _actor(request: FlowRequest, plan: FlowPlan) -> Options:
 
 def _adapters(request: FlowRequest) -> Options:
     """Adapters on all linear layers, which are the default targets of both back ends; engines load the base first."""
-    lora = request.graph.role("actor").adapters.lora
+    lora = request.graph.role("actor").adapters(request.models["actor"]).lora
     if lora is None:
         return []
     where, name = (f"{_ROLES}.model.lora", "rank") if _is_megatron(request) else (f"{_ROLES}.model", "lora_rank")

@@ -23,6 +23,7 @@ from planner.exporters.exported import Gap
 from planner.phrases import gib
 from planner.pins import ALIASES
 from planner.rules.base import MEGATRON
+from profiles.parameters import MLP_TARGETS
 
 ENGINES = ("vllm", "sglang")
 REWARD = "reward_inf"
@@ -103,9 +104,16 @@ def _of_roles(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
     other = models.get("ref", models["actor"]) != models["actor"]
     yield other, "models.ref", "the reference is the actor as it was at first", "leave it out"
     yield role.task == "qlora", "settings.task", "it trains no adapters on 4-bit weights", "task=lora"
-    lora = role.adapters.lora
-    some = lora is not None and set(lora.targets) != set(LORA_TARGETS)
-    yield some, "settings.lora_targets", "adapters are written for all linear layers", "leave it out"
+    lora, all_of_them = role.adapters(models["actor"]).lora, _all_linear(request)
+    some = lora is not None and set(lora.targets) != set(all_of_them)
+    hint = "leave it out" if models["actor"].moe is None else f"lora_targets={','.join(all_of_them)}"
+    yield some, "settings.lora_targets", "adapters are written for all linear layers", hint
+
+
+def _all_linear(request: FlowRequest) -> tuple[str, ...]:
+    """Layers that verl's adapters have by default: under FSDP experts are no modules that PEFT would find."""
+    stacked = request.models["actor"].moe is not None and request.stack.framework != MEGATRON
+    return tuple(name for name in LORA_TARGETS if not (stacked and name in MLP_TARGETS))
 
 
 def _meshes(plan: FlowPlan) -> Iterator[Gap]:

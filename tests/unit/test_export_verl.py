@@ -228,6 +228,15 @@ def test_what_verl_cannot_do_is_refused(job: str, change: dict[str, Any], field:
     assert "\n" not in str(caught.value)
 
 
+def test_adapters_on_experts_are_asked_for_where_verl_has_them() -> None:
+    """Its Megatron adapts the experts too, which nobody meant who named no layers."""
+    settings = {**OUTSIDE, "task": "lora"}
+    with pytest.raises(SpecError) as caught:
+        export_dataflow("grpo", "qwen3-30b-a3b", "8xH100-80GB", format="verl", **{**SMALL, "settings": settings})
+    assert caught.value.field == "settings.lora_targets"
+    assert caught.value.hint.startswith("lora_targets=q,k,v,o,gate,up,down")
+
+
 def test_what_is_left_out_is_listed() -> None:
     result = grpo(precision="fp16", allow_partial=True)
     assert result.exported is not None

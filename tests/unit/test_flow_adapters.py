@@ -80,6 +80,34 @@ def test_one_training_call_costs_what_the_single_job_does(task: str, cluster: st
     assert plan.steady_s == pytest.approx(best.step_time_s, rel=0.02)
 
 
+@pytest.mark.parametrize("framework", [None, "megatron"])
+def test_adapters_of_a_mixture_are_those_of_the_single_job(framework: str | None) -> None:
+    """On attention alone where nobody names layers, priced so and said so."""
+    sizes = {"batch": 64, "prompt": 512, "generate": 512}
+    found = plan_dataflow("sft", "qwen3-30b-a3b", "8xH100", settings={"task": "lora"}, framework=framework, **sizes)
+    assert found.plan is not None
+    (call,) = found.plan.calls
+    job = {"task": "lora", "sequence_length": 1024, "global_batch_size": 64}
+    answer = api.estimate("qwen3-30b-a3b", "8xH100", job, plan=call.plan, framework=framework)
+    assert answer.best is not None
+    assert call.time_s == pytest.approx(answer.best.step_time_s, rel=1e-9)
+    told = {note.message for note in answer.request.assumptions if "adapters on" in note.message}
+    assert told == {"adapters on q, k, v, o (not given; none on experts unless gate, up and down are named)"}
+    assert {f"actor: {message}" for message in told} <= {note.message for note in found.assumptions}
+
+
+def test_adapters_of_a_mixture_reach_the_engine_as_few_as_they_are() -> None:
+    """Two thin matrices of q, k, v and o each: none of the 128 experts of every layer has any."""
+    graph = build_preset("grpo", {"task": "lora", "reward": "external"})
+    request = resolve_flow(graph, {"": "qwen3-30b-a3b"}, "8xH100", FlowOptions(batch=64))
+    carried = payload(request, "actor", "actor")
+    model = request.models["actor"]
+    heads = model.num_attention_heads * model.head_dim
+    widths = 2 * (model.hidden_size + heads) + 2 * (model.hidden_size + model.num_key_value_heads * model.head_dim)
+    assert carried.total_bytes == pytest.approx(2 * 16 * widths * model.num_layers)
+    assert carried.tensors == 2 * 4 * model.num_layers
+
+
 @pytest.mark.parametrize(
     ("job", "options", "stack"),
     [
@@ -214,7 +242,7 @@ def test_rank_and_targets_are_settings_and_said_when_assumed() -> None:
 def test_a_graph_of_ones_own_says_them_of_its_roles(role: dict[str, Any], lora: LoraSpec) -> None:
     calls = {"t": {"role": "a", "kind": "train", "inputs": ["prompts"]}}
     graph = graph_from_mapping({"roles": {"a": {"task": "lora"} | role}, "calls": calls}).graph
-    assert graph.role("a").adapters.lora == lora
+    assert graph.role("a").adapters().lora == lora
 
 
 @pytest.mark.parametrize(
