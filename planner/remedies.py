@@ -16,6 +16,7 @@ from costmodels.plan import PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
 from planner.attention import FLEX
 from planner.jobs import on_another_stack, on_other_devices, rounded_batch
+from planner.lora import adapters_of
 from planner.parts import sizes_to_try
 from planner.pricing import least_peak_bytes, nearest_to_fit, price_all, price_contenders
 from planner.ranking import Priced, best_rows
@@ -201,7 +202,9 @@ def _fine_tuning(request: Request) -> Iterator[Iterator[_Trial]]:
         job = replace(request.job, master_dtype="none", state_dtype="bf16", gradient_dtype="bf16")
         message = "train in 16 bits throughout (--master-dtype none --state-dtype bf16 --gradient-dtype bf16)"
         yield iter([_trial(request, "sixteen_bits", message, job=job)])
-    job = replace(request.job, task="lora", lora=LoraSpec(), optimizer_in_backward=False)
+    job = replace(
+        request.job, task="lora", lora=adapters_of("lora", model=request.model).lora, optimizer_in_backward=False
+    )
     yield iter([_trial(request, "adapters", "train adapters instead (--task lora)", job=job)])
 
 

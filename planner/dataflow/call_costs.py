@@ -111,8 +111,7 @@ def call_costs(
             domain_devices=setting.cluster.domain_devices,
             pins=pins,
             overlapped_devices=joined_devices(setting.cluster) if setting.tensor_overlap else 0,
-            overlaps_experts=setting.stack.expert_parallel_overlap > 0,
-            transformers_models=setting.stack.transformers_models,
+            stack=setting.stack,
         )
         table = price_plans(plans, call, wanted, setting)
     if fitting:

@@ -6,6 +6,7 @@ sequences only, as in ``planner.space``. Legality is that of the framework that 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from planner.micro_batches import MICRO_BATCH_TOKENS, micro_batch_sizes
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, Setting, divisors, overlaps_tensor
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
+from profiles.stack import StackSpec
 
 MAX_STRATEGY_ROWS = 4_000_000
 # Sharding that costs no time next to less of it; what Hugging Face shards costs time with all but the least of it.
@@ -52,8 +54,7 @@ def strategies(
     domain_devices: int,
     pins: Mapping[str, int] | None = None,
     overlapped_devices: int = 0,
-    overlaps_experts: bool = False,
-    transformers_models: bool = False,
+    stack: StackSpec | None = None,
 ) -> PlanBatch:
     """Plans of a training or inference call on each number of devices.
 
@@ -65,8 +66,8 @@ def strategies(
         domain_devices: Devices per scale-up domain, the most a tensor-parallel group may span.
         pins: Plan column to the value it must have, if any; a micro-batch need not be on the grid then.
         overlapped_devices: Most devices of a tensor-parallel group whose traffic runs under its products; 0 for none.
-        overlaps_experts: Whether exchanges of tokens with experts are to run under another micro-batch.
-        transformers_models: Whether the framework runs Hugging Face's model code.
+        stack: Whose model code and optimizer run under the framework, what they ask for included; if None, code that
+            asks for nothing.
 
     Returns:
         Every legal plan, in the order of the sizes: degrees, micro-batch sizes, recomputation (training only).
@@ -76,14 +77,16 @@ def strategies(
     """
     job = training_job(call)
     setting = Setting(
-        model=model,
-        job=job,
-        num_devices=max(sizes),
-        framework=framework,
-        joined_devices=overlapped_devices,
-        overlaps_experts=overlaps_experts,
-        transformers_models=transformers_models,
+        model=model, job=job, num_devices=max(sizes), framework=framework, joined_devices=overlapped_devices
     )
+    if stack is not None:
+        setting = replace(
+            setting,
+            overlaps_experts=stack.expert_parallel_overlap > 0,
+            transformers_models=stack.transformers_models,
+            own_optimizer=stack.own_optimizer,
+            shards_weights=stack.shards_weights,
+        )
     pins = pins or {}
     asked = pins.get("context_parallel", 1)
     columns = degrees(

@@ -96,6 +96,18 @@ def test_adapters_of_a_mixture_are_those_of_the_single_job(framework: str | None
     assert {f"actor: {message}" for message in told} <= {note.message for note in found.assumptions}
 
 
+def test_weights_that_code_reads_whole_are_sharded_in_no_workflow() -> None:
+    """61 GB of weights and as many of gradients: eight devices hold them in shards, which Unsloth's code cannot read."""
+    options: dict[str, Any] = {"batch": 16, "prompt": 64, "generate": 64, "settings": {"task": "full"}}
+    sharded = plan_dataflow("sft", "qwen3-30b-a3b", "8xA100-80GB", framework="huggingface", **options).plan
+    assert sharded is not None
+    assert sharded.calls[0].plan is not None
+    assert sharded.calls[0].plan.zero_stage == 3
+    assert plan_dataflow("sft", "qwen3-30b-a3b", "8xA100-80GB", framework="unsloth", **options).plan is None
+    job = {"task": "full", "sequence_length": 128, "global_batch_size": 16}
+    assert not api.plan("qwen3-30b-a3b", "8xA100-80GB", job, framework="unsloth").fits
+
+
 def test_adapters_of_a_mixture_reach_the_engine_as_few_as_they_are() -> None:
     """Two thin matrices of q, k, v and o each: none of the 128 experts of every layer has any."""
     graph = build_preset("grpo", {"task": "lora", "reward": "external"})

@@ -345,3 +345,14 @@ def test_of_one_device_nothing_is_said_of_ranks() -> None:
     told = [item.message for item in answer.infeasible.remedies if item.code == "other_batch"]
     assert [message.split(":")[0] for message in told] == ["a global batch of 1 sequence"]
     assert not any("ranks" in message for message in told)
+
+
+def test_adapters_of_a_mixture_are_those_that_asking_for_adapters_gives() -> None:
+    """On attention alone: with some on 128 experts of every layer a step would take five times as long."""
+    job = {"task": "full", "sequence_length": 512, "global_batch_size": 16}
+    answer = api.plan("qwen3-30b-a3b", "1xA100-80GB", job, framework="deepspeed")
+    assert answer.infeasible is not None
+    (remedy,) = (item for item in answer.infeasible.remedies if item.code == "adapters")
+    asked = likely(api.plan("qwen3-30b-a3b", "1xA100-80GB", job | {"task": "lora"}, framework="deepspeed", top=50))
+    assert remedy.step_time_s == pytest.approx(asked.step_time_s)
+    assert remedy.peak_memory_bytes == pytest.approx(asked.peak_memory_bytes)
