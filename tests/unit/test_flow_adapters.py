@@ -97,7 +97,7 @@ def test_adapters_of_a_mixture_are_those_of_the_single_job(framework: str | None
 
 
 def test_weights_that_code_reads_whole_are_sharded_in_no_workflow() -> None:
-    """61 GB of weights and as many of gradients: eight devices hold them in shards, which Unsloth's code cannot read."""
+    """61 GB of weights and as many of gradients: eight devices hold shards, which Unsloth's code cannot read."""
     options: dict[str, Any] = {"batch": 16, "prompt": 64, "generate": 64, "settings": {"task": "full"}}
     sharded = plan_dataflow("sft", "qwen3-30b-a3b", "8xA100-80GB", framework="huggingface", **options).plan
     assert sharded is not None
