@@ -22,8 +22,10 @@ from profiles.model import ModelSpec
 from profiles.stack import StackSpec
 
 MAX_STRATEGY_ROWS = 4_000_000
-# Sharding that costs no time next to less of it; what Hugging Face shards costs time with all but the least of it.
+# Sharding that costs no time next to less of it; what Hugging Face shards costs time with all but the least of it, and
+# so does what is gathered beside adapters, whose gradients are next to nothing.
 _ZERO_STAGES = {FSDP: (3,), HUGGINGFACE: (0, 1, 2, 3), DEEPSPEED: (1, 2, 3)}
+_ZERO_STAGES_OF_ADAPTERS = _ZERO_STAGES | {FSDP: (0, 3), DEEPSPEED: (0, 1, 2, 3)}
 _RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
 # Without an optimizer step nothing asks for whole batches, and devices are those of each row.
 # Calls take any part of the devices, and trainers of workflows cut sequences in their own ways.
@@ -97,7 +99,8 @@ def strategies(
     columns = _micro_batched(columns, setting, wanted, exact=call.kind is CallKind.TRAIN)
     if call.kind is CallKind.TRAIN:
         columns = _crossed(columns, recompute=[int(mode) for mode in _RECOMPUTE])
-    columns = _sharded(columns, _ZERO_STAGES.get(framework, (1,)), pinned="zero_stage" in pins)
+    stages = _ZERO_STAGES_OF_ADAPTERS if job.trains_adapters_only else _ZERO_STAGES
+    columns = _sharded(columns, stages.get(framework, (1,)), pinned="zero_stage" in pins)
     columns = _pinned(columns, pins)
     count = len(columns["tensor_parallel"])
     if count > MAX_STRATEGY_ROWS:
@@ -208,6 +211,7 @@ def _plans(columns: Columns, setting: Setting, *, overlapped: bool) -> PlanBatch
     t, p = columns["tensor_parallel"], columns["pipeline_parallel"]
     remainder = model.num_layers - -(-model.num_layers // p) * (p - 1)
     shards = (t > 1) & (job.sequence_length % (t * columns["context_parallel"]) == 0)
+    shards &= not setting.transformers_models  # its layers are split by DeepSpeed's AutoTP, their sequences are not
     last = np.where((model.num_layers % p != 0) & (remainder > 0), remainder, 0)
     return PlanBatch.from_columns(
         len(t),

@@ -96,6 +96,36 @@ def test_adapters_of_a_mixture_are_those_of_the_single_job(framework: str | None
     assert {f"actor: {message}" for message in told} <= {note.message for note in found.assumptions}
 
 
+@pytest.mark.parametrize(
+    ("model", "cluster", "framework", "task"),
+    [
+        ("llama-2-7b", "8xH100", "fsdp", "qlora"),
+        ("llama-2-7b", "8xH100", "fsdp", "lora"),
+        ("llama-2-7b", "8xH100", "deepspeed", "lora"),
+        ("gpt-oss-20b", "8xH100", "deepspeed", "full"),  # split by AutoTP, whose sequences stay whole
+    ],
+)
+def test_the_fastest_layout_of_a_single_job_is_among_those_of_a_workflow(
+    model: str, cluster: str, framework: str, task: str
+) -> None:
+    job = {"task": task, "sequence_length": 512, "global_batch_size": 16}
+    alone = api.plan(model, cluster, job, framework=framework).best
+    options: dict[str, Any] = {"batch": 16, "prompt": 256, "generate": 256, "settings": {"task": task}}
+    found = plan_dataflow("sft", model, cluster, framework=framework, **options).plan
+    assert alone is not None
+    assert found is not None
+    assert found.calls[0].time_s == pytest.approx(alone.step_time_s, rel=0.01)
+
+
+def test_a_degree_that_a_single_job_may_have_may_be_pinned() -> None:
+    options: dict[str, Any] = {"batch": 16, "prompt": 256, "generate": 256, "settings": {"task": "full"}}
+    pins = {"actor_train": {"tp": 4}}
+    found = plan_dataflow("sft", "llama-3-8b", "8xH100", framework="deepspeed", pins=pins, **options).plan
+    assert found is not None
+    assert found.calls[0].plan is not None
+    assert (found.calls[0].plan.tensor_parallel, found.calls[0].plan.sequence_parallel) == (4, False)
+
+
 def test_weights_that_code_reads_whole_are_sharded_in_no_workflow() -> None:
     """61 GB of weights and as many of gradients: eight devices hold shards, which Unsloth's code cannot read."""
     options: dict[str, Any] = {"batch": 16, "prompt": 64, "generate": 64, "settings": {"task": "full"}}
