@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from planner.borrowed import borrowed
-from planner.dataflow.flow_notes import graph_notes
+from planner.dataflow.flow_notes import graph_notes, vocabulary_notes
 from planner.dataflow.flow_request import FlowOptions, FlowRequest, GraphInput, resolve_flow
 from planner.dataflow.flow_results import FlowPlan, FlowResult
 from planner.dataflow.flow_shortage import explain_shortage
@@ -65,7 +65,7 @@ def _is_by_role(models: object) -> bool:
 
 def _warnings(request: FlowRequest, plan: FlowPlan | None) -> tuple[Note, ...]:
     """What to know before trusting the numbers."""
-    notes = graph_notes(request.graph)
+    notes = [*graph_notes(request.graph), *vocabulary_notes(request.graph, request.models)]
 
     def warn(code: str, name: str, message: str) -> None:
         notes.append(Note(code=code, field=name, message=message))

@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from planner.dataflow.graph import GENERATE, Call, Dataflow
+from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Call, Dataflow
 from planner.dataflow.graph_checks import ratio
 from planner.results import Note
+from profiles.model import ModelSpec
+
+_PADDING = 0.01  # of a vocabulary
 
 
 def graph_notes(graph: Dataflow) -> list[Note]:
@@ -29,6 +32,30 @@ def graph_notes(graph: Dataflow) -> list[Note]:
                 f"priced as if each came {ratio(call.factor / most)} times"
             )
             notes.append(Note(code="repeated", field=f"job.calls.{call.name}.factor", message=message))
+    return notes
+
+
+def vocabulary_notes(graph: Dataflow, models: Mapping[str, ModelSpec]) -> list[Note]:
+    """Scores over a vocabulary that are read to train a model of another one: they mean other words there.
+
+    Models of one tokenizer pad its vocabulary to different multiples (151,936 and 152,064 of Qwen2.5), by less than
+    ``_PADDING`` of it.
+    """
+    notes = []
+    for call in graph.calls:
+        if call.kind != INFERENCE or call.scores == 1:
+            continue
+        theirs = models[call.role]
+        for reader in graph.calls:
+            if reader.kind != TRAIN or reader.role == call.role or not {*call.outputs} & {*reader.inputs}:
+                continue
+            ours = models[reader.role]
+            if abs(theirs.vocab_size - ours.vocab_size) > _PADDING * max(theirs.vocab_size, ours.vocab_size):
+                message = (
+                    f"{call.role} ({theirs.name}) scores a vocabulary of {theirs.vocab_size:,} words, {reader.role} "
+                    f"({ours.name}) has {ours.vocab_size:,}: a loss that compares them asks for one tokenizer"
+                )
+                notes.append(Note(code="other_vocabulary", field=f"models.{call.role}", message=message))
     return notes
 
 

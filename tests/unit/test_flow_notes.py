@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from planner.dataflow.flow_notes import graph_notes
+from planner.dataflow.flow_notes import graph_notes, vocabulary_notes
 from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.graph_file import graph_from_mapping
 from planner.dataflow.presets import PRESETS, build_preset
@@ -57,3 +57,22 @@ def test_a_model_in_place_of_that_of_the_file_is_told() -> None:
 def test_what_there_is_to_say_is_in_the_answer() -> None:
     result = plan_dataflow(MINE, {}, "8xH100", batch=16, prompt=64, generate=64, effort=0.01)
     assert {note.code for note in result.warnings} >= {"unread", "repeated"}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "scores", "told"),
+    [
+        ("llama-3-8b", "qwen2.5-0.5b", 0, True),
+        ("llama-3-8b", "qwen2.5-0.5b", 50, True),
+        ("llama-3-8b", "qwen2.5-0.5b", 1, False),  # of the text's own tokens: a number each
+        ("qwen2.5-7b", "qwen2.5-0.5b", 0, False),  # one tokenizer, padded to 152,064 and 151,936
+        ("llama-3-8b", "llama-3.2-1b", 0, False),
+    ],
+)
+def test_scores_over_another_vocabulary_are_told(teacher: str, student: str, scores: int, told: bool) -> None:
+    """Llama's 128,256 words are others than Qwen's 151,936."""
+    models = {"teacher": teacher, "student": student}
+    request = resolve_flow("distill", models, "8xH100", FlowOptions(batch=64, settings={"scores": scores}))
+    notes = vocabulary_notes(request.graph, request.models)
+    assert [note.code for note in notes] == ["other_vocabulary"] * told
+    assert all("128,256" in note.message and "151,936" in note.message for note in notes)
