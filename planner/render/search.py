@@ -118,7 +118,11 @@ def _frameworks(best: FoundPlan, console: Console) -> None:
         if not verdict.runs:
             first, *others = verdict.broken.values()
             more = f" (and {len(others)} more)" if others else ""
-            console.print(f"{FRAMEWORK_TITLES[verdict.framework]} needs: {first}{more}", style="dim", highlight=False)
+            console.print(
+                f"not on {FRAMEWORK_TITLES[verdict.framework]}, whose rule is: {first}{more}",
+                style="dim",
+                highlight=False,
+            )
 
 
 def _runnable(result: SearchResult, best: FoundPlan, console: Console) -> None:

@@ -107,7 +107,7 @@ def test_the_answer_in_a_terminal_names_them_too(free: SearchResult) -> None:
     render_search(free, console)
     text = console.export_text()
     assert "Runs on no framework known here" in text
-    assert "Megatron-LM needs: all stages" in text
+    assert "not on Megatron-LM, whose rule is: all stages" in text
     assert "The best that Megatron-LM can run" in text
     assert re.search(
         "slower than the plan above; at most .* from the fastest of the spaces searched that Megatron", text
