@@ -16,7 +16,8 @@ from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
 from planner.request import MODEL_AXES, names_several
 from planner.results import Note
-from planner.rules.base import HUGGINGFACE, MEGATRON
+from planner.rules.base import HUGGINGFACE, MEGATRON, NANOTRON
+from planner.rules.formats import NO_ADAPTERS
 from planner.rules.state import NO_QLORA
 from profiles.engines import TRAINER
 from profiles.errors import SpecError
@@ -55,6 +56,8 @@ def stacks_of(
     for role in graph.roles:
         if role.task == _QUANTISED and stacks[role.name].framework == MEGATRON:
             raise SpecError(f"job.roles.{role.name}.task", *NO_QLORA)
+        if role.task in ADAPTER_TASKS and stacks[role.name].framework == NANOTRON:
+            raise SpecError(f"job.roles.{role.name}.task", *NO_ADAPTERS)
     if graph.trains_between_generations:
         stacks = {name: in_reinforcement_learning(stack) for name, stack in stacks.items()}
     return stacks, notes

@@ -221,9 +221,8 @@ def _job_gaps(request: Request) -> tuple[Gap, ...]:
     state = job.optimizer == "adamw" and job.state_dtype != ("fp32" if longer or not short else weights_format(job))
     fuses = "a kernel over logits in fp32 is all there is"
     return gaps(
-        (job.trains_adapters_only, "job.task", "it trains all weights", "task pretrain or full"),
         (job.precision not in _PRECISIONS, "job.precision", f"is bf16 or fp32; got {job.precision}", "bf16"),
-        (job.optimizer not in ("adamw", "sgd"), "job.optimizer", f"there is no {job.optimizer}", "adamw or sgd"),
+        (job.optimizer == "none", "job.optimizer", "is adamw or sgd; got none", "adamw"),
         (master, "job.master_dtype", f"{copies}; got {job.master_dtype}", "fp32, and gradient_dtype fp32"),
         (state, "job.state_dtype", "moments have the format of what they update", "fp32"),
         (job.attention != "flash", "job.attention", "attention is FlashAttention", "flash"),

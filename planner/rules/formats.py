@@ -12,6 +12,7 @@ from planner.rules.base import (
     FSDP,
     HUGGINGFACE,
     MEGATRON,
+    NANOTRON,
     PRECISION_AWARE,
     Complaint,
     Rule,
@@ -21,6 +22,8 @@ from planner.rules.base import (
 )
 
 _MEGATRON_ARGUMENTS = "Megatron-LM of megatron-core 0.19.2 megatron/training/arguments.py"
+NO_ADAPTERS = ("nanotron trains all weights", "task full, or framework hf-trainer")
+_NANOTRON_ARGUMENTS = "nanotron/config/config.py"
 _MEGATRON_STATES = ("fp32", "fp16", "bf16", "fp8")
 
 
@@ -177,6 +180,25 @@ FORMAT_RULES = (
             f"Megatron-LM has no {setting.job.optimizer}",
             "adamw, with state_dtype fp8 for moments in 8 bits" if setting.job.optimizer == "adamw8bit" else "adamw",
         ),
+    ),
+    _of_job(
+        "nanotron_optimizer_exists",
+        (NANOTRON,),
+        "optimizer",
+        text="the optimizer is AdamW or SGD",
+        source=f"{_NANOTRON_ARGUMENTS} OptimizerArgs.optimizer_factory: SGDOptimizerArgs or AdamWOptimizerArgs",
+        has=lambda setting: setting.job.optimizer not in ("adamw8bit", "adafactor"),
+        complaint=lambda _plan, setting: (f"nanotron has no {setting.job.optimizer}", "adamw"),
+    ),
+    Rule(
+        name="nanotron_trains_all_weights",
+        frameworks=(NANOTRON,),
+        field="job.task",
+        text="all weights are trained",
+        source=f"{_NANOTRON_ARGUMENTS} Config, whose arguments name no adapters; neither do its models",
+        columns=columns(),
+        holds=lambda plans, setting: np.full(len(plans), not setting.job.trains_adapters_only, dtype=np.bool_),
+        complaint=lambda _plan, _setting: NO_ADAPTERS,
     ),
     Rule(
         name="short_states_need_sharding",

@@ -206,4 +206,16 @@ def test_megatron_trains_adapters_on_sixteen_bits_alone() -> None:
     assert error.hint == "task lora, or framework hf-trainer"
 
 
+def test_nanotron_trains_all_weights_with_adamw_or_sgd() -> None:
+    from costmodels.workload import LoraSpec
+
+    plan = split(d=8)
+    for task in ("lora", "qlora"):
+        (error,) = violations(plan, setting(NANOTRON, job=job(task=task, lora=LoraSpec())))
+        assert (error.field, error.hint) == ("job.task", "task full, or framework hf-trainer")
+    for optimizer, known in (("adamw", True), ("sgd", True), ("adafactor", False)):
+        found = broken(plan, setting(NANOTRON, job=job(optimizer=optimizer)))
+        assert ("nanotron_optimizer_exists" in found) != known
+
+
 # The message a user reads, verbatim.

@@ -141,7 +141,6 @@ def test_stages_are_those_that_nanotron_lays_out() -> None:
         ("falcon-7b", {}, {}, "model.parallel_residual"),
         ("gemma-2-9b", {}, {}, "model.attention_softcap"),
         ("mistral-7b", {"sequence_length": 8192}, {"cp": 2}, "plan.context_parallel"),
-        ("llama-2-7b", {"task": "lora"}, {}, "job.task"),
         ("llama-2-7b", {"precision": "fp16"}, {}, "job.precision"),
         ("llama-2-7b", {"gradient_dtype": "bf16"}, {}, "job.master_dtype"),
         ("llama-2-7b", {"attention": "unfused"}, {}, "job.attention"),

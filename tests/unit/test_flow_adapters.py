@@ -195,6 +195,12 @@ def test_megatron_trains_no_adapters_on_four_bits() -> None:
     )
 
 
+@pytest.mark.parametrize("task", ["lora", "qlora"])
+def test_nanotron_trains_no_adapters(task: str) -> None:
+    with pytest.raises(SpecError, match=r"^job\.roles\.actor\.task: nanotron trains all weights\. Hint: task full"):
+        asked("sft", framework="nanotron", settings={"task": task})
+
+
 def test_why_the_default_is_not_that_of_a_single_job_is_said() -> None:
     def reason(job: str, **options: Any) -> str:
         return next(note.message for note in asked(job, **options).assumptions if note.field == "framework")
