@@ -353,7 +353,7 @@ def _inputs(body: EstimateRequest) -> dict[str, Any]:
         "named_modules": body.named_modules,
         "fabric": body.fabric,
         "price_per_device_hour_usd": body.price_per_device_hour_usd,
-        "price_date": body.price_date,
+        "price_date": body.price_date or "",
         "memory_reserve_bytes": body.memory_reserve_bytes,
         "allow_files": False,
     }

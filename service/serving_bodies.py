@@ -86,5 +86,5 @@ class ServingRequest(Body):
     disaggregated: bool = Field(default=False, description="Look at replicas that only read prompts or generate, too.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
     price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
-    price_date: str = Field(default="", max_length=10, examples=["2026-11"])
+    price_date: str | None = Field(default="", max_length=10, examples=["2026-11"])  # null as answers print it
     memory_reserve_bytes: Bytes = Field(default=0.0, description="Device memory to leave free.")

@@ -48,7 +48,7 @@ def _cheapest(result: SizingResult, console: Console) -> None:
     """Which of several kinds costs least, in all and of what is done in time."""
     chosen = {"cheapest of all": result.cheapest}
     if result.kinds[0].days is not None:
-        chosen[f"cheapest in {result.kinds[0].days:g} days"] = result.cheapest_in_time
+        chosen[f"cheapest in {_in_days(result.kinds[0].days)}"] = result.cheapest_in_time
     lines = []
     for words, found in chosen.items():
         if found is not None and found[1].best is not None:
@@ -126,6 +126,10 @@ def _figures(kind: KindSizes, best: PlanEstimate) -> list[str]:
     return [*cells, amount(best.run.device_hours) if cost is None else dollars(cost)]
 
 
+def _in_days(days: float) -> str:
+    return f"{days:g} day{'' if days == 1 else 's'}"
+
+
 def _days(days: float) -> str:
     """Days with a tenth, or short ones with two digits: a run of minutes takes not 0.0."""
     return f"{days:,.1f}" if days >= 1 else f"{days:.2g}"
@@ -158,7 +162,7 @@ def _too_small(kind: KindSizes) -> str:
         if all(size.batch < size.num_devices for size in illegal):
             words += f": more than there are sequences in a step, {illegal[0].batch:,}"
     if kind.days is not None and kind.in_time is None:
-        words += ("; " if words else "") + f"no size is done in {kind.days:g} days"
+        words += ("; " if words else "") + f"no size is done in {_in_days(kind.days)}"
         last = kind.sizes[-1]
         words += f" up to {last.num_devices:,} GPUs; more: --gpus NODESx{last.num_devices // last.num_nodes}xGPU"
     return words

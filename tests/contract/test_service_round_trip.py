@@ -33,7 +33,8 @@ SERVED = {"model": "llama-3.1-8b", "cluster": "4xH100", "prompt": 512, "generate
 )
 def test_what_an_answer_says_of_its_question_may_be_asked(client: TestClient, path: str, asked: dict[str, Any]) -> None:
     answer = client.post(path, json=asked).json()
-    told = {name: answer["request"][name] for name in ("model", "cluster", "job") if name in answer["request"]}
+    names = ("model", "cluster", "job", "price_date")
+    told = {name: answer["request"][name] for name in names if name in answer["request"]}
     again = client.post(path, json=asked | told)
     assert again.status_code == 200, again.text
     assert again.json() == answer | {"assumptions": again.json()["assumptions"]}
