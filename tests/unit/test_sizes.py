@@ -260,7 +260,7 @@ def test_what_was_asked_and_cannot_be_is_said(run: Command) -> None:
     _, out, _ = run(
         "sizing", "--model", "llama-2-7b", "--gpus", "2x8xA100", "--seq", "2048", "--tokens", "1T", "--days", "1"
     )
-    assert "no size is done in 1 days" in out
+    assert "no size is done in 1 day up to" in out
 
 
 def test_json_is_the_document(run: Command) -> None:
