@@ -125,8 +125,7 @@ def _waits(waits: Waits, place: IntArray) -> tuple[IntArray, IntArray]:
     column = np.where(there, column, 0)
     order = np.arange(len(place))[:, None]
     position = np.where(there, waits.position[order, column], 0)
-    some = (position > 0).any(axis=0)
-    some[:1] = True
+    some = (position > 0).any(axis=0) | (np.arange(position.shape[1]) == 0)
     return position[:, some], waits.reason[order, column][:, some]
 
 
