@@ -6,7 +6,7 @@ good it is. Small problems, and stages one after the other, are proven optimal; 
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,14 +18,13 @@ from planner.dataflow.orders import TaskGraph, task_graph
 from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.rounds import chained_iterations, less_ahead, many_tasks, settled_graph
 from planner.dataflow.schedule import PlanRows, Timeline, timeline
-from planner.dataflow.search_anneal import AnnealOptions, AnnealResult, anneal
+from planner.dataflow.search_anneal import AnnealResult, anneal
 from planner.dataflow.search_neighbourhood import polish
+from planner.dataflow.search_options import SearchOptions, check_options
 from planner.dataflow.search_space import SearchSpace, narrowed, search_space
 from planner.dataflow.search_tree import Incumbent, branch_and_bound, simulation_children
 from planner.dataflow.steady import duration_s, soonest_order
-from profiles.errors import InfeasibleError, SpecError, did_you_mean
-
-ENGINES = ("auto", "tree", "anneal")
+from profiles.errors import InfeasibleError
 
 _QUICK_CHILDREN = 20_000_000  # of the tree search that goes before annealing; a few seconds
 _QUICK_SHARE = 0.25  # of what annealing takes that the tree search before it may take where plans settle
@@ -35,29 +34,6 @@ _TREE_SHARE = 0.8  # of the budget left after annealing
 _POLISHED = 2  # plans of each annealing that are improved further
 _SEED_STEP = 7919  # between restarts, so that neighbouring seeds share none
 _PROVEN = 1e-9  # relative gap that counts as none
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchOptions:
-    """How hard to search. Without a time limit the answer depends on the seed alone.
-
-    Attributes:
-        engine: ``tree`` (branch and bound), ``anneal``, or ``auto``: both, as they are needed.
-        seed: Seed of the annealing.
-        restarts: Most times annealing starts; it ends where it finds nothing better than what is known.
-        most_children: Budget of the tree search, in candidates looked at below a node.
-        anneal: Length and temperatures of the annealing; its seed is ignored.
-        gap: Stop once the plan is within this share of the bound.
-        time_limit_s: Stop after so many seconds in any case; none for no limit.
-    """
-
-    engine: str = "auto"
-    seed: int = 0
-    restarts: int = 3
-    most_children: int = 150_000_000
-    anneal: AnnealOptions = field(default_factory=AnnealOptions)
-    gap: float = 0.0
-    time_limit_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +138,7 @@ def explore(
         SpecError: If an option is out of bounds.
     """
     given = options or SearchOptions()
-    _check(given)
+    check_options(given)
     begun = clock() if given.time_limit_s is not None else 0.0
 
     def late() -> bool:
@@ -205,6 +181,9 @@ class _Search:
         self.best = Incumbent(choice=np.zeros(len(self.kept), dtype=np.int64), order=0, makespan_s=faster_than_s)
         self.bound_s = space.bound_s
         self.annealed: list[AnnealResult] = []
+        self.finalists: list[Incumbent] = []  # of all annealings
+        self.improvable: list[int] = []  # those of them to improve on
+        self.improved_s: list[float] = []  # times of plans that no change of a few calls improves
         self.children, self.exhausted = 0, False  # whether no plan in any order of the table beats the best known
         self.engine = options.engine
 
@@ -250,11 +229,11 @@ class _Search:
         self.tree(min(self.quick_children, self.options.most_children))
         if self.exhausted:
             return
-        if self.found:
-            self.space, self.best = narrowed(self.space, self.best)
+        self.narrow()
         self.anneal()
-        if self.ahead_less:  # plans are costly to judge: from a better one on, the tree has fewer to
-            self.polish(int((self.options.most_children - self.children) * (1 - _TREE_SHARE)))
+        # Plans are worth improving before the tree goes on: from a better one on, it has fewer to look at.
+        self.polish(int((self.options.most_children - self.children) * (1 - _TREE_SHARE)))
+        self.narrow()
         self.tree(int((self.options.most_children - self.children) * _TREE_SHARE))
         if not self.exhausted:
             self.polish(self.options.most_children - self.children)
@@ -263,7 +242,7 @@ class _Search:
         """Judge the plans found by how they go on in full, where they were not, and look for better ones."""
         if not self.ahead_less or not (self.found or self.open()):
             return
-        found = [self.best, *(one for annealed in self.annealed for one in annealed.incumbents)] if self.found else []
+        found = [self.best, *self.finalists] if self.found else []
         self.graph, self.ahead_less = settled_graph(self.small), False
         self.best = replace(self.best, makespan_s=self.faster_than_s)
         orders = np.arange(len(self.graph.orders))
@@ -273,6 +252,11 @@ class _Search:
             order = int(time_s.argmin())
             self._improve(Incumbent(choice=choice, order=order, makespan_s=float(time_s[order])), self.engine)
         self.tree(min(self.quick_children, _QUICK_CHILDREN))
+
+    def narrow(self) -> None:
+        """Leave out the candidates with which no plan is better than the best known."""
+        if self.found:
+            self.space, (self.best, *self.finalists) = narrowed(self.space, [self.best, *self.finalists])
 
     def tree(self, most_children: int) -> None:
         if most_children < 1 or not self.open():
@@ -305,6 +289,8 @@ class _Search:
             enough_s, units = self.enough_s, self.space.units
             found = anneal(self.small, self.graph, units, given, starts=starts, enough_s=enough_s, stop=self.late)
             self.annealed.append(found)
+            self.improvable += range(len(self.finalists), len(self.finalists) + min(_POLISHED, len(found.incumbents)))
+            self.finalists += found.incumbents
             for finalist in found.incumbents[:1]:
                 self._improve(finalist, "anneal")
             if np.isfinite(known_s) and self.best.makespan_s >= known_s:
@@ -312,16 +298,32 @@ class _Search:
 
     def polish(self, most_children: int) -> None:
         """Improve the best plans known, each with a share of the budget."""
-        starts = [finalist for found in self.annealed for finalist in found.incumbents[:_POLISHED]]
-        if not starts or not self.open():
+        starts = [place for place in self.improvable if self.finalists[place].makespan_s > self.best.makespan_s]
+        if not self.improvable or not self.open():
             return
+        budget = max(most_children, 0) // (len(starts) + self.found)
         if self.found:
-            starts = [self.best, *(start for start in starts if start.makespan_s > self.best.makespan_s)]
-        budget, chains = max(most_children, 0) // len(starts), self.space.chains
-        for start in starts:
-            done = polish(self.small, self.graph, chains, start, most_children=budget, stop=self.late)
-            self.children += done.children
-            self._improve(done.best, "neighbourhood")
+            self._improve(self._polished(self.best, budget), "neighbourhood")
+        for place in starts:
+            self.finalists[place] = self._polished(self.finalists[place], budget)
+            self._improve(self.finalists[place], "neighbourhood")
+
+    def _polished(self, start: Incumbent, most_children: int) -> Incumbent:
+        space = self.space
+        found = polish(
+            space.problem,
+            self.graph,
+            space.chains,
+            space.units,
+            space.tables,
+            start,
+            most_children=most_children,
+            known_s=self.improved_s,
+            stop=self.late,
+        )
+        self.children += found.children
+        self.improved_s += [found.best.makespan_s] if found.done else []
+        return found.best
 
     def reorder(self) -> None:
         """The best order of all for the best plan, where its bound leaves room for one outside the table.
@@ -383,18 +385,3 @@ class _Search:
             accepted=first.accepted if first else None,
             accepted_by_move=first.accepted_by_move if first else {},
         )
-
-
-def _check(options: SearchOptions) -> None:
-    if options.engine not in ENGINES:
-        raise SpecError("engine", f"unknown {options.engine[:80]!r}", did_you_mean(options.engine, ENGINES))
-    if not 0 <= options.seed < 2**63:
-        raise SpecError("seed", f"{options.seed}", "a whole number of at least 0")
-    if not 1 <= options.restarts <= 1000:
-        raise SpecError("restarts", f"{options.restarts}", "1 to 1000")
-    if options.most_children < 1:
-        raise SpecError("most_children", f"{options.most_children}", "at least 1")
-    if not 0 <= options.gap < 1:
-        raise SpecError("gap", f"{options.gap}", "a share of at least 0 and less than 1")
-    if options.time_limit_s is not None and not options.time_limit_s > 0:
-        raise SpecError("time_limit_s", f"{options.time_limit_s}", "more than 0 seconds")

@@ -5,7 +5,8 @@ candidate takes few steps, and where a good plan is known hardly any candidate i
 needs (``planner.dataflow.pareto``), which takes pairs of candidates.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,20 +63,21 @@ def search_space(problem: DataflowProblem, faster_than_s: float) -> SearchSpace 
     return _space(problem, useful_candidates(problem), rows)
 
 
-def narrowed(space: SearchSpace, best: Incumbent) -> tuple[SearchSpace, Incumbent]:
-    """Without the candidates with which no plan is better than the best known, but for its own; and that plan there.
+def narrowed(space: SearchSpace, plans: Sequence[Incumbent]) -> tuple[SearchSpace, list[Incumbent]]:
+    """Without the candidates with which no plan is better than the first one, but for those of the plans; these there.
 
     Args:
         space: What was looked at so far.
-        best: A plan of its candidates.
+        plans: Plans of its candidates, the best known first.
     """
-    promising = promising_candidates(space.problem, space.chains, space.tables, best.makespan_s)
-    rows = tuple(np.union1d(kept, best.choice[call]) for call, kept in enumerate(promising))
+    promising = promising_candidates(space.problem, space.chains, space.tables, plans[0].makespan_s)
+    chosen = np.stack([plan.choice for plan in plans])
+    rows = tuple(np.union1d(kept, chosen[:, call]) for call, kept in enumerate(promising))
     if all(len(kept) == len(call) for kept, call in zip(rows, space.problem.calls, strict=True)):
-        return space, best
-    choice = np.array([np.searchsorted(kept, row) for kept, row in zip(rows, best.choice, strict=True)])
+        return space, list(plans)
+    choice = np.stack([np.searchsorted(kept, chosen[:, call]) for call, kept in enumerate(rows)], axis=1)
     fewer = _space(space.problem, rows, space.kept)
-    return fewer, Incumbent(choice=choice, order=best.order, makespan_s=best.makespan_s)
+    return fewer, [replace(plan, choice=row) for plan, row in zip(plans, choice, strict=True)]
 
 
 def promising_candidates(

@@ -78,7 +78,8 @@ class _Below:
         held: Static bytes on the fullest unit of each run. [nodes, runs]
         peak: The same with the largest active bytes. [nodes, runs]
         hosted: Share of the fullest machine of each run of machines; None where it does not matter. [nodes, runs]
-        sibling: Start, size and layout of the call whose weights it may share; None if that is not decided. [nodes]
+        sibling: Start, size and layout of the call whose weights it may share; None if there is none. [nodes]
+        shares: Whether it may share those of a call that is not decided, and so need none of its own.
         moved: Of what passes to or from a call decided, by slot: class of its candidate. [nodes]
         load: By group: time of the fullest unit of each run; of groups of which the calls decided take some.
             [nodes, runs]
@@ -94,6 +95,7 @@ class _Below:
     peak: FloatArray
     hosted: FloatArray | None
     sibling: tuple[IntArray, IntArray, IntArray] | None
+    shares: bool
     moved: dict[int, IntArray]
     load: dict[int, FloatArray]
     there_s: dict[tuple[int, int], FloatArray]
@@ -138,6 +140,7 @@ def _fits(tree: Tree, below: _Below, ways: Ways, cells: _Cells) -> BoolArray:
         if ways.strategy_id is not None:
             same &= ways.strategy_id[cells.way] == layout
         static = static * ~same
+    static = static * (not below.shares)
     fits: BoolArray = cells.at(below.peak, ways.run) + static <= roomiest
     fits &= cells.at(below.held, ways.run) + static + active <= roomiest
     if below.hosted is not None and ways.host_share is not None:
@@ -228,6 +231,7 @@ def _below(tree: Tree, depth: int, nodes: Nodes) -> _Below:
         peak=over(held + active),
         hosted=None if tree.machines is None else _hosted(tree.machines, problem, index, rows, len(choice)),
         sibling=_sibling(problem, index, rows),
+        shares=_may_share(problem, index, rows),
         moved=moved,
         load=load,
         there_s=there_s,
@@ -243,6 +247,11 @@ def _sibling(
         return None
     sibling, chosen = problem.calls[other], rows[other]
     return sibling.start[chosen], sibling.size[chosen], sibling.strategy_id[chosen]
+
+
+def _may_share(problem: DataflowProblem, index: int, rows: Mapping[int, IntArray]) -> bool:
+    """Whether a call has a sibling that is not decided."""
+    return any(call == index and other not in rows for call, other in problem.replicas)
 
 
 def _hosted(
@@ -268,6 +277,7 @@ def _memory(
         if sibling is not None:
             mine = call.start[chosen], call.size[chosen], call.strategy_id[chosen]
             static = static * ~np.logical_and.reduce([a == b for a, b in zip(mine, sibling, strict=True)])
+        static = static * (not _may_share(problem, index, rows))
         held += inside[index] * static[:, None]
         np.maximum(active, inside[index] * call.active_bytes[chosen][:, None], out=active)
     return held, active

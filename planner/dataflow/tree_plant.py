@@ -30,7 +30,22 @@ def plant(problem: DataflowProblem, chains: Chains, units: Units, tables: GroupT
         tables: Least times of its groups.
         upper_s: Time of the best plan known; infinite if none is.
     """
-    tree = Tree(
+    tree = unplanted(problem, chains, units, tables)
+    known = np.isfinite(upper_s) and root(tree).bound[0] < upper_s
+    sequence = _narrowing(tree, upper_s) if known else tree.sequence
+    return replace(tree, sequence=sequence, twins=_twins(problem, sequence), mirrored=_mirrored(problem, sequence[0]))
+
+
+def unplanted(problem: DataflowProblem, chains: Chains, units: Units, tables: GroupTables) -> Tree:
+    """A search of no symmetry in which calls are decided in a plain order.
+
+    Args:
+        problem: The problem.
+        chains: Its chains.
+        units: Its units.
+        tables: Least times of its groups.
+    """
+    return Tree(
         problem=problem,
         chains=chains,
         tables=tables,
@@ -41,8 +56,6 @@ def plant(problem: DataflowProblem, chains: Chains, units: Units, tables: GroupT
         twins={},
         mirrored=None,
     )
-    sequence = _narrowing(tree, upper_s) if np.isfinite(upper_s) else tree.sequence
-    return replace(tree, sequence=sequence, twins=_twins(problem, sequence), mirrored=_mirrored(problem, sequence[0]))
 
 
 def _by_memory(problem: DataflowProblem) -> tuple[int, ...]:
@@ -61,6 +74,11 @@ def _narrowing(tree: Tree, upper_s: float) -> tuple[int, ...]:
     sharing = dict(tree.problem.replicas)
     chosen: tuple[int, ...] = ()
     left, nodes = list(tree.sequence), root(tree)
+    for call in tree.sequence:  # those that leave no choice before all others
+        if len(tree.problem.calls[call]) == 1 and sharing.get(call) not in left:
+            left.remove(call)
+            nodes = grow(replace(tree, sequence=(*chosen, call, *left)), len(chosen), nodes, upper_s)
+            chosen = (*chosen, call)
     while len(left) > 1 and len(nodes.bound):
         grown: dict[int, Nodes] = {}
         for call in left:

@@ -56,7 +56,7 @@ def test_where_a_good_plan_is_known_few_candidates_are_left():
             continue
         choice = np.array([int(place[0]) for place in places])
         best = Incumbent(choice=choice, order=0, makespan_s=float(pace_s[winner]))
-        fewer, same = narrowed(space, best)
+        fewer, (same,) = narrowed(space, [best])
         assert [rows[row] for rows, row in zip(fewer.kept, same.choice, strict=True)] == choices[winner].tolist()
         left.append(np.array([len(rows) for rows in fewer.kept]).prod() / plan.prod())
     assert len(left) > 4
