@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice, product
 
@@ -55,6 +55,11 @@ class TaskGraph:
         if not self._turns:
             self._turns.append(turns_of(self.slot, self.parents, self.leads, self.orders))
         return self._turns[0]
+
+    def only(self, rows: IntArray) -> "TaskGraph":
+        """The same with only some of the orders."""
+        rounds = self.rounds and replace(self.rounds, tasks=self.rounds.tasks[rows])
+        return replace(self, orders=self.orders[rows], rounds=rounds, complete=False)
 
     @property
     def recurrence(self) -> Recurrence | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from costmodels.plan import IntArray
+from costmodels.plan import FloatArray, IntArray
 from planner.dataflow.bounds import choice_bound
 from planner.dataflow.memory import why_nothing_fits
 from planner.dataflow.order_cpsat import best_order
@@ -24,13 +24,18 @@ from planner.dataflow.search_options import SearchOptions, check_options
 from planner.dataflow.search_space import SearchSpace, narrowed, search_space
 from planner.dataflow.search_tree import Incumbent, branch_and_bound, simulation_children
 from planner.dataflow.steady import duration_s, soonest_order
+from planner.dataflow.units import units_of
 from profiles.errors import InfeasibleError
 
 _QUICK_CHILDREN = 20_000_000  # of the tree search that goes before annealing; a few seconds
 _QUICK_SHARE = 0.25  # of what annealing takes that the tree search before it may take where plans settle
 _ANNEALED_TASKS = 400  # of a plan, beyond which annealing takes fewer steps
 _LEAST_STEPS = 50
-_TREE_SHARE = 0.8  # of the budget left after annealing
+_MANY_PAIRS = 3_000_000  # of candidates of two calls, from which on some plan is found before they are compared
+_FIRST_STEPS = 200  # of the annealing that finds it
+_EARLY_SHARE, _TREE_SHARE = 0.2, 0.8  # of the budget left, for the tree before annealing and after it
+_POLISH_SHARE = 0.2  # of the budget left, for improving plans before either
+_LIKELY_ORDERS = 32  # in which a plan is improved, of many more
 _POLISHED = 2  # plans of each annealing that are improved further
 _SEED_STEP = 7919  # between restarts, so that neighbouring seeds share none
 _PROVEN = 1e-9  # relative gap that counts as none
@@ -144,10 +149,14 @@ def explore(
     def late() -> bool:
         return given.time_limit_s is not None and clock() - begun > given.time_limit_s
 
-    space = search_space(problem, faster_than_s)
+    first = _first_plan(problem, given, late) if given.engine == "auto" and np.isinf(faster_than_s) else None
+    best = first.incumbents[0] if first is not None and first.incumbents else None
+    space = search_space(problem, faster_than_s if best is None else best.makespan_s, best)
     if space is None:
         return Exploration(solution=None, bound_s=faster_than_s, evaluated=0, children=0)
     search = _Search(problem, space, given, faster_than_s, late)
+    if first is not None and best is not None:
+        search.begin(first, best)
     if given.engine == "anneal":
         search.anneal()
     elif given.engine == "tree":
@@ -157,6 +166,29 @@ def explore(
         search.run_ahead()
     search.reorder()
     return search.exploration()
+
+
+def _first_plan(problem: DataflowProblem, options: SearchOptions, late: Callable[[], bool]) -> AnnealResult | None:
+    """A short annealing of a problem of many candidates: most of them are of no use once some plan is known."""
+    sizes = [len(call) for call in problem.calls]
+    if (sum(sizes) ** 2 - sum(size**2 for size in sizes)) // 2 < _MANY_PAIRS:
+        return None
+    steps = min(_FIRST_STEPS, options.anneal.steps)
+    given = replace(options.anneal, seed=options.seed, steps=steps)
+    return anneal(
+        problem, _graph_of(problem, less=_runs_less_ahead(problem, options)), units_of(problem), given, stop=late
+    )
+
+
+def _runs_less_ahead(problem: DataflowProblem, options: SearchOptions) -> bool:
+    """Whether plans are so costly to judge that good ones are looked for among those that run less far ahead."""
+    return options.engine == "auto" and problem.settled and many_tasks(problem)
+
+
+def _graph_of(problem: DataflowProblem, *, less: bool) -> TaskGraph:
+    if problem.settled:
+        return settled_graph(less_ahead(problem) if less else problem)
+    return task_graph(problem, chained_iterations(problem))
 
 
 class _Search:
@@ -173,17 +205,15 @@ class _Search:
         self.faster_than_s = faster_than_s
         self.problem, self.space, self.options, self.late = problem, space, options, late
         self.kept = tuple(len(rows) for rows in space.kept)
-        self.ahead_less = options.engine == "auto" and problem.settled and many_tasks(self.small)
-        if problem.settled:
-            self.graph = settled_graph(less_ahead(self.small) if self.ahead_less else self.small)
-        else:
-            self.graph = task_graph(self.small, chained_iterations(self.small))
+        self.ahead_less = _runs_less_ahead(self.small, options)
+        self.graph = _graph_of(self.small, less=self.ahead_less)
         self.best = Incumbent(choice=np.zeros(len(self.kept), dtype=np.int64), order=0, makespan_s=faster_than_s)
         self.bound_s = space.bound_s
         self.annealed: list[AnnealResult] = []
         self.finalists: list[Incumbent] = []  # of all annealings
         self.improvable: list[int] = []  # those of them to improve on
         self.improved_s: list[float] = []  # times of plans that no change of a few calls improves
+        self.simulated = 0  # plans, before the first whole annealing
         self.children, self.exhausted = 0, False  # whether no plan in any order of the table beats the best known
         self.engine = options.engine
 
@@ -209,6 +239,11 @@ class _Search:
         return min(steps, max(steps * _ANNEALED_TASKS // max(tasks, _ANNEALED_TASKS), _LEAST_STEPS))
 
     @property
+    def left(self) -> int:
+        """What is left of the budget."""
+        return self.options.most_children - self.children
+
+    @property
     def found(self) -> bool:
         """Whether a plan is known that is fast enough."""
         return self.best.makespan_s < self.faster_than_s
@@ -224,19 +259,41 @@ class _Search:
         """What a plan may take to be as close to the best there is as asked for."""
         return self.bound_s / (1 - max(self.options.gap, _PROVEN))
 
+    def begin(self, found: AnnealResult, best: Incumbent) -> None:
+        """Go on from a plan of the problem as it was posed."""
+        self.simulated = found.evaluations
+        choice = np.array([np.searchsorted(kept, row) for kept, row in zip(self.space.kept, best.choice, strict=True)])
+        self._improve(self._in_its_best_order(choice), "anneal")
+
+    def _by_order_s(self, choice: IntArray) -> FloatArray:
+        """Time of a plan in every order."""
+        orders = np.arange(len(self.graph.orders))
+        plans = PlanRows(choice=np.repeat(choice[None], len(orders), axis=0), order=orders)
+        return duration_s(self.small, self.graph, plans)
+
+    def _in_its_best_order(self, choice: IntArray) -> Incumbent:
+        time_s = self._by_order_s(choice)
+        order = int(time_s.argmin())
+        return Incumbent(choice=choice, order=order, makespan_s=float(time_s[order]))
+
     def in_turn(self) -> None:
-        """Tree, annealing, tree again and what improves on plans, as far as they are needed and the budget goes."""
+        """Tree, what improves on plans, annealing, as far as they are needed and the budget goes.
+
+        Plans are improved before the tree goes on: from a better one on, it has fewer to look at.
+        """
         self.tree(min(self.quick_children, self.options.most_children))
-        if self.exhausted:
-            return
-        self.narrow()
-        self.anneal()
-        # Plans are worth improving before the tree goes on: from a better one on, it has fewer to look at.
-        self.polish(int((self.options.most_children - self.children) * (1 - _TREE_SHARE)))
-        self.narrow()
-        self.tree(int((self.options.most_children - self.children) * _TREE_SHARE))
+        if self.found:
+            self.finalists.append(self.best)
+        for share in (_EARLY_SHARE, _TREE_SHARE):
+            if self.exhausted:
+                return
+            if share == _TREE_SHARE:
+                self.anneal()
+            self.polish(int(self.left * _POLISH_SHARE))
+            self.narrow()
+            self.tree(int(self.left * share))
         if not self.exhausted:
-            self.polish(self.options.most_children - self.children)
+            self.polish(self.left)
 
     def run_ahead(self) -> None:
         """Judge the plans found by how they go on in full, where they were not, and look for better ones."""
@@ -245,12 +302,8 @@ class _Search:
         found = [self.best, *self.finalists] if self.found else []
         self.graph, self.ahead_less = settled_graph(self.small), False
         self.best = replace(self.best, makespan_s=self.faster_than_s)
-        orders = np.arange(len(self.graph.orders))
         for choice in {one.choice.tobytes(): one.choice for one in found}.values():
-            plans = PlanRows(choice=np.repeat(choice[None], len(orders), axis=0), order=orders)
-            time_s = duration_s(self.small, self.graph, plans)
-            order = int(time_s.argmin())
-            self._improve(Incumbent(choice=choice, order=order, makespan_s=float(time_s[order])), self.engine)
+            self._improve(self._in_its_best_order(choice), self.engine)
         self.tree(min(self.quick_children, _QUICK_CHILDREN))
 
     def narrow(self) -> None:
@@ -279,13 +332,20 @@ class _Search:
         self._improve(found.best, "tree")
 
     def anneal(self) -> None:
-        """Start over as long as that finds better plans."""
-        starts = self.best.choice[None] if self.found else None
+        """Start over as long as that finds better plans than the one it starts from.
+
+        That is the first one known, as it was found: from a plan that no change of a few calls improves chains would
+        find their way to no other.
+        """
+        starts, known_s = (
+            (self.finalists[0].choice[None], self.finalists[0].makespan_s) if self.finalists else (None, np.inf)
+        )
         for restart in range(1 if self.ahead_less else self.options.restarts):
             if not self.open():
                 return
-            known_s, seed = self.best.makespan_s, self.options.seed + restart * _SEED_STEP
-            given = replace(self.options.anneal, seed=seed, steps=self.annealing_steps)
+            given = replace(
+                self.options.anneal, seed=self.options.seed + restart * _SEED_STEP, steps=self.annealing_steps
+            )
             enough_s, units = self.enough_s, self.space.units
             found = anneal(self.small, self.graph, units, given, starts=starts, enough_s=enough_s, stop=self.late)
             self.annealed.append(found)
@@ -293,13 +353,14 @@ class _Search:
             self.finalists += found.incumbents
             for finalist in found.incumbents[:1]:
                 self._improve(finalist, "anneal")
-            if np.isfinite(known_s) and self.best.makespan_s >= known_s:
+            if np.isfinite(known_s) and found.makespan_s >= known_s:
                 return
+            known_s = min(known_s, found.makespan_s)
 
     def polish(self, most_children: int) -> None:
         """Improve the best plans known, each with a share of the budget."""
         starts = [place for place in self.improvable if self.finalists[place].makespan_s > self.best.makespan_s]
-        if not self.improvable or not self.open():
+        if not (self.improvable or self.found) or not self.open():
             return
         budget = max(most_children, 0) // (len(starts) + self.found)
         if self.found:
@@ -309,21 +370,28 @@ class _Search:
             self._improve(self.finalists[place], "neighbourhood")
 
     def _polished(self, start: Incumbent, most_children: int) -> Incumbent:
-        space = self.space
+        """Improved as far as the budget goes, in the orders in which it is fastest where there are many."""
+        space, orders = self.space, np.arange(len(self.graph.orders))
+        few = len(orders) > _LIKELY_ORDERS
+        if few:
+            time_s = self._by_order_s(start.choice)
+            orders = orders[np.lexsort((time_s, orders != start.order))[:_LIKELY_ORDERS]]
         found = polish(
             space.problem,
-            self.graph,
+            self.graph.only(orders) if few else self.graph,
             space.chains,
             space.units,
             space.tables,
-            start,
+            replace(start, order=int(np.flatnonzero(orders == start.order)[0])),
             most_children=most_children,
             known_s=self.improved_s,
             stop=self.late,
         )
         self.children += found.children
         self.improved_s += [found.best.makespan_s] if found.done else []
-        return found.best
+        if found.best.makespan_s >= start.makespan_s:
+            return start
+        return self._in_its_best_order(found.best.choice)
 
     def reorder(self) -> None:
         """The best order of all for the best plan, where its bound leaves room for one outside the table.
@@ -357,7 +425,7 @@ class _Search:
             self.best, self.engine = found, engine
 
     def exploration(self) -> Exploration:
-        simulated = sum(found.evaluations for found in self.annealed)
+        simulated = self.simulated + sum(found.evaluations for found in self.annealed)
         return Exploration(
             solution=self._solution() if self.found else None,
             bound_s=min(self.bound_s, self.faster_than_s),
@@ -381,7 +449,7 @@ class _Search:
             kept=self.kept,
             plans=self.problem.num_plans,
             children=self.children,
-            evaluations=sum(found.evaluations for found in annealed),
+            evaluations=self.simulated + sum(found.evaluations for found in annealed),
             accepted=first.accepted if first else None,
             accepted_by_move=first.accepted_by_move if first else {},
         )

@@ -46,21 +46,27 @@ class SearchSpace:
         return float(group_time(self.chains, self.tables.least_s[None])[0])
 
 
-def search_space(problem: DataflowProblem, faster_than_s: float) -> SearchSpace | None:
+def search_space(problem: DataflowProblem, faster_than_s: float, best: Incumbent | None = None) -> SearchSpace | None:
     """The candidates that some best plan may need, if it is faster than that; None where no plan is.
 
     Args:
         problem: The problem posed.
         faster_than_s: Plans that take as long are of no use; infinite if all are.
+        best: A plan of the problem as fast as that, whose candidates stay in any case.
     """
     rows = tuple(np.arange(len(call)) for call in problem.calls)
+    kept = rows if best is None else tuple(best.choice[:, None])
     if np.isfinite(faster_than_s):
         chains = _chains(problem)
         rows = promising_candidates(problem, chains, call_tables(problem, chains), faster_than_s)
-        if not all(len(kept) for kept in rows):
+        rows = rows if best is None else tuple(map(np.union1d, rows, kept))
+        if not all(len(some) for some in rows):
             return None
         problem = problem.restrict(rows)
-    return _space(problem, useful_candidates(problem), rows)
+    useful = useful_candidates(problem)
+    if best is not None:
+        useful = tuple(map(np.union1d, useful, map(np.searchsorted, rows, kept)))
+    return _space(problem, useful, rows)
 
 
 def narrowed(space: SearchSpace, plans: Sequence[Incumbent]) -> tuple[SearchSpace, list[Incumbent]]:
