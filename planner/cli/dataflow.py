@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from planner.dataflow.problem import DataflowProblem
-    from planner.dataflow.search import Solution
+    from planner.dataflow.search_results import Solution
 
 dataflow = typer.Typer(name="dataflow", help="Workflows of several model calls.", no_args_is_help=True)
 
