@@ -24,6 +24,7 @@ from planner.dataflow.tree_plant import unplanted
 from planner.dataflow.units import Units, units_of
 
 _SLICE_CHILDREN = 1_000_000  # for one set of calls decided anew
+_SET_CHILDREN = 100_000  # looked at in a part of the time that preparing one set takes
 _PAIRS_PER_CHILD = 8  # pairs of candidates are compared, before each tree search, in the time of one child
 _MANY_PLANS = 100_000  # beyond which it pays to compare candidates before
 _EQUAL = 1e-9  # of a time: differences below it are rounding
@@ -95,7 +96,7 @@ def _decide_anew(
     most_children: int,
     stop: Callable[[], bool] | None,
 ) -> tuple[Incumbent, int]:
-    problem, spent = tree.problem, sum(len(call) for call in tree.problem.calls)
+    problem, spent = tree.problem, _SET_CHILDREN
     rows = _of_use(tree, best, chosen)
     if not all(len(kept) for kept in rows):
         return best, spent
