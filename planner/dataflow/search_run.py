@@ -28,6 +28,7 @@ _LEAST_STEPS = 50
 _MANY_PAIRS = 3_000_000  # of candidates of two calls, from which on some plan is found before they are compared
 _FIRST_STEPS = 200  # of the annealing that finds it
 _EARLY_SHARE, _TREE_SHARE = 0.2, 0.9  # of the budget left, for the tree before annealing and after it
+_NEAR = 0.002  # of the bound: the tree proves plans as near as that before annealing, which could gain no more
 _POLISH_SHARE = 0.2  # of the budget left, for improving plans before either
 _LIKELY_ORDERS = 32  # in which a plan is improved, of many more
 _POLISHED = 2  # plans of each annealing that are improved further
@@ -151,16 +152,20 @@ class Search:
         self.tree(min(self.quick_children, self.options.most_children))
         if self.found:
             self.finalists.append(self.best)
-        for share in (_EARLY_SHARE, _TREE_SHARE):
-            if self.exhausted:
-                return
-            if share == _TREE_SHARE:
-                self.anneal()
+        self._improved_tree(_EARLY_SHARE)
+        if self.found and self.best.makespan_s <= self.bound_s * (1 + _NEAR):
+            self.tree(int(self.left * _TREE_SHARE))
+        if not self.exhausted:
+            self.anneal()
+            self._improved_tree(_TREE_SHARE)
+        if not self.exhausted:
+            self.polish(self.left)
+
+    def _improved_tree(self, share: float) -> None:
+        if not self.exhausted:
             self.polish(int(self.left * _POLISH_SHARE))
             self.narrow()
             self.tree(int(self.left * share))
-        if not self.exhausted:
-            self.polish(self.left)
 
     def run_ahead(self) -> None:
         """Judge the plans found by how they go on in full, where they were not, and look for better ones."""
