@@ -15,7 +15,7 @@ class SearchOptions:
     Attributes:
         engine: ``tree`` (branch and bound), ``anneal``, or ``auto``: both, as they are needed.
         seed: Seed of the annealing.
-        restarts: Most times annealing starts; it ends where it finds nothing better than what is known.
+        restarts: Most times annealing starts; it ends where it finds nothing better than it did before.
         most_children: Budget of the tree search, in candidates looked at below a node.
         anneal: Length and temperatures of the annealing; its seed is ignored.
         gap: Stop once the plan is within this share of the bound.

@@ -77,7 +77,7 @@ class Search:
         self.best = Incumbent(choice=np.zeros(len(self.kept), dtype=np.int64), order=0, makespan_s=faster_than_s)
         self.bound_s = space.bound_s
         self.annealed: list[AnnealResult] = []
-        self.finalists: list[Incumbent] = []  # of all annealings
+        self.finalists: list[Incumbent] = []  # the first plan known, and those of all annealings
         self.improvable: list[int] = []  # those of them to improve on
         self.improved_s: list[float] = []  # times of plans that no change of a few calls improves
         self.simulated = 0  # plans, before the first whole annealing
