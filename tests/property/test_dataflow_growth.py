@@ -7,13 +7,14 @@ from planner.dataflow import search_neighbourhood, tree_growth
 from planner.dataflow.bounds import chains_of
 from planner.dataflow.group_tables import group_tables
 from planner.dataflow.orders import task_graph
+from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.search_neighbourhood import polish
 from planner.dataflow.search_tree import Incumbent
 from planner.dataflow.tree_growth import grow
 from planner.dataflow.tree_nodes import root
 from planner.dataflow.tree_plant import plant
 from planner.dataflow.units import units_of
-from tests.dataflow_problems import random_problem
+from tests.dataflow_problems import call, random_problem
 
 SEEDS = range(24)
 
@@ -101,11 +102,24 @@ def test_no_candidate_with_which_a_changed_plan_is_faster_is_left_out(seed):
         best = Incumbent(choice=choice, order=0, makespan_s=makespan_s)
         for chosen in ((0, 1), (0, 2), (1, 2), (0, 1, 2)):
             found = search_neighbourhood._of_use(tree, best, chosen)
-            for call, wanted in zip(chosen, slow_of_use(problem, chains, units, tables, best, chosen), strict=True):
+            for index, wanted in zip(chosen, slow_of_use(problem, chains, units, tables, best, chosen), strict=True):
                 if wanted:
-                    assert wanted <= set(found[call].tolist())
+                    assert wanted <= set(found[index].tolist())
                     seen += 1
     assert seen > 0
+
+
+@pytest.mark.parametrize("chosen", [(0, 1), (0,)])
+def test_a_call_may_need_no_room_of_its_own_while_its_sibling_is_not_decided(chosen):
+    """Twice 6 bytes fit nowhere; once, where both hold the same shards of the same mesh."""
+    rows = [(0, 1, 5, 6, 0), (1, 1, 3, 6, 0)]
+    calls = tuple(call(name, rows, strategies=[0, 0]) for name in ("train", "generate"))
+    problem = DataflowProblem(calls=calls, edges=(), capacity_bytes=np.array([10.0, 10.0]), replicas=((1, 0),))
+    tree, (chains, units, tables) = prepared(problem)
+    tree = search_neighbourhood.unplanted(problem, chains, units, tables)
+    best = Incumbent(choice=np.array([0, 1]), order=0, makespan_s=100.0)
+    found = search_neighbourhood._of_use(tree, best, chosen)
+    assert [found[index].tolist() for index in chosen] == [[0, 1]] * len(chosen)
 
 
 def test_a_plan_that_comes_to_be_as_fast_as_one_known_is_left_at_that():

@@ -39,7 +39,7 @@ def test_improving_brings_annealed_plans_near_the_best_there_is(seed, monkeypatc
     assert solve(problem, OPTIONS).makespan_s >= found.makespan_s
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [*range(4), 25])  # in the last, improving leads to a plan that is faster in another
 def test_plans_improved_in_few_orders_are_told_in_the_best_of_all(seed, monkeypatch):
     problem = any_problem(seed, calls=4, candidates=8)
     without_trees(monkeypatch)
