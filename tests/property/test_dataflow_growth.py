@@ -111,9 +111,10 @@ def test_no_candidate_with_which_a_changed_plan_is_faster_is_left_out(seed):
 
 @pytest.mark.parametrize("chosen", [(0, 1), (0,)])
 def test_a_call_may_need_no_room_of_its_own_while_its_sibling_is_not_decided(chosen):
-    """Twice 6 bytes fit nowhere; once, where both hold the same shards of the same mesh."""
-    rows = [(0, 1, 5, 6, 0), (1, 1, 3, 6, 0)]
-    calls = tuple(call(name, rows, strategies=[0, 0]) for name in ("train", "generate"))
+    """12 bytes fit nowhere; where both hold the same shards of the same mesh those of the sibling count."""
+    meshes = [(0, 1, 5), (1, 1, 3)]
+    held = (("train", 6), ("generate", 12))
+    calls = tuple(call(name, [(*mesh, size, 0) for mesh in meshes], strategies=[0, 0]) for name, size in held)
     problem = DataflowProblem(calls=calls, edges=(), capacity_bytes=np.array([10.0, 10.0]), replicas=((1, 0),))
     tree, (chains, units, tables) = prepared(problem)
     tree = search_neighbourhood.unplanted(problem, chains, units, tables)

@@ -39,12 +39,22 @@ def test_improving_brings_annealed_plans_near_the_best_there_is(seed, monkeypatc
     assert solve(problem, OPTIONS).makespan_s >= found.makespan_s
 
 
-@pytest.mark.parametrize("seed", [*range(4), 25])  # in the last, improving leads to a plan that is faster in another
+@pytest.mark.parametrize("seed", [3, 25])  # in the last, improving leads to a plan that is faster in another
 def test_plans_improved_in_few_orders_are_told_in_the_best_of_all(seed, monkeypatch):
-    problem = any_problem(seed, calls=4, candidates=8)
+    problem, improved = any_problem(seed, calls=4, candidates=8), []
     without_trees(monkeypatch)
     monkeypatch.setattr(search_run, "_LIKELY_ORDERS", 1)
+    polished = search_run.Search._polished
+
+    def told(self, start, budget):
+        found = polished(self, start, budget)
+        improved.append((found.makespan_s, best_order_s(self.small, found.choice)))
+        return found
+
+    monkeypatch.setattr(search_run.Search, "_polished", told)
     found = solve(problem, OPTIONS)
+    assert improved
+    assert all(time_s == best_s for time_s, best_s in improved)
     assert len(found.graph.orders) == len(settled_graph(problem).orders) > 1
     assert found.makespan_s == best_order_s(problem, found.choice)
 
