@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from planner.dataflow.problem import DataflowProblem
-    from planner.dataflow.search import Solution
+    from planner.dataflow.search_results import Solution
 
 dataflow = typer.Typer(name="dataflow", help="Workflows of several model calls.", no_args_is_help=True)
 
@@ -40,9 +40,9 @@ def solve(
     debug: option.Debug = False,
 ) -> None:
     """Find the best plan of a search input, and how far from the best it can be at most."""
-    from planner.dataflow.search import SearchOptions
     from planner.dataflow.search import solve as solve_problem
     from planner.dataflow.search_inputs import read_search_input
+    from planner.dataflow.search_options import SearchOptions
 
     with progress("searching", quiet=quiet):
         problem = read_search_input(file, objective)

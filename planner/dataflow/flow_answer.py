@@ -32,7 +32,7 @@ from planner.dataflow.priced_cluster import PricedCluster
 from planner.dataflow.problem import CallCandidates, DataflowProblem
 from planner.dataflow.reallocation import Route
 from planner.dataflow.schedule import PlanRows, Timeline, slot_times, timeline
-from planner.dataflow.search import Solution
+from planner.dataflow.search_results import Solution
 from planner.dataflow.steady import duration_s
 from planner.dataflow.units import units_of
 from planner.memory_law import MemoryLaw

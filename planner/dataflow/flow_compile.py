@@ -275,7 +275,10 @@ def _transfer(
         parts.append(replace(weights, time_s=weights.time_s / move.every))
     if data is not None:
         parts.append(transfers.handed_on(source, target, data.total_bytes))
-    return replace(parts[0], time_s=np.sum([part.time_s for part in parts], axis=0))
+    time_s = parts[0].time_s
+    for part in parts[1:]:
+        time_s = time_s + part.time_s
+    return replace(parts[0], time_s=time_s)
 
 
 def weight_moves(request: FlowRequest) -> tuple[Move, ...]:

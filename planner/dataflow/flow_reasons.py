@@ -12,7 +12,7 @@ from planner.dataflow.holdings import HOLDING_NAMES
 from planner.dataflow.memory import host_shares, unit_bytes
 from planner.dataflow.priced_cluster import PricedCluster
 from planner.dataflow.schedule import PlanRows
-from planner.dataflow.search import Solution
+from planner.dataflow.search_results import Solution
 from planner.dataflow.steady import duration_s
 from planner.dataflow.units import units_of
 from profiles.precision import parse_precision

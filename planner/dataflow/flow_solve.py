@@ -16,8 +16,10 @@ from planner.dataflow.placement import SMALL_NODE, Region, placements
 from planner.dataflow.priced_cluster import PricedCluster, priced_on
 from planner.dataflow.problem import CallCandidates, DataflowProblem
 from planner.dataflow.schedule import PlanRows
-from planner.dataflow.search import SearchOptions, Solution, explore
+from planner.dataflow.search import explore
 from planner.dataflow.search_anneal import AnnealOptions
+from planner.dataflow.search_options import SearchOptions
+from planner.dataflow.search_results import Solution
 from planner.dataflow.steady import duration_s
 from planner.dataflow.units import units_of
 from planner.request import part_of

@@ -128,8 +128,11 @@ class TransferPrices:
 
     def _blocks(
         self, sources: PlacedLayouts, targets: PlacedLayouts
-    ) -> Iterator[tuple[ReallocationModel, tuple[IntArray, ...], tuple[PlacedLayouts, PlacedLayouts]]]:
+    ) -> Iterator[tuple[ReallocationModel, tuple[IntArray | slice, ...], tuple[PlacedLayouts, PlacedLayouts]]]:
         """Pairs by kind of the machines at both ends: prices, rows and columns, and where the ends lie for them."""
+        if len(self.models) == 1:
+            yield self.models[0][0], (slice(None), slice(None)), (sources, targets)
+            return
         source_kind = groups_of(self.cluster, sources.start)
         target_kind = groups_of(self.cluster, targets.start)
         for a, b in product(range(len(self.models)), repeat=2):

@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice, product
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from costmodels.plan import IntArray
 from planner.dataflow.problem import DataflowProblem
+from planner.dataflow.recurrence import Recurrence, recurrence_of
 from planner.dataflow.turns import Turns, turns_of
 
 MOST_EXTENSIONS = 720  # orders of the calls of one iteration that are tried
@@ -46,6 +47,7 @@ class TaskGraph:
     leads: tuple[tuple[tuple[int, int], ...], ...] = ()
     rounds: "Rounds | None" = None
     _turns: list[Turns] = field(init=False, repr=False, compare=False, default_factory=list)
+    _recurrence: list[Recurrence] = field(init=False, repr=False, compare=False, default_factory=list)
 
     @property
     def turns(self) -> Turns:
@@ -53,6 +55,18 @@ class TaskGraph:
         if not self._turns:
             self._turns.append(turns_of(self.slot, self.parents, self.leads, self.orders))
         return self._turns[0]
+
+    def only(self, rows: IntArray) -> "TaskGraph":
+        """The same with only some of the orders."""
+        rounds = self.rounds and replace(self.rounds, tasks=self.rounds.tasks[rows])
+        return replace(self, orders=self.orders[rows], rounds=rounds, complete=False)
+
+    @property
+    def recurrence(self) -> Recurrence | None:
+        """How rounds follow from earlier ones, worked out when it is first asked for; None without rounds."""
+        if self.rounds is not None and not self._recurrence:
+            self._recurrence.append(recurrence_of(self.turns, self.slot, self.rounds.tasks, self.rounds.delays))
+        return self._recurrence[0] if self._recurrence else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

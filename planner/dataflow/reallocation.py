@@ -83,6 +83,10 @@ class PlacedLayouts:
         return self.shard_bytes * self.tensor_parallel * self.pipeline_parallel
 
 
+# Into the node that lacks most, out of the busiest source, nodes that lack anything, and the place of every pair.
+_Flows = tuple[FloatArray, FloatArray, IntArray, tuple[IntArray, ...]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reallocation:
     """Prices between all pairs of layouts. Arrays have shape [sources, targets].
@@ -139,7 +143,12 @@ class ReallocationModel:
 
     def _routes_s(self, source: PlacedLayouts, target: PlacedLayouts) -> tuple[FloatArray, ...]:
         """Seconds by each route, in the order of their codes from ``Route.ALL_GATHER`` on."""
-        return tuple(route_s(source, target) for route_s in (self.all_gather_s, self.broadcast_s, self.shards_s))
+        flows = self._shape_flows(source, target)
+        return (
+            self.all_gather_s(source, target),
+            self._broadcast_s(source, target, flows),
+            self._shards_s(source, target, flows),
+        )
 
     def _between(self, source: PlacedLayouts, target: PlacedLayouts) -> Reallocation:
         times = np.stack(self._routes_s(source, target))
@@ -179,7 +188,10 @@ class ReallocationModel:
 
     def broadcast_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
         """Every layer into each node that lacks it once, then to the ranks inside."""
-        inflow, outflow, nodes, pairs = self._shape_flows(source, target)
+        return self._broadcast_s(source, target, self._shape_flows(source, target))
+
+    def _broadcast_s(self, source: PlacedLayouts, target: PlacedLayouts, between: _Flows) -> FloatArray:
+        inflow, outflow, nodes, pairs = between
         cards = self.cluster.node.nics_per_node
         flows, flow = np.unique(np.maximum(inflow, outflow), return_inverse=True)
         sizes_bytes, size = np.unique(target.model_bytes, return_inverse=True)
@@ -193,7 +205,10 @@ class ReallocationModel:
 
     def shards_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
         """Every rank fetches its own shard; ranks that hold it share the work of sending."""
-        inflow, _, _, pairs = self._shape_flows(source, target)
+        return self._shards_s(source, target, self._shape_flows(source, target))
+
+    def _shards_s(self, source: PlacedLayouts, target: PlacedLayouts, between: _Flows) -> FloatArray:
+        inflow, _, _, pairs = between
         sizes, size = np.unique(source.size, return_inverse=True)
         (shards, ranks), shard = np.unique(np.stack([target.shard_bytes, target.size]), axis=1, return_inverse=True)
         most = np.maximum(shards, (shards * ranks) / sizes[:, None])
@@ -280,9 +295,7 @@ class ReallocationModel:
         inflow, outflow, nodes, pairs = self._shape_flows(source, target)
         return inflow[pairs], outflow[pairs], nodes[pairs]
 
-    def _shape_flows(
-        self, source: PlacedLayouts, target: PlacedLayouts
-    ) -> tuple[FloatArray, FloatArray, IntArray, tuple[IntArray, ...]]:
+    def _shape_flows(self, source: PlacedLayouts, target: PlacedLayouts) -> _Flows:
         """The same between distinct shapes, and the place among these of every pair."""
         senders, sender = _shapes(source)
         receivers, receiver = _shapes(target)
@@ -294,22 +307,23 @@ class ReallocationModel:
 
     def _flows(self, source: PlacedLayouts, target: PlacedLayouts) -> tuple[FloatArray, FloatArray, IntArray]:
         """Largest and total share of the model that nodes lack, and how many lack any. [sources, targets]."""
-        shape = (len(source), len(target))
-        inflow, total, nodes = np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=np.int64)
         each = self.cluster.domain_devices
-        for node in range(-(-self.cluster.num_devices // each)):
-            here = (target.start < (node + 1) * each) & (target.start + target.size > node * each)
-            if not here.any():
+        first = np.arange(-(-self.cluster.num_devices // each)) * each
+        low, high = (_layers_in(target, first[:, None], each)[end] for end in (0, 1))  # [nodes, targets]
+        inflow, total, nodes = _lacking(high - low, source.start // each, -(-source.stop // each))
+        for node, begin in enumerate(first.tolist()):
+            held, wanted = np.asarray(_layers_in(source, begin, each)), high[node] > low[node]
+            rows, columns = np.flatnonzero(held[1] > held[0]), np.flatnonzero(wanted)
+            if not (len(rows) and len(columns)):
                 continue
-            columns = np.flatnonzero(here)
-            has_low, has_high = _layers_in(source, node * each, each)
-            low, high = _layers_in(target.take(columns), node * each, each)
-            common = np.minimum(has_high[:, None], high) - np.maximum(has_low[:, None], low)
-            missing = (high - low) - np.maximum(common, 0.0)
+            has_low, has_high = held[:, rows, None]
+            common = np.minimum(has_high, high[node, columns]) - np.maximum(has_low, low[node, columns])
+            missing = (high[node, columns] - low[node, columns]) - np.maximum(common, 0.0)
             missing[missing < 1e-12] = 0.0
-            inflow[:, columns] = np.maximum(inflow[:, columns], missing)
-            total[:, columns] += missing
-            nodes[:, columns] += missing > 0
+            pairs = np.ix_(rows, columns)
+            inflow[pairs] = np.maximum(inflow[pairs], missing)
+            total[pairs] += missing
+            nodes[pairs] += missing > 0
         return inflow, total, nodes
 
 
@@ -326,7 +340,29 @@ def _shapes(layouts: PlacedLayouts) -> tuple[PlacedLayouts, IntArray]:
     return layouts.take(first), place.reshape(-1)
 
 
-def _layers_in(layouts: PlacedLayouts, first: int, gpus: int) -> tuple[FloatArray, FloatArray]:
+def _lacking(share: FloatArray, begin: IntArray, end: IntArray) -> tuple[FloatArray, FloatArray, IntArray]:
+    """Largest, total and number of the shares of nodes outside a run of nodes; three of shape [runs, targets].
+
+    Args:
+        share: Of the model that each node of each target holds. [nodes, targets]
+        begin: First node of each run. [runs]
+        end: One past its last node. [runs]
+    """
+    nothing = np.zeros_like(share[:1])
+    before = np.concatenate([nothing, share])
+    behind = np.concatenate([share, nothing])[::-1]
+    most = [np.maximum.accumulate(side) for side in (before, behind)]
+    total = [side.cumsum(axis=0) for side in (before, behind)]
+    count = [(side > 0).cumsum(axis=0) for side in (before, behind)]
+    rest = len(share) - end  # nodes behind the run
+    return (
+        np.maximum(most[0][begin], most[1][rest]),
+        total[0][begin] + total[1][rest],
+        count[0][begin] + count[1][rest],
+    )
+
+
+def _layers_in(layouts: PlacedLayouts, first: IntArray | int, gpus: int) -> tuple[FloatArray, FloatArray]:
     """Interval of layers, as shares of the model, that GPUs ``first .. first + gpus - 1`` hold. Empty as (0, 0).
 
     A node holds whole layers: tensor-parallel groups do not leave it.

@@ -6,121 +6,16 @@ good it is. Small problems, and stages one after the other, are proven optimal; 
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from costmodels.plan import IntArray
-from planner.dataflow.bounds import choice_bound
 from planner.dataflow.memory import why_nothing_fits
-from planner.dataflow.order_cpsat import best_order
-from planner.dataflow.orders import TaskGraph, task_graph
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.rounds import chained_iterations, less_ahead, many_tasks, settled_graph
-from planner.dataflow.schedule import PlanRows, Timeline, timeline
-from planner.dataflow.search_anneal import AnnealOptions, AnnealResult, anneal
-from planner.dataflow.search_neighbourhood import polish
-from planner.dataflow.search_space import SearchSpace, narrowed, search_space
-from planner.dataflow.search_tree import Incumbent, branch_and_bound, simulation_children
-from planner.dataflow.steady import duration_s, soonest_order
-from profiles.errors import InfeasibleError, SpecError, did_you_mean
-
-ENGINES = ("auto", "tree", "anneal")
-
-_QUICK_CHILDREN = 20_000_000  # of the tree search that goes before annealing; a few seconds
-_QUICK_SHARE = 0.25  # of what annealing takes that the tree search before it may take where plans settle
-_ANNEALED_TASKS = 400  # of a plan, beyond which annealing takes fewer steps
-_LEAST_STEPS = 50
-_TREE_SHARE = 0.8  # of the budget left after annealing
-_POLISHED = 2  # plans of each annealing that are improved further
-_SEED_STEP = 7919  # between restarts, so that neighbouring seeds share none
-_PROVEN = 1e-9  # relative gap that counts as none
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchOptions:
-    """How hard to search. Without a time limit the answer depends on the seed alone.
-
-    Attributes:
-        engine: ``tree`` (branch and bound), ``anneal``, or ``auto``: both, as they are needed.
-        seed: Seed of the annealing.
-        restarts: Most times annealing starts; it ends where it finds nothing better than what is known.
-        most_children: Budget of the tree search, in candidates looked at below a node.
-        anneal: Length and temperatures of the annealing; its seed is ignored.
-        gap: Stop once the plan is within this share of the bound.
-        time_limit_s: Stop after so many seconds in any case; none for no limit.
-    """
-
-    engine: str = "auto"
-    seed: int = 0
-    restarts: int = 3
-    most_children: int = 150_000_000
-    anneal: AnnealOptions = field(default_factory=AnnealOptions)
-    gap: float = 0.0
-    time_limit_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Solution:
-    """The best plan found, and how good it can be at most.
-
-    Attributes:
-        choice: Candidate of each call, as rows of the problem that was posed. [calls]
-        order: Row of the table of orders of ``graph``.
-        graph: Tasks and orders.
-        makespan_s: Seconds until the last iteration ends, or per settled iteration where that is wanted.
-        bound_s: No plan, in any order, takes less.
-        timeline: Start and end of every task of the plan.
-        engine: What found the plan.
-        seed: Seed given.
-        kept: Candidates of each call left after dominated ones were dropped.
-        plans: Plans in the whole space, before memory and order.
-        children, evaluations: Candidates the tree search looked at, and plans simulated by annealing.
-        accepted: Share of proposals the first annealing accepted; none if it did not run.
-        accepted_by_move: The same for each kind of move.
-    """
-
-    choice: IntArray
-    order: int
-    graph: TaskGraph
-    makespan_s: float
-    bound_s: float
-    timeline: Timeline
-    engine: str
-    seed: int
-    kept: tuple[int, ...]
-    plans: int
-    children: int
-    evaluations: int
-    accepted: float | None
-    accepted_by_move: dict[str, float]
-
-    @property
-    def gap(self) -> float:
-        """By which share of the bound the plan may be slower than the best there is."""
-        return self.makespan_s / self.bound_s - 1 if self.bound_s > 0 else 0.0
-
-    @property
-    def proven(self) -> bool:
-        """Whether the plan is the best there is."""
-        return self.gap <= _PROVEN
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exploration:
-    """What a search came to.
-
-    Attributes:
-        solution: The best plan found; None if none, or none that is fast enough.
-        bound_s: No plan takes less, or all take as long as was too long; infinite if nothing fits.
-        evaluated, children: Candidates the tree search looked at, and plans simulated by annealing, each counting as
-            one; and as what the tree search looks at in the time of one.
-    """
-
-    solution: Solution | None
-    bound_s: float
-    evaluated: int
-    children: int
+from planner.dataflow.search_options import SearchOptions, check_options
+from planner.dataflow.search_results import Exploration, Solution
+from planner.dataflow.search_run import Search, first_plan
+from planner.dataflow.search_space import search_space
+from profiles.errors import InfeasibleError
 
 
 def solve(
@@ -162,16 +57,20 @@ def explore(
         SpecError: If an option is out of bounds.
     """
     given = options or SearchOptions()
-    _check(given)
+    check_options(given)
     begun = clock() if given.time_limit_s is not None else 0.0
 
     def late() -> bool:
         return given.time_limit_s is not None and clock() - begun > given.time_limit_s
 
-    space = search_space(problem, faster_than_s)
+    first = first_plan(problem, given, late) if given.engine == "auto" and np.isinf(faster_than_s) else None
+    best = first.incumbents[0] if first is not None and first.incumbents else None
+    space = search_space(problem, faster_than_s if best is None else best.makespan_s, best)
     if space is None:
         return Exploration(solution=None, bound_s=faster_than_s, evaluated=0, children=0)
-    search = _Search(problem, space, given, faster_than_s, late)
+    search = Search(problem, space, given, faster_than_s, late)
+    if first is not None and best is not None:
+        search.begin(first, best)
     if given.engine == "anneal":
         search.anneal()
     elif given.engine == "tree":
@@ -181,220 +80,3 @@ def explore(
         search.run_ahead()
     search.reorder()
     return search.exploration()
-
-
-class _Search:
-    """One problem without its useless candidates, and what is known of it so far."""
-
-    def __init__(
-        self,
-        problem: DataflowProblem,
-        space: SearchSpace,
-        options: SearchOptions,
-        faster_than_s: float,
-        late: Callable[[], bool],
-    ) -> None:
-        self.faster_than_s = faster_than_s
-        self.problem, self.space, self.options, self.late = problem, space, options, late
-        self.kept = tuple(len(rows) for rows in space.kept)
-        self.ahead_less = options.engine == "auto" and problem.settled and many_tasks(self.small)
-        if problem.settled:
-            self.graph = settled_graph(less_ahead(self.small) if self.ahead_less else self.small)
-        else:
-            self.graph = task_graph(self.small, chained_iterations(self.small))
-        self.best = Incumbent(choice=np.zeros(len(self.kept), dtype=np.int64), order=0, makespan_s=faster_than_s)
-        self.bound_s = space.bound_s
-        self.annealed: list[AnnealResult] = []
-        self.children, self.exhausted = 0, False  # whether no plan in any order of the table beats the best known
-        self.engine = options.engine
-
-    @property
-    def small(self) -> DataflowProblem:  # the problem without its useless candidates
-        return self.space.problem
-
-    @property
-    def quick_children(self) -> int:
-        """Budget of the tree search that goes before annealing: large where its bounds are exact, or plans are costly.
-
-        Plans that are played until they settle are costly to anneal, and a proof in a quarter of that time saves it.
-        """
-        if self.graph.rounds is not None:
-            annealing = self.options.restarts * self.options.anneal.chains * self.annealing_steps
-            return int(_QUICK_SHARE * annealing * simulation_children(self.graph))
-        return _QUICK_CHILDREN if self.graph.complete else _QUICK_CHILDREN // 20
-
-    @property
-    def annealing_steps(self) -> int:
-        """Proposals per chain, fewer where each has many tasks to play."""
-        steps, tasks = self.options.anneal.steps, self.graph.orders.shape[1] if self.graph.rounds else 0
-        return min(steps, max(steps * _ANNEALED_TASKS // max(tasks, _ANNEALED_TASKS), _LEAST_STEPS))
-
-    @property
-    def found(self) -> bool:
-        """Whether a plan is known that is fast enough."""
-        return self.best.makespan_s < self.faster_than_s
-
-    def open(self) -> bool:
-        """Whether the best plan known may still be further from the best there is than asked for."""
-        if self.late() or not np.isfinite(self.bound_s):
-            return False
-        return self.best.makespan_s > self.enough_s
-
-    @property
-    def enough_s(self) -> float:
-        """What a plan may take to be as close to the best there is as asked for."""
-        return self.bound_s / (1 - max(self.options.gap, _PROVEN))
-
-    def in_turn(self) -> None:
-        """Tree, annealing, tree again and what improves on plans, as far as they are needed and the budget goes."""
-        self.tree(min(self.quick_children, self.options.most_children))
-        if self.exhausted:
-            return
-        if self.found:
-            self.space, self.best = narrowed(self.space, self.best)
-        self.anneal()
-        if self.ahead_less:  # plans are costly to judge: from a better one on, the tree has fewer to
-            self.polish(int((self.options.most_children - self.children) * (1 - _TREE_SHARE)))
-        self.tree(int((self.options.most_children - self.children) * _TREE_SHARE))
-        if not self.exhausted:
-            self.polish(self.options.most_children - self.children)
-
-    def run_ahead(self) -> None:
-        """Judge the plans found by how they go on in full, where they were not, and look for better ones."""
-        if not self.ahead_less or not (self.found or self.open()):
-            return
-        found = [self.best, *(one for annealed in self.annealed for one in annealed.incumbents)] if self.found else []
-        self.graph, self.ahead_less = settled_graph(self.small), False
-        self.best = replace(self.best, makespan_s=self.faster_than_s)
-        orders = np.arange(len(self.graph.orders))
-        for choice in {one.choice.tobytes(): one.choice for one in found}.values():
-            plans = PlanRows(choice=np.repeat(choice[None], len(orders), axis=0), order=orders)
-            time_s = duration_s(self.small, self.graph, plans)
-            order = int(time_s.argmin())
-            self._improve(Incumbent(choice=choice, order=order, makespan_s=float(time_s[order])), self.engine)
-        self.tree(min(self.quick_children, _QUICK_CHILDREN))
-
-    def tree(self, most_children: int) -> None:
-        if most_children < 1 or not self.open():
-            return
-        space = self.space
-        found = branch_and_bound(
-            space.problem,
-            self.graph,
-            space.chains,
-            space.units,
-            space.tables,
-            self.best,
-            most_children=most_children,
-            gap=self.options.gap,
-            stop=self.late,
-        )
-        self.children += found.children
-        self.bound_s = max(self.bound_s, found.bound_s)
-        self.exhausted = found.exhausted and not self.ahead_less
-        self._improve(found.best, "tree")
-
-    def anneal(self) -> None:
-        """Start over as long as that finds better plans."""
-        starts = self.best.choice[None] if self.found else None
-        for restart in range(1 if self.ahead_less else self.options.restarts):
-            if not self.open():
-                return
-            known_s, seed = self.best.makespan_s, self.options.seed + restart * _SEED_STEP
-            given = replace(self.options.anneal, seed=seed, steps=self.annealing_steps)
-            enough_s, units = self.enough_s, self.space.units
-            found = anneal(self.small, self.graph, units, given, starts=starts, enough_s=enough_s, stop=self.late)
-            self.annealed.append(found)
-            for finalist in found.incumbents[:1]:
-                self._improve(finalist, "anneal")
-            if np.isfinite(known_s) and self.best.makespan_s >= known_s:
-                return
-
-    def polish(self, most_children: int) -> None:
-        """Improve the best plans known, each with a share of the budget."""
-        starts = [finalist for found in self.annealed for finalist in found.incumbents[:_POLISHED]]
-        if not starts or not self.open():
-            return
-        if self.found:
-            starts = [self.best, *(start for start in starts if start.makespan_s > self.best.makespan_s)]
-        budget, chains = max(most_children, 0) // len(starts), self.space.chains
-        for start in starts:
-            done = polish(self.small, self.graph, chains, start, most_children=budget, stop=self.late)
-            self.children += done.children
-            self._improve(done.best, "neighbourhood")
-
-    def reorder(self) -> None:
-        """The best order of all for the best plan, where its bound leaves room for one outside the table.
-
-        Of settled iterations none outside the table is looked for.
-        """
-        best = self.best
-        if self.graph.complete or not self.found:
-            return
-        if self.small.settled:
-            self.best = replace(best, order=soonest_order(self.small, self.graph, best.choice, _PROVEN))
-            return
-        if not self.open():
-            return
-        least_s = float(choice_bound(self.small, self.space.chains, best.choice[None])[0])
-        if least_s >= best.makespan_s * (1 - _PROVEN):
-            return
-        found = best_order(self.small, self.graph, best.choice, seed=self.options.seed % 2**31)
-        if found is None:
-            return
-        graph = replace(self.graph, orders=np.concatenate([self.graph.orders, found.sequence[None]]))
-        order = len(graph.orders) - 1
-        plan = PlanRows(choice=best.choice[None], order=np.array([order]))
-        took_s = float(duration_s(self.small, graph, plan)[0])
-        if took_s < best.makespan_s:
-            self.graph = graph
-            self._improve(Incumbent(choice=best.choice, order=order, makespan_s=took_s), self.engine)
-
-    def _improve(self, found: Incumbent, engine: str) -> None:
-        if found.makespan_s < self.best.makespan_s:
-            self.best, self.engine = found, engine
-
-    def exploration(self) -> Exploration:
-        simulated = sum(found.evaluations for found in self.annealed)
-        return Exploration(
-            solution=self._solution() if self.found else None,
-            bound_s=min(self.bound_s, self.faster_than_s),
-            evaluated=self.children + simulated,
-            children=self.children + simulated * simulation_children(self.graph),
-        )
-
-    def _solution(self) -> Solution:
-        best, annealed = self.best, self.annealed
-        first = annealed[0] if annealed else None
-        choice = np.array([rows[row] for rows, row in zip(self.space.kept, best.choice, strict=True)])
-        return Solution(
-            choice=choice,
-            order=best.order,
-            graph=self.graph,
-            makespan_s=best.makespan_s,
-            bound_s=min(self.bound_s, best.makespan_s),
-            timeline=timeline(self.problem, self.graph, PlanRows(choice=choice[None], order=np.array([best.order]))),
-            engine=self.engine,
-            seed=self.options.seed,
-            kept=self.kept,
-            plans=self.problem.num_plans,
-            children=self.children,
-            evaluations=sum(found.evaluations for found in annealed),
-            accepted=first.accepted if first else None,
-            accepted_by_move=first.accepted_by_move if first else {},
-        )
-
-
-def _check(options: SearchOptions) -> None:
-    if options.engine not in ENGINES:
-        raise SpecError("engine", f"unknown {options.engine[:80]!r}", did_you_mean(options.engine, ENGINES))
-    if not 0 <= options.seed < 2**63:
-        raise SpecError("seed", f"{options.seed}", "a whole number of at least 0")
-    if not 1 <= options.restarts <= 1000:
-        raise SpecError("restarts", f"{options.restarts}", "1 to 1000")
-    if options.most_children < 1:
-        raise SpecError("most_children", f"{options.most_children}", "at least 1")
-    if not 0 <= options.gap < 1:
-        raise SpecError("gap", f"{options.gap}", "a share of at least 0 and less than 1")
-    if options.time_limit_s is not None and not options.time_limit_s > 0:
-        raise SpecError("time_limit_s", f"{options.time_limit_s}", "more than 0 seconds")

@@ -5,7 +5,8 @@ candidate takes few steps, and where a good plan is known hardly any candidate i
 needs (``planner.dataflow.pareto``), which takes pairs of candidates.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,37 +46,44 @@ class SearchSpace:
         return float(group_time(self.chains, self.tables.least_s[None])[0])
 
 
-def search_space(problem: DataflowProblem, faster_than_s: float) -> SearchSpace | None:
+def search_space(problem: DataflowProblem, faster_than_s: float, best: Incumbent | None = None) -> SearchSpace | None:
     """The candidates that some best plan may need, if it is faster than that; None where no plan is.
 
     Args:
         problem: The problem posed.
         faster_than_s: Plans that take as long are of no use; infinite if all are.
+        best: A plan of the problem as fast as that, whose candidates stay in any case.
     """
     rows = tuple(np.arange(len(call)) for call in problem.calls)
+    kept = rows if best is None else tuple(best.choice[:, None])
     if np.isfinite(faster_than_s):
         chains = _chains(problem)
         rows = promising_candidates(problem, chains, call_tables(problem, chains), faster_than_s)
-        if not all(len(kept) for kept in rows):
+        rows = rows if best is None else tuple(map(np.union1d, rows, kept))
+        if not all(len(some) for some in rows):
             return None
         problem = problem.restrict(rows)
-    return _space(problem, useful_candidates(problem), rows)
+    useful = useful_candidates(problem)
+    if best is not None:
+        useful = tuple(map(np.union1d, useful, map(np.searchsorted, rows, kept)))
+    return _space(problem, useful, rows)
 
 
-def narrowed(space: SearchSpace, best: Incumbent) -> tuple[SearchSpace, Incumbent]:
-    """Without the candidates with which no plan is better than the best known, but for its own; and that plan there.
+def narrowed(space: SearchSpace, plans: Sequence[Incumbent]) -> tuple[SearchSpace, list[Incumbent]]:
+    """Without the candidates with which no plan is better than the first one, but for those of the plans; these there.
 
     Args:
         space: What was looked at so far.
-        best: A plan of its candidates.
+        plans: Plans of its candidates, the best known first.
     """
-    promising = promising_candidates(space.problem, space.chains, space.tables, best.makespan_s)
-    rows = tuple(np.union1d(kept, best.choice[call]) for call, kept in enumerate(promising))
+    promising = promising_candidates(space.problem, space.chains, space.tables, plans[0].makespan_s)
+    chosen = np.stack([plan.choice for plan in plans])
+    rows = tuple(np.union1d(kept, chosen[:, call]) for call, kept in enumerate(promising))
     if all(len(kept) == len(call) for kept, call in zip(rows, space.problem.calls, strict=True)):
-        return space, best
-    choice = np.array([np.searchsorted(kept, row) for kept, row in zip(rows, best.choice, strict=True)])
+        return space, list(plans)
+    choice = np.stack([np.searchsorted(kept, chosen[:, call]) for call, kept in enumerate(rows)], axis=1)
     fewer = _space(space.problem, rows, space.kept)
-    return fewer, Incumbent(choice=choice, order=best.order, makespan_s=best.makespan_s)
+    return fewer, [replace(plan, choice=row) for plan, row in zip(plans, choice, strict=True)]
 
 
 def promising_candidates(

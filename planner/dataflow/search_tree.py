@@ -19,7 +19,9 @@ from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.schedule import PlanRows
 from planner.dataflow.steady import duration_s
-from planner.dataflow.tree_nodes import SLACK, Nodes, Tree, grow, plant, root
+from planner.dataflow.tree_growth import grow
+from planner.dataflow.tree_nodes import SLACK, Nodes, Tree, root
+from planner.dataflow.tree_plant import plant
 from planner.dataflow.units import Units
 
 _BLOCK_CELLS = 1 << 17  # children looked at in one step; few enough to stay in the processor's cache

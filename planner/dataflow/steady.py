@@ -13,9 +13,10 @@ so that n + 1 rounds, simulated as all others are, tell exactly at what pace inf
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
-from planner.dataflow.orders import Rounds, TaskGraph
+from planner.dataflow.orders import TaskGraph
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.schedule import CHUNK_PLANS, PlanRows, end_times, timeline
+from planner.dataflow.recurrence import round_ends
+from planner.dataflow.schedule import CHUNK_PLANS, PlanRows, end_times, lead_times, overlaps, slot_times, timeline
 
 
 def duration_s(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> FloatArray:
@@ -30,8 +31,12 @@ def duration_s(problem: DataflowProblem, graph: TaskGraph, plans: PlanRows) -> F
     for begin in range(0, len(plans), CHUNK_PLANS):
         rows = slice(begin, begin + CHUNK_PLANS)
         part = PlanRows(choice=plans.choice[rows], order=plans.order[rows])
-        ends = end_times(problem, graph, part)[0]
-        result[rows] = ends.max(axis=0) if graph.rounds is None else _pace_s(ends, graph.rounds, part.order)
+        if graph.recurrence is None:
+            result[rows] = end_times(problem, graph, part)[0].max(axis=0)
+            continue
+        times = slot_times(problem, part.choice)
+        conflict, leads = overlaps(problem, part.choice, times), lead_times(problem, part.choice)
+        result[rows] = _pace_s(round_ends(graph.recurrence, part.order, times, leads, conflict))
     return result
 
 
@@ -52,20 +57,8 @@ def soonest_order(problem: DataflowProblem, graph: TaskGraph, choice: IntArray, 
     return int(as_fast[ends[:, graph.iteration < problem.iterations].max(axis=1).argmin()])
 
 
-def _pace_s(end_s: FloatArray, rounds: Rounds, order: IntArray) -> FloatArray:
-    """(P,) seconds per round from the ends of all tasks, [tasks, P], and the order of each plan."""
-    one = len(order) > 0 and (order == order[0]).all()
-    if one:
-        ends = end_s[rounds.tasks[order[0]]]
-    else:
-        ends = np.take_along_axis(end_s, rounds.tasks[order].reshape(len(order), -1).T, axis=0)
-        ends = ends.reshape(*rounds.tasks.shape[1:], len(order))
-    nodes = sum(rounds.delays)
-    ahead = np.arange(nodes, 0, -1)[:, None, None]
-    pace = np.zeros(len(order))
-    for delay in range(max(rounds.delays)):
-        held = [slot for slot, most in enumerate(rounds.delays) if most > delay]
-        begin = rounds.first - delay
-        states = ends[begin : begin + nodes + 1, held]
-        np.maximum(pace, ((states[-1] - states[:-1]) / ahead).min(axis=0).max(axis=0), out=pace)
+def _pace_s(state_s: FloatArray) -> FloatArray:
+    """(P,) seconds per round from the ends that later rounds wait for, after each of as many rounds and before any."""
+    ahead = np.arange(len(state_s) - 1, 0, -1)[:, None, None]
+    pace: FloatArray = ((state_s[-1] - state_s[:-1]) / ahead).min(axis=0).max(axis=0)
     return pace

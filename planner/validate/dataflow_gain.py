@@ -17,9 +17,10 @@ from costmodels.plan import FloatArray, IntArray, PlanBatch, Recompute
 from planner.dataflow.call_costs import CallSetting, price_generation, price_plans
 from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, PairTimes
 from planner.dataflow.reallocation import PlacedLayouts, ReallocationModel
-from planner.dataflow.search import SearchOptions, solve
+from planner.dataflow.search import solve
 from planner.dataflow.search_anneal import AnnealOptions
 from planner.dataflow.search_inputs import CAPACITY_BYTES
+from planner.dataflow.search_options import SearchOptions
 from planner.price_lists import default_collective_model
 from planner.validate.dataflow_instances import CALLS
 from planner.validate.dataflow_real import (

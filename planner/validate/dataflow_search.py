@@ -13,9 +13,10 @@ from planner.dataflow.orders import task_graph
 from planner.dataflow.pareto import useful_candidates
 from planner.dataflow.problem import DataflowProblem
 from planner.dataflow.schedule import PlanRows, makespan
-from planner.dataflow.search import SearchOptions, solve
+from planner.dataflow.search import solve
 from planner.dataflow.search_anneal import AnnealOptions, anneal
 from planner.dataflow.search_inputs import read_search_input
+from planner.dataflow.search_options import SearchOptions
 from planner.dataflow.search_partition import partition_search
 from planner.dataflow.units import units_of
 from planner.validate.dataflow_instances import InstanceOptions, synthetic_problem

@@ -9,9 +9,10 @@ from costmodels.model_calls import CallKind
 from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.dataflow.orders import task_graph
 from planner.dataflow.pareto import useful_candidates
-from planner.dataflow.search import SearchOptions, solve
+from planner.dataflow.search import solve
 from planner.dataflow.search_anneal import AnnealOptions, anneal
 from planner.dataflow.search_inputs import read_search_input
+from planner.dataflow.search_options import SearchOptions
 from planner.dataflow.units import units_of
 from planner.validate.dataflow_formulas import throughputs
 from planner.validate.dataflow_gain import estimated_bytes, real_problem

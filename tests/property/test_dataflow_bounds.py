@@ -11,7 +11,9 @@ from planner.dataflow.orders import task_graph
 from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
 from planner.dataflow.search import solve
 from planner.dataflow.search_tree import Incumbent, branch_and_bound
-from planner.dataflow.tree_nodes import grow, plant, root
+from planner.dataflow.tree_growth import grow
+from planner.dataflow.tree_nodes import root
+from planner.dataflow.tree_plant import plant
 from planner.dataflow.units import units_of
 from planner.validate.dataflow_instances import InstanceOptions, synthetic_problem
 from planner.validate.dataflow_speed import with_versions

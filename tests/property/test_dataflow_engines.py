@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 
 from planner.dataflow.bounds import chains_of
+from planner.dataflow.group_tables import group_tables
 from planner.dataflow.order_cpsat import best_order
 from planner.dataflow.orders import task_graph
 from planner.dataflow.problem import DataflowProblem, Edge
 from planner.dataflow.schedule import PlanRows, makespan
-from planner.dataflow.search import SearchOptions, solve
+from planner.dataflow.search import solve
 from planner.dataflow.search_anneal import AnnealOptions
 from planner.dataflow.search_neighbourhood import polish
+from planner.dataflow.search_options import SearchOptions
 from planner.dataflow.search_partition import partition_search
 from planner.dataflow.search_tree import Incumbent
+from planner.dataflow.units import units_of
 from profiles.errors import SpecError
 from tests.dataflow_problems import call, every_order, random_problem, slow_fits, slow_makespan
 
@@ -147,7 +150,9 @@ def test_deciding_two_calls_anew_finds_the_best_of_all_pairs(seed):
     took = {choice: min(slow_makespan(problem, graph, choice, order) for order in graph.orders) for choice in fitting}
     start = max(took, key=lambda choice: took[choice])
     given = Incumbent(choice=np.array(start), order=0, makespan_s=took[start])
-    found = polish(problem, graph, chains_of(problem, graph), given, most_children=10**9, free=2)
+    chains, units = chains_of(problem, graph), units_of(problem)
+    tables = group_tables(problem, chains, units)
+    found = polish(problem, graph, chains, units, tables, given, most_children=10**9, free=2)
     assert found.children > 0
     choice = tuple(int(row) for row in found.best.choice)
     assert (

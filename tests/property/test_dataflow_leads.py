@@ -16,7 +16,9 @@ from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
 from planner.dataflow.schedule import PlanRows, makespan, timeline
 from planner.dataflow.search import solve
 from planner.dataflow.search_tree import Incumbent, branch_and_bound
-from planner.dataflow.tree_nodes import grow, plant, root
+from planner.dataflow.tree_growth import grow
+from planner.dataflow.tree_nodes import root
+from planner.dataflow.tree_plant import plant
 from planner.dataflow.units import units_of
 from profiles.errors import SpecError
 from tests.dataflow_problems import call, every_order, random_problem, slow_best, slow_fits, slow_makespan

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from planner.dataflow.orders import task_graph
-from planner.dataflow.search import SearchOptions, solve
+from planner.dataflow.search import solve
 from planner.dataflow.search_anneal import AnnealOptions
+from planner.dataflow.search_options import SearchOptions
 from profiles.errors import InfeasibleError
 from tests.dataflow_problems import random_problem, slow_best, slow_fits, slow_makespan
 

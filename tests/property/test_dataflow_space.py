@@ -1,16 +1,19 @@
 """Candidates that a search need not look at, against every plan there is; and when a search is over."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
+from planner.dataflow import search_run
 from planner.dataflow.bounds import chains_of
 from planner.dataflow.group_tables import call_tables, group_tables
 from planner.dataflow.orders import task_graph
 from planner.dataflow.rounds import settled_graph
 from planner.dataflow.schedule import PlanRows
 from planner.dataflow.search import explore, solve
+from planner.dataflow.search_anneal import AnnealOptions
 from planner.dataflow.search_space import narrowed, promising_candidates, search_space
 from planner.dataflow.search_tree import Incumbent
 from planner.dataflow.steady import duration_s
@@ -56,7 +59,7 @@ def test_where_a_good_plan_is_known_few_candidates_are_left():
             continue
         choice = np.array([int(place[0]) for place in places])
         best = Incumbent(choice=choice, order=0, makespan_s=float(pace_s[winner]))
-        fewer, same = narrowed(space, best)
+        fewer, (same,) = narrowed(space, [best])
         assert [rows[row] for rows, row in zip(fewer.kept, same.choice, strict=True)] == choices[winner].tolist()
         left.append(np.array([len(rows) for rows in fewer.kept]).prod() / plan.prod())
     assert len(left) > 4
@@ -80,3 +83,42 @@ def test_nothing_is_annealed_where_the_tree_has_played_every_plan():
     found = [solve(any_problem(seed, calls=5)) for seed in (1, 3, 7)]
     assert [solution.evaluations for solution in found] == [0] * len(found)
     assert not any(solution.proven for solution in found)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_plan_found_before_candidates_are_compared_changes_no_answer(seed, monkeypatch):
+    problem = any_problem(seed, calls=3, candidates=6)
+    without = explore(problem)
+    monkeypatch.setattr(search_run, "_MANY_PAIRS", 0)
+    found = explore(problem)
+    best_s = every_plan(problem)[1].min()
+    assert found.solution.makespan_s == pytest.approx(best_s, rel=1e-9)
+    assert found.bound_s <= best_s * (1 + 1e-9)
+    assert found.evaluated > AnnealOptions().chains * 100
+    assert without.solution.makespan_s == found.solution.makespan_s
+    assert sum(found.solution.kept) <= sum(without.solution.kept) + len(problem.calls)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_the_plans_known_need_stays(seed):
+    problem = any_problem(seed, calls=3, candidates=6)
+    choices, pace_s = every_plan(problem)
+    order = np.argsort(pace_s, kind="stable")
+    plans = [
+        Incumbent(choice=choices[row], order=0, makespan_s=float(pace_s[row])) for row in order[[0, len(order) // 2]]
+    ]
+    space = search_space(problem, plans[0].makespan_s, plans[0])
+    assert all(row in rows for row, rows in zip(plans[0].choice.tolist(), space.kept, strict=True))
+    whole = search_space(problem, np.inf)
+    there = [
+        replace(
+            plan, choice=np.array([list(rows).index(row) for rows, row in zip(whole.kept, plan.choice, strict=True)])
+        )
+        for plan in plans
+        if all(row in rows for rows, row in zip(whole.kept, plan.choice.tolist(), strict=True))
+    ]
+    fewer, same = narrowed(whole, there) if there else (whole, [])
+    for plan, mapped in zip(there, same, strict=True):
+        before = [rows[row] for rows, row in zip(whole.kept, plan.choice, strict=True)]
+        assert [rows[row] for rows, row in zip(fewer.kept, mapped.choice, strict=True)] == before
+        assert mapped.makespan_s == plan.makespan_s

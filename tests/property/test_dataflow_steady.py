@@ -11,8 +11,9 @@ from planner.dataflow.orders import task_graph
 from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
 from planner.dataflow.rounds import less_ahead, many_tasks, settled_graph
 from planner.dataflow.schedule import PlanRows, timeline
-from planner.dataflow.search import SearchOptions, solve
+from planner.dataflow.search import solve
 from planner.dataflow.search_anneal import AnnealOptions
+from planner.dataflow.search_options import SearchOptions
 from planner.dataflow.steady import duration_s
 from tests.dataflow_problems import call, random_problem, slow_fits
 

@@ -15,7 +15,9 @@ from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.flow_results import CallPlan, FlowPlan, FlowResult
 from planner.dataflow.presets import PRESETS
 from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.search import Exploration, SearchOptions, explore
+from planner.dataflow.search import explore
+from planner.dataflow.search_options import SearchOptions
+from planner.dataflow.search_results import Exploration
 from planner.document_flow import flow_document, flow_document_schema
 from planner.workflows import plan_dataflow
 
