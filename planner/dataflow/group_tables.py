@@ -116,20 +116,6 @@ def _moved(problem: DataflowProblem, moves: FloatArray, first: int, second: int)
     )
 
 
-def fits_together(problem: DataflowProblem, units: Units, first: int, second: int, rows: IntArray) -> BoolArray:
-    """Whether two candidates leave each other enough memory: rows of the first call, all of the second. [rows, n].
-
-    Args:
-        problem: The problem.
-        units: Its units.
-        first: Index of a call.
-        second: Index of another call.
-        rows: Candidates of the first call.
-    """
-    shared = _share_gpus(problem.calls[first], problem.calls[second], rows)
-    return _fits(problem, units, first, second, rows, shared)
-
-
 def _share_gpus(one: CallCandidates, two: CallCandidates, rows: IntArray) -> BoolArray:
     """Whether candidates of two calls share a GPU: rows of the first, all of the second. [rows, n]."""
     return (one.start[rows][:, None] < two.stop) & (two.start < one.stop[rows][:, None])
@@ -138,7 +124,7 @@ def _share_gpus(one: CallCandidates, two: CallCandidates, rows: IntArray) -> Boo
 def _fits(
     problem: DataflowProblem, units: Units, first: int, second: int, rows: IntArray, shared: BoolArray
 ) -> BoolArray:
-    """The same where it is known which of them share a GPU."""
+    """Whether candidates of two calls leave each other enough memory: where they share a GPU, [rows, n]."""
     one, two = problem.calls[first], problem.calls[second]
     # What fits on the roomiest GPU may still not fit on the one shared; which only makes this weaker.
     room = units.capacity_bytes.max()
