@@ -233,7 +233,7 @@ class Search:
     def polish(self, most_children: int) -> None:
         """Improve the best plans known, each with a share of the budget."""
         starts = [place for place in self.improvable if self.finalists[place].makespan_s > self.best.makespan_s]
-        if not (self.improvable or self.found) or not self.open():
+        if not (starts or self.found) or not self.open():
             return
         budget = max(most_children, 0) // (len(starts) + self.found)
         if self.found:

@@ -6,7 +6,7 @@ import pytest
 from planner.dataflow import search_run
 from planner.dataflow.rounds import settled_graph
 from planner.dataflow.schedule import PlanRows
-from planner.dataflow.search import solve
+from planner.dataflow.search import explore, solve
 from planner.dataflow.search_anneal import AnnealOptions
 from planner.dataflow.search_options import SearchOptions
 from planner.dataflow.steady import duration_s
@@ -78,3 +78,14 @@ def test_a_plan_near_its_bound_is_proven_before_it_is_annealed(near, annealed, m
     monkeypatch.setattr(search_run.Search, "anneal", lambda self: begun.append(self.best.makespan_s))
     solve(problem, OPTIONS)
     assert bool(begun) is annealed
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_plan_as_fast_as_one_known_elsewhere_is_no_answer(seed, monkeypatch):
+    """Annealing finds it again, as where clusters are divided in another way, and there is nothing to improve on."""
+    problem = any_problem(seed, calls=4, candidates=8)
+    best_s = solve(problem, SearchOptions(engine="tree")).makespan_s
+    without_trees(monkeypatch)
+    found = explore(problem, OPTIONS, faster_than_s=best_s)
+    assert found.solution is None
+    assert found.bound_s <= best_s
