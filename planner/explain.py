@@ -7,6 +7,7 @@ import numpy as np
 from costmodels.plan import BoolArray, ExecutionPlan, IntArray, PlanBatch
 from planner.ranking import Priced, best_rows
 from planner.results import Explanation, PlanEstimate, Rival, Share
+from planner.rules.base import DEGREES
 
 # Dimensions a user decides about; each gets its best alternative.
 DIMENSIONS = (
@@ -78,7 +79,7 @@ def _rivals(best: PlanEstimate, priced: Priced, objective: str) -> tuple[Rival, 
 def wished_rows(plan: ExecutionPlan, priced: Priced) -> dict[str, IntArray]:
     """Per dimension that users would rather have otherwise, the rows that differ in it alone and do not fit."""
     near = ~priced.fits
-    for name in ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel"):
+    for name in DEGREES:
         near &= getattr(priced.plans, name) == _value(plan, name)
     rows = np.flatnonzero(near)
     plans = priced.plans.take(rows)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from costmodels.workload import ADAPTER_TASKS, JOINT_TARGET, LoraSpec
+from costmodels.workload import ADAPTER_TASKS, JOINT_TARGET, LORA_TARGETS, LoraSpec
 from profiles.errors import SpecError, did_you_mean
 from profiles.model import ModelSpec
 from profiles.parameters import MLP_TARGETS
@@ -75,12 +75,17 @@ def adapters_of(
     rank = read_rank(rank, fields["rank"])
     if targets is None:
         mixed = model is not None and model.moe is not None
-        targets = tuple(name for name in _USUAL.targets if not (mixed and name in MLP_TARGETS))
+        targets = linear_targets(stacked=mixed)
         experts = "; none on experts unless gate, up and down are named" if mixed else ""
         assumed["targets"] = f"adapters on {', '.join(targets)} (not given{experts})"
     return Adapters(
         lora=LoraSpec(rank=rank, targets=read_targets(targets, fields["targets"]), dropout=dropout), assumed=assumed
     )
+
+
+def linear_targets(*, stacked: bool) -> tuple[str, ...]:
+    """All linear layers; without those of the MLP where these are stacked, as experts are, and no modules."""
+    return tuple(name for name in LORA_TARGETS if not (stacked and name in MLP_TARGETS))
 
 
 def merged_fields(lora: object, apart: Mapping[str, object], *, where: str = "job") -> dict[str, Any]:

@@ -75,12 +75,10 @@ class Rounds:
 
     Attributes:
         tasks: Task of each slot in each round, by order. [orders, rounds, slots]
-        first: A round from which on all of them depend on each other alike.
         delays: By slot: how many rounds on its ends are waited for.
     """
 
     tasks: IntArray
-    first: int
     delays: tuple[int, ...]
 
 

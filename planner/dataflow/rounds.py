@@ -75,7 +75,7 @@ def _settled(shape: Shape) -> TaskGraph:
     kept = np.asarray([_repeats(graph, order, rounds, first - max(delays)) for order, rounds in enumerate(table)])
     if not kept.any():
         raise RuntimeError("no order of the calls repeats")
-    rounds = Rounds(tasks=table[kept, : first + sum(delays) + 1], first=first, delays=delays)
+    rounds = Rounds(tasks=table[kept, : first + sum(delays) + 1], delays=delays)
     return replace(graph, orders=graph.orders[kept], rounds=rounds, complete=False)
 
 

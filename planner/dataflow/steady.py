@@ -7,7 +7,8 @@ digraph"; the start is any state, since rounds before it add one source with one
 
     max over ends v of min over 0 <= k < n of (x_n(v) - x_k(v)) / (n - k)
 
-so that n + 1 rounds, simulated as all others are, tell exactly at what pace infinitely many go on.
+so that n + 1 rounds tell exactly at what pace infinitely many go on. Ends of each follow from those before by one table
+of longest ways (``planner.dataflow.recurrence``).
 """
 
 import numpy as np

@@ -18,14 +18,15 @@ from planner.decisions.results import Learned, Observed, ObserveResult, Terms, U
 from planner.decisions.scenarios import Scenarios, draw
 from planner.decisions.trials import Trials
 from planner.results import Note, Request
+from planner.rules.base import DEGREES
 
 MOST_LISTED = 10
 SURPRISING = 3.0  # standard deviations from which a trial is pointed out
 FEW = 100.0  # equally likely scenarios below which probabilities are rough
 # Fields in which a candidate must agree with a tried plan to be that plan.
 _SAME = (
-    *("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel", "zero_stage"),
-    *("micro_batch_size", "recompute", "virtual_stages", "sequence_parallel", "schedule"),
+    *DEGREES,
+    *("zero_stage", "micro_batch_size", "recompute", "virtual_stages", "sequence_parallel", "schedule"),
     *("offload_optimizer", "offload_activations", "offload_parameters"),
 )
 

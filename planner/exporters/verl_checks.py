@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodels.plan import ExecutionPlan
-from costmodels.workload import LORA_TARGETS
 from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_results import CallPlan, FlowPlan
 from planner.dataflow.graph import GENERATE, INFERENCE
 from planner.exporters.exported import Gap
+from planner.lora import linear_targets
 from planner.phrases import gib
 from planner.pins import ALIASES
 from planner.rules.base import MEGATRON
-from profiles.parameters import MLP_TARGETS
 
 ENGINES = ("vllm", "sglang")
 REWARD = "reward_inf"
@@ -113,7 +112,7 @@ def _of_roles(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
 def _all_linear(request: FlowRequest) -> tuple[str, ...]:
     """Layers that verl's adapters have by default: under FSDP experts are no modules that PEFT would find."""
     stacked = request.models["actor"].moe is not None and request.stack.framework != MEGATRON
-    return tuple(name for name in LORA_TARGETS if not (stacked and name in MLP_TARGETS))
+    return linear_targets(stacked=stacked)
 
 
 def _meshes(plan: FlowPlan) -> Iterator[Gap]:

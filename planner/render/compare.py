@@ -21,11 +21,12 @@ from planner.phrases import (
     signed_gib,
     signed_percent,
 )
+from planner.rules.base import DEGREES
 from profiles.units import GIB, SECONDS_PER_HOUR
 
 # Fields of a plan that its label tells.
 _LABELLED = (
-    *("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel"),
+    *DEGREES,
     *("expert_tensor_parallel", "virtual_stages", "zero_stage", "micro_batch_size"),
     *("recompute", "recompute_layers", "recompute_modules"),
     *("offload_optimizer", "offload_activations", "offload_parameters"),

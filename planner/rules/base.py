@@ -85,6 +85,7 @@ def overlaps_tensor(columns: Mapping[str, Any], setting: Setting) -> Any:
 Check = Callable[[PlanBatch, Setting], BoolArray]
 Complaint = Callable[[ExecutionPlan, Setting], tuple[str, str]]
 Blame = Callable[[ExecutionPlan, Setting, Mapping[str, int]], tuple[str, str, str]]
+# Of parallelism, in the order in which tables and errors tell them.
 DEGREES = ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel")
 
 
@@ -155,7 +156,7 @@ ACCELERATE_ALONE = (
 )
 ACCELERATE_COLUMNS = frozenset(
     (
-        *("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel", "expert_parallel"),
+        *DEGREES,
         *("zero_stage", "zero_shard_degree", "tensor_parallel_overlap", "recompute"),
     )
 )

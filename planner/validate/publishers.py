@@ -24,7 +24,7 @@ from costmodels.plan import BoolArray, FloatArray
 from costmodels.uncertainty import NORMAL_90
 from planner.validate.unseen import Kind, Unseen, price_unseen
 from planner.validate.widths import residual_log_std
-from profiles.stacks import OTHERS, fitted_stacks
+from profiles.stacks import OTHERS, fitted_stacks, load_priors
 
 # Publishers of fewer figures tell neither their level nor what lies about it.
 LEAST_FIGURES = 3
@@ -149,7 +149,7 @@ def first_errors(rounds: Iterable[Unseen], kinds: Collection[Kind]) -> FirstErro
         rounds: The tables, priced by ``fitted_stacks()``.
         kinds: Of which figures.
     """
-    frameworks = {name: stack.framework for name, stack in fitted_stacks().items()}
+    frameworks = {name: stack.framework for name, stack in load_priors().items()}
     parts = [_first_of(unseen, kind, frameworks) for unseen in rounds for kind in kinds]
     columns = {item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(FirstErrors)}
     every = FirstErrors(**columns)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from planner import pins
 from profiles.errors import SpecError, did_you_mean
 
 COLUMNS = (
@@ -24,12 +25,10 @@ COLUMNS = (
 )  # fmt: skip
 REQUIRED = ("model", "gpu", "num_gpus")
 # Names that plans, jobs and the command line have for the same.
-ALIASES = {
-    "tensor_parallel": "tp", "sequence_parallel": "sp", "pipeline_parallel": "pp", "virtual_stages": "vpp",
-    "data_parallel": "dp", "context_parallel": "cp", "expert_parallel": "ep", "zero": "zero_stage",
-    "mbs": "micro_batch", "micro_batch_size": "micro_batch", "gbs": "global_batch_seqs",
-    "global_batch": "global_batch_seqs", "global_batch_size": "global_batch_seqs", "seq": "seq_len",
-    "sequence_length": "seq_len", "device": "gpu", "num_devices": "num_gpus",
+ALIASES = {name: short for short, name in pins.ALIASES.items() if short in COLUMNS} | {
+    "zero": "zero_stage", "mbs": "micro_batch", "gbs": "global_batch_seqs", "global_batch": "global_batch_seqs",
+    "global_batch_size": "global_batch_seqs", "seq": "seq_len", "sequence_length": "seq_len", "device": "gpu",
+    "num_devices": "num_gpus",
     "step_time_s": "measured_step_time_s", "tokens_per_s": "measured_tokens_per_s_total",
     "tokens_per_s_per_gpu": "measured_tokens_per_s_per_gpu", "tokens_per_s_per_device": "measured_tokens_per_s_per_gpu",
 }  # fmt: skip
