@@ -1,0 +1,73 @@
+"""The figures that README tells in words of its own are those of the pages that it names."""
+
+import json
+import re
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from costmodels.uncertainty import NORMAL_90
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROUNDED = 0.51  # of a per cent, or of the last digit: half of it, and what the page has rounded before
+
+
+def told(what: str, against: str) -> list[float]:
+    """Figures of a row of the table of errors."""
+    (cell,) = re.findall(rf"^\| ?{re.escape(what)} \| {re.escape(against)}[^|]*\| ([^|]*) \|", README, re.MULTILINE)
+    return [float(figure) for figure in re.findall(r"\d+(?:\.\d+)?", cell)]
+
+
+def blind(heading: str) -> list[float]:
+    """Blind errors of a kind of figures, mean over sources, round by round."""
+    page = (ROOT / "docs" / "unseen.md").read_text(encoding="utf-8")
+    sections = re.findall(rf"^##+ {heading}(?: of round \d)?\n(.*?)(?=^##)", page, re.DOTALL | re.MULTILINE)
+    means = [
+        re.search(r"^\| mean over sources \|  \| \d+ \| ([\d.]+) %", section, re.MULTILINE) for section in sections
+    ]
+    return [float(mean[1]) for mean in means if mean]
+
+
+@pytest.mark.parametrize(
+    ("what", "against", "heading"),
+    [
+        ("", "blind, six rounds, the oldest first", "Training steps"),
+        ("steps of fine-tuning", "blind, likewise", "Fine-tuning steps"),
+        ("peaks of fine-tuning", "blind, likewise", "Fine-tuning peak memory"),
+    ],
+)
+def test_blind_errors_are_those_of_the_rounds(what: str, against: str, heading: str) -> None:
+    assert len(blind(heading)) == 6
+    assert told(what, against) == pytest.approx(blind(heading), abs=ROUNDED)
+
+
+def test_errors_of_sources_held_out_are_those_of_the_page() -> None:
+    page = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
+
+    def held_out(measure: str) -> float:
+        (figure,) = re.findall(rf"^\| {measure} \| [^|]* \| ([\d.]+) %", page, re.MULTILINE)
+        return float(figure)
+
+    (steps,) = told("steps of pre-training", "sources held out of the fit")
+    assert steps == held_out("step time, MAPE, mean over sources")
+    peaks = [held_out("peak memory, MAPE, mean over sources"), held_out("out-of-memory verdicts right")]
+    assert told("peak memory", "sources held out of the fit") == peaks
+
+
+def test_factors_of_intervals_are_those_packaged() -> None:
+    fit = resources.files("profiles").joinpath("data", "fits", "publishers.json").read_text(encoding="utf-8")
+    values = json.loads(fit)["values"]
+    trained, tuned = values["publisher_log_std"]["pretrain"], values["publisher_log_std"]["tuning"]
+    peaks = {name: std for name, std in values["memory_publisher_log_std"].items() if name != "others"}
+    packaged = [trained["megatron"], trained["huggingface"], *sorted(tuned.values()), min(peaks.values())]
+    words = re.search(
+        r"a factor of ([\d.]+) either way for steps of pre-training with Megatron-LM, of ([\d.]+) with Hugging Face, "
+        r"of ([\d.]+) to ([\d.]+) for fine-tuning, of ([\d.]+) to ([\d.]+) for peaks",
+        " ".join(README.split()),
+    )
+    assert words is not None
+    factors = np.exp(NORMAL_90 * np.array([*packaged, max(peaks.values())]))
+    assert [float(word) for word in words.groups()] == pytest.approx(factors.tolist(), abs=ROUNDED / 10)
