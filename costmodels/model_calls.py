@@ -179,11 +179,13 @@ class CallTable:
         return replace(self, time_s=self.time_s * factor, low_s=self.low_s * factor, high_s=self.high_s * factor)
 
     def layout(self) -> IntArray:
-        """(R, 9) what decides where which weights lie: devices, engine, degrees, and whether ranks share them (ZeRO-3).
+        """(R, 12) what decides where which weights lie.
 
-        Degrees are tensor, pipeline, data, context, expert and expert-tensor, in that order.
+        Devices, engine, degrees (tensor, pipeline, data, context, expert and expert-tensor), layers of first and last
+        stage, whether ranks share weights (ZeRO-3) and how many do. Virtual stages are left out: a pass without
+        gradients takes the layers of a stage in any order, and so follows whoever trains the weights.
         """
-        plans = self.plans
+        plans, shared = self.plans, self.plans.zero_stage == _SHARED_OUT
         columns = (
             self.num_devices,
             self.engine,
@@ -193,7 +195,10 @@ class CallTable:
             plans.context_parallel,
             plans.expert_parallel,
             plans.expert_tensor_parallel,
-            plans.zero_stage == _SHARED_OUT,
+            plans.first_stage_layers,
+            plans.last_stage_layers,
+            shared,
+            np.where(shared, plans.zero_shard_degree, 0),
         )
         return np.stack(columns, axis=1)
 

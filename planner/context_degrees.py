@@ -13,11 +13,7 @@ _TOKENS, _TOKENS_ELSEWHERE, _LONG_SEQUENCE = 2048, 4096, 8192
 def most_context(setting: Setting) -> int:
     """Largest context-parallel degree that is considered unasked."""
     few = _FEW_DEVICES if setting.model.moe is None else _FEW_WITH_EXPERTS
+    length = setting.job.sequence_length
     if setting.num_devices <= few:
-        return max(setting.job.sequence_length // _TOKENS, 1)
-    return most_context_anywhere(setting.job.sequence_length)
-
-
-def most_context_anywhere(sequence_tokens: int) -> int:
-    """The same however many devices there are."""
-    return sequence_tokens // _TOKENS_ELSEWHERE if sequence_tokens >= _LONG_SEQUENCE else 1
+        return max(length // _TOKENS, 1)
+    return length // _TOKENS_ELSEWHERE if length >= _LONG_SEQUENCE else 1

@@ -35,11 +35,8 @@ def machines_label(machines: MixedCluster, used: int) -> str:
 def layout_label(plan: ExecutionPlan) -> str:
     """Degrees in short: ``tp8 pp2 dp4``, the others only where they are used."""
     words = [f"tp{plan.tensor_parallel}", f"pp{plan.pipeline_parallel}", f"dp{plan.data_parallel}"]
-    if plan.context_parallel > 1:
-        words.append(f"cp{plan.context_parallel}")
-    if plan.expert_parallel > 1:
-        words.append(f"ep{plan.expert_parallel}")
-    return " ".join(words)
+    others = {"cp": plan.context_parallel, "ep": plan.expert_parallel, "vpp": plan.virtual_stages}
+    return " ".join(words + [f"{name}{number}" for name, number in others.items() if number > 1])
 
 
 def reason_sentence(plan: FlowPlan, reason: Reason) -> str:

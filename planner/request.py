@@ -12,7 +12,6 @@ from costmodels.energy_cost import Price
 from costmodels.layer_costs import joined_devices
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
-from planner.candidates import TooManyPlansError
 from planner.jobs import expert_notes, gradient_notes, resolve_job, state_notes, with_attention, with_loss
 from planner.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
 from planner.option_kinds import check_kinds
@@ -21,7 +20,7 @@ from planner.price_lists import collective_model, kernel_model_of
 from planner.ranking import check_objective
 from planner.results import Note, Request, assumed_notes
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
-from planner.space import MOST_THINNED, Space, plan_space
+from planner.space import Space, plan_space
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec, NodeSpec
@@ -171,17 +170,12 @@ def cost_context(request: Request, cluster: ClusterSpec | None = None) -> CostCo
 def setting_of(request: Request, cluster: ClusterSpec | None = None) -> Setting:
     """What legality rules look at besides the plan."""
     chosen = cluster or request.cluster
-    return Setting(
-        model=request.model,
-        job=request.job,
+    return Setting.of_stack(
+        request.model,
+        request.job,
+        request.stack,
         num_devices=chosen.num_devices,
-        framework=request.stack.framework,
         joined_devices=joined_devices(chosen),
-        free_layout=request.stack.free_layout,
-        overlaps_experts=request.stack.expert_parallel_overlap > 0,
-        transformers_models=request.stack.transformers_models,
-        own_optimizer=request.stack.own_optimizer,
-        shards_weights=request.stack.shards_weights,
     )
 
 
@@ -192,19 +186,13 @@ def space_of(request: Request, cluster: ClusterSpec | None = None) -> Space:
         SpecError: As ``plan_space``.
     """
     chosen = cluster or request.cluster
-    for thinned in range(MOST_THINNED + 1):
-        try:
-            return plan_space(
-                setting_of(request, chosen),
-                domain_devices=chosen.domain_devices,
-                pins=request.pins,
-                offload=request.offload,
-                named_modules=request.named_modules,
-                thinned=thinned,
-            )
-        except TooManyPlansError as error:
-            refused = error
-    raise refused
+    return plan_space(
+        setting_of(request, chosen),
+        domain_devices=chosen.domain_devices,
+        pins=request.pins,
+        offload=request.offload,
+        named_modules=request.named_modules,
+    )
 
 
 def full_node(cluster: ClusterSpec) -> NodeSpec:

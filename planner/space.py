@@ -19,7 +19,7 @@ from math import prod
 import numpy as np
 
 from costmodels.plan import AxisOrder, BoolArray, ContextKind, IntArray, PlanBatch, Recompute, Schedule
-from planner.candidates import Candidates, Columns
+from planner.candidates import Candidates, Columns, TooManyPlansError
 from planner.chunks import (
     END_CODES,
     chunk_counts,
@@ -47,6 +47,7 @@ from planner.rules.base import (
 from planner.rules.formats import least_zero
 from planner.rules.modules import CORE, module_sets
 from profiles.errors import SpecError
+from profiles.hardware import MAX_DEVICES
 
 EIGHTHS = 8  # block recomputation in eighths of a virtual stage
 MOST_THINNED = 2
@@ -60,7 +61,9 @@ class Space:
     Attributes:
         plans: Every legal plan.
         rejected: Rule name to candidates it rejected.
-        thinned: How much coarser its grids are than those above, 0 to ``MOST_THINNED``.
+        thinned: How much coarser its grids are than those above, for there are too many plans on finer ones: 1,
+            micro-batches of powers of two and block recomputation in quarters; 2, in halves, and no numbers of their
+            own for first and last stage.
     """
 
     plans: PlanBatch
@@ -76,7 +79,7 @@ def plan_space(
     offload: bool = False,
     lone_shards: bool = False,
     named_modules: bool = False,
-    thinned: int = 0,
+    most_tensor: int = MAX_DEVICES,
 ) -> Space:
     """Every legal plan for a model, a job and a number of devices under a framework.
 
@@ -87,8 +90,7 @@ def plan_space(
         offload: Also consider offloading the optimizer, checkpoints and weights to host memory.
         lone_shards: Keep sharding over a single rank where offloading, to be decided later, needs it.
         named_modules: Also consider recomputing named modules of layers.
-        thinned: 1, of too large a space, micro-batches of powers of two and block recomputation in quarters; 2, in
-            halves, and no numbers of their own for first and last stage.
+        most_tensor: Largest tensor-parallel degree considered unasked.
 
     Returns:
         The plans, and how many candidates each rule rejected.
@@ -96,25 +98,34 @@ def plan_space(
     Raises:
         SpecError: If a pinned dimension alone makes every plan illegal, or there are too many plans.
     """
-    rules = list(rules_for(setting.framework))
-    candidates = Candidates(setting=setting, pins=dict(pins or {}), pending=rules, thinned=thinned)
-    _degrees(candidates)
-    offloads = bool(candidates.pins.get("offload_optimizer", offload or lone_shards))
-    _sharding(candidates, domain_devices, lone=lone_zero(setting, offload=offloads))
-    _experts(candidates)
-    _pipeline(candidates)
-    _axis_order(candidates, domain_devices)
-    _micro_batches(candidates)
-    _recomputation(candidates, named_modules=named_modules)
-    _flags(candidates, offload=offload, lone_shards=lone_shards)
-    return Space(plans=candidates.batch(), rejected=candidates.rejected, thinned=thinned)
+
+    def on_grid(grid: int) -> Space:
+        rules = list(rules_for(setting.framework))
+        candidates = Candidates(setting=setting, pins=dict(pins or {}), pending=rules, thinned=grid)
+        _degrees(candidates, most_tensor)
+        offloads = bool(candidates.pins.get("offload_optimizer", offload or lone_shards))
+        _sharding(candidates, domain_devices, lone=lone_zero(setting, offload=offloads))
+        _experts(candidates)
+        _pipeline(candidates)
+        _axis_order(candidates, domain_devices)
+        _micro_batches(candidates)
+        _recomputation(candidates, named_modules=named_modules)
+        _flags(candidates, offload=offload, lone_shards=lone_shards)
+        return Space(plans=candidates.batch(), rejected=candidates.rejected, thinned=grid)
+
+    for grid in range(MOST_THINNED):
+        try:
+            return on_grid(grid)
+        except TooManyPlansError:
+            continue
+    return on_grid(MOST_THINNED)
 
 
 def _singles(values: Sequence[int]) -> list[tuple[int, ...]]:
     return [(value,) for value in values]
 
 
-def _degrees(candidates: Candidates) -> None:
+def _degrees(candidates: Candidates, most_tensor: int) -> None:
     """Tensor, pipeline, context and data degree; they multiply to the devices."""
     setting, pins = candidates.setting, candidates.pins
     _check_pins(setting, pins)
@@ -126,7 +137,8 @@ def _degrees(candidates: Candidates) -> None:
         return mask(model_devices % product == 0)
 
     context = most_context(setting)
-    candidates.expand(("tensor_parallel",), _singles([t for t in parts if t <= setting.model.num_attention_heads]))
+    most_tensor = min(setting.model.num_attention_heads, most_tensor)
+    candidates.expand(("tensor_parallel",), _singles([t for t in parts if t <= most_tensor]))
     candidates.expand(("pipeline_parallel",), _singles([p for p in parts if p <= setting.model.num_layers]), keep=whole)
     candidates.expand(("context_parallel",), _singles([c for c in parts if c <= context]), keep=whole)
     product = np.prod([candidates.columns[name] for name in _DEGREES[:3]], axis=0)

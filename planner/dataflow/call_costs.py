@@ -25,6 +25,7 @@ from planner.dataflow.dominance import undominated
 from planner.dataflow.engine_strategies import engine_strategies, running_choices
 from planner.dataflow.strategies import strategies, training_job
 from planner.price_lists import collective_model, kernel_model_of
+from planner.rules.base import MEGATRON
 from profiles.engines import TRAINER as TRAINER
 from profiles.engines import EngineSpec, find_engine
 from profiles.errors import SpecError
@@ -36,6 +37,8 @@ from profiles.weights import WeightFormat
 _PERSISTENT = ("weights", "gradients", "optimizer")
 _ROUNDING = 1e-9  # relative, of bytes that are sums
 MAX_SIZES = 4096
+# Trainers that generate run Megatron's own distributed optimizer: verl 0.9.1 McoreEngineConfig has nothing beyond it.
+_MOST_ZERO_BETWEEN = {MEGATRON: 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,30 +96,46 @@ def call_costs(
     """
     _check_sizes(sizes, setting.cluster)
     wanted = call.model(model)
-    if call.kind is CallKind.GENERATE:
-        if not setting.engines:
-            raise SpecError("engines", "names none, but the call generates", f"for example {TRAINER}")
-        engines = [find_engine(name) for name in setting.engines]
-        engines = [engine for engine in engines if engine.runs_on(setting.cluster.device)]
-        engines = [engine.eager() if setting.eager else engine for engine in engines]
-        engines = [engine.between_training() if setting.between_training else engine for engine in engines]
-        tables = [_generation(call, wanted, setting, sizes, engine, fitting=fitting) for engine in engines]
-        table = concatenated(tables)
-    else:
-        plans = strategies(
-            wanted,
-            call,
-            sizes,
-            framework=setting.stack.framework,
-            domain_devices=setting.cluster.domain_devices,
-            pins=pins,
-            overlapped_devices=joined_devices(setting.cluster) if setting.tensor_overlap else 0,
-            stack=setting.stack,
-        )
-        table = price_plans(plans, call, wanted, setting)
+    if call.kind is not CallKind.GENERATE:
+        return concatenated([_trainer_rows(call, wanted, setting, size, pins, fitting=fitting) for size in sizes])
+    if not setting.engines:
+        raise SpecError("engines", "names none, but the call generates", f"for example {TRAINER}")
+    engines = [find_engine(name) for name in setting.engines]
+    engines = [engine for engine in engines if engine.runs_on(setting.cluster.device)]
+    engines = [engine.eager() if setting.eager else engine for engine in engines]
+    engines = [engine.between_training() if setting.between_training else engine for engine in engines]
+    tables = [_generation(call, wanted, setting, sizes, engine, fitting=fitting) for engine in engines]
+    return _useful(concatenated(tables), setting, fitting=fitting)
+
+
+def _useful(table: CallTable, setting: CallSetting, *, fitting: bool) -> CallTable:
+    """The rows without dominated ones and, where asked for, without those that fit no device."""
     if fitting:
         table = table.take(np.flatnonzero(table.peak_bytes <= setting.cluster.device.usable_memory_bytes))
     return undominated(table)
+
+
+def _trainer_rows(
+    call: ModelCall,
+    model: ModelSpec,
+    setting: CallSetting,
+    size: int,
+    pins: Mapping[str, int] | None,
+    *,
+    fitting: bool,
+) -> CallTable:
+    """Useful rows of a training or inference call on one number of devices: as many plans at once as a job has."""
+    plans = strategies(
+        model,
+        call,
+        size,
+        stack=setting.stack,
+        domain_devices=setting.cluster.domain_devices,
+        pins=pins,
+        overlapped_devices=joined_devices(setting.cluster) if setting.tensor_overlap else 0,
+        most_zero=_MOST_ZERO_BETWEEN.get(setting.stack.framework, 3) if setting.between_training else 3,
+    )
+    return _useful(price_plans(plans, call, model, setting), setting, fitting=fitting)
 
 
 def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> CostContext:

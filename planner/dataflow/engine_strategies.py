@@ -44,9 +44,7 @@ def engine_strategies(
         domain_devices: Devices per scale-up domain.
     """
     span = 1 if engine.name == TRAINER else _MOST_DOMAINS
-    columns = degrees(
-        model, sizes, domain_devices=domain_devices, domains=span, sequence_tokens=call.prompt_tokens, contexts=False
-    )
+    columns = degrees(model, sizes, domain_devices=domain_devices, domains=span)
     p, d = columns["pipeline_parallel"], columns["data_parallel"]
     keep = d <= call.num_sequences
     if not engine.splits_stages:

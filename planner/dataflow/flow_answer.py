@@ -138,7 +138,20 @@ def call_plans(
                 basis=Basis(int(table.basis[entry])).name.lower(),
             )
         )
-    return tuple(plans)
+    return _in_chunks_of_training(plans, compiled.problem, choice)
+
+
+def _in_chunks_of_training(plans: list[CallPlan], problem: DataflowProblem, choice: IntArray) -> tuple[CallPlan, ...]:
+    """The calls, those that share their weights with training in its virtual stages: their layers lie so."""
+    found = list(plans)
+    for index, trained in problem.replicas:
+        mine, theirs = problem.calls[index].take(choice[[index]]), problem.calls[trained].take(choice[[trained]])
+        alike = all(getattr(mine, name) == getattr(theirs, name) for name in ("start", "size", "strategy_id"))
+        plan, leader = plans[index].plan, plans[trained].plan
+        if alike and plan is not None and leader is not None:
+            follows = replace(plan, virtual_stages=leader.virtual_stages, schedule=leader.schedule)
+            found[index] = replace(plans[index], plan=follows)
+    return tuple(found)
 
 
 def host_bytes(calls: tuple[CallPlan, ...], cluster: MixedCluster) -> FloatArray:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from planner.dataflow.graph import EXTERNAL, Dataflow
+from planner.dataflow.graph import EXTERNAL, TRAIN, Dataflow
 from planner.pins import ALIASES
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec
@@ -24,9 +24,13 @@ COLUMNS = (
     "context_parallel",
     "expert_parallel",
     "expert_tensor_parallel",
+    "virtual_stages",
+    "first_stage_layers",
+    "last_stage_layers",
     "micro_batch_size",
     "zero_stage",
 )
+_MAY_BE_ZERO = ("first_stage_layers", "last_stage_layers", "zero_stage")
 _KEYS = ("gpus", "engine", *COLUMNS)
 _MESH = "must be part of one node, or whole nodes"
 _RANGE = re.compile(r"(\d{1,7})(?:\s*-\s*(\d{1,7}))?")
@@ -64,7 +68,7 @@ def parse_call_pins(given: Mapping[str, Any], graph: Dataflow, cluster: MixedClu
             )
         if not isinstance(values, Mapping):
             raise SpecError(f"pins.{name}", f"must be a mapping; got {str(values)[:40]!r}", "{gpus: 0-7, tp: 8}")
-        pins[name] = _pin(name, values, cluster)
+        pins[name] = _pin(name, values, cluster, trains=graph.call(name).kind == TRAIN)
     return pins
 
 
@@ -82,7 +86,7 @@ def pin_from_words(words: str) -> tuple[str, str, int | str]:
     return call, key, int(text) if text.isdigit() and len(text) < 10 else text
 
 
-def _pin(name: str, values: Mapping[str, Any], cluster: MixedCluster) -> CallPin:
+def _pin(name: str, values: Mapping[str, Any], cluster: MixedCluster, *, trains: bool) -> CallPin:
     columns: dict[str, int] = {}
     first = count = engine = None
     for key, value in values.items():
@@ -95,8 +99,9 @@ def _pin(name: str, values: Mapping[str, Any], cluster: MixedCluster) -> CallPin
                 raise SpecError(where, f"must be text; got {str(value)[:40]!r}")
             engine = value
         elif column in COLUMNS:
-            least = 0 if column == "zero_stage" else 1
-            value = whole_number(where, value, least=least, most=MAX_DEVICES)
+            value = whole_number(where, value, least=int(column not in _MAY_BE_ZERO), most=MAX_DEVICES)
+            if column == "virtual_stages" and not trains:
+                raise SpecError(where, "is a matter of training: other calls hold their layers in any order")
             if column in columns:
                 raise SpecError(where, "is given twice", "give one of its names")
             columns[column] = value

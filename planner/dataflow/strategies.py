@@ -1,36 +1,36 @@
-"""Every legal way to lay one model call out on each of several numbers of devices.
+"""Every legal way to lay one model call out on a number of devices.
 
-Tensor parallelism stays inside one scale-up domain: a group across hosts is what users of colocated engines report as
-slow (OpenRLHF issue 889), and all published plans keep it inside. Context parallelism comes into play for long
-sequences only, as in ``planner.space``. Legality is that of the framework that runs the call.
+Training has the plans of a job on so many devices (``planner.space``), inference the layouts in which it may share the
+weights of a training call. Tensor parallelism stays inside one scale-up domain: a group across hosts is what users of
+colocated engines report as slow (OpenRLHF issue 889), and all published plans keep it inside. Legality is that of the
+framework that runs the call.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from costmodels.model_calls import CallKind, ModelCall
-from costmodels.plan import BoolArray, IntArray, PlanBatch, Recompute
+from costmodels.plan import AxisOrder, BoolArray, IntArray, PlanBatch
 from costmodels.workload import TrainingJob
+from planner.candidates import TooManyPlansError
+from planner.chunks import END_CODES, embedding_layers, end_layers, ends_apply
 from planner.constraints import rules_for, sieve
-from planner.context_degrees import most_context_anywhere
+from planner.context_degrees import most_context
 from planner.micro_batches import MICRO_BATCH_TOKENS, micro_batch_sizes
-from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, Setting, divisors, overlaps_tensor
+from planner.rules.base import MEGATRON, Setting, divisors, overlaps_tensor
+from planner.rules.formats import least_zero
+from planner.space import context_kinds, plan_space
 from profiles.errors import SpecError
+from profiles.hardware import MAX_DEVICES
 from profiles.model import ModelSpec
 from profiles.stack import StackSpec
 
 MAX_STRATEGY_ROWS = 4_000_000
-# Sharding that costs no time next to less of it; what Hugging Face shards costs time with all but the least of it, and
-# so does what is gathered beside adapters, whose gradients are next to nothing.
-_ZERO_STAGES = {FSDP: (3,), HUGGINGFACE: (0, 1, 2, 3), DEEPSPEED: (1, 2, 3)}
-_ZERO_STAGES_OF_ADAPTERS = _ZERO_STAGES | {FSDP: (0, 3), DEEPSPEED: (0, 1, 2, 3)}
-_RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
-# Without an optimizer step nothing asks for whole batches, and devices are those of each row.
-# Calls take any part of the devices, and trainers of workflows cut sequences in their own ways.
-_WAIVED = frozenset({"world_size", "context_ring_is_accelerates"})
-WAIVED_WITHOUT_TRAINING = _WAIVED | {"global_batch", "data_parallel_divides_batch"}
+_SHARED_OUT = 3  # the ZeRO stage that shares weights out
+_ENDS = ("first_stage_layers", "last_stage_layers")
+# Without an optimizer step nothing asks for whole batches, and calls take any part of the devices.
+WAIVED_WITHOUT_TRAINING = frozenset({"world_size", "global_batch", "data_parallel_divides_batch"})
 
 Columns = dict[str, IntArray]
 
@@ -50,63 +50,99 @@ def training_job(call: ModelCall) -> TrainingJob:
 def strategies(
     model: ModelSpec,
     call: ModelCall,
-    sizes: Sequence[int],
+    size: int,
     *,
-    framework: str,
+    stack: StackSpec,
     domain_devices: int,
     pins: Mapping[str, int] | None = None,
     overlapped_devices: int = 0,
-    stack: StackSpec | None = None,
+    most_zero: int = _SHARED_OUT,
 ) -> PlanBatch:
-    """Plans of a training or inference call on each number of devices.
+    """Plans of a training or inference call on a number of devices.
 
     Args:
         model: With the head the call needs.
         call: What is computed.
-        sizes: Numbers of devices.
-        framework: Whose rules apply.
-        domain_devices: Devices per scale-up domain, the most a tensor-parallel group may span.
+        size: Devices.
+        stack: Whose framework's rules apply, with what its model code and optimizer ask for.
+        domain_devices: Devices per scale-up domain, the most a tensor-parallel group may span unasked.
         pins: Plan column to the value it must have, if any; a micro-batch need not be on the grid then.
         overlapped_devices: Most devices of a tensor-parallel group whose traffic runs under its products; 0 for none.
-        stack: Whose model code and optimizer run under the framework, what they ask for included; if None, code that
-            asks for nothing.
+        most_zero: Highest ZeRO stage considered unasked.
 
     Returns:
-        Every legal plan, in the order of the sizes: degrees, micro-batch sizes, recomputation (training only).
+        Every legal plan, none where the pins leave none.
 
     Raises:
         SpecError: If there are too many.
     """
-    job = training_job(call)
-    setting = Setting(
-        model=model, job=job, num_devices=max(sizes), framework=framework, joined_devices=overlapped_devices
+    setting = Setting.of_stack(
+        model, training_job(call), stack, num_devices=size, joined_devices=overlapped_devices or MAX_DEVICES
     )
-    if stack is not None:
-        setting = replace(
-            setting,
-            overlaps_experts=stack.expert_parallel_overlap > 0,
-            transformers_models=stack.transformers_models,
-            own_optimizer=stack.own_optimizer,
-            shards_weights=stack.shards_weights,
-        )
-    pins = pins or {}
-    asked = pins.get("context_parallel", 1)
-    columns = degrees(
-        model, sizes, domain_devices=domain_devices, sequence_tokens=job.sequence_length, asked_contexts=asked
-    )
-    columns = _pinned(columns, pins)  # before these multiply
-    wanted = [pins["micro_batch_size"]] if "micro_batch_size" in pins else None
-    columns = _micro_batched(columns, setting, wanted, exact=call.kind is CallKind.TRAIN)
+    pins = dict(pins or {}) | ({} if overlapped_devices else {"tensor_parallel_overlap": 0})
     if call.kind is CallKind.TRAIN:
-        columns = _crossed(columns, recompute=[int(mode) for mode in _RECOMPUTE])
-    stages = _ZERO_STAGES_OF_ADAPTERS if job.trains_adapters_only else _ZERO_STAGES
-    columns = _sharded(columns, stages.get(framework, (1,)), pinned="zero_stage" in pins)
+        plans = _training(setting, domain_devices, pins)
+    else:
+        plans = _inference(setting, domain_devices, pins)
+    kept = (plans.zero_stage <= most_zero) | ("zero_stage" in pins)
+    return plans if kept.all() else plans.take(np.flatnonzero(kept))
+
+
+def _training(setting: Setting, domain_devices: int, pins: Mapping[str, int]) -> PlanBatch:
+    """Plans of a job; ranks lie in the one order in which weights are moved between calls."""
+    pins = dict(pins) | {"axis_order": int(AxisOrder.TP_CP_DP_PP)}
+    try:
+        return plan_space(setting, domain_devices=domain_devices, pins=pins, most_tensor=domain_devices).plans
+    except TooManyPlansError:
+        raise
+    except SpecError:  # other numbers of devices may suit what is fixed
+        return PlanBatch.from_columns(0)
+
+
+def _inference(setting: Setting, domain_devices: int, pins: Mapping[str, int]) -> PlanBatch:
+    """Layouts with micro-batches of which the last may be smaller."""
+    model, job = setting.model, setting.job
+    most = most_context(setting)
+    contexts = [c for c in divisors(setting.num_devices) if c <= most or c == pins.get("context_parallel")]
+    columns = degrees(model, [setting.num_devices], domain_devices=domain_devices, contexts=contexts)
+    kinds = [int(kind) for kind in context_kinds(setting.framework)]
+    columns = _crossed(columns, context_kind=kinds)
+    columns = _kept(columns, (columns["context_parallel"] > 1) | (columns["context_kind"] == kinds[0]))
+    columns = _pinned(columns, pins)  # before these multiply
+    columns = _with_ends(columns, setting, pins)
+    columns = _micro_batched(columns, setting, pins)
+    columns = _crossed(columns, zero_stage=sorted({least_zero(setting), pins.get("zero_stage", _SHARED_OUT)}))
+    ranks = columns["data_parallel"] * columns["context_parallel"]
+    columns = _kept(columns, (ranks > 1) | (columns["zero_stage"] <= least_zero(setting)) | ("zero_stage" in pins))
     columns = _pinned(columns, pins)
     count = len(columns["tensor_parallel"])
     if count > MAX_STRATEGY_ROWS:
         raise SpecError("call", f"{count} ways to run it are too many", "fewer device counts, or a smaller batch")
-    plans = _plans(columns, setting, overlapped=overlapped_devices > 0)
-    return plans.take(np.flatnonzero(_accepted(plans, setting, call)))
+    t = columns["tensor_parallel"]
+    shards = (t > 1) & (job.sequence_length % (t * columns["context_parallel"]) == 0)
+    shards &= not setting.transformers_models  # its layers are split by DeepSpeed's AutoTP, their sequences are not
+    overlapped = overlaps_tensor({**columns, "sequence_parallel": shards}, setting)
+    plans = PlanBatch.from_columns(
+        count,
+        **columns,
+        sequence_parallel=shards,
+        overlap_param_gather=columns["zero_stage"] > 0,
+        tensor_parallel_overlap=pins.get("tensor_parallel_overlap", overlapped),
+    )
+    rules = [rule for rule in rules_for(setting.framework) if rule.name not in WAIVED_WITHOUT_TRAINING]
+    accepted, _ = sieve(plans, setting, rules)
+    return plans.take(np.flatnonzero(accepted))
+
+
+def _with_ends(columns: Columns, setting: Setting, pins: Mapping[str, int]) -> Columns:
+    """Every row with every number of layers on first and last stage that training may have, or those fixed."""
+    layers, embedding = setting.model.num_layers, embedding_layers(setting.model)
+    fixed = {name: pins.get(name, 0) for name in _ENDS} if set(_ENDS) & pins.keys() else {}
+    columns = _crossed(columns, code=list(END_CODES) if setting.framework == MEGATRON and not fixed else [0])
+    p, code = columns["pipeline_parallel"], columns.pop("code")
+    ends = dict(zip(_ENDS, end_layers(code, p, layers, embedding), strict=True))
+    ends |= {name: np.full(len(p), value) for name, value in fixed.items()}
+    return _kept(columns | ends, ends_apply(code, p, layers, embedding))
 
 
 def degrees(
@@ -114,9 +150,7 @@ def degrees(
     sizes: Sequence[int],
     *,
     domain_devices: int,
-    sequence_tokens: int,
-    contexts: bool = True,
-    asked_contexts: int = 1,
+    contexts: Sequence[int] = (1,),
     domains: int = 1,
 ) -> Columns:
     """Columns of tensor, pipeline, data, context, expert and expert-tensor degrees that fill each number of devices.
@@ -125,14 +159,10 @@ def degrees(
         model: Heads, layers and experts bound the degrees.
         sizes: Numbers of devices.
         domain_devices: Devices per scale-up domain.
-        sequence_tokens: Long sequences may be split.
-        contexts: Whether they may at all.
-        asked_contexts: Degree the user names, which short sequences may have as well.
+        contexts: Context-parallel degrees.
         domains: Most scale-up domains of a tensor-parallel group; it takes part of one, or whole ones.
     """
     rows: list[tuple[int, int, int, int]] = []
-    most = most_context_anywhere(sequence_tokens) if contexts else 1
-    wanted = {asked_contexts, *(1 << k for k in range(most.bit_length()) if 1 << k <= most)}
     for size in sizes:
         for t in divisors(size):
             whole = t <= domain_devices * domains and t % domain_devices == 0
@@ -141,7 +171,7 @@ def degrees(
             for p in divisors(size // t):
                 rest = size // (t * p)
                 if p <= model.num_layers:
-                    rows += [(t, p, rest // c, c) for c in divisors(rest) if c in wanted]
+                    rows += [(t, p, rest // c, c) for c in divisors(rest) if c in contexts]
     table = np.asarray(rows, dtype=np.int64).reshape(-1, 4)
     names = ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel")
     columns = dict(zip(names, table.T, strict=True))
@@ -176,59 +206,15 @@ def _kept(columns: Columns, mask: BoolArray) -> Columns:
     return {name: column[mask] for name, column in columns.items()}
 
 
-def _micro_batched(columns: Columns, setting: Setting, wanted: Sequence[int] | None, *, exact: bool) -> Columns:
-    """Micro-batch sizes as wanted, or as ``planner.space`` has them, and their number.
-
-    ``exact``: ranks and micro-batches divide the batch. Otherwise the last micro-batch may be smaller, and powers of
-    two come into play that do not divide it.
-    """
+def _micro_batched(columns: Columns, setting: Setting, pins: Mapping[str, int]) -> Columns:
+    """Micro-batch sizes as fixed, or as training has them and powers of two that do not divide the batch."""
     batch = setting.job.global_batch_size
-    sizes = wanted or micro_batch_sizes(setting)
-    if not exact and not wanted:
-        most = max(MICRO_BATCH_TOKENS // setting.job.sequence_length, 1)
-        sizes = sorted({*sizes, *(1 << k for k in range(batch.bit_length()) if 1 << k <= most)})
-    if exact:
-        columns = _kept(columns, batch % columns["data_parallel"] == 0)
-    else:
-        columns = _kept(columns, columns["data_parallel"] <= batch)
+    most = max(MICRO_BATCH_TOKENS // setting.job.sequence_length, 1)
+    sizes = {*micro_batch_sizes(setting), *(1 << k for k in range(batch.bit_length()) if 1 << k <= most)}
+    columns = _kept(columns, columns["data_parallel"] <= batch)
     per_rank = -(-batch // columns["data_parallel"])
-    columns = _crossed(columns | {"per_rank": per_rank}, micro_batch_size=sizes)
+    wanted = [pins["micro_batch_size"]] if "micro_batch_size" in pins else sorted(sizes)
+    columns = _crossed(columns | {"per_rank": per_rank}, micro_batch_size=wanted)
     per_rank, size = columns.pop("per_rank"), columns["micro_batch_size"]
     columns["num_microbatches"] = -(-per_rank // size)
-    return _kept(columns, (size <= per_rank) & ((per_rank % size == 0) | (not exact)))
-
-
-def _sharded(columns: Columns, stages: Sequence[int], *, pinned: bool) -> Columns:
-    """Every row with every stage of sharding; with nothing to share out, stage 0 alone unless another is asked for."""
-    columns = _crossed(columns, zero_stage=list(stages))
-    ranks = columns["data_parallel"] * columns["context_parallel"]
-    return _kept(columns, (ranks > 1) | (columns["zero_stage"] == 0) | (0 not in stages) | pinned)
-
-
-def _plans(columns: Columns, setting: Setting, *, overlapped: bool) -> PlanBatch:
-    """The columns as plans; layers that do not divide over the stages leave the remainder on the last one."""
-    model, job = setting.model, setting.job
-    t, p = columns["tensor_parallel"], columns["pipeline_parallel"]
-    remainder = model.num_layers - -(-model.num_layers // p) * (p - 1)
-    shards = (t > 1) & (job.sequence_length % (t * columns["context_parallel"]) == 0)
-    shards &= not setting.transformers_models  # its layers are split by DeepSpeed's AutoTP, their sequences are not
-    last = np.where((model.num_layers % p != 0) & (remainder > 0), remainder, 0)
-    return PlanBatch.from_columns(
-        len(t),
-        **columns,
-        sequence_parallel=shards,
-        last_stage_layers=last,
-        overlap_param_gather=columns["zero_stage"] > 0,
-        tensor_parallel_overlap=overlapped & overlaps_tensor({**columns, "sequence_parallel": shards}, setting),
-    )
-
-
-def _accepted(plans: PlanBatch, setting: Setting, call: ModelCall) -> BoolArray:
-    """(N,) whether the framework accepts each plan on the devices it fills.
-
-    Inference needs no whole batch per rank: the last micro-batch may be smaller.
-    """
-    waived = _WAIVED if call.kind is CallKind.TRAIN else WAIVED_WITHOUT_TRAINING
-    rules = [rule for rule in rules_for(setting.framework) if rule.name not in waived]
-    accepted, _ = sieve(plans, setting, rules)
-    return accepted
+    return _kept(columns, size <= per_rank)

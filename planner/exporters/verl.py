@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from costmodels.plan import Recompute
+from costmodels.plan import ContextKind, ExecutionPlan, Recompute
 from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_results import FlowPlan
 from planner.dataflow.graph import EXTERNAL
@@ -30,6 +30,7 @@ WORKFLOWS = tuple(_ADVANTAGES)
 _IN_LOSS = ("grpo",)  # whose divergence from the reference is a term of the loss (arXiv:2402.03300), not of the reward
 _ROLES = "actor_rollout_ref"
 _ACTOR, _REF, _ROLLOUT = f"{_ROLES}.actor", f"{_ROLES}.ref", f"{_ROLES}.rollout"
+_CONTEXT = {ContextKind.ALL_GATHER: "all_gather", ContextKind.ULYSSES: "a2a"}  # Megatron-LM --cp-comm-type
 _REPOSITORY = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/")
 
 Options = list[list[str]]
@@ -111,7 +112,7 @@ def _actor(request: FlowRequest, plan: FlowPlan) -> Options:
     # The pass before training takes the same ranks; verl asks for its micro-batch even where there is none.
     scoring = calls.get("actor_inf", train)
     options += _set(_ROLLOUT, log_prob_micro_batch_size_per_gpu=scoring.layout.micro_batch_size)
-    return options + _trained(request, train, f"{_ROLES}.model", _ACTOR)
+    return options + _trained(request, train, f"{_ROLES}.model", _ACTOR, train.layout)
 
 
 def _adapters(request: FlowRequest) -> Options:
@@ -123,10 +124,10 @@ def _adapters(request: FlowRequest) -> Options:
     return _set(where, **{name: lora.rank}) + _set(_ROLLOUT, load_format="safetensors")
 
 
-def _trained(request: FlowRequest, train: Placed, model: str, role: str) -> Options:
+def _trained(request: FlowRequest, train: Placed, model: str, role: str, lead: ExecutionPlan) -> Options:
     """Layout, recomputation and what leaves the GPUs of a role that is trained."""
     layout, engine = train.layout, _engine(request, role)
-    options = _layout(request, train, engine)
+    options = _layout(request, train, engine, lead)
     out = train.call.holding in (HOLDING_NAMES[STATES_OUT], HOLDING_NAMES[ALL_OUT])
     # Buffers of gradients leave with the weights under Megatron; FSDP frees gradients after each step.
     weights = out if _is_megatron(request) else train.call.holding == HOLDING_NAMES[ALL_OUT]
@@ -134,22 +135,28 @@ def _trained(request: FlowRequest, train: Placed, model: str, role: str) -> Opti
     if not _is_megatron(request):
         return options + _set(model, enable_gradient_checkpointing=layout.recompute == Recompute.FULL)
     options += _set(engine, use_distributed_optimizer=layout.zero_stage > 0)
-    if layout.recompute == Recompute.SELECTIVE:
-        modules = ",".join(module_names(layout.recompute_modules))
-        chosen: dict[str, Any] = {"granularity": "selective", "modules": f"[{modules}]"}
-    elif layout.recompute == Recompute.FULL:
-        chosen = {"granularity": "full", "method": "uniform", "num_layers": 1}
-    else:
-        return options
-    named = {f"recompute_{name}": value for name, value in chosen.items()}
+    named = {f"recompute_{name}": value for name, value in _recomputed(layout).items()}
     return options + _set(f"{engine}.override_transformer_config", **named)
 
 
-def _layout(request: FlowRequest, item: Placed, engine: str) -> Options:
-    """Degrees of a role; the data-parallel one is what is left of the GPUs."""
+def _recomputed(layout: ExecutionPlan) -> dict[str, Any]:
+    """Of Megatron's settings of recomputation those that are set, ``recompute_`` left out."""
+    if layout.recompute == Recompute.NONE:
+        return {}
+    if layout.recompute == Recompute.SELECTIVE:
+        return {"granularity": "selective", "modules": f"[{','.join(module_names(layout.recompute_modules))}]"}
+    if layout.recompute == Recompute.FULL:
+        return {"granularity": "full", "method": "uniform", "num_layers": 1}
+    of_chunk = layout.recompute_layers // layout.virtual_stages
+    return {"granularity": "full", "method": "block", "num_layers": of_chunk}
+
+
+def _layout(request: FlowRequest, item: Placed, engine: str, lead: ExecutionPlan) -> Options:
+    """Degrees of a role; the data-parallel one is what is left of the GPUs. ``lead`` is the layout of the actor."""
     layout = item.layout
     if not _is_megatron(request):
-        return _set(engine, fsdp_size=-1, reshard_after_forward=layout.zero_stage != 2)
+        size = layout.zero_shard_degree or -1
+        return _set(engine, fsdp_size=size, reshard_after_forward=layout.zero_stage != 2)
     options = _set(
         engine,
         tensor_model_parallel_size=layout.tensor_parallel,
@@ -157,13 +164,16 @@ def _layout(request: FlowRequest, item: Placed, engine: str) -> Options:
         context_parallel_size=layout.context_parallel,
         sequence_parallel=layout.sequence_parallel,
     )
+    if lead.virtual_stages > 1:
+        options += _set(engine, virtual_pipeline_model_parallel_size=lead.virtual_stages)
     if request.models[item.call.role].moe is not None:
         experts = {"expert_model": layout.expert_parallel, "expert_tensor": layout.expert_tensor_parallel}
         options += _set(engine, **{f"{name}_parallel_size": degree for name, degree in experts.items()})
-    if layout.last_stage_layers and layout.pipeline_parallel > 1:
-        where = f"+{engine}.override_transformer_config"
-        options += _set(where, num_layers_in_last_pipeline_stage=layout.last_stage_layers)
-    return options
+    ends = {"first": layout.first_stage_layers, "last": layout.last_stage_layers}
+    named: dict[str, Any] = {f"num_layers_in_{end}_pipeline_stage": layers for end, layers in ends.items() if layers}
+    if layout.context_parallel > 1 and layout.context_kind != ContextKind.RING:
+        named["cp_comm_type"] = _CONTEXT[layout.context_kind]
+    return options + _set(f"+{engine}.override_transformer_config", **named)
 
 
 def _rollout(request: FlowRequest, plan: FlowPlan) -> Options:
@@ -213,7 +223,7 @@ def _reference(request: FlowRequest, plan: FlowPlan) -> Options:
         return []
     engine = _engine(request, _REF)
     options = _set(_REF, log_prob_micro_batch_size_per_gpu=reference.layout.micro_batch_size)
-    options += _layout(request, reference, engine)
+    options += _layout(request, reference, engine, in_workers(plan)["actor_train"].layout)
     options += _set(engine, param_offload=reference.call.holding == HOLDING_NAMES[FETCHED])
     return options if _is_megatron(request) else options + _set(engine, model_dtype="bfloat16")
 
@@ -237,7 +247,7 @@ def _critic(request: FlowRequest, plan: FlowPlan) -> Options:
         micro_batch_size_per_gpu=size,
         infer_micro_batch_size_per_gpu=calls.get("critic_inf", train).layout.micro_batch_size,
     )
-    return options + _trained(request, train, "critic.model", "critic")
+    return options + _trained(request, train, "critic.model", "critic", calls["actor_train"].layout)
 
 
 def _reward(request: FlowRequest, plan: FlowPlan) -> Options:

@@ -17,7 +17,7 @@ from typing import Any
 from costmodels.plan import ExecutionPlan
 from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_results import CallPlan, FlowPlan
-from planner.dataflow.graph import GENERATE, INFERENCE
+from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN
 from planner.exporters.exported import Gap
 from planner.lora import linear_targets
 from planner.phrases import gib
@@ -28,6 +28,7 @@ ENGINES = ("vllm", "sglang")
 REWARD = "reward_inf"
 _DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel")
 _EXPERT_DEGREES = ("expert_parallel", "expert_tensor_parallel")
+_ENDS = ("first_stage_layers", "last_stage_layers")
 _SHARDED = (2, 3)  # ZeRO stages of FSDP
 _MOST_LAYOUTS = 4  # tried in turn, each a search of its own
 
@@ -204,14 +205,21 @@ def _second_copy(plan: FlowPlan) -> Iterator[Gap]:
 def tied(request: FlowRequest, plan: FlowPlan, lead: ExecutionPlan) -> Pins:
     """What calls of verl's workers must have where one of them has the layout ``lead``."""
     if request.stack.framework == MEGATRON:
-        wanted = {column: getattr(lead, column) for column in (*_DEGREES, *_EXPERT_DEGREES)}
+        wanted = {column: getattr(lead, column) for column in (*_DEGREES, *_EXPERT_DEGREES, *_ENDS, "virtual_stages")}
     else:
         wanted = dict.fromkeys((*_DEGREES, *_EXPERT_DEGREES), 1)
         wanted["zero_stage"] = lead.zero_stage if lead.zero_stage in _SHARDED else _SHARDED[-1]
     return {
-        name: {key: value for key, value in wanted.items() if key not in _EXPERT_DEGREES or _has_experts(request, item)}
+        name: {key: value for key, value in wanted.items() if _has(request, item, key)}
         for name, item in in_workers(plan).items()
     }
+
+
+def _has(request: FlowRequest, item: Placed, column: str) -> bool:
+    """Whether a column of its layout can be fixed for a call."""
+    if column in _EXPERT_DEGREES:
+        return _has_experts(request, item)
+    return column != "virtual_stages" or item.call.kind == TRAIN
 
 
 def _has_experts(request: FlowRequest, item: Placed) -> bool:

@@ -17,6 +17,7 @@ from costmodels.workload import TrainingJob
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES
 from profiles.model import ModelSpec
+from profiles.stack import StackSpec
 
 # Places in the frameworks that several rules cite.
 ARGUMENTS = "Megatron-LM megatron/training/arguments.py validate_args"
@@ -66,6 +67,30 @@ class Setting:
     transformers_models: bool = False
     own_optimizer: bool = False
     shards_weights: bool = True
+
+    @classmethod
+    def of_stack(
+        cls,
+        model: ModelSpec,
+        job: TrainingJob,
+        stack: StackSpec,
+        *,
+        num_devices: int,
+        joined_devices: int = MAX_DEVICES,
+    ) -> "Setting":
+        """What rules look at where a stack trains the model: its framework, and what its own code asks for."""
+        return cls(
+            model=model,
+            job=job,
+            num_devices=num_devices,
+            framework=stack.framework,
+            joined_devices=joined_devices,
+            free_layout=stack.free_layout,
+            overlaps_experts=stack.expert_parallel_overlap > 0,
+            transformers_models=stack.transformers_models,
+            own_optimizer=stack.own_optimizer,
+            shards_weights=stack.shards_weights,
+        )
 
     @cached_property
     def key_value_heads(self) -> int:

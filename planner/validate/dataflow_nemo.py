@@ -235,9 +235,7 @@ def _train_side(
     numbers = [int(number) for number in re.findall(r"\d+", row["train_[TP,CP,EP,PP,VPP]"])]
     call, recipe = _call(row, kind), RECIPES[row["model"]]
     packed = sequences_per_micro_batch(row, kind)
-    plans = strategies(
-        model, call, [devices], framework=setting.stack.framework, domain_devices=setting.cluster.domain_devices
-    )
+    plans = strategies(model, call, devices, stack=setting.stack, domain_devices=setting.cluster.domain_devices)
     wanted = (
         (plans.tensor_parallel == numbers[0])
         & (plans.expert_parallel == numbers[2])

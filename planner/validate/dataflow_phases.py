@@ -317,7 +317,7 @@ def _trainer_s(kind: CallKind, size: int, billions: int, micro_batch: int) -> fl
     """Seconds of one call of all sequences on so many GPUs, ZeRO-3; infinite where it does not fit."""
     setting, call = _setting(), _call(kind, billions, _SEQUENCES)
     model = call.model(real_model(billions))
-    plans = strategies(model, call, [size], framework="deepspeed", domain_devices=8)
+    plans = strategies(model, call, size, stack=setting.stack, domain_devices=8)
     ours = (plans.tensor_parallel == 1) & (plans.pipeline_parallel == 1) & (plans.zero_stage == 3)
     ours &= plans.micro_batch_size == micro_batch
     if kind is CallKind.TRAIN:

@@ -8,7 +8,7 @@ import pytest
 from costmodels.evaluate import evaluate
 from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
-from costmodels.plan import ExecutionPlan, FloatArray, PlanBatch, Recompute
+from costmodels.plan import ExecutionPlan, FloatArray, PlanBatch, Recompute, concatenate
 from planner.constraints import legal
 from planner.dataflow.call_costs import CallSetting, call_context, call_costs, price_generation, price_plans
 from planner.dataflow.dominance import undominated
@@ -65,7 +65,7 @@ def test_training_is_priced_as_the_mini_batches_of_a_training_job() -> None:
 
 def test_every_training_row_is_legal_for_the_framework() -> None:
     wanted = call()
-    plans = strategies(LLAMA, wanted, [8], framework="megatron", domain_devices=8)
+    plans = strategies(LLAMA, wanted, 8, stack=SETTING.stack, domain_devices=8)
     assert legal(plans, Setting(model=LLAMA, job=training_job(wanted), num_devices=8, framework="megatron")).all()
     assert {1, 2, 4, 8} == set(plans.tensor_parallel.tolist())
 
@@ -78,14 +78,17 @@ def test_a_stack_that_hides_exchanges_trains_experts_without_whole_stages_and_wh
     }
     spread = {name: plans.take(np.flatnonzero(plans.expert_parallel > 1)) for name, plans in tables.items()}
     assert (spread["megatron-core"].pipeline_parallel > 1).any()
-    assert (spread["megatron-core-ep-overlap"].pipeline_parallel == 1).all()
+    hidden = spread["megatron-core-ep-overlap"]
+    assert ((hidden.pipeline_parallel == 1) | (hidden.virtual_stages > 1)).all()
     assert not (spread["megatron-core-ep-overlap"].recompute == Recompute.FULL).any()
 
 
 def test_weights_of_an_inference_call_are_two_bytes_each() -> None:
     table = call_costs(call(CallKind.INFERENCE), LLAMA, SETTING, [8])
     whole = (table.plans.tensor_parallel == 1) & (table.plans.pipeline_parallel == 1)
-    assert table.static_bytes[whole] == pytest.approx(2 * total_parameters(LLAMA))
+    shared = table.plans.zero_stage == 3
+    assert table.static_bytes[whole & ~shared] == pytest.approx(2 * total_parameters(LLAMA))
+    assert table.static_bytes[whole & shared] == pytest.approx(2 * total_parameters(LLAMA) / 8)
     assert (table.static_bytes == table.weight_bytes).all()
     assert (table.offloadable_bytes == table.static_bytes).all()
 
@@ -100,14 +103,14 @@ def test_inference_may_leave_the_last_micro_batch_smaller() -> None:
 def test_micro_batches_of_training_are_those_of_single_plans() -> None:
     """96 sequences per update on 1 rank: also 3, 6, 12, 24, 48 and 96, each of which divides what a rank has."""
     wanted = call(num_sequences=96, mini_batches=1)
-    plans = strategies(LLAMA, wanted, [8], framework="megatron", domain_devices=8)
+    plans = strategies(LLAMA, wanted, 8, stack=SETTING.stack, domain_devices=8)
     setting = Setting(model=LLAMA, job=training_job(wanted), num_devices=8, framework="megatron")
     alone = plans.micro_batch_size[plans.data_parallel == 1]
     assert set(alone.tolist()) == set(micro_batch_sizes(setting)) == {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 96}
     seen = plans.data_parallel * plans.micro_batch_size * plans.num_microbatches
     assert (seen == 96).all()
     # Batches of powers of two are what they were: nothing is searched in vain.
-    whole = strategies(LLAMA, call(), [8], framework="megatron", domain_devices=8)
+    whole = strategies(LLAMA, call(), 8, stack=SETTING.stack, domain_devices=8)
     assert set(whole.micro_batch_size.tolist()) == {1, 2, 4, 8, 16, 32, 64, 128}
 
 
@@ -136,7 +139,7 @@ def test_a_batch_of_96_trains_faster_in_micro_batches_that_are_no_power_of_two()
 )
 def test_what_is_fixed_is_fixed_before_better_ways_are_preferred(kind: CallKind, pins: dict[str, int]) -> None:
     """Rows that only others beat count where the user asks for them."""
-    plans = strategies(LLAMA, call(kind), [8], framework="megatron", domain_devices=8)
+    plans = strategies(LLAMA, call(kind), 8, stack=SETTING.stack, domain_devices=8)
     asked = np.all([getattr(plans, name) == value for name, value in pins.items()], axis=0)
     every = price_plans(plans.take(np.flatnonzero(asked)), call(kind), LLAMA, SETTING)
     fits = every.static_bytes + every.active_bytes <= CLUSTER.device.usable_memory_bytes
@@ -155,7 +158,7 @@ def test_a_fixed_micro_batch_need_not_be_one_of_those_considered() -> None:
 
 
 def test_inference_of_any_number_of_sequences_has_powers_of_two_and_divisors() -> None:
-    plans = strategies(LLAMA, call(CallKind.INFERENCE, num_sequences=84), [1], framework="megatron", domain_devices=8)
+    plans = strategies(LLAMA, call(CallKind.INFERENCE, num_sequences=84), 1, stack=SETTING.stack, domain_devices=8)
     assert set(plans.micro_batch_size.tolist()) == {1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 28, 32, 64}
     rest = plans.micro_batch_size * plans.num_microbatches - 84
     assert ((rest >= 0) & (rest < plans.micro_batch_size)).all()
@@ -180,7 +183,7 @@ def test_trainers_between_generations_are_slower_and_wait_for_the_host_at_every_
     model = resolve_model("qwen3-30b-a3b", default_catalog(), allow_paths=False).spec
     for kind, forward_and_backward in ((CallKind.INFERENCE, 1), (CallKind.TRAIN, 2)):
         wanted = call(kind)
-        plans = strategies(model, wanted, [8], framework="megatron", domain_devices=8)
+        plans = strategies(model, wanted, 8, stack=SETTING.stack, domain_devices=8)
         kept = (plans.recompute == Recompute.NONE) & (plans.pipeline_parallel == 1)
         plans = plans.take(np.flatnonzero(kept)[::40])
         before, after = (price_plans(plans, wanted, model, setting).time_s for setting in (plain, between))
@@ -225,7 +228,7 @@ def test_inference_is_a_fraction_of_training() -> None:
 
 def test_dominated_rows_go_and_only_those() -> None:
     wanted = call()
-    plans = strategies(LLAMA, wanted, [8, 32], framework="megatron", domain_devices=8)
+    plans = concatenate(strategies(LLAMA, wanted, size, stack=SETTING.stack, domain_devices=8) for size in (8, 32))
     whole = call_costs(wanted, LLAMA, SETTING, [8, 32], fitting=False)
     priced = evaluate(plans, call_context(wanted, LLAMA, SETTING))
     assert len(whole) < len(plans)
@@ -348,7 +351,7 @@ def test_an_engine_beats_eager_generation_of_a_split_model() -> None:
 
 def test_tables_of_a_large_dataflow_are_quick() -> None:
     # 4 x 70B PPO on 128 GPUs: six calls, 19 sizes; a tenth of the time allowed on an idle machine.
-    from time import perf_counter
+    from time import process_time
 
     cluster = parse_cluster("16x8xH100", default_catalog(), fabric=None)
     big = resolve_model("llama-2-70b", default_catalog(), allow_paths=False).spec
@@ -359,9 +362,9 @@ def test_tables_of_a_large_dataflow_are_quick() -> None:
         *(call(CallKind.INFERENCE, value_head=head) for head in (False, True, True)),
         *(call(CallKind.TRAIN, value_head=head) for head in (False, True)),
     ]
-    start = perf_counter()
+    start = process_time()
     rows = sum(len(call_costs(wanted, big, setting, sizes)) for wanted in calls)
-    assert perf_counter() - start < 2.0
+    assert process_time() - start < 2.0
     assert rows > 2000
 
 

@@ -10,6 +10,7 @@ import jsonschema_rs
 import pytest
 
 import planner
+from costmodels.plan import ContextKind, Recompute
 from planner.dataflow.flow_results import FlowPlan
 from planner.exporters import flow_api
 from planner.exporters.exported import Exported
@@ -117,6 +118,35 @@ def test_dapo_keeps_batches_in_flight_and_has_no_reference() -> None:
     assert found["algorithm.filter_groups.max_inflight_gen_batches"] == "3"
     assert (found["data.train_batch_size"], found[ROLLOUT + "n"]) == ("64", "16")
     assert not any(name.startswith("actor_rollout_ref.ref.") for name in found)
+
+
+def test_interleaved_stages_ends_of_their_own_and_blocks_are_said_for_all_roles() -> None:
+    """Virtual stages are the actor's: Megatron's groups are made once per process. Blocks are counted per chunk."""
+    result = grpo(mode="colocated")
+    layout = {"pipeline_parallel": 4, "data_parallel": 1, "virtual_stages": 2, "recompute": Recompute.BLOCK}
+    ends = {"first_stage_layers": 6, "last_stage_layers": 6, "recompute_layers": 4, "context_parallel": 2}
+    calls = tuple(
+        replace(item, plan=replace(item.plan, **layout, **ends, context_kind=ContextKind.ULYSSES))
+        if item.plan is not None and item.kind == "train"
+        else item
+        for item in plan_of(result).calls
+    )
+    found = overrides(export_flow(result.flow.request, replace(plan_of(result), calls=calls)))
+    for role in ("actor", "ref"):
+        assert found[f"actor_rollout_ref.{role}.megatron.virtual_pipeline_model_parallel_size"] == "2"
+    where = f"{ACTOR}megatron.override_transformer_config."
+    said = {name: found.get(f"+{where}{name}", found.get(f"{where}{name}")) for name in SAID}
+    assert said == SAID
+
+
+SAID = {
+    "num_layers_in_first_pipeline_stage": "6",
+    "num_layers_in_last_pipeline_stage": "6",
+    "cp_comm_type": "a2a",
+    "recompute_granularity": "full",
+    "recompute_method": "block",
+    "recompute_num_layers": "2",
+}
 
 
 def test_fsdp_shards_all_roles() -> None:
