@@ -22,6 +22,8 @@ from profiles.engines import TRAINER, find_engine
 from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster
 
+_SHARED_OUT = 3  # the ZeRO stage of weights
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedRows:
@@ -174,7 +176,9 @@ def _only(*, shards: int, copies: int, whole_bytes: float) -> PlacedLayouts:
         tensor_parallel=shards * one,
         pipeline_parallel=one,
         data_parallel=copies * one,
+        shared=one,
         shard_bytes=np.asarray([whole_bytes / shards]),
+        model_bytes=np.asarray([whole_bytes]),
         identity=0 * one,
     )
 
@@ -203,12 +207,18 @@ def _classes(placed: PlacedRows) -> tuple[IntArray, PlacedLayouts, list[str]]:
     found, first, number = np.unique(keys, axis=1, return_index=True, return_inverse=True)
     plans = table.plans.take(entry[first])
     identity = (found[2] * (1 << 20) + found[0]) * (1 << 20) + found[1]
+    shared = np.where(plans.zero_stage >= _SHARED_OUT, plans.shard_degree, 1)
+    moved, share = placed.payload, 1.0 if placed.payload is None else placed.payload.share
+    shard_bytes = table.weight_bytes[entry[first]] * share
+    of_shards = shard_bytes * plans.tensor_parallel * plans.pipeline_parallel * shared
     layouts = PlacedLayouts(
         start=found[0],
         tensor_parallel=plans.tensor_parallel,
         pipeline_parallel=plans.pipeline_parallel,
         data_parallel=plans.data_parallel * plans.context_parallel,
-        shard_bytes=table.weight_bytes[entry[first]] * (1.0 if placed.payload is None else placed.payload.share),
+        shared=shared,
+        shard_bytes=shard_bytes,
+        model_bytes=of_shards if moved is None else np.full(len(shared), moved.total_bytes),
         identity=identity,
     )
     return number.reshape(-1), layouts, [table.engines[index] for index in found[3]]

@@ -49,7 +49,9 @@ class PlacedLayouts:
         tensor_parallel: Shards of each layer.
         pipeline_parallel: Stages.
         data_parallel: Copies.
+        shared: Ranks among which each shares the weights of its shard and stage, as ZeRO-3 does; 1 where none do.
         shard_bytes: Weights on each rank.
+        model_bytes: Weights of one whole copy.
         identity: Equal for layouts that hold equal shards on equal meshes.
     """
 
@@ -57,7 +59,9 @@ class PlacedLayouts:
     tensor_parallel: IntArray
     pipeline_parallel: IntArray
     data_parallel: IntArray
+    shared: IntArray
     shard_bytes: FloatArray
+    model_bytes: FloatArray
     identity: IntArray
 
     def __len__(self) -> int:
@@ -76,11 +80,6 @@ class PlacedLayouts:
     def stop(self) -> IntArray:
         """One past the last GPU of each mesh, shape [layouts]."""
         return self.start + self.size
-
-    @property
-    def model_bytes(self) -> FloatArray:
-        """Weights of one whole copy, shape [layouts]."""
-        return self.shard_bytes * self.tensor_parallel * self.pipeline_parallel
 
 
 # Into the node that lacks most, out of the busiest source, nodes that lack anything, and the place of every pair.
@@ -168,7 +167,7 @@ class ReallocationModel:
         """Gather on one mesh; infinite between meshes, or where shards of the target are no unions of the source's.
 
         A rank ends with ``M / (t_g p_g)`` bytes, of which it had ``M / (t p)``; the groups are those HybridFlow forms
-        (arXiv:2409.19256, section 5.3), so that no rank holds more than that.
+        (arXiv:2409.19256, section 5.3), so that no rank holds more than that. Ranks that share a shard gather it first.
         """
         one_mesh = (source.start[:, None] == target.start) & (source.size[:, None] == target.size)
         time_s = np.full(one_mesh.shape, np.inf)
@@ -179,9 +178,12 @@ class ReallocationModel:
         whole = (held.tensor_parallel % wanted.tensor_parallel == 0) & (
             held.pipeline_parallel % wanted.pipeline_parallel == 0
         )
-        group = np.maximum(wider * longer, 1)
+        apart = held.shared // wanted.shared
+        whole &= (held.shared % wanted.shared == 0) | (wanted.shared % held.shared == 0)
+        group = np.maximum(wider * longer, 1) * np.maximum(apart, 1)
         stages_in_node = np.maximum(self._node_gpus(held.size) // (held.tensor_parallel * held.data_parallel), 1)
         near = np.maximum(wider, 1) * np.minimum(np.maximum(longer, 1), stages_in_node)
+        near *= np.minimum(np.maximum(apart, 1), np.maximum(self._node_gpus(held.size) // held.tensor_parallel, 1))
         gathered_s = self._price(CollectiveOp.ALL_GATHER, wanted.shard_bytes[whole], group[whole], near[whole])
         time_s[row[whole], column[whole]] = gathered_s
         return time_s

@@ -185,7 +185,9 @@ def _placed(table: _Layouts, layout: IntArray, start: IntArray) -> PlacedLayouts
         tensor_parallel=table.plans.tensor_parallel[layout],
         pipeline_parallel=table.plans.pipeline_parallel[layout],
         data_parallel=table.plans.data_parallel[layout],
+        shared=np.ones(len(layout), dtype=np.int64),
         shard_bytes=table.weight_bytes[layout],
+        model_bytes=(table.weight_bytes * table.plans.tensor_parallel * table.plans.pipeline_parallel)[layout],
         identity=layout_ids(table.plans)[layout] * 65_536 + start,
     )
 

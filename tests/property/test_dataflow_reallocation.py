@@ -34,16 +34,19 @@ class Links:
 MODEL = ReallocationModel(cluster=parse_cluster("4x8xA100-80GB"), collectives=Links(), layer_groups=10**9)
 
 
-def placed(*rows):
-    """Layouts from rows (first GPU, pipeline, tensor, data)."""
+def placed(*rows, shared=1):
+    """Layouts from rows (first GPU, pipeline, tensor, data), weights shared out among so many of the data ranks."""
+    shared = [shared] * len(rows)
     start, pipeline, tensor, data = np.array(rows).T
     return PlacedLayouts(
         start=start,
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
         data_parallel=data,
-        shard_bytes=MODEL_BYTES / (tensor * pipeline),
-        identity=((start * 100 + pipeline) * 100 + tensor) * 100 + data,
+        shared=np.array(shared),
+        shard_bytes=MODEL_BYTES / (tensor * pipeline * np.array(shared)),
+        model_bytes=np.full(len(rows), MODEL_BYTES),
+        identity=(((start * 100 + pipeline) * 100 + tensor) * 100 + data) * 100 + np.array(shared),
     )
 
 
@@ -75,6 +78,26 @@ def test_regrouped_gather_moves_what_the_larger_shard_lacks():
     assert route == Route.ALL_GATHER
     assert moved == pytest.approx(8 * (MODEL_BYTES / 2 - MODEL_BYTES / 8))
     assert time_s == pytest.approx(MODEL_BYTES / 2 * 3 / 4 / NVLINK)
+
+
+def test_ranks_that_share_weights_out_gather_them():
+    """ZeRO-3 over eight ranks of a node, over 32 of four nodes, and in pairs of tensor-parallel ranks."""
+    whole = MODEL.all_gather_s(placed((0, 1, 1, 8), shared=8), placed((0, 1, 1, 8)))[0, 0]
+    assert whole == pytest.approx(MODEL_BYTES * 7 / 8 / NVLINK)
+    across = MODEL.all_gather_s(placed((0, 1, 1, 32), shared=32), placed((0, 1, 1, 32)))[0, 0]
+    assert across == pytest.approx(MODEL_BYTES * 31 / 32 / CARD)
+    paired = MODEL.all_gather_s(placed((0, 1, 2, 4), shared=4), placed((0, 1, 1, 8)))[0, 0]
+    assert paired == whole
+    # Handing shards out of whole copies moves nothing.
+    assert MODEL.all_gather_s(placed((0, 1, 1, 8)), placed((0, 1, 1, 8), shared=8))[0, 0] == 0
+    assert price((0, 1, 1, 8), (0, 1, 1, 8))[0] == 0
+
+
+def test_shards_that_are_shared_out_are_parts_of_a_whole_model():
+    """A target whose ranks share weights out takes as many bytes into its node as one that holds them whole."""
+    for shared in (1, 8):
+        target = placed((8, 1, 1, 8), shared=shared)
+        assert MODEL.broadcast_s(placed((0, 1, 8, 1)), target)[0, 0] >= MODEL_BYTES / (8 * CARD)
 
 
 def test_stages_send_what_they_hold_and_nodes_keep_what_they_have():

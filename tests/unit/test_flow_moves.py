@@ -77,7 +77,9 @@ def layouts(*rows: tuple[int, int, int, int]) -> PlacedLayouts:
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
         data_parallel=data,
+        shared=np.ones(len(rows), dtype=np.int64),
         shard_bytes=np.ones(len(rows)),
+        model_bytes=np.ones(len(rows)) * tensor * pipeline,
         identity=np.arange(len(rows)),
     )
 
