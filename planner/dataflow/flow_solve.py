@@ -25,7 +25,7 @@ from planner.dataflow.units import units_of
 from planner.request import part_of
 from profiles.mixed_cluster import MixedCluster, alone
 
-_CHILDREN = 150_000_000  # looked at by the tree search at the usual effort: some five seconds on one core
+_CHILDREN = 500_000_000  # looked at by the tree search at the usual effort: some five seconds on one core
 _LEAST_CHILDREN, _LEAST_STEPS = 100_000, 50
 _PART = 0.5  # of the budget that divisions share, for each
 _RESTARTS = 2  # of the annealing

@@ -13,7 +13,7 @@ from planner.dataflow.units import Units
 from planner.dataflow.waits import Between, between
 
 _BLOCK_CELLS = 250_000  # pairs or triples compared at once: what a cache holds, twice as fast as ten times as many
-_MOST_PAIRS = 600_000_000  # pairs of candidates compared for all groups; of more, only the fastest of each mesh are
+_MOST_PAIRS = 40_000_000  # of candidates of two calls compared; of more, only the fastest of each mesh are
 _MOST_TRIPLES = 60_000_000  # triples of meshes looked at for one group; larger groups keep the bounds of their pairs
 
 
@@ -44,10 +44,9 @@ def group_tables(problem: DataflowProblem, chains: Chains, units: Units) -> Grou
     given = call_tables(problem, chains).given_s
     pairs = {pair for group in chains.groups for pair in combinations(group, 2)}
     sizes = [len(call) for call in problem.calls]
-    if sum(sizes[first] * sizes[second] for first, second in pairs) > _MOST_PAIRS:
-        _add_mesh_pairs(problem, chains, given)
-        pairs = set()
-    for first, second in sorted(pairs):
+    many = {pair for pair in pairs if sizes[pair[0]] * sizes[pair[1]] > _MOST_PAIRS}
+    _add_mesh_pairs(problem, chains, given, many)
+    for first, second in sorted(pairs - many):
         places = [place for place, group in enumerate(chains.groups) if first in group and second in group]
         moved = [_moved(problem, chains.moves[place], first, second) for place in places]
         different = sorted(set(moved))
@@ -186,12 +185,14 @@ def passing_s(passing: Between, first: int, rows: IntArray, others: IntArray) ->
     return passing.times.price(others[None], rows[:, None])
 
 
-def _add_mesh_pairs(problem: DataflowProblem, chains: Chains, given: Sequence[dict[int, FloatArray]]) -> None:
+def _add_mesh_pairs(
+    problem: DataflowProblem, chains: Chains, given: Sequence[dict[int, FloatArray]], pairs: set[tuple[int, int]]
+) -> None:
     """What two calls of a group take at least on any meshes, whatever memory they need and whatever passes between."""
-    meshes = [_fastest_by_mesh(call) for call in problem.calls]
+    meshes = {index: _fastest_by_mesh(problem.calls[index]) for pair in pairs for index in pair}
     least: dict[tuple[int, int], tuple[FloatArray, FloatArray]] = {}
     for group, tables in zip(chains.groups, given, strict=True):
-        for first, second in combinations(group, 2):
+        for first, second in pairs & set(combinations(group, 2)):
             if (first, second) not in least:
                 (start1, stop1, time1, of1), (start2, stop2, time2, of2) = meshes[first], meshes[second]
                 shared = (start1[:, None] < stop2) & (start2 < stop1[:, None])
