@@ -28,6 +28,7 @@ from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
 from profiles.scalars import plain
 from profiles.stack import StackSpec
+from profiles.stack_names import taken_as
 from profiles.stacks import default_stack, find_stack, fitted_in, load_stacks, with_fit
 
 ModelInput = str | Path | Mapping[str, Any] | ModelSpec
@@ -278,13 +279,24 @@ def _stack_among(
         stack = find_stack(name, stacks)
         if stack.framework not in FRAMEWORKS:
             raise SpecError("framework", f"unknown name {name[:40]!r}", did_you_mean(name, FRAMEWORKS))
-        return stack, []
+        return stack, name_notes(name, stack)
     stack = default_stack(job.task, stacks)
     split = max((pins.get(column, 1) for column in MODEL_AXES), default=1) > 1
     if stack.framework == HUGGINGFACE and split:
         stack = find_stack(MEGATRON, stacks)
     note = Note(code="assumed_default", field="framework", message=f"{stack.name}: {stack.description}")
     return stack, [note]
+
+
+def name_notes(name: str, stack: StackSpec) -> list[Note]:
+    """That the name of a tool was taken for that of a stack, where it was.
+
+    Args:
+        name: What was asked for.
+        stack: What was found for it.
+    """
+    message = taken_as(name, stack.name)
+    return [Note(code="assumed_default", field="framework", message=message)] if message else []
 
 
 def names_several(framework: str) -> bool:
