@@ -126,7 +126,7 @@ def estimate(
     Raises:
         SpecError: If the question itself is wrong, or the framework would refuse the plan.
     """
-    request = resolve_request(model, cluster, job, fixed_by(plan), given_options(options, settings))
+    request = resolve_request(model, cluster, job, fixed_by(plan), given_options(options, settings, fixed="plan"))
     return price_plan(request, plan) if isinstance(plan, ExecutionPlan) else _answer("estimate", request, 1)
 
 

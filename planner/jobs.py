@@ -17,6 +17,7 @@ from costmodels.data_parallel import gradient_element_bytes
 from costmodels.eager_attention import unfused_by_default
 from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, TrainingJob
 from planner.attention import asked_attention_notes, attention_notes, default_attention
+from planner.field_names import meant_field
 from planner.job_checks import MAX_TRAIN_TOKENS, check_job
 from planner.lora import adapters_of
 from planner.results import Note
@@ -198,7 +199,8 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         kind = _KINDS.get(name, _EXTRA.get(name))
         if kind is None:
-            raise SpecError(f"job.{str(name)[:40]}", "unknown field", did_you_mean(str(name), JOB_FIELDS))
+            hint = meant_field(str(name), JOB_FIELDS) or did_you_mean(str(name), JOB_FIELDS)
+            raise SpecError(f"job.{str(name)[:40]}", "unknown field", hint)
         if value is None:
             continue
         values[name] = _typed(f"job.{name}", value, kind)

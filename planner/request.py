@@ -12,7 +12,8 @@ from costmodels.energy_cost import Price
 from costmodels.layer_costs import joined_devices
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
-from planner.jobs import expert_notes, gradient_notes, resolve_job, state_notes, with_attention, with_loss
+from planner.field_names import meant_setting
+from planner.jobs import JOB_FIELDS, expert_notes, gradient_notes, resolve_job, state_notes, with_attention, with_loss
 from planner.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
 from planner.option_kinds import check_kinds
 from planner.pins import check_values, parse_pins
@@ -69,8 +70,13 @@ class Options:
     allow_files: bool = True
 
 
-def given_options(options: Options | None, settings: Mapping[str, Any]) -> Options:
+def given_options(options: Options | None, settings: Mapping[str, Any], *, fixed: str = "pins") -> Options:
     """The options of a public call, which come as one object or as keywords.
+
+    Args:
+        options: The one.
+        settings: The others.
+        fixed: The call's keyword of what is held fixed.
 
     Raises:
         SpecError: If a keyword is none of them.
@@ -80,10 +86,9 @@ def given_options(options: Options | None, settings: Mapping[str, Any]) -> Optio
         raise TypeError("give options or keywords, not both")
     known = [item.name for item in fields(Options)]
     for name in settings:
-        if name == "pins":
-            raise SpecError(name, "is no setting of an estimate", "give what is fixed as plan={'tp': 8}")
         if name not in known:
-            raise SpecError(name[:40], "unknown setting", did_you_mean(name, known))
+            hint = meant_setting(name, known, JOB_FIELDS, fixed=fixed) or did_you_mean(name, known)
+            raise SpecError(name[:40], "unknown setting", hint)
     return options or Options(**settings)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from planner.field_names import meant_field
 from planner.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
 from planner.request import ModelInput, Options, check_options, price_of, resolve_named_model
 from planner.results import Note, assumed_notes
@@ -171,7 +172,8 @@ def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, dict[str, Any], Option
     known = inspect.signature(serving_job).parameters
     for name in asked:
         if not (name in known or name in (*_SETTINGS, *ASKED, *_OPTIONS)):
-            raise SpecError(name[:40], "unknown setting", did_you_mean(name, [*known, *_SETTINGS, *ASKED, *_OPTIONS]))
+            names = [*known, *_SETTINGS, *ASKED, *_OPTIONS]
+            raise SpecError(name[:40], "unknown setting", meant_field(name, names) or did_you_mean(name, names))
     for name in ("prompt", "generate"):
         if asked.get(name) is None:
             raise SpecError(name, "is required: tokens per request", f"for example {name} 1024")

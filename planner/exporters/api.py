@@ -107,7 +107,7 @@ def export(
         True
     """
     _check_format(format)
-    chosen = given_options(options, settings)
+    chosen = given_options(options, settings, fixed="plan")
     if chosen.framework is None:
         usual = resolve_request(model, cluster, job, fixed_by(plan), chosen)
         stacks = _module(format).TARGET.stacks
