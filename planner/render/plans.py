@@ -286,7 +286,7 @@ def _time_table(best: PlanEstimate) -> Table:
 
 
 def _bar(share: float) -> Text:
-    return Text("█" * round(share * _BAR_WIDTH) or "▏", style="cyan")
+    return Text("█" * round(share * _BAR_WIDTH) or ("▏" if share > 0 else ""), style="cyan")
 
 
 def _rivals(result: PlanResult, console: Console) -> None:
