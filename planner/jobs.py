@@ -25,6 +25,7 @@ from planner.rules.base import divisors
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
+from profiles.precision import format_name
 from profiles.scalars import plain
 from profiles.stack import StackSpec
 
@@ -37,6 +38,7 @@ _TYPES: dict[Any, type] = {int: int, str: str, bool: bool, float: float, int | N
 _KINDS = {item.name: _TYPES[item.type] for item in fields(TrainingJob) if item.name != "lora"}
 _EXTRA: dict[str, type] = {"global_batch_tokens": float, "lora_rank": int, "lora_targets": object, "lora": object}
 JOB_FIELDS = (*_KINDS, *_EXTRA)
+_FORMATS = ("precision", *(name for name in _KINDS if name.endswith("_dtype")))
 _NEAR, _MOST_TRIED = 0.05, 64  # of a batch that nobody asked for; and numbers on either side
 
 
@@ -57,7 +59,8 @@ def resolve_job(
     """
     notes: list[Note] = []
     if isinstance(given, TrainingJob):
-        job = given
+        name = format_name(given.precision)
+        job = given if name == given.precision else replace(given, precision=name)
     else:
         values = _checked({} if given is None else given)
         _fill_precision(values, cluster, notes)
@@ -205,7 +208,7 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         values[name] = _typed(f"job.{name}", value, kind)
         if kind is str:
-            values[name] = values[name].strip().lower()
+            values[name] = format_name(values[name]) if name in _FORMATS else values[name].strip().lower()
     if (task := values.get("task", TASKS[0])) not in TASKS:
         hint = f"use one of {', '.join(TASKS)}; ppo, dpo and the like are workflows: planner plan --job"
         raise SpecError("job.task", f"unknown value {task[:40]!r}", hint)

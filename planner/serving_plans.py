@@ -30,6 +30,7 @@ from profiles.engines import check_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
+from profiles.precision import format_name
 from profiles.scalars import whole_number
 from profiles.weights import SIXTEEN_BITS
 
@@ -130,6 +131,7 @@ def _waves(job: ServingJob) -> list[Note]:
 def _format(precision: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Note, ...]]:
     """The format of what is in 16 bits, and a note where it is not the usual one."""
     device = cluster.device
+    precision = format_name(precision) if isinstance(precision, str) else precision
     if precision is not None and not _is_one(precision, SIXTEEN_BITS):
         hint = "bf16 or fp16, with weights for checkpoints in fewer bits"
         raise SpecError("precision", f"is a format of 16 bits; got {str(precision)[:40]!r}", hint)

@@ -32,6 +32,7 @@ from planner.rules.linear import check_trained
 from profiles.errors import SpecError, did_you_mean
 from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import ModelSpec
+from profiles.precision import parse_precision
 from profiles.scalars import plain
 from profiles.stack import StackSpec
 
@@ -367,7 +368,7 @@ def _precision(options: FlowOptions, cluster: MixedCluster, notes: list[Note]) -
     if options.precision is not None:
         for device in devices:
             check_precision(options.precision, device)
-        return options.precision
+        return parse_precision(options.precision).name
     chosen = default_precision(devices)
     notes.append(_assumed("precision", f"{chosen} (not given)"))
     return chosen
