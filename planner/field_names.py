@@ -3,8 +3,6 @@
 from collections.abc import Container, Mapping
 from types import MappingProxyType
 
-from planner.pins import ALIASES, PLAN_FIELDS
-
 # Options of the command line that are no field's name with hyphens, to the field.
 OPTION_FIELDS: Mapping[str, str] = MappingProxyType(
     {
@@ -45,6 +43,8 @@ def meant_setting(name: str, known: Container[str], job: Container[str], *, fixe
         job: Fields of a job.
         fixed: The call's keyword of what is held fixed, ``plan`` or ``pins``.
     """
+    from planner.pins import ALIASES, PLAN_FIELDS  # loads NumPy, which the command line's help does without
+
     if name in ("plan", "pins", "pin"):
         return f"give what is fixed as {fixed}={{'tp': 8}}"
     field = OTHER_NAMES.get(name, name)

@@ -195,9 +195,9 @@ def _assume(notes: list[Note], name: str, message: str) -> None:
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(given, Mapping):
-        raise SpecError(
-            "job", f"must be a mapping of job fields; got {str(given)[:40]!r}", "for example {'sequence_length': 4096}"
-        )
+        task = str(given).strip().lower()
+        hint = f"{{'task': '{task}'}}" if task in TASKS else "for example {'sequence_length': 4096}"
+        raise SpecError("job", f"must be a mapping of job fields; got {str(given)[:40]!r}", hint)
     values: dict[str, Any] = {}
     for name, value in given.items():
         kind = _KINDS.get(name, _EXTRA.get(name))

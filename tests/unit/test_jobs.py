@@ -324,3 +324,8 @@ def test_of_which_transformers_experts_are_priced_is_said() -> None:
         assert not find_stack(older).grouped_experts
         assert not expert_notes(find_stack(older), mixtral)
     assert not expert_notes(find_stack("megatron-core"), mixtral)
+
+
+def test_the_name_of_a_task_in_place_of_a_job_is_told_its_field() -> None:
+    with pytest.raises(SpecError, match=r"must be a mapping of job fields; got 'LoRA'. Hint: \{'task': 'lora'\}"):
+        resolve_job("LoRA", gpt(), cluster(), {})  # type: ignore[arg-type]
