@@ -64,7 +64,7 @@ def worded(error: SpecError, *, workflow: bool = False) -> SpecError:
         error: What is wrong.
         workflow: Whether a workflow was asked about, whose task is a setting.
     """
-    if re.search(r":\d+:", error.field):
+    if re.search(r":\d+:", error.field) or error.problem == "unknown setting":  # settings are called as they are
         return error
     hint = in_options(error.hint)
     return SpecError(error.field, error.problem, hint.replace("--task ", "--set task=") if workflow else hint)

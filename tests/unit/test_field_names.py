@@ -5,7 +5,7 @@ from typer.main import get_command
 
 import planner
 from planner.cli.app import app
-from planner.cli.hints import in_options
+from planner.cli.hints import in_options, worded
 from planner.field_names import OPTION_FIELDS
 from profiles.errors import SpecError
 from service.meant import meant_field
@@ -66,3 +66,9 @@ def test_hints_of_the_command_line_and_of_the_service_agree(option: str, field: 
         assert in_options(f"{field} 8") == f"--{option.replace('_', '-')} 8"
     path = "/serving" if field.endswith("_s") else "/plan"
     assert f"{field}" in meant_field([], option, path=path)
+
+
+def test_settings_of_workflows_are_called_alike_everywhere():
+    """``--set latency_s=1`` has no option of its own: a hint that lists settings names them as they are."""
+    error = SpecError("job.foo", "unknown setting", "known: latency_s, lora_rank")
+    assert worded(error, workflow=True) == error
