@@ -189,6 +189,20 @@ def best_among(request: Request, taken: Taken) -> tuple[ExecutionPlan, bool] | N
     return priced.plans.plan(int(rows[0]) if fits else nearest_to_fit(priced, request.cluster.node)), fits
 
 
+def likely_among(request: Request, taken: Taken) -> ExecutionPlan | None:
+    """The best of the ranked plans that are taken and likely to live; None where none is.
+
+    Args:
+        request: The question.
+        taken: (N,) which of N plans are.
+    """
+    priced = search_parts(request, taken=taken)[0]
+    if not len(priced):
+        return None
+    row = likely_row(priced, cost_context(request), objective=request.objective)
+    return None if row is None else priced.plans.plan(row)
+
+
 def _estimates(request: Request, priced: Priced, rows: Any) -> list[PlanEstimate]:
     """The chosen rows in full, each on the part of the cluster it uses."""
     plans = priced.plans.take(rows)

@@ -30,12 +30,13 @@ class Tool:
 
 
 _TRAINER = "it runs Hugging Face's Trainer; with DeepSpeed's ZeRO it is framework deepspeed"
+_TORCHTUNE = "it runs FSDP2, with compile: True, and without pipeline stages (pp 1), which torchtitan has"
 _MEGATRON = "it runs Megatron-Core"
 # Of docs/fine-tuning.md, and of what the descriptions of the stacks name.
 TOOLS: Mapping[str, Tool] = MappingProxyType(
     {
         **dict.fromkeys(("trl", "peft", "transformers", "axolotl", "llama-factory"), Tool("hf-trainer", _TRAINER)),
-        "torchtune": Tool("fsdp", "it runs FSDP2, with compile: True; with compile: False it is framework fsdp-eager"),
+        "torchtune": Tool("fsdp", f"{_TORCHTUNE}; with compile: False it is framework fsdp-eager"),
         "torchtitan": Tool("fsdp", "it runs FSDP2, with torch.compile; without it is framework fsdp-eager"),
         "fsdp2": Tool("fsdp", "FSDP2 with torch.compile; without it is framework fsdp-eager"),
         "openrlhf": Tool("deepspeed", "it runs DeepSpeed with Hugging Face's models"),

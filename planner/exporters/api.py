@@ -7,11 +7,12 @@ express: it is an error unless the caller allows it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
-from planner.api import best_among, estimate
+from planner.api import best_among, estimate, likely_among
 from planner.exporters.exported import Exported, Target, expressed
 from planner.exporters.saved import saved_plan
 from planner.machines import ClusterInput
@@ -52,6 +53,7 @@ class ExportResult:
         plan: The plan; None when none is legal.
         exported: The files and the rest; None when there is no plan.
         oom_probability: That a run of it dies of memory; None without a plan, or where a saved answer does not say it.
+        likely: Instead of a risky one, the best plan that is likely to live; None where none is known.
         infeasible: What stands in the way; None when the plan fits, or came from a saved answer.
     """
 
@@ -61,6 +63,7 @@ class ExportResult:
     plan: ExecutionPlan | None = None
     exported: Exported | None = None
     oom_probability: float | None = None
+    likely: ExecutionPlan | None = None
     infeasible: Infeasible | None = None
 
     @property
@@ -120,7 +123,7 @@ def export(
     if not isinstance(plan, ExecutionPlan):
         taken, fits = _expressed(taken, result.request, format=format, fits=fits)
     request = on_used_part(result.request, taken.num_devices)
-    return ExportResult(
+    answer = ExportResult(
         format=format,
         request=request,
         plan=taken,
@@ -129,6 +132,9 @@ def export(
         oom_probability=float(oom_risks(PlanBatch.from_plans([taken]), cost_context(request))[0]),
         infeasible=result.infeasible,
     )
+    if not answer.risky or isinstance(plan, ExecutionPlan):
+        return answer
+    return replace(answer, likely=likely_among(result.request, partial(_says, _module(format))))
 
 
 def export_saved(
@@ -162,14 +168,16 @@ def _expressed(best: ExecutionPlan, request: Request, *, format: str, fits: bool
     """The best plan that a target expresses, and whether it fits; the best of all where only such plans fit."""
     module = _module(format)
     _check_stack(request, module.TARGET)
-
-    def says(plans: PlanBatch, request: Request) -> BoolArray:
-        return expressed(plans, module.plan_checks(plans, request))
-
+    says = partial(_says, module)
     if says(PlanBatch.from_plans([best]), request)[0]:
         return best, fits
     found = best_among(request, says)
     return (best, fits) if found is None or fits > found[1] else found
+
+
+def _says(module: Any, plans: PlanBatch, request: Request) -> BoolArray:
+    """(N,) which plans a target expresses."""
+    return expressed(plans, module.plan_checks(plans, request))
 
 
 def _module(format: str) -> Any:
