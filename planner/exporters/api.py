@@ -26,7 +26,7 @@ from planner.request import (
     on_used_part,
     resolve_request,
 )
-from planner.results import RISKY, Infeasible, Request
+from planner.results import RISKY, Infeasible, PlanEstimate, Request
 from planner.risks import oom_risks
 from profiles.errors import SpecError, did_you_mean
 
@@ -119,9 +119,8 @@ def export(
     best = result.best
     if best is None:
         return ExportResult(format=format, request=result.request, fits=False, infeasible=result.infeasible)
-    taken, fits = best.plan, best.fits
-    if not isinstance(plan, ExecutionPlan):
-        taken, fits = _expressed(taken, result.request, format=format, fits=fits)
+    whole = isinstance(plan, ExecutionPlan)
+    taken, fits = (best.plan, best.fits) if whole else _expressed(best, result.request, format=format)
     request = on_used_part(result.request, taken.num_devices)
     answer = ExportResult(
         format=format,
@@ -132,9 +131,7 @@ def export(
         oom_probability=float(oom_risks(PlanBatch.from_plans([taken]), cost_context(request))[0]),
         infeasible=result.infeasible,
     )
-    if not answer.risky or isinstance(plan, ExecutionPlan):
-        return answer
-    return replace(answer, likely=likely_among(result.request, partial(_says, _module(format))))
+    return answer if whole else _with_likely(answer, result.request)
 
 
 def export_saved(
@@ -164,15 +161,22 @@ def export_saved(
     )
 
 
-def _expressed(best: ExecutionPlan, request: Request, *, format: str, fits: bool) -> tuple[ExecutionPlan, bool]:
+def _expressed(best: PlanEstimate, request: Request, *, format: str) -> tuple[ExecutionPlan, bool]:
     """The best plan that a target expresses, and whether it fits; the best of all where only such plans fit."""
     module = _module(format)
     _check_stack(request, module.TARGET)
     says = partial(_says, module)
-    if says(PlanBatch.from_plans([best]), request)[0]:
-        return best, fits
+    if says(PlanBatch.from_plans([best.plan]), request)[0]:
+        return best.plan, best.fits
     found = best_among(request, says)
-    return (best, fits) if found is None or fits > found[1] else found
+    return (best.plan, best.fits) if found is None or best.fits > found[1] else found
+
+
+def _with_likely(answer: ExportResult, request: Request) -> ExportResult:
+    """The answer, of a risky plan with another that is likely to live."""
+    if not answer.risky:
+        return answer
+    return replace(answer, likely=likely_among(request, partial(_says, _module(answer.format))))
 
 
 def _says(module: Any, plans: PlanBatch, request: Request) -> BoolArray:
