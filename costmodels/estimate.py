@@ -50,7 +50,7 @@ class EstimateBatch:
         step_time_s: (N,) seconds per optimizer step.
         step_time_low_s, step_time_high_s: (N,) 90 % interval.
         time_parts_s: Part name to (N,) exposed seconds; they add up to ``step_time_s``.
-        communication_total_s: Axis to (N,) seconds of traffic per step, hidden or not.
+        communication_total_s: Axis, or ``offload``, to (N,) seconds of traffic per step, hidden or not.
         stage_time_s: (N, S) one micro-batch through each stage, forward and backward.
         stages: The (N, S) stages the memory columns refer to.
         memory_parts_bytes: Part name to (N, S) bytes.

@@ -120,8 +120,7 @@ class Passes:
             defers: (N,) whether weight gradients are put off: what comes for the way back comes under the input
                 gradients alone.
         """
-        there_s = np.maximum(traffic.activations_s, traffic.weights_s)
-        back_s = traffic.activations_s + traffic.weights_s
+        there_s, back_s = traffic.there_s, traffic.back_s
         window_s = np.where(defers[:, None], self.input_gradient_s, self.backward_s)
         return Passes(
             forward_s=self.forward_s + exposed_s(there_s, self.forward_s, 1.0),
@@ -142,6 +141,16 @@ class HostTraffic:
     activations_s: FloatArray
     weights_s: FloatArray
 
+    @property
+    def there_s(self) -> FloatArray:
+        """(N, S) in the forward pass: activations leave while weights come."""
+        return np.maximum(self.activations_s, self.weights_s)
+
+    @property
+    def back_s(self) -> FloatArray:
+        """(N, S) in the backward pass, in which both come."""
+        return self.activations_s + self.weights_s
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheduled:
@@ -151,12 +160,14 @@ class Scheduled:
         pipeline_s: (N,) from the first forward to the last backward.
         bubble_s: (N,) of it, what the slowest stage idles.
         offload_s: (N,) of it, what waiting for the host adds.
+        moving_s: (N,) in which the busiest host link moves something, hidden or not; at least what is waited for.
         passes: What stages take, waiting included.
     """
 
     pipeline_s: FloatArray
     bubble_s: FloatArray
     offload_s: FloatArray
+    moving_s: FloatArray
     passes: Passes
 
 
@@ -182,10 +193,13 @@ def scheduled(
     shape = {"count": count, "virtual_stages": virtual_stages, "num_microbatches": num_microbatches}
     whole_s, bubble_s = pipeline_s(schedule, passes, **shape)
     if traffic is None:
-        return Scheduled(pipeline_s=whole_s, bubble_s=bubble_s, offload_s=np.zeros_like(whole_s), passes=passes)
+        none_s = np.zeros_like(whole_s)
+        return Scheduled(pipeline_s=whole_s, bubble_s=bubble_s, offload_s=none_s, moving_s=none_s, passes=passes)
     slowed = passes.waiting(traffic, defers=_PUTS_OFF[schedule])
     slowed_s = np.maximum(pipeline_s(schedule, slowed, **shape)[0], whole_s)
-    return Scheduled(pipeline_s=slowed_s, bubble_s=bubble_s, offload_s=slowed_s - whole_s, passes=slowed)
+    added_s = slowed_s - whole_s
+    moving_s = np.maximum(num_microbatches * largest(traffic.there_s + traffic.back_s), added_s)
+    return Scheduled(pipeline_s=slowed_s, bubble_s=bubble_s, offload_s=added_s, moving_s=moving_s, passes=slowed)
 
 
 def pipeline_s(

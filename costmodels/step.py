@@ -37,7 +37,7 @@ class StepTime:
     Attributes:
         step_time_s: (N,) seconds.
         parts_s: ``estimate.TIME_PARTS`` to (N,) seconds.
-        communication_total_s: Axis to (N,) seconds of traffic per step, hidden or not.
+        communication_total_s: Axis, or ``offload``, to (N,) seconds of traffic per step, hidden or not.
         stage_time_s: (N, S) one micro-batch, forward and backward.
         recomputed_share: (N,) share of all layers that is recomputed in full.
         opens: (2, N) squares of the log half-widths, low and high, that prices leave open.
@@ -240,6 +240,7 @@ def _parts(run: StepPasses, slowest: IntArray, stack: StackSpec) -> tuple[dict[s
     totals["pipeline_transfer"] = parts["pipeline_transfer"] * run.plans.virtual_stages
     parts["overhead"] = parts["overhead"] + m * run.per_microbatch_s
     parts["bubble"], parts["offload"] = run.step.bubble_s, run.step.offload_s
+    totals["offload"] = run.step.moving_s
     return parts, totals
 
 

@@ -126,7 +126,7 @@ def estimate(
     Raises:
         SpecError: If the question itself is wrong, or the framework would refuse the plan.
     """
-    request = resolve_request(model, cluster, job, fixed_by(plan), given_options(options, settings))
+    request = resolve_request(model, cluster, job, fixed_by(plan), given_options(options, settings, fixed="plan"))
     return price_plan(request, plan) if isinstance(plan, ExecutionPlan) else _answer("estimate", request, 1)
 
 
@@ -187,6 +187,20 @@ def best_among(request: Request, taken: Taken) -> tuple[ExecutionPlan, bool] | N
     rows = best_rows(priced, objective=request.objective, count=1)
     fits = len(rows) > 0
     return priced.plans.plan(int(rows[0]) if fits else nearest_to_fit(priced, request.cluster.node)), fits
+
+
+def likely_among(request: Request, taken: Taken) -> ExecutionPlan | None:
+    """The best of the ranked plans that are taken and likely to live; None where none is.
+
+    Args:
+        request: The question.
+        taken: (N,) which of N plans are.
+    """
+    priced = search_parts(request, taken=taken)[0]
+    if not len(priced):
+        return None
+    row = likely_row(priced, cost_context(request), objective=request.objective)
+    return None if row is None else priced.plans.plan(row)
 
 
 def _estimates(request: Request, priced: Priced, rows: Any) -> list[PlanEstimate]:

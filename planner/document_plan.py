@@ -209,6 +209,7 @@ def devices_document() -> dict[str, Any]:
 def frameworks_document() -> dict[str, Any]:
     """Every framework, and variant of one, that plans can be made for, by name."""
     from planner.rules.base import FRAMEWORKS
+    from profiles.stack_names import tools_of
     from profiles.stacks import default_names, load_stacks
 
     usual = default_names()
@@ -219,6 +220,7 @@ def frameworks_document() -> dict[str, Any]:
             "default": usual[stack.framework] == stack.name,
             "description": stack.description,
             "switched_on_by": stack.switched_on_by,
+            "tools": list(tools_of(stack.name)),
         }
         for stack in load_stacks().values()
         if stack.framework in FRAMEWORKS

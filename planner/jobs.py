@@ -17,6 +17,7 @@ from costmodels.data_parallel import gradient_element_bytes
 from costmodels.eager_attention import unfused_by_default
 from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, TrainingJob
 from planner.attention import asked_attention_notes, attention_notes, default_attention
+from planner.field_names import meant_field
 from planner.job_checks import MAX_TRAIN_TOKENS, check_job
 from planner.lora import adapters_of
 from planner.results import Note
@@ -24,6 +25,7 @@ from planner.rules.base import divisors
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
+from profiles.precision import format_name
 from profiles.scalars import plain
 from profiles.stack import StackSpec
 
@@ -36,6 +38,7 @@ _TYPES: dict[Any, type] = {int: int, str: str, bool: bool, float: float, int | N
 _KINDS = {item.name: _TYPES[item.type] for item in fields(TrainingJob) if item.name != "lora"}
 _EXTRA: dict[str, type] = {"global_batch_tokens": float, "lora_rank": int, "lora_targets": object, "lora": object}
 JOB_FIELDS = (*_KINDS, *_EXTRA)
+_FORMATS = ("precision", *(name for name in _KINDS if name.endswith("_dtype")))
 _NEAR, _MOST_TRIED = 0.05, 64  # of a batch that nobody asked for; and numbers on either side
 
 
@@ -56,7 +59,8 @@ def resolve_job(
     """
     notes: list[Note] = []
     if isinstance(given, TrainingJob):
-        job = given
+        name = format_name(given.precision)
+        job = given if name == given.precision else replace(given, precision=name)
     else:
         values = _checked({} if given is None else given)
         _fill_precision(values, cluster, notes)
@@ -191,19 +195,20 @@ def _assume(notes: list[Note], name: str, message: str) -> None:
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(given, Mapping):
-        raise SpecError(
-            "job", f"must be a mapping of job fields; got {str(given)[:40]!r}", "for example {'sequence_length': 4096}"
-        )
+        task = str(given).strip().lower()
+        hint = f"{{'task': '{task}'}}" if task in TASKS else "for example {'sequence_length': 4096}"
+        raise SpecError("job", f"must be a mapping of job fields; got {str(given)[:40]!r}", hint)
     values: dict[str, Any] = {}
     for name, value in given.items():
         kind = _KINDS.get(name, _EXTRA.get(name))
         if kind is None:
-            raise SpecError(f"job.{str(name)[:40]}", "unknown field", did_you_mean(str(name), JOB_FIELDS))
+            hint = meant_field(str(name), JOB_FIELDS) or did_you_mean(str(name), JOB_FIELDS)
+            raise SpecError(f"job.{str(name)[:40]}", "unknown field", hint)
         if value is None:
             continue
         values[name] = _typed(f"job.{name}", value, kind)
         if kind is str:
-            values[name] = values[name].strip().lower()
+            values[name] = format_name(values[name]) if name in _FORMATS else values[name].strip().lower()
     if (task := values.get("task", TASKS[0])) not in TASKS:
         hint = f"use one of {', '.join(TASKS)}; ppo, dpo and the like are workflows: planner plan --job"
         raise SpecError("job.task", f"unknown value {task[:40]!r}", hint)

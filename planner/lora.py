@@ -11,6 +11,7 @@ from profiles.parameters import MLP_TARGETS
 
 MAX_RANK = 1 << 14
 _JOINT_NAMES = dict.fromkeys(("c_attn", "query_key_value", "wqkv", "qkv_proj"), JOINT_TARGET)
+ALL_LINEAR = "all-linear"  # of PEFT's target_modules
 _FIELDS = ("rank", "targets", "dropout")
 _USUAL = LoraSpec()
 
@@ -45,7 +46,8 @@ def adapters_of(
     Args:
         task: What is trained.
         rank: Their rank; None when not given.
-        targets: Adapted layers, a list or words with commas between; None when not given.
+        targets: Adapted layers, a list or words with commas between; None when not given, which PEFT calls
+            ``all-linear``.
         lora: The same and ``dropout`` in one piece; None when not given.
         model: Whose layers they are; all linear ones are meant where it is not known.
         where: What the field of an error begins with.
@@ -73,11 +75,13 @@ def adapters_of(
         rank = _USUAL.rank
         assumed["rank"] = f"adapters of rank {rank} (not given)"
     rank = read_rank(rank, fields["rank"])
-    if targets is None:
+    everywhere = isinstance(targets, str) and targets.strip().lower() == ALL_LINEAR
+    if targets is None or everywhere:
         mixed = model is not None and model.moe is not None
         targets = linear_targets(stacked=mixed)
         experts = "; none on experts unless gate, up and down are named" if mixed else ""
-        assumed["targets"] = f"adapters on {', '.join(targets)} (not given{experts})"
+        said = f"as {ALL_LINEAR} means" if everywhere else "not given"
+        assumed["targets"] = f"adapters on {', '.join(targets)} ({said}{experts})"
     return Adapters(
         lora=LoraSpec(rank=rank, targets=read_targets(targets, fields["targets"]), dropout=dropout), assumed=assumed
     )

@@ -144,7 +144,7 @@ def replan(
         >>> result.options[0].estimate.num_devices
         8
     """
-    chosen = given_options(options, settings)
+    chosen = given_options(options, settings, fixed="plan")
     if chosen.objective != "step_time":
         problem = f"is step_time here; got {str(chosen.objective)[:40]}"
         raise SpecError("objective", problem, "leave it out: ways to go on are told by their tokens per second")

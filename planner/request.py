@@ -12,7 +12,8 @@ from costmodels.energy_cost import Price
 from costmodels.layer_costs import joined_devices
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
-from planner.jobs import expert_notes, gradient_notes, resolve_job, state_notes, with_attention, with_loss
+from planner.field_names import meant_setting
+from planner.jobs import JOB_FIELDS, expert_notes, gradient_notes, resolve_job, state_notes, with_attention, with_loss
 from planner.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
 from planner.option_kinds import check_kinds
 from planner.pins import check_values, parse_pins
@@ -28,6 +29,7 @@ from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
 from profiles.scalars import plain
 from profiles.stack import StackSpec
+from profiles.stack_names import taken_as
 from profiles.stacks import default_stack, find_stack, fitted_in, load_stacks, with_fit
 
 ModelInput = str | Path | Mapping[str, Any] | ModelSpec
@@ -68,8 +70,13 @@ class Options:
     allow_files: bool = True
 
 
-def given_options(options: Options | None, settings: Mapping[str, Any]) -> Options:
+def given_options(options: Options | None, settings: Mapping[str, Any], *, fixed: str = "pins") -> Options:
     """The options of a public call, which come as one object or as keywords.
+
+    Args:
+        options: The one.
+        settings: The others.
+        fixed: The call's keyword of what is held fixed.
 
     Raises:
         SpecError: If a keyword is none of them.
@@ -79,10 +86,9 @@ def given_options(options: Options | None, settings: Mapping[str, Any]) -> Optio
         raise TypeError("give options or keywords, not both")
     known = [item.name for item in fields(Options)]
     for name in settings:
-        if name == "pins":
-            raise SpecError(name, "is no setting of an estimate", "give what is fixed as plan={'tp': 8}")
         if name not in known:
-            raise SpecError(name[:40], "unknown setting", did_you_mean(name, known))
+            hint = meant_setting(name, known, JOB_FIELDS, fixed=fixed) or did_you_mean(name, known)
+            raise SpecError(name[:40], "unknown setting", hint)
     return options or Options(**settings)
 
 
@@ -278,13 +284,24 @@ def _stack_among(
         stack = find_stack(name, stacks)
         if stack.framework not in FRAMEWORKS:
             raise SpecError("framework", f"unknown name {name[:40]!r}", did_you_mean(name, FRAMEWORKS))
-        return stack, []
+        return stack, name_notes(name, stack)
     stack = default_stack(job.task, stacks)
     split = max((pins.get(column, 1) for column in MODEL_AXES), default=1) > 1
     if stack.framework == HUGGINGFACE and split:
         stack = find_stack(MEGATRON, stacks)
     note = Note(code="assumed_default", field="framework", message=f"{stack.name}: {stack.description}")
     return stack, [note]
+
+
+def name_notes(name: str, stack: StackSpec) -> list[Note]:
+    """That the name of a tool was taken for that of a stack, where it was.
+
+    Args:
+        name: What was asked for.
+        stack: What was found for it.
+    """
+    message = taken_as(name, stack.name)
+    return [Note(code="assumed_default", field="framework", message=message)] if message else []
 
 
 def names_several(framework: str) -> bool:

@@ -131,7 +131,7 @@ class PlanEstimate:
         fits: Whether device and host memory suffice.
         step_time_s, step_time_low_s, step_time_high_s: One optimizer step, and a 90 % interval.
         time_parts_s: Part of the critical path to seconds; they add up to the step time.
-        communication_total_s: Axis to seconds of traffic per step, hidden or not.
+        communication_total_s: Axis, or ``offload``, to seconds of traffic per step, hidden or not.
         stages: Every pipeline stage.
         peak_memory_bytes, peak_memory_low_bytes, peak_memory_high_bytes: Fullest device, and interval.
         usable_memory_bytes: What a device offers, less the user's reserve.

@@ -114,7 +114,7 @@ def plan_shape() -> Shape:
 
 def estimate_shape() -> Shape:
     """A priced plan."""
-    axes = ("tensor_parallel", "context_parallel", "expert_parallel", "pipeline_transfer", "data_parallel")
+    axes = ("tensor_parallel", "context_parallel", "expert_parallel", "pipeline_transfer", "data_parallel", "offload")
     return closed_object(
         rank={"type": "integer", "minimum": 1},
         plan={"$ref": "#/$defs/plan"},

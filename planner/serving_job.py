@@ -98,8 +98,10 @@ def serving_job(
     prompt_tokens = whole_number("prompt", prompt, least=1, most=MAX_SEQUENCE - 1)
     output = parse_lengths("generate", generate)
     if output.mean < 2:
-        problem = f"must be at least 2 tokens on average; got {output.mean:g}: the first comes with the prompt"
-        raise SpecError("generate", problem, "generate 2")
+        problem = (
+            f"must be at least 2 tokens on average; got {output.mean:g}: times per token are of those after the first"
+        )
+        raise SpecError("generate", problem, "generate 2, whose first tokens take as long as those of prompts alone")
     longest = int(prompt_tokens + output.most)
     if longest > MAX_SEQUENCE:
         raise SpecError("generate", f"prompt and output may have {MAX_SEQUENCE} tokens together; got {longest}")

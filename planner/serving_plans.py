@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from planner.field_names import meant_field
 from planner.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
 from planner.request import ModelInput, Options, check_options, price_of, resolve_named_model
 from planner.results import Note, assumed_notes
@@ -29,6 +30,7 @@ from profiles.engines import check_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
+from profiles.precision import format_name
 from profiles.scalars import whole_number
 from profiles.weights import SIXTEEN_BITS
 
@@ -129,6 +131,7 @@ def _waves(job: ServingJob) -> list[Note]:
 def _format(precision: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Note, ...]]:
     """The format of what is in 16 bits, and a note where it is not the usual one."""
     device = cluster.device
+    precision = format_name(precision) if isinstance(precision, str) else precision
     if precision is not None and not _is_one(precision, SIXTEEN_BITS):
         hint = "bf16 or fp16, with weights for checkpoints in fewer bits"
         raise SpecError("precision", f"is a format of 16 bits; got {str(precision)[:40]!r}", hint)
@@ -171,7 +174,8 @@ def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, dict[str, Any], Option
     known = inspect.signature(serving_job).parameters
     for name in asked:
         if not (name in known or name in (*_SETTINGS, *ASKED, *_OPTIONS)):
-            raise SpecError(name[:40], "unknown setting", did_you_mean(name, [*known, *_SETTINGS, *ASKED, *_OPTIONS]))
+            names = [*known, *_SETTINGS, *ASKED, *_OPTIONS]
+            raise SpecError(name[:40], "unknown setting", meant_field(name, names) or did_you_mean(name, names))
     for name in ("prompt", "generate"):
         if asked.get(name) is None:
             raise SpecError(name, "is required: tokens per request", f"for example {name} 1024")

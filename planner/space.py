@@ -31,6 +31,7 @@ from planner.chunks import (
 )
 from planner.constraints import rules_for
 from planner.context_degrees import most_context
+from planner.degree_hints import MESH, with_legal_degrees
 from planner.micro_batches import micro_batch_sizes
 from planner.rules.base import (
     DEEPSPEED,
@@ -51,7 +52,6 @@ from profiles.hardware import MAX_DEVICES
 
 EIGHTHS = 8  # block recomputation in eighths of a virtual stage
 MOST_THINNED = 2
-_DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +141,7 @@ def _degrees(candidates: Candidates, most_tensor: int) -> None:
     candidates.expand(("tensor_parallel",), _singles([t for t in parts if t <= most_tensor]))
     candidates.expand(("pipeline_parallel",), _singles([p for p in parts if p <= setting.model.num_layers]), keep=whole)
     candidates.expand(("context_parallel",), _singles([c for c in parts if c <= context]), keep=whole)
-    product = np.prod([candidates.columns[name] for name in _DEGREES[:3]], axis=0)
+    product = np.prod([candidates.columns[name] for name in MESH[:3]], axis=0)
     candidates.derive(data_parallel=np.maximum(setting.num_devices // product, 1))
     kinds = [int(kind) for kind in context_kinds(setting.framework)]
     candidates.expand(
@@ -161,10 +161,10 @@ def _check_pins(setting: Setting, pins: Mapping[str, int]) -> None:
     known = PlanBatch.from_columns(1, **pins)
     for rule in rules_for(setting.framework):
         if rule.columns <= pins.keys() and not rule.holds(known, setting)[0]:
-            raise rule.error(known.plan(0), setting, pins)
-    fixed = {name: pins[name] for name in _DEGREES if name in pins}
+            raise with_legal_degrees(rule.error(known.plan(0), setting, pins), setting, pins)
+    fixed = {name: pins[name] for name in MESH if name in pins}
     if setting.num_devices % prod(fixed.values()):
-        raise _too_many(fixed, setting.num_devices)
+        raise with_legal_degrees(_too_many(fixed, setting.num_devices), setting, pins)
 
 
 def _too_many(fixed: Mapping[str, int], devices: int) -> SpecError:

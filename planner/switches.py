@@ -38,8 +38,8 @@ def switches(request: Request, best: PlanEstimate, priced: Priced) -> tuple[Swit
         best: The plan that answers it.
         priced: All plans it was chosen from.
     """
-    if best.plan.expert_parallel == 1 or not best.fits:
-        return ()
+    if best.plan.expert_parallel == 1 or not best.fits or request.objective == "memory_headroom":
+        return ()  # of the last, the best plan is not the fastest, and no setting is what another gains over it
     if best.communication_total_s.get("expert_parallel", 0.0) < _EXCHANGED * best.step_time_s:
         return ()
     found = []

@@ -25,6 +25,18 @@ _OF_STATES = (
 )
 
 
+# Keys that nothing here reads and that change what layers are, with what they say where they say anything.
+_OTHER_LAYERS = {
+    "cross_attention_layers": "layers that attend to images",
+    "num_kv_shared_layers": "layers that share keys and values",
+    "hidden_size_per_layer_input": "embeddings of every layer",
+    "num_key_value_heads_per_layer": "layers with different numbers of key/value heads",
+    "num_attention_groups": "attention of factorised matrices",
+    "moe_layers_enum": "layers with experts by a list",
+    "block_configs": "layers of different widths",
+}
+
+
 def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) -> None:
     """Refuse what no decoder-only transformer is, and layers without a cost model.
 
@@ -46,6 +58,9 @@ def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) ->
     if config.get("index_topk"):
         problem = "an indexer chooses the keys (DeepSeek sparse attention), which has no cost model"
         raise SpecError(f"{FIELD}.index_topk", problem)
+    for key, layers in _OTHER_LAYERS.items():
+        if config.get(key):
+            raise SpecError(f"{FIELD}.{key}", f"says that there are {layers}, which have no cost model")
     if kind in VISION or ("image_size" in config and "vocab_size" not in config):
         raise SpecError(where, f"{shown(kind)} is a vision model, not a language model")
 

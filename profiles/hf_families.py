@@ -223,6 +223,7 @@ UNPRICED_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("-nemotron-h-", "-jamba-", "-falcon-h-1-", "-mamba-", "-bamba-"), STATES),
     **dict.fromkeys(("-zamba-", "-rwkv-", "-recurrentgemma-"), STATES),
     "-gemma-3n-": _ALTUP,
+    "-deepseek-v-3-2-": "keys that an indexer chooses (DeepSeek sparse attention)",
 }
 VISION = frozenset({
     "vit", "vit_mae", "vit_msn", "deit", "beit", "swin", "swinv2", "clip", "clip_vision_model",

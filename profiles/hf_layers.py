@@ -12,6 +12,7 @@ from profiles.hf_families import Family
 from profiles.model_fields import is_integer, shown
 
 FIELD = "config.json"
+_BOUNDED = ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval")
 _LOCAL = ("sliding_attention", "chunked_attention")
 
 
@@ -30,7 +31,7 @@ def layer_mask_of_experts(config: Mapping[str, Any], num_layers: int) -> tuple[i
     first = indices[0] - (interval - 1)
     if first >= 0 and indices == list(range(indices[0], num_layers, interval)):
         return first, interval
-    said = ("mlp_only_layers", "moe_layers", "moe_layer_freq", "first_k_dense_replace")
+    said = ("mlp_only_layers", "moe_layers", "moe_layer_freq", "first_k_dense_replace", *_BOUNDED)
     shown_layers = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
     raise SpecError(
         f"{FIELD}.{next((key for key in said if config.get(key)), 'decoder_sparse_step')}",
@@ -49,6 +50,8 @@ def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
     if isinstance(frequency, list):
         return [item in (1, True) for item in one_each(frequency, "moe_layer_freq", num_layers)]
     first = _whole(config, "first_k_dense_replace", 0)
+    if any(config.get(key) is not None for key in _BOUNDED):
+        return _between(config, num_layers)
     if is_integer(frequency):  # DeepSeek counts from layer 0
         every = _whole(config, "moe_layer_freq", 1)
         mask = [index >= first and index % every == 0 for index in range(num_layers)]
@@ -60,6 +63,18 @@ def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
         raise SpecError(f"{FIELD}.mlp_only_layers", f"must be a list of layers; got {shown(dense_only)}", "[] for none")
     dense = _numbered(dense_only or [], "mlp_only_layers", num_layers)
     return [is_moe and index not in dense for index, is_moe in enumerate(mask)]
+
+
+def _between(config: Mapping[str, Any], num_layers: int) -> list[bool]:
+    """ERNIE 4.5: every n-th layer of a stretch (transformers, ernie4_5_moe/modeling_ernie4_5_moe.py, DecoderLayer).
+
+    The last is the model's where it is said to be -1 or not said.
+    """
+    every = _whole(config, "moe_layer_interval", 1)
+    first = _whole(config, "moe_layer_start_index", 0, smallest=0)
+    end = config.get("moe_layer_end_index")
+    last = num_layers - 1 if end in (None, -1) else _whole(config, "moe_layer_end_index", 0, smallest=0)
+    return [first <= index <= last and (index + 1) % every == 0 for index in range(num_layers)]
 
 
 def _numbered(listed: list[Any], key: str, num_layers: int) -> set[int]:

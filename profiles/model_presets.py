@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from profiles.checkpoint_names import IN_QLORA, PADDED_WIDTHS, SIXTEEN, without_
 from profiles.errors import SpecError, did_you_mean
 from profiles.hf_checks import unpriced_layers
 from profiles.hf_config import read_hf_config
+from profiles.hf_families import ENCODERS, VISION
 from profiles.model import ModelSpec
 from profiles.model_fields import MAX_TEXT, model_from_fields, shown
 from profiles.parameters import active_parameters, total_parameters
@@ -29,6 +30,7 @@ MAX_PATH = 4096
 _ENTRY_KEYS = ("aliases", "default_for")
 # Endings that name a fine-tune or a file format of the same architecture.
 _VARIANT = re.compile(r"[-_ ](hf|base|chat|instruct|it|pt)$")
+_TELLING = 4  # letters of a kind of encoder that no other word of a name has
 _OWNER_PREFIX = "meta-"  # copies of Meta-Llama-3-8B by others
 _SIZE = re.compile(r"(\d+x)?\d+(\.\d+)?[mbt]")
 # What answers say of a model besides its dimensions.
@@ -200,10 +202,21 @@ def _texts(entry: object, key: str) -> tuple[str, ...]:
 
 def _unknown(field: str, text: str, catalog: ModelCatalog) -> SpecError:
     """The error of a name that no model has; no other model is named for one of a known family without a price."""
-    layers = unpriced_layers(canonical_name(text.rpartition("/")[2]))
+    bare = canonical_name(text.rpartition("/")[2])
+    layers = unpriced_layers(bare)
     if layers is not None:
         return SpecError(field, f"{shown(text)} has {layers}, which have no cost model")
+    if any(f"-{kind}-" in f"-{bare}-" for kind in _no_decoders()):
+        problem = f"{shown(text)} is no decoder-only language model by its name, and no other is planned for"
+        return SpecError(field, problem, "give its config.json if it is one")
     return SpecError(field, f"unknown name {shown(text)}", _hint(text, catalog))
+
+
+@cache
+def _no_decoders() -> frozenset[str]:
+    """What encoders and vision models are called in names of checkpoints; the shortest words have other meanings."""
+    telling = (kind for kind in (*ENCODERS, *VISION) if len(kind) >= _TELLING or kind in ("t5", "mt5", "vit"))
+    return frozenset(map(canonical_name, telling))
 
 
 def _hint(text: str, catalog: ModelCatalog) -> str:
@@ -217,7 +230,8 @@ def _hint(text: str, catalog: ModelCatalog) -> str:
         return did_you_mean(size, known)
     bare = text.rpartition("/")[2]
     aliases = (item for entry in entries.values() for item in _texts(entry, "aliases") if "/" not in item)
-    return did_you_mean(bare, (*entries, *aliases))
+    near = did_you_mean(bare, (*entries, *aliases))
+    return f"give its config.json; {near}" if "/" in text or near.startswith("known") else near
 
 
 def _by_path(text: str) -> ResolvedModel | None:

@@ -65,6 +65,17 @@ ELEMENT_BYTES = {"none": 0, "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
+def format_name(name: str) -> str:
+    """The name of a number format here, in small letters, of a spelling such as PyTorch's.
+
+    Example:
+        >>> format_name("BFloat16")
+        'bf16'
+    """
+    key = name.strip().lower().removeprefix("torch.")
+    return _ALIASES.get(key, key)
+
+
 def find_recipe(name: str) -> Precision:
     """The recipe of that name, those of engines among them.
 
@@ -80,8 +91,7 @@ def parse_precision(name: str) -> Precision:
     Raises:
         SpecError: If the name is unknown.
     """
-    key = name.strip().lower()
-    key = _ALIASES.get(key, key)
+    key = format_name(name)
     if key not in PRECISIONS:
         raise SpecError("job.precision", f"unknown precision {name[:40]!r}", did_you_mean(key, PRECISIONS))
     return PRECISIONS[key]

@@ -22,16 +22,9 @@ from typing import Any
 from profiles.catalog import default_catalog, load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
 from profiles.stack import StackSpec
+from profiles.stack_names import DEFAULTS, TOOLS, runs_on, stack_name
 
-# The stack a user of each framework most likely runs today.
-_DEFAULTS = {
-    "megatron": "megatron-core",
-    "deepspeed": "deepspeed",
-    "fsdp": "fsdp",
-    "nanotron": "nanotron",
-    "huggingface": "hf-trainer",
-}
-FRAMEWORKS = tuple(_DEFAULTS)
+FRAMEWORKS = tuple(DEFAULTS)
 PRETRAIN = "pretrain"
 FIT_FILE = ("fits", "stacks.json")  # in a catalogue directory
 _MEMORY_CARDS = ("fits", "stack_memory.json")
@@ -155,39 +148,27 @@ def fitted_in(path: Path) -> tuple[str, ...]:
     return tuple(name for name, stack in _with_cards(priors, path).items() if stack != priors[name])
 
 
-# What tools run on that are no frameworks of their own (docs/fine-tuning.md).
-_TOOLS = dict.fromkeys(("axolotl", "llama-factory", "llamafactory", "trl", "peft", "transformers", "ms-swift"),
-                       "huggingface, or deepspeed for ZeRO") | {
-    "torchtune": "fsdp",
-    "accelerate": "huggingface",
-    "lightning": "fsdp",
-    "megatron-bridge": "megatron",
-    "nemo": "megatron",
-}  # fmt: skip
-
-
 def find_stack(name: str, stacks: Mapping[str, StackSpec] | None = None) -> StackSpec:
-    """The stack of that name, or the default stack of a framework of that name.
+    """The stack of that name, or the one that a framework or a tool of that name stands for.
 
     Args:
-        name: Stack or framework.
+        name: Stack, framework or tool.
         stacks: Where to look; ``load_stacks()`` when None.
 
     Raises:
-        SpecError: If neither is known.
+        SpecError: If none is known, or a tool runs on one of several.
     """
     known = load_stacks() if stacks is None else stacks
-    key = _DEFAULTS.get(name.lower(), name.lower())
+    key = stack_name(name)
     if key not in known:
-        runs_on = _TOOLS.get(key.replace("_", "-"))
-        hint = did_you_mean(name, [*_DEFAULTS, *known]) if runs_on is None else f"{key} runs on {runs_on}"
+        hint = runs_on(name) or did_you_mean(name, [*DEFAULTS, *TOOLS, *known])
         raise SpecError("framework", f"unknown name {name[:40]!r}", hint)
     return known[key]
 
 
 def default_names() -> Mapping[str, str]:
     """Framework to the stack that its name stands for."""
-    return MappingProxyType(_DEFAULTS)
+    return DEFAULTS
 
 
 @cache

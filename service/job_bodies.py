@@ -62,7 +62,7 @@ class JobBody(Body):
         default=None, description="Whose fused attention runs, where it is not the one the stack picks."
     )
     lora_rank: int | None = Field(default=None, ge=1, le=MAX_RANK)
-    lora_targets: Layers | None = None
+    lora_targets: Layers | Literal["all-linear"] | None = None
     lora: LoraBody | None = Field(default=None, description="The same in one piece, as answers tell it.")
     dropout: bool | None = None
     padding_efficiency: float | None = Field(default=None, gt=0, le=1)

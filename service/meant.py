@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from planner.field_names import OTHER_NAMES
 from planner.pins import ALIASES
 from profiles.errors import did_you_mean
 from service.job_bodies import JobBody, LoraBody, PlanBody
@@ -36,14 +37,6 @@ QUESTIONS: dict[str, type[Body]] = {
     "/serving": ServingRequest,
 }
 _BODIES: dict[str, type[Body]] = {"job": JobBody, "lora": LoraBody, "plan": PlanBody, "pins": LayoutBody}
-# What the command line, an answer or an engine calls a field otherwise.
-_OTHER_NAMES = {
-    "gpus": "cluster", "seq": "sequence_length", "global_batch": "global_batch_size", "tokens": "train_tokens",
-    "batch_tokens": "global_batch_tokens", "prompt_tokens": "prompt", "input_tokens": "prompt",
-    "output_tokens": "generate", "max_tokens": "generate", "generated_tokens": "generate", "cached_tokens": "prefix",
-    "rate": "rate_per_s", "ttft": "ttft_s", "tpot": "tpot_s", "request_latency": "latency_s",
-    "price_per_gpu_hour": "price_per_device_hour_usd", "micro_batches": "num_microbatches",
-}  # fmt: skip
 
 
 def meant_field(parents: Sequence[str], name: str, *, path: str = "", tag: str = "") -> str:
@@ -76,7 +69,7 @@ def meant_field(parents: Sequence[str], name: str, *, path: str = "", tag: str =
 def _named(name: str, body: type[Body]) -> str:
     """The name a body has for what is called otherwise elsewhere."""
     short = {ALIASES[alias]: alias for alias in reversed(LayoutBody.model_fields)}
-    names = _OTHER_NAMES | (short if body is LayoutBody else ALIASES if body is PlanBody else {})
+    names = {**OTHER_NAMES, **(short if body is LayoutBody else ALIASES if body is PlanBody else {})}
     return f"did you mean '{names[name]}'?" if names.get(name) in body.model_fields else ""
 
 
@@ -89,7 +82,7 @@ def _placed(parents: Sequence[str], name: str, question: type[Body]) -> str:
     for place in ("job", "plan", "pins"):
         body = _BODIES[place]
         if place in question.model_fields and place not in parents[:1]:
-            known = name if name in body.model_fields else _OTHER_NAMES.get(name, ALIASES.get(name, ""))
+            known = name if name in body.model_fields else OTHER_NAMES.get(name, ALIASES.get(name, ""))
             if known in body.model_fields:
                 return f'a field of {place}: {{"{place}": {{"{known}": ...}}}}'
     return ""

@@ -36,6 +36,9 @@ _KINDS = dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "mu
     "bool_type": "must be true or false",
 }
 
+# Commands that hints of the library send to, each a route of that name; a workflow is a job of the first.
+_COMMANDS = re.compile(r"\bplanner (plan|estimate|search|sizing|replan|serving|export)\b(?! --json)(?: --job)?")
+
 _log = logging.getLogger(__name__)
 
 
@@ -107,20 +110,22 @@ def _of_spec_error(error: SpecError) -> FieldProblem:
     return FieldProblem(
         field=_clean(re.sub(r"\[(\d+)\]", r".\1", field), MAX_FIELD_CHARACTERS),
         problem=_clean(error.problem, MAX_MESSAGE_CHARACTERS),
-        hint=_clean(error.hint, MAX_MESSAGE_CHARACTERS),
+        hint=_clean(_COMMANDS.sub(r"POST /\1", error.hint), MAX_MESSAGE_CHARACTERS),
     )
 
 
 async def _spec_error(_: Request, error: Exception) -> Response:
     if not isinstance(error, SpecError):
         raise error
-    return problem_response(422, str(error), errors=[_of_spec_error(error)])
+    problem = _of_spec_error(error)
+    return problem_response(422, _sentence(problem), errors=[problem])
 
 
 async def _not_found(_: Request, error: Exception) -> Response:
     if not isinstance(error, NotFoundError):
         raise error
-    return problem_response(404, str(error), errors=[_of_spec_error(error.error)])
+    problem = _of_spec_error(error.error)
+    return problem_response(404, _sentence(problem), errors=[problem])
 
 
 async def _invalid_body(request: Request, error: Exception) -> Response:

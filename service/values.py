@@ -1,13 +1,15 @@
 """What a body may hold: texts, numbers and mappings within bounds, and the base of every body."""
 
 import math
-from typing import Annotated, Any
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from profiles.hardware import MAX_DEVICES
 from profiles.model import MAX_SEQUENCE
+from profiles.precision import format_name
 
 MAX_DEPTH = 8
 MAX_VALUES = 4096
@@ -154,6 +156,18 @@ Cell = Annotated[
 ]
 
 
+@cache
+def _choices(body: type[BaseModel]) -> dict[str, tuple[object, ...]]:
+    """Fields of a body that take one of a few words, with the words."""
+    found = {}
+    for name, field in body.model_fields.items():
+        parts = (field.annotation, *get_args(field.annotation))
+        words = tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
+        if words:
+            found[name] = words
+    return found
+
+
 class Body(BaseModel):
     """Base of every body: unknown keys, coerced types, NaN and infinity are refused."""
 
@@ -161,5 +175,14 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _has_few_fields(cls, value: object) -> object:
-        return _of_few(value, MAX_FIELDS)
+    def _in_words_known(cls, value: object) -> object:
+        """Few fields, with ``LoRA`` and ``bfloat16`` as ``lora`` and ``bf16``, as the library takes them."""
+        _of_few(value, MAX_FIELDS)
+        if not isinstance(value, dict):
+            return value
+        meant = {}
+        for name, words in _choices(cls).items():
+            word = value.get(name)
+            if isinstance(word, str) and format_name(word) in words:
+                meant[name] = format_name(word)
+        return {**value, **meant}

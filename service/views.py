@@ -61,6 +61,7 @@ class FrameworkView(BaseModel):
     default: bool = Field(description="Whether the name of the framework stands for it.")
     description: str
     switched_on_by: str = Field(description="Options that turn it on; empty where it is no setting of another.")
+    tools: list[str] = Field(description="Names of tools that run it, which are taken for it.")
 
 
 class FrameworkList(BaseModel):

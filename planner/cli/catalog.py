@@ -15,6 +15,7 @@ from profiles.catalog import default_catalog
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
 from profiles.model_presets import canonical_name, resolve_model
+from profiles.stack_names import TOOLS, runs_on, tool_name
 from profiles.units import GIB, TERA
 
 _FEW = 3  # as many models are listed with their sources in full
@@ -56,14 +57,19 @@ def show_devices(name: str) -> Shown:
 
 
 def show_frameworks(name: str) -> Shown:
-    """Frameworks and their variants whose name, or whose framework's, contains ``name``."""
+    """Frameworks and their variants whose name, or whose framework's, contains ``name``, or that a tool of it runs."""
     document = frameworks_document()
     wanted = name.strip().lower()
     listed = document["frameworks"]
-    document["frameworks"] = [item for item in listed if wanted in item["name"] or wanted in item["framework"]]
-    if not document["frameworks"]:
-        names = [item["name"] for item in listed]
-        raise SpecError("framework", f"no name contains {name[:40]!r}", did_you_mean(wanted, names))
+    tool = tool_name(wanted) in TOOLS
+    document["frameworks"] = [
+        item
+        for item in listed
+        if (tool_name(wanted) in item["tools"] if tool else wanted in item["name"] or wanted in item["framework"])
+    ]
+    if not document["frameworks"] or runs_on(wanted):  # "verl" is in "overlap"
+        hint = runs_on(wanted) or did_you_mean(wanted, [item["name"] for item in listed])
+        raise SpecError("framework", f"no name contains {name[:40]!r}", hint)
     return document, lambda console: _frameworks(document["frameworks"], console)
 
 
@@ -75,7 +81,8 @@ def _frameworks(listed: list[dict[str, Any]], console: Console) -> None:
     for item in listed:
         switch = f"; on with {item['switched_on_by']}" if item["switched_on_by"] else ""
         short = f" (also {item['framework']})" if item["default"] and item["framework"] != item["name"] else ""
-        table.add_row(item["name"] + short, item["framework"], item["description"] + switch)
+        tools = f"; taken for it: {', '.join(item['tools'])}" if item["tools"] else ""
+        table.add_row(item["name"] + short, item["framework"], item["description"] + switch + tools)
     console.print(table)
 
 

@@ -16,6 +16,7 @@ from profiles.errors import SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from costmodels.plan import ExecutionPlan
     from planner.exporters.api import ExportResult
     from planner.exporters.exported import Exported
 
@@ -66,11 +67,28 @@ def show_export(
         from planner.phrases import percent
 
         risk = f"{percent(result.oom_probability or 0.0)} risk of running out of memory"
-        typer.echo(f"warning: {risk}; planner estimate names a plan that is likely to live", err=True)
+        better = "planner estimate names a plan that is likely to live"
+        if result.likely is not None:
+            better = f"likely to live: {' '.join(plan_options(result.likely))}"
+        typer.echo(f"warning: {risk}; {better}", err=True)
     if not result.fits:
         if result.exported is not None and not values["quiet"]:
             typer.echo("warning: the plan does not fit into memory; planner estimate says what would", err=True)
         raise typer.Exit(EXIT_NOTHING_FITS)
+
+
+def plan_options(plan: "ExecutionPlan") -> list[str]:
+    """Options that tell a plan from others: degrees, sharding, micro-batch, recomputation, offloading."""
+    from planner.phrases import recompute_label
+
+    degrees = {"--tp": plan.tensor_parallel, "--pp": plan.pipeline_parallel, "--cp": plan.context_parallel,
+               "--ep": plan.expert_parallel, "--vpp": plan.virtual_stages}  # fmt: skip
+    words = [f"{option} {degree}" for option, degree in degrees.items() if degree > 1 or option in ("--tp", "--pp")]
+    words += [f"--zero {plan.zero_stage}", f"--micro-batch {plan.micro_batch_size}"]
+    words += [f"--hsdp {plan.zero_shard_degree}"] if plan.zero_shard_degree else []
+    words.append(f"--recompute {recompute_label(plan)}")
+    offloaded = ("offload_optimizer", "offload_activations", "offload_parameters")
+    return words + [f"--{name.replace('_', '-')}" for name in offloaded if getattr(plan, name)]
 
 
 def show_flow_export(values: Mapping[str, Any], settings: Mapping[str, Any], *, out: Path | None) -> None:

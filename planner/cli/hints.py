@@ -2,6 +2,7 @@
 
 import re
 
+from planner.field_names import OPTION_FIELDS
 from profiles.errors import SpecError
 
 # Options that are called as the library's fields are, but for hyphens.
@@ -11,17 +12,8 @@ _SAME = (
     *("context_kind", "axis_order", "draft_tokens", "tree_tokens", "max_model_len", "max_num_batched_tokens"),
     *("max_num_seqs", "price_date", "speculate", "percentile"),
 )
-_OTHERS = {
-    "fused_cross_entropy": "--fused-loss",
-    "linear_cross_entropy": "--linear-loss",
-    "global_batch_size": "--global-batch",
-    "sequence_length": "--seq",
-    "num_microbatches": "--micro-batches",
-    "rate_per_s": "--rate",
-    "ttft_s": "--ttft",
-    "tpot_s": "--tpot",
-    "price_per_device_hour_usd": "--price-per-gpu-hour",
-}
+# A cluster is a word of any text.
+_OTHERS = {field: "--" + name.replace("_", "-") for name, field in OPTION_FIELDS.items() if field != "cluster"}
 _FIELDS = {name: "--" + name.replace("_", "-") for name in _SAME} | _OTHERS
 # Options whose names are words of any text, with the values after which they are no such word.
 _VALUES = {
@@ -72,7 +64,7 @@ def worded(error: SpecError, *, workflow: bool = False) -> SpecError:
         error: What is wrong.
         workflow: Whether a workflow was asked about, whose task is a setting.
     """
-    if re.search(r":\d+:", error.field):
+    if re.search(r":\d+:", error.field) or error.problem == "unknown setting":  # settings are called as they are
         return error
     hint = in_options(error.hint)
     return SpecError(error.field, error.problem, hint.replace("--task ", "--set task=") if workflow else hint)

@@ -106,7 +106,9 @@ OffloadParameters = Annotated[
 Framework = Annotated[
     str | None,
     option(
-        "--framework", "megatron, deepspeed, fsdp, nanotron or huggingface, or another of planner frameworks.", _SEARCH
+        "--framework",
+        "megatron, deepspeed, fsdp, nanotron or huggingface, a tool such as trl, or another of planner frameworks.",
+        _SEARCH,
     ),
 ]
 StackFit = Annotated[str | None, option("--stack-fit", "Stacks as planner calibrate --runs wrote them.", _SEARCH)]

@@ -29,9 +29,10 @@ from planner.option_kinds import check_kinds, in_small_letters
 from planner.request import ModelInput, resolve_named_model
 from planner.results import Note
 from planner.rules.linear import check_trained
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError
 from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import ModelSpec
+from profiles.precision import parse_precision
 from profiles.scalars import plain
 from profiles.stack import StackSpec
 
@@ -304,7 +305,7 @@ def _check_options(options: FlowOptions) -> None:
     for name, known in (("mode", MODES), ("objective", OBJECTIVES), ("rollout", ROLLOUTS)):
         value = getattr(options, name)
         if value not in known:
-            raise SpecError(name, f"unknown value {str(value)[:40]!r}", did_you_mean(str(value), known))
+            raise SpecError(name, f"unknown value {str(value)[:40]!r}", f"use one of {', '.join(known)}")
     for name, low, high in (
         ("batch", 1, MAX_GLOBAL_BATCH),
         ("iterations", 1, MAX_ITERATIONS),
@@ -367,7 +368,7 @@ def _precision(options: FlowOptions, cluster: MixedCluster, notes: list[Note]) -
     if options.precision is not None:
         for device in devices:
             check_precision(options.precision, device)
-        return options.precision
+        return parse_precision(options.precision).name
     chosen = default_precision(devices)
     notes.append(_assumed("precision", f"{chosen} (not given)"))
     return chosen

@@ -14,7 +14,7 @@ from costmodels.workload import ADAPTER_TASKS
 from planner.attention import attention_notes, default_attention
 from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
-from planner.request import MODEL_AXES, names_several
+from planner.request import MODEL_AXES, name_notes, names_several
 from planner.results import Note
 from planner.rules.base import HUGGINGFACE, MEGATRON, NANOTRON
 from planner.rules.formats import NO_ADAPTERS
@@ -52,6 +52,8 @@ def stacks_of(
         notes = (Note(code="assumed_default", field="framework", message=message),)
     elif names_several(framework):
         raise SpecError("framework", f"workflows are planned for one; got {framework[:40]!r}", "name one")
+    else:
+        notes = tuple(name_notes(framework, find_stack(framework)))
     stacks = {role.name: find_stack(framework, load_stacks(role.task)) for role in graph.roles}
     for role in graph.roles:
         if role.task == _QUANTISED and stacks[role.name].framework == MEGATRON:

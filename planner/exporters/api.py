@@ -7,11 +7,12 @@ express: it is an error unless the caller allows it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
-from planner.api import best_among, estimate
+from planner.api import best_among, estimate, likely_among
 from planner.exporters.exported import Exported, Target, expressed
 from planner.exporters.saved import saved_plan
 from planner.machines import ClusterInput
@@ -25,7 +26,7 @@ from planner.request import (
     on_used_part,
     resolve_request,
 )
-from planner.results import RISKY, Infeasible, Request
+from planner.results import RISKY, Infeasible, PlanEstimate, Request
 from planner.risks import oom_risks
 from profiles.errors import SpecError, did_you_mean
 
@@ -52,6 +53,7 @@ class ExportResult:
         plan: The plan; None when none is legal.
         exported: The files and the rest; None when there is no plan.
         oom_probability: That a run of it dies of memory; None without a plan, or where a saved answer does not say it.
+        likely: Instead of a risky one, the best plan that is likely to live; None where none is known.
         infeasible: What stands in the way; None when the plan fits, or came from a saved answer.
     """
 
@@ -61,6 +63,7 @@ class ExportResult:
     plan: ExecutionPlan | None = None
     exported: Exported | None = None
     oom_probability: float | None = None
+    likely: ExecutionPlan | None = None
     infeasible: Infeasible | None = None
 
     @property
@@ -107,7 +110,7 @@ def export(
         True
     """
     _check_format(format)
-    chosen = given_options(options, settings)
+    chosen = given_options(options, settings, fixed="plan")
     if chosen.framework is None:
         usual = resolve_request(model, cluster, job, fixed_by(plan), chosen)
         stacks = _module(format).TARGET.stacks
@@ -116,11 +119,10 @@ def export(
     best = result.best
     if best is None:
         return ExportResult(format=format, request=result.request, fits=False, infeasible=result.infeasible)
-    taken, fits = best.plan, best.fits
-    if not isinstance(plan, ExecutionPlan):
-        taken, fits = _expressed(taken, result.request, format=format, fits=fits)
+    whole = isinstance(plan, ExecutionPlan)
+    taken, fits = (best.plan, best.fits) if whole else _expressed(best, result.request, format=format)
     request = on_used_part(result.request, taken.num_devices)
-    return ExportResult(
+    answer = ExportResult(
         format=format,
         request=request,
         plan=taken,
@@ -129,6 +131,7 @@ def export(
         oom_probability=float(oom_risks(PlanBatch.from_plans([taken]), cost_context(request))[0]),
         infeasible=result.infeasible,
     )
+    return answer if whole else _with_likely(answer, result.request)
 
 
 def export_saved(
@@ -158,18 +161,27 @@ def export_saved(
     )
 
 
-def _expressed(best: ExecutionPlan, request: Request, *, format: str, fits: bool) -> tuple[ExecutionPlan, bool]:
+def _expressed(best: PlanEstimate, request: Request, *, format: str) -> tuple[ExecutionPlan, bool]:
     """The best plan that a target expresses, and whether it fits; the best of all where only such plans fit."""
     module = _module(format)
     _check_stack(request, module.TARGET)
-
-    def says(plans: PlanBatch, request: Request) -> BoolArray:
-        return expressed(plans, module.plan_checks(plans, request))
-
-    if says(PlanBatch.from_plans([best]), request)[0]:
-        return best, fits
+    says = partial(_says, module)
+    if says(PlanBatch.from_plans([best.plan]), request)[0]:
+        return best.plan, best.fits
     found = best_among(request, says)
-    return (best, fits) if found is None or fits > found[1] else found
+    return (best.plan, best.fits) if found is None or best.fits > found[1] else found
+
+
+def _with_likely(answer: ExportResult, request: Request) -> ExportResult:
+    """The answer, of a risky plan with another that is likely to live."""
+    if not answer.risky:
+        return answer
+    return replace(answer, likely=likely_among(request, partial(_says, _module(answer.format))))
+
+
+def _says(module: Any, plans: PlanBatch, request: Request) -> BoolArray:
+    """(N,) which plans a target expresses."""
+    return expressed(plans, module.plan_checks(plans, request))
 
 
 def _module(format: str) -> Any:

@@ -199,7 +199,9 @@ def _verdict(best: PlanEstimate, devices: int, console: Console) -> None:
         f"shards over {plan.zero_shard_degree} ranks" if plan.zero_shard_degree else "",
         f"{plan.context_kind.name.lower()} context" if plan.context_parallel > 1 else "",
         schedule_label(plan) if plan.pipeline_parallel > 1 else "",
-        f"{plan.first_stage_layers} layers on the first stage" if plan.first_stage_layers else "",
+        f"{plan.first_stage_layers} layer{'' if plan.first_stage_layers == 1 else 's'} on the first stage"
+        if plan.first_stage_layers
+        else "",
         f"{plan.last_stage_layers} on the last stage" if plan.last_stage_layers else "",
         "pipeline inside data" if plan.axis_order else "",
     ]
@@ -286,7 +288,7 @@ def _time_table(best: PlanEstimate) -> Table:
 
 
 def _bar(share: float) -> Text:
-    return Text("█" * round(share * _BAR_WIDTH) or "▏", style="cyan")
+    return Text("█" * round(share * _BAR_WIDTH) or ("▏" if share > 0 else ""), style="cyan")
 
 
 def _rivals(result: PlanResult, console: Console) -> None:

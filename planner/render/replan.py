@@ -17,7 +17,7 @@ def render_replan(result: ReplanResult, console: Console, *, quiet: bool = False
     batch = result.request.job.global_batch_size
     changes = bool(batches - {batch})
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold")
     for title in ("gpus", *(["batch"] if changes else []), "step", "tokens/s", "GiB"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("plan", overflow="fold")

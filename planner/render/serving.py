@@ -183,14 +183,19 @@ def _figures(plan: ServingPlan | ApartPlan, result: ServingResult) -> dict[str, 
         "TPOT": seconds(plan.tpot_s),
         "latency": seconds(plan.latency_s),
         "req/s": _per_s(plan.requests_per_s),
-        "tok/s/gpu": f"{plan.tokens_per_s_per_device:,.0f}",
-        "tok/s/user": f"{plan.tokens_per_s_per_user:,.0f}",
+        "tok/s/gpu": _tokens_per_s(plan.tokens_per_s_per_device),
+        "tok/s/user": _tokens_per_s(plan.tokens_per_s_per_user),
         "$/1M tokens": "-" if result.price is None else dollars(plan.usd_per_million_tokens(result.price)),
     }
 
 
 def _per_s(rate: float) -> str:
     return f"{rate:,.3g}" if rate < 1000 else f"{rate:,.0f}"
+
+
+def _tokens_per_s(rate: float) -> str:
+    """Whole tokens, but of few the next digit too: at 1.4 a user waits half as long again as at 0.9."""
+    return f"{rate:,.0f}" if rate >= 9.95 else f"{rate:.1f}"
 
 
 def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> None:

@@ -25,6 +25,7 @@ from planner.validate.reader import Row
 from planner.validate.rows import CannotScore, MemoryKind
 from planner.validate.stack_choice import RL, UNKNOWN_FRAMEWORK, StackDefaults, defaults_of, usual_defaults
 from profiles.errors import SpecError, did_you_mean
+from profiles.stack_names import TOOLS, taken_as, tool_name
 from profiles.stacks import default_names, find_stack, load_priors
 
 # What a framework's own name may say of a plan, and no column can.
@@ -46,8 +47,8 @@ def without_publisher(row: Row) -> Row:
 def stack_of(row: Row) -> tuple[StackDefaults, list[str]]:
     """The stack of a row, nothing of its habits but ZeRO stage and sequence parallelism, and what was assumed.
 
-    A name of ``framework_names`` is meant as it stands, whatever else the row says. Other words are read as published
-    tables word it, and ``source`` only where there are none.
+    A name of ``framework_names``, or of a tool that ``--framework`` takes, is meant as it stands, whatever else the row
+    says. Other words are read as published tables word it, and ``source`` only where there are none.
 
     Raises:
         CannotScore: If no stack is named, or none known.
@@ -55,8 +56,9 @@ def stack_of(row: Row) -> tuple[StackDefaults, list[str]]:
     words = row.text("framework")
     if row.text("task").lower().startswith("rl"):
         raise CannotScore(RL)
-    if words.lower() in framework_names():
-        found, assumed = usual_defaults(find_stack(words, load_priors()).name), []
+    if words.lower() in framework_names() or tool_name(words) in TOOLS:
+        taken = find_stack(words, load_priors()).name
+        found, assumed = usual_defaults(taken), [said] if (said := taken_as(words, taken)) else []
     else:
         found = _worded(row)
         told = f"framework {words[:40]!r}" if words else "framework not printed"

@@ -174,3 +174,12 @@ def test_what_is_beyond_a_bound_is_told_the_bound(client: TestClient) -> None:
         {"plan": {"tensor_parallel": 0}},
     ):
         assert client.post("/plan", json=BODY | body).json()["errors"][0]["hint"] == "1", body
+
+
+def test_what_happened_names_the_fields_of_the_body_and_routes(client: TestClient) -> None:
+    """A config.json is the model of a body, and another command another route."""
+    answer = client.post("/plan", json=BODY | {"model": CONFIG | {"num_key_value_heads": 5}}).json()
+    assert answer["detail"].startswith("model.num_key_value_heads: ")
+    mixed = client.post("/plan", json=BODY | {"cluster": "4xA100+4xH100"}).json()
+    assert mixed["errors"][0]["hint"] == "name one of them, or let POST /search use both"
+    assert mixed["detail"].endswith(f"Hint: {mixed['errors'][0]['hint']}")

@@ -20,6 +20,7 @@ from costmodels.workload import (
     LoraSpec,
 )
 from planner.jobs import JOB_FIELDS
+from planner.lora import ALL_LINEAR
 from planner.ranking import OBJECTIVES
 from planner.request import Options
 from planner.rules.pipeline import SCHEDULE_NAMES
@@ -50,7 +51,7 @@ def words(body: type[BaseModel], field: str) -> set[str]:
         (JobBody, "attention", ATTENTION_KERNELS),
         (JobBody, "attention_library", ATTENTION_LIBRARIES[1:]),
         (JobBody, "frozen_dtype", FROZEN_DTYPES[1:]),
-        (JobBody, "lora_targets", (*LORA_TARGETS, JOINT_TARGET)),
+        (JobBody, "lora_targets", (*LORA_TARGETS, JOINT_TARGET, ALL_LINEAR)),
         (JobBody, "gradient_dtype", GRADIENT_DTYPES),
         (JobBody, "master_dtype", MASTER_DTYPES),
         (JobBody, "state_dtype", STATE_DTYPES),

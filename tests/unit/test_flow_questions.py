@@ -132,6 +132,13 @@ def test_what_is_wrong_is_named(change: dict[str, Any], field: str, words: str) 
     assert words in caught.value.problem
 
 
+def test_modes_are_listed_rather_than_what_sounds_alike() -> None:
+    with pytest.raises(
+        SpecError, match=r"unknown value 'sync'\. Hint: use one of hybrid, colocated, "
+    ):  # async is none
+        plan_dataflow("ppo", MODELS, "8xH100", mode="sync")
+
+
 def test_words_may_be_written_large() -> None:
     small, large = (
         resolve_flow("ppo", MODELS, "16x8xH100", FlowOptions(mode=mode, engine=engine, rollout=rollout, staleness=2))

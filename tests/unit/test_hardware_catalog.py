@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
+import planner
 from profiles.catalog import Catalog
 from profiles.catalog_entries import DEVICE_NUMBERS
 from profiles.device_names import name_words
@@ -296,3 +298,15 @@ def test_node_spec_refuses_nonsense(catalog: Catalog, changes: dict[str, int], m
 def test_types(catalog: Catalog) -> None:
     assert all(isinstance(device, DeviceSpec) for device in catalog.devices.values())
     assert all(isinstance(link, LinkSpec) for link in catalog.links.values())
+
+
+def test_a_superchip_under_a_cap_sustains_less_and_takes_less_power(catalog: Catalog) -> None:
+    """JUPITER's modules are limited to 680 W where others have 900; a bare GH200 is one of the others."""
+    whole, capped = catalog.device("GH200"), catalog.device("GH200-96GB-680W")
+    assert (whole.name, whole.power_w, capped.power_w) == ("GH200-96GB", 900, 680)
+    assert replace(capped, name=whole.name, power_w=900, default_node=whole.default_node) == whole
+    job, plan = {"sequence_length": 4096, "global_batch_size": 64}, {"tp": 1, "zero": 1, "micro_batch": 1}
+    free, held = (planner.estimate("llama-3-8b", on, job, plan=plan).best for on in ("1xgh200-4x", "1xjupiter"))
+    assert held.step_time_s > 1.1 * free.step_time_s
+    watts = [best.energy_per_step_j / best.device_seconds_per_step for best in (free, held)]
+    assert watts == pytest.approx([900, 680])

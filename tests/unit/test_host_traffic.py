@@ -1,12 +1,15 @@
 """Activations and weights on the host, worked out by hand: what crosses the link, what stays on the device."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+import planner
 from costmodels.evaluate import evaluate
 from costmodels.parameter_offload import WeightWays, after_update_s, weights_on_device_bytes
 from costmodels.pipeline import HostTraffic, Passes
@@ -14,6 +17,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch, Recompute, Schedule
 from costmodels.stage_evaluate import evaluate_stages
 from costmodels.stage_plan import StageConfigs, StagePlanBatch, concatenate
 from costmodels.stage_prices import StagePrices
+from planner.render.plans import render_estimate
 from profiles.catalog import default_catalog
 from profiles.parameters import embedding_parameters, layer_parameters, total_parameters
 from tests.fakes import RateKernels, UnitKernels, context, gpt, stack
@@ -185,3 +189,23 @@ def test_copies_over_pcie_reach_what_was_timed() -> None:
         assert copies == pytest.approx([(1 << 30) / nodes[node].host_copy_bytes_per_s] * 4, rel=0.02)
     superchip = nodes["gh200-4x"]
     assert superchip.host_copy_bytes_per_s == superchip.host_link.bandwidth_bytes_per_s
+
+
+def test_what_is_hidden_of_the_way_to_the_host_is_told():
+    """Checkpoints that cross while their micro-batch is computed cost nothing and are told all the same."""
+    job = {"sequence_length": 4096, "global_batch_size": 128, "task": "full"}
+    fixed = {"tp": 1, "zero": 3, "micro_batch": 2, "recompute": "full"}
+    left, kept = (
+        planner.estimate("llama-3-8b", "8xA100-80GB", job, plan={**fixed, "offload_activations": on}, framework="fsdp")
+        for on in (True, False)
+    )
+    total, shown = left.best.communication_total_s["offload"], left.best.time_parts_s["offload"]
+    copies = 2 * 32 * 2 * 4096 * 4096 * 2 / left.request.cluster.node.host_copy_bytes_per_s  # both ways, 32 layers
+    assert total == pytest.approx(8 * copies, rel=0.01)
+    assert shown == 0
+    assert kept.best.communication_total_s["offload"] == 0
+    console = Console(file=io.StringIO(), width=120)
+    render_estimate(left, left.best, console)
+    row = next(line for line in console.file.getvalue().splitlines() if line.startswith("offloading to the host"))
+    assert row.split()[-2:] == ["1.35", "s"]
+    assert "▏" not in row  # no bar of nothing

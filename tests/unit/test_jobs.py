@@ -13,7 +13,7 @@ from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.model_presets import resolve_model
 from profiles.stacks import find_stack, fitted_stacks
-from tests.fakes import device, gpt, node
+from tests.fakes import device, gpt, mixture, node
 
 PRECISION = "precision bf16 (not given)"
 
@@ -324,3 +324,18 @@ def test_of_which_transformers_experts_are_priced_is_said() -> None:
         assert not find_stack(older).grouped_experts
         assert not expert_notes(find_stack(older), mixtral)
     assert not expert_notes(find_stack("megatron-core"), mixtral)
+
+
+def test_the_name_of_a_task_in_place_of_a_job_is_told_its_field() -> None:
+    with pytest.raises(SpecError, match=r"must be a mapping of job fields; got 'LoRA'. Hint: \{'task': 'lora'\}"):
+        resolve_job("LoRA", gpt(), cluster(), {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_all_linear_layers_are_those_of_no_name_given(experts: bool) -> None:
+    """PEFT's ``all-linear`` reaches no stacked experts; the answer says which layers it means."""
+    model = mixture() if experts else gpt()
+    named, notes = resolve_job({"task": "lora", "lora_targets": "All-Linear"}, model, cluster(), {})
+    usual, _ = resolve_job({"task": "lora"}, model, cluster(), {})
+    assert named == usual
+    assert any("(as all-linear means" in note.message for note in notes)

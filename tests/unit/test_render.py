@@ -167,6 +167,8 @@ def test_interleaving_and_uneven_stages_show(pipeline: PlanResult) -> None:
     assert "interleaved 1f1b" in shown(interleaved)
     uneven = api.estimate("llama-2-7b", "8xA100", JOB, plan={"tp": 4, "pp": 2, "last_stage_layers": 14})
     assert "14 on the last stage" in shown(uneven)
+    alone = api.estimate("llama-2-7b", "8xA100", JOB, plan={"tp": 4, "pp": 2, "first_stage_layers": 1})
+    assert "1 layer on the first stage" in shown(alone)
 
 
 def test_quiet_leaves_out_notes(ranking: PlanResult) -> None:

@@ -1,15 +1,18 @@
 """``planner.replan`` and ``planner replan``: how a running job goes on on other devices."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
+from rich.console import Console
 
 import planner
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.document_replan import replan_schema
+from planner.render.replan import render_replan
 from planner.replanning import LAYOUT, LOADS, ReplanResult
 from planner.rules.base import FRAMEWORKS, NANOTRON
 from profiles.errors import SpecError
@@ -188,6 +191,16 @@ def test_the_table(run: Command) -> None:
     quiet = run("replan", *BASE, "--onto", "8x8xH100", "--quiet")[1]
     assert "batch" not in quiet.splitlines()[3]
     assert "Assumed" not in quiet
+
+
+def test_a_narrow_table_keeps_room_for_plans(lost: ReplanResult) -> None:
+    """At 80 columns a plan took a line for each of its degrees, beside a first column that did not wrap."""
+    console = Console(file=io.StringIO(), width=80)
+    render_replan(lost, console, quiet=True)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    runs = next(line for line in lines if line.startswith("runs"))
+    assert len(runs.split("tp4", 1)[1].split()) >= 2
 
 
 def test_nothing_fits_is_an_answer(run: Command) -> None:

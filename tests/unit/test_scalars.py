@@ -96,5 +96,5 @@ def test_something_else_has_none(other: object) -> None:
 
 
 def test_an_estimate_takes_what_is_fixed_as_its_plan() -> None:
-    with pytest.raises(SpecError, match=r"pins: is no setting of an estimate. Hint: .*plan=\{'tp': 8\}"):
+    with pytest.raises(SpecError, match=r"pins: unknown setting. Hint: .*plan=\{'tp': 8\}"):
         planner.estimate(MODEL, CLUSTER, JOB, pins={"tp": 8})

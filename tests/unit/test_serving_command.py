@@ -1,5 +1,6 @@
 """What ``planner.serving`` refuses, its document and its command."""
 
+import io
 import json
 import re
 from typing import Any
@@ -7,12 +8,25 @@ from typing import Any
 import jsonschema_rs
 import numpy as np
 import pytest
+from rich.console import Console
 
 import planner
 from planner.document_serving import serving_document, serving_schema
+from planner.render.serving import render_serving
 from profiles.errors import SpecError
 from tests.command import Command, command_line
 from tests.unit.test_serving import CHAT, served
+
+
+def test_few_tokens_are_told_apart() -> None:
+    """Two users at 1.9 and 1.1 tokens a second are not alike; 48 is 48."""
+    result = planner.serving("deepseek-v3", "2x8xH20", prompt=2048, generate=512, top=3)
+    console = Console(file=io.StringIO(), width=120)
+    render_serving(result, console, quiet=True)
+    table, _, front = console.file.getvalue().partition("Throughput against speed")
+    shown = [line.split()[-1] for text in (table, front) for line in text.splitlines() if " 16 " in line[:8]]
+    assert re.fullmatch(r"\d\.\d", shown[0])
+    assert "49" in shown
 
 
 @pytest.mark.parametrize(

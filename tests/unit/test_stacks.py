@@ -295,11 +295,3 @@ def test_dtensors_of_eager_code_add_what_was_timed():
     slow = {stack.name: stack.dtensor_module_s for stack in load_stacks().values() if stack.dtensor_module_s}
     assert set(slow) == {"fsdp-eager", "kempner-forge-eager"}
     assert all(2 * 9 * each_s == pytest.approx(3.89e-3, rel=0.04) for each_s in slow.values())
-
-
-@pytest.mark.parametrize(
-    ("tool", "framework"), [("Axolotl", "huggingface"), ("llama_factory", "deepspeed"), ("torchtune", "fsdp")]
-)
-def test_a_tool_that_is_no_framework_is_told_what_it_runs_on(tool: str, framework: str) -> None:
-    with pytest.raises(SpecError, match=rf"Hint: .* runs on .*{framework}"):
-        find_stack(tool)

@@ -59,6 +59,14 @@ def test_nothing_is_told_of_models_and_plans_that_exchange_nothing():
     assert not planner.estimate("qwen3-30b-a3b", "8xH200", plan={"ep": 1}).switches
 
 
+def test_where_the_most_memory_is_left_no_setting_is_what_a_faster_plan_gains():
+    """The roomiest plan of many experts is many times as slow as the fastest, with any setting on or off."""
+    job = {"global_batch_size": 512, "sequence_length": 4096}
+    roomy = planner.plan(**EXPERTS, job=job, top=1, objective="memory_headroom")
+    assert roomy.best.plan.expert_parallel > 1
+    assert roomy.switches == ()
+
+
 def test_what_ones_own_runs_told_is_kept(answer):
     """Of a stack whose runs take twice as long, the settings save the same share."""
     request = replace(answer.request, stack=replace(answer.request.stack, step_time_scale=2.0))

@@ -21,7 +21,8 @@ from planner.validate.predict import RowPredictor
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore, ScorableRow
 from profiles.errors import SpecError
-from profiles.stacks import default_names, load_stacks
+from profiles.stack_names import TOOLS
+from profiles.stacks import default_names, find_stack, load_stacks
 from tests.published import CATALOG, FINDER
 from tests.published import mapped as published
 
@@ -77,6 +78,14 @@ def test_every_listed_framework_is_a_cell_that_wins_outright(name: str) -> None:
 @pytest.mark.parametrize(("name", "stack"), default_names().items())
 def test_the_name_of_a_framework_is_its_usual_stack(name: str, stack: str) -> None:
     assert users(framework=name, task="pretrain").stack == stack
+
+
+@pytest.mark.parametrize("tool", sorted(TOOLS))
+def test_a_tool_is_the_stack_that_plans_for_it_have(tool: str) -> None:
+    """A fit of such runs is one that ``planner plan --framework TOOL --stack-fit`` rests on."""
+    row = users(framework=tool.upper(), task="full", source="NeMo cluster")
+    assert row.stack == find_stack(tool).name
+    assert any(text.startswith(f"{tool.upper()} is taken as {row.stack}") for text in row.assumptions)
 
 
 def test_published_tables_are_read_as_before() -> None:

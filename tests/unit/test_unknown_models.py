@@ -1,0 +1,24 @@
+"""Names of models that are not known: what is said of them, and what is offered instead."""
+
+import pytest
+
+from profiles.catalog import default_catalog
+from profiles.errors import SpecError
+from profiles.model_presets import resolve_model
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bert-base-uncased", "google/flan-t5-xxl", "openai/whisper-large-v3", "google/vit-base-patch16-224", "mt5-xl"],
+)
+def test_names_of_encoders_are_refused_as_what_they_are(name: str) -> None:
+    """Nothing that sounds like them is offered instead: ``t5-large`` is no ``gpt2-large``."""
+    with pytest.raises(SpecError, match=r"is no decoder-only language model by its name.* Hint: give its config\.json"):
+        resolve_model(name, default_catalog())
+
+
+def test_a_model_of_the_hub_that_is_not_known_may_be_given_by_its_config():
+    with pytest.raises(SpecError, match=r"Hint: give its config\.json; did you mean 'qwen2\.5-7b'"):
+        resolve_model("Qwen/Qwen2.5-VL-7B-Instruct", default_catalog())
+    with pytest.raises(SpecError, match=r"has keys that an indexer chooses .*, which have no cost model$"):
+        resolve_model("deepseek-ai/DeepSeek-V3.2-Exp", default_catalog())
