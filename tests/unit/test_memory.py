@@ -269,6 +269,16 @@ def test_bucket_copies_are_kept_in_storage_precision():
     assert parts(ExecutionPlan(), where)["communication"] == 2 * P
 
 
+def test_replicas_of_ddp_hold_their_gradients_twice():
+    """gradient_as_bucket_view is off unless asked for; neither one device nor shards have such buckets."""
+    where = context(stack=stack(replica_bucket_copies=1))
+    plans = (ExecutionPlan(data_parallel=8), ExecutionPlan(), ExecutionPlan(data_parallel=8, zero_stage=1))
+    found = [parts(plan, where) for plan in plans]
+    assert found[0]["communication"] == found[0]["gradients"] > 0
+    assert [each["communication"] for each in found[1:]] == [0, 0]
+    assert parts(plans[0], context(stack=stack()))["communication"] == 0
+
+
 def test_pipeline_ranks_hold_two_boundary_tensors():
     plan = ExecutionPlan(pipeline_parallel=2, tensor_parallel=4, num_microbatches=4, micro_batch_size=2)
     assert parts(plan)["communication"] == 2 * 2 * 2 * S * H
