@@ -79,9 +79,9 @@ class FirstErrors:
 
     def covered(self, log_std: float | Mapping[str, float]) -> BoolArray:
         """(n,) whether the interval, widened by so much, or by its framework's width, holds what was measured."""
-        one = not isinstance(log_std, Mapping)
-        each = log_std if one else np.array([log_std[name] for name in self.frameworks.tolist()], dtype=np.float64)
-        wide: FloatArray = np.hypot(self.half_width, np.multiply(NORMAL_90, each))
+        of_row = [log_std[name] if isinstance(log_std, Mapping) else log_std for name in self.frameworks.tolist()]
+        each: FloatArray = np.array(of_row, dtype=np.float64)
+        wide: FloatArray = np.hypot(self.half_width, NORMAL_90 * each)
         held: BoolArray = np.abs(self.error) <= wide
         return held
 
