@@ -190,7 +190,7 @@ def test_what_was_blind_of_the_third_round_stays_what_it_was(rounds, kind, figur
     ],
 )
 def test_what_was_blind_of_later_rounds_stays_what_it_was(rounds, number, kind, figures, mean, held):
-    """The records of their first pricing: by the stacks and code of df1612b, b66f19d, cc8db82 and 409ec3b."""
+    """The records of their first pricing: by the stacks and code of df1612b, b66f19d, cc8db82 and 27ffa6d."""
     judged = rounds[number].judged[kind]
     assert (len(judged.numbers), judged.first_priced.all()) == (figures, True)
     assert mean_over(judged.by_source().values(), np.abs(judged.blind)) == pytest.approx(mean, abs=0.001)
