@@ -270,13 +270,10 @@ def test_bucket_copies_are_kept_in_storage_precision():
 
 
 def test_replicas_of_ddp_hold_their_gradients_twice():
-    """gradient_as_bucket_view is off unless asked for; neither one device nor shards have such buckets."""
-    where = context(stack=stack(replica_bucket_copies=1))
-    plans = (ExecutionPlan(data_parallel=8), ExecutionPlan(), ExecutionPlan(data_parallel=8, zero_stage=1))
-    found = [parts(plan, where) for plan in plans]
-    assert found[0]["communication"] == found[0]["gradients"] > 0
-    assert [each["communication"] for each in found[1:]] == [0, 0]
-    assert parts(plans[0], context(stack=stack()))["communication"] == 0
+    where, replicas = context(stack=stack(replica_bucket_copies=1)), ExecutionPlan(data_parallel=8)
+    assert parts(replicas, where)["communication"] == parts(replicas, where)["gradients"] > 0
+    for plan in (ExecutionPlan(), replace(replicas, zero_stage=1)):
+        assert parts(plan, where)["communication"] == 0
 
 
 def test_pipeline_ranks_hold_two_boundary_tensors():
