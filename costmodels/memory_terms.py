@@ -280,6 +280,11 @@ def communication_bytes(
     if stack.gradient_bucket_copies:
         trained = parameters.trained_dense + parameters.trained_expert
         held = held + trained * (stack.gradient_bucket_copies * storage)
+    if stack.replica_bucket_copies:
+        trained = parameters.trained_dense + parameters.trained_expert
+        replicas = (plans.zero_stage == 0) & (plans.data_parallel > 1)
+        copies = stack.replica_bucket_copies * _column(gradient_bytes(plans, context))
+        held = held + np.where(replicas[:, None], trained * copies, 0.0)
     if (plans.zero_stage >= 3).any():
         held = held + _gathered(plans, stages, parameters, context)
     if stack.framework == "fsdp" and (plans.zero_stage == 2).any():

@@ -198,7 +198,9 @@ class StackSpec:
         master_gradients: What becomes of the optimizer's fp32 copy of gradients accumulated in 16 bits: ``kept``,
             alive in its ``step`` only, or ``none`` (XLA, which fuses the cast into the update).
         gradient_bucket_copies: Copies of all gradients, in storage precision, that reduction buckets
-            hold throughout (PyTorch DDP: 1).
+            hold throughout (nanotron: 1).
+        replica_bucket_copies: Copies of all gradients, as they are kept, that the buckets of PyTorch's DDP hold where
+            replicas are whole: 1 unless asked for views of them (gradient_as_bucket_view).
         bucket_bytes: Fixed reduction and gathering buckets of a sharded optimizer (DeepSpeed).
         unsharded_units: Layers gathered at once under ZeRO-3: the one in use and those prefetched.
         optimizer_temporaries: Copies of one moment an optimizer that is not fused holds during its step
@@ -329,6 +331,7 @@ class StackSpec:
     score_bytes: float = 0.0
     master_gradients: str = "kept"
     gradient_bucket_copies: float = 0.0
+    replica_bucket_copies: float = 0.0
     bucket_bytes: float = 0.0
     unsharded_units: float = 2.0
     optimizer_temporaries: float = 0.0

@@ -77,9 +77,11 @@ class FirstErrors:
         every = np.ones(len(self.error), dtype=np.bool_)
         return residual_log_std(self.error, self.publishers, self.publishers != without, every, self.half_width)
 
-    def covered(self, log_std: float) -> BoolArray:
-        """(n,) whether the interval, widened by so much, holds what was measured."""
-        wide: FloatArray = np.hypot(self.half_width, NORMAL_90 * log_std)
+    def covered(self, log_std: float | Mapping[str, float]) -> BoolArray:
+        """(n,) whether the interval, widened by so much, or by its framework's width, holds what was measured."""
+        of_row = [log_std[name] if isinstance(log_std, Mapping) else log_std for name in self.frameworks.tolist()]
+        each: FloatArray = np.array(of_row, dtype=np.float64)
+        wide: FloatArray = np.hypot(self.half_width, NORMAL_90 * each)
         held: BoolArray = np.abs(self.error) <= wide
         return held
 

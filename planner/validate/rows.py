@@ -25,6 +25,8 @@ UNSEEN_ROUNDS = {
     "unseen_fifth_tuning.csv": 5,
     "unseen_sixth.csv": 6,
     "unseen_sixth_tuning.csv": 6,
+    "unseen_seventh.csv": 7,
+    "unseen_seventh_tuning.csv": 7,
 }
 NEVER_FITTED = frozenset(UNSEEN_ROUNDS)
 CONTRADICTION = "contradiction: "  # begins the reason where what a row says cannot all be true

@@ -312,6 +312,7 @@ _VARIANTS: tuple[tuple[StackDefaults, Callable[[Row], bool], StackDefaults], ...
     (_AUTOMODEL, _notes("fake_balanced_gate"), _AUTOMODEL_BENCHMARK),
     (_HUGGING_FACE_2024, _notes("DeepSpeed ZeRO-2 for its fp16 loss scaling"), _DEEPSPEED_GPTQ),
     (_DEEPSPEED, _notes("Liger kernels"), _DEEPSPEED_LIGER),
+    (_DEEPSPEED_2024, _notes("fused kernels for norm"), _DEEPSPEED_LIGER),
     (_HUGGING_FACE, _notes("Liger kernels"), _HUGGING_FACE_LIGER),
     (_PYTORCH, lambda row: "autocast" in row.text("precision"), _PYTORCH_AUTOCAST),
     (_HUGGING_FACE, _notes("fused kernels for norm"), _FMS_ACCELERATION),

@@ -24,27 +24,30 @@ from planner.validate.publishers import MEMORY as PEAKS
 from planner.validate.render import percent
 from planner.validate.rows import ScorableRow
 from planner.validate.unseen import BLIND_COMMITS, Judged, Kind, Unseen, mean_over, price_unseen
-from planner.validate.unseen_words import (
-    FOUND,
-    FOUND_LATER,
-    INTRODUCTION,
-    LATER_ROUNDS,
-    MEMORY,
-    TRAINING,
-    TUNING,
-    VERDICTS,
-    WIDTHS,
-)
+from planner.validate.unseen_rounds import FOUND_LATER, LATER_ROUNDS
+from planner.validate.unseen_words import FOUND, INTRODUCTION, MEMORY, TRAINING, TUNING, VERDICTS, WIDTHS
 from profiles.markdown import table_head, table_row
 from profiles.stacks import fitted_stacks
 
-# Round to the widths that were packaged at the commit which priced it first: of steps by task, and of peaks.
-PACKAGED_THEN: Mapping[int, Mapping[str, float]] = {
+# Round to the widths that were packaged at the commit which priced it first: of steps by task, and of peaks; by
+# framework since each has its own.
+PACKAGED_THEN: Mapping[int, Mapping[str, float | Mapping[str, float]]] = {
     2: {"pretrain": 0.2692, "tuning": 0.2692, PEAKS: 0.2562},
     3: {"pretrain": 0.241, "tuning": 0.5802, PEAKS: 0.3598},
     4: {"pretrain": 0.2614, "tuning": 0.5875, PEAKS: 0.4858},
     5: {"pretrain": 0.349, "tuning": 0.5697, PEAKS: 0.5067},
     6: {"pretrain": 0.3136, "tuning": 0.5499, PEAKS: 0.4747},
+    7: {
+        "pretrain": {
+            "deepspeed": 0.3254,
+            "fsdp": 0.2687,
+            "huggingface": 0.3461,
+            "megatron": 0.1994,
+            "nanotron": 0.3254,
+        },
+        "tuning": {"deepspeed": 0.6357, "fsdp": 0.6357, "huggingface": 0.4135, "megatron": 0.6357, "nanotron": 0.6357},
+        PEAKS: {"deepspeed": 0.3208, "fsdp": 0.5981, "huggingface": 0.3312, "megatron": 0.4774, "nanotron": 0.4552},
+    },
 }
 MEMORY_COMMIT = "84afd51"  # of the first round's memory of training
 _NOTHING = ("", "", "")

@@ -269,6 +269,13 @@ def test_bucket_copies_are_kept_in_storage_precision():
     assert parts(ExecutionPlan(), where)["communication"] == 2 * P
 
 
+def test_replicas_of_ddp_hold_their_gradients_twice():
+    where, replicas = context(stack=stack(replica_bucket_copies=1)), ExecutionPlan(data_parallel=8)
+    assert parts(replicas, where)["communication"] == parts(replicas, where)["gradients"] > 0
+    for plan in (ExecutionPlan(), replace(replicas, zero_stage=1)):
+        assert parts(plan, where)["communication"] == 0
+
+
 def test_pipeline_ranks_hold_two_boundary_tensors():
     plan = ExecutionPlan(pipeline_parallel=2, tensor_parallel=4, num_microbatches=4, micro_batch_size=2)
     assert parts(plan)["communication"] == 2 * 2 * 2 * S * H

@@ -130,12 +130,12 @@ def test_one_width_for_all_frameworks_is_too_wide_for_some_and_too_narrow_for_ot
         if width.of.names
     }
     assert peaks["fsdp"] < 0.8 < 0.94 < peaks["huggingface"]
-    assert widths["pretrain"]["megatron"].told.width() < 0.7 * told["pretrain"].width()
+    assert widths["pretrain"]["megatron"].told.width() < 0.75 * told["pretrain"].width()
 
 
 def test_publishers_who_do_not_say_what_they_print_tell_nothing(told):
     assert all("ljm565" not in first.names for first in told.values())
-    assert {what: len(first.names) for what, first in told.items()} == {"pretrain": 36, "tuning": 19, MEMORY: 44}
+    assert {what: len(first.names) for what, first in told.items()} == {"pretrain": 43, "tuning": 21, MEMORY: 48}
 
 
 def test_forks_of_one_project_are_one_publisher(told):

@@ -183,10 +183,14 @@ def test_what_was_blind_of_the_third_round_stays_what_it_was(rounds, kind, figur
         (6, Kind.TUNING, 8, 0.442, 4),
         (6, Kind.TRAINING_MEMORY, 40, 0.113, 30),
         (6, Kind.TUNING_MEMORY, 7, 0.048, 7),
+        (7, Kind.TRAINING, 60, 0.310, 21),
+        (7, Kind.TUNING, 12, 0.256, 3),
+        (7, Kind.TRAINING_MEMORY, 47, 0.267, 28),
+        (7, Kind.TUNING_MEMORY, 5, 0.611, 0),
     ],
 )
 def test_what_was_blind_of_later_rounds_stays_what_it_was(rounds, number, kind, figures, mean, held):
-    """The records of their first pricing: by the stacks and code of df1612b, b66f19d and cc8db82."""
+    """The records of their first pricing: by the stacks and code of df1612b, b66f19d, cc8db82 and 27ffa6d."""
     judged = rounds[number].judged[kind]
     assert (len(judged.numbers), judged.first_priced.all()) == (figures, True)
     assert mean_over(judged.by_source().values(), np.abs(judged.blind)) == pytest.approx(mean, abs=0.001)
