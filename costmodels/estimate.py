@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from costmodels.kernels.calls import Basis
+from costmodels.memory import TensorMemory
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from costmodels.stages import StageTable
 
@@ -53,6 +54,7 @@ class EstimateBatch:
         communication_total_s: Axis, or ``offload``, to (N,) seconds of traffic per step, hidden or not.
         stage_time_s: (N, S) one micro-batch through each stage, forward and backward.
         stages: The (N, S) stages the memory columns refer to.
+        tensors: What the tensors of these stages take, what a stack adds to it left out.
         memory_parts_bytes: Part name to (N, S) bytes.
         stage_memory_bytes: (N, S) their sum; 0 in unused columns.
         peak_memory_bytes: (N,) the fullest stage.
@@ -73,6 +75,7 @@ class EstimateBatch:
     communication_total_s: dict[str, FloatArray]
     stage_time_s: FloatArray
     stages: StageTable
+    tensors: TensorMemory
     memory_parts_bytes: dict[str, FloatArray]
     stage_memory_bytes: FloatArray
     peak_memory_bytes: FloatArray

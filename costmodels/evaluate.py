@@ -1,6 +1,6 @@
 """The one cost path: plans and their context in, priced estimates out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -84,6 +84,22 @@ def least_peaks(plans: PlanBatch, context: CostContext) -> FloatArray:
     stages = stage_table(plans, context.model, stack=context.stack)
     tensors = tensor_memory(plans, stages, context, least=True)
     return largest(total(with_overheads(tensors, context.stack).values()))
+
+
+def lean_peak_bytes(plans: PlanBatch, context: CostContext, tensors: TensorMemory | None = None) -> FloatArray:
+    """(N,) bytes of the fullest device without blocks that an allocator keeps free: in need it returns them.
+
+    Args:
+        plans: N legal plans.
+        context: Model, cluster, job and stack.
+        tensors: What their tensors take, if the caller has it.
+    """
+    stack = context.stack.without_cache()
+    # Where temporaries find no room among the blocks of weights that were gathered, an allocator in need makes some.
+    apart = context.stack.flat_temporaries and bool((plans.zero_stage >= 3).any())
+    if tensors is None or apart:
+        tensors = tensor_memory(plans, stage_table(plans, context.model, stack=stack), replace(context, stack=stack))
+    return largest(total(with_overheads(tensors, stack).values()))
 
 
 def outcomes(
@@ -191,6 +207,7 @@ def evaluate(
         communication_total_s=step.communication_total_s,
         stage_time_s=step.stage_time_s,
         stages=stages,
+        tensors=needs.tensors,
         memory_parts_bytes=needs.parts,
         stage_memory_bytes=needs.per_stage,
         peak_memory_bytes=peak_bytes,

@@ -251,7 +251,7 @@ def _result(
 ) -> PlanResult:
     fitting = int(priced.fits.sum())
     infeasible = None if fitting else _infeasible(request, priced, answers, rejected)
-    told = _with_wishes(request, priced, answers[0].plan) if answers and fitting else priced
+    told = _with_wishes(request, priced, answers[0].plan) if answers and fitting and len(priced) > 1 else priced
     front = told.take(pareto_rows(told) if fitting else np.zeros(0, dtype=np.int64))
     return PlanResult(
         kind=kind,

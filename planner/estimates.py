@@ -31,7 +31,7 @@ def plan_estimates(
     """
     batch = evaluate(plans, context, full=True, costs=costs)
     full_flops = model_flops_per_step(context.model, context.job, causal=False)
-    risks = oom_risks(plans, context)
+    risks = oom_risks(plans, context, batch.tensors)
     return [_plan_estimate(plans, batch, row, context, price, full_flops, risks) for row in range(len(plans))]
 
 

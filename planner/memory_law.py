@@ -7,13 +7,14 @@ to be like those behind the fits, and one in ten as far off as those figures: a 
 be one.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import erfc, sqrt
 
 import numpy as np
 
 from costmodels.context import CostContext
-from costmodels.evaluate import peaks
+from costmodels.evaluate import lean_peak_bytes
+from costmodels.memory import TensorMemory
 from costmodels.plan import FloatArray, PlanBatch
 from profiles.stack import StackSpec
 
@@ -28,10 +29,15 @@ _NO_SPREAD = 1e-9  # stands for certainty
 _ERFC = np.frompyfunc(erfc, 1, 1)  # SciPy has a faster one, for which reports of single plans would wait
 
 
-def needed_log(plans: PlanBatch, context: CostContext) -> FloatArray:
-    """(N,) log of the peak over usable memory, without blocks that an allocator keeps free: in need it returns them."""
-    lean = peaks(plans, replace(context, stack=context.stack.without_cache()))
-    return np.log(lean.peak_memory_bytes / context.cluster.device.usable_memory_bytes)
+def needed_log(plans: PlanBatch, context: CostContext, tensors: TensorMemory | None = None) -> FloatArray:
+    """(N,) log of the peak over usable memory, without blocks that an allocator keeps free: in need it returns them.
+
+    Args:
+        plans: N legal plans.
+        context: Model, cluster, job and stack.
+        tensors: What their tensors take, if the caller has priced them.
+    """
+    return np.log(lean_peak_bytes(plans, context, tensors) / context.cluster.device.usable_memory_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from costmodels.context import CostContext
+from costmodels.memory import TensorMemory
 from costmodels.plan import FloatArray, PlanBatch
 from planner.memory_law import MemoryLaw, needed_log
 from planner.ranking import Priced, best_rows
@@ -11,9 +12,9 @@ from planner.results import RISKY
 _LOOKED_AT = 64  # of the best plans, among which one is looked for that is likely to live
 
 
-def oom_risks(plans: PlanBatch, context: CostContext) -> FloatArray:
-    """(N,) probability that each of N plans runs out of memory."""
-    return MemoryLaw.of(context.stack).risk(needed_log(plans, context))
+def oom_risks(plans: PlanBatch, context: CostContext, tensors: TensorMemory | None = None) -> FloatArray:
+    """(N,) probability that each of N plans runs out of memory; ``tensors`` as for ``needed_log``."""
+    return MemoryLaw.of(context.stack).risk(needed_log(plans, context, tensors))
 
 
 def likely_row(priced: Priced, context: CostContext, *, objective: str = "step_time") -> int | None:

@@ -115,7 +115,7 @@ def candidate_subjects(plans: PlanBatch, context: CostContext) -> Subjects:
     return Subjects(
         price=lambda stack: outcomes(plans, replace(context, stack=stack)).step_time_s,
         log_std=np.log(estimate.step_time_high_s / estimate.step_time_s) / NORMAL_90,
-        memory_log=needed_log(plans, context),
+        memory_log=needed_log(plans, context, estimate.tensors),
         traits=Traits.of(plans, tokens=float(context.job.tokens_per_step)),
     )
 

@@ -1,10 +1,16 @@
 """How likely plans are to run out of memory, and the nearest of plans none of which fits."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 import planner
+from costmodels import memory
+from costmodels.evaluate import evaluate, lean_peak_bytes
 from planner import api
 from planner.pricing import CHUNK_ROWS
+from planner.request import cost_context, given_options, resolve_request, space_of
 
 
 def test_the_risk_of_running_out_of_memory_tells_peaks_at_the_limit_apart() -> None:
@@ -38,3 +44,47 @@ def test_of_more_plans_than_are_priced_at_once_of_which_none_fits_the_nearest_is
     assert answer.infeasible is not None
     assert answer.infeasible.nearest is not None
     assert answer.infeasible.nearest.step_time_s < 1e6
+
+
+@pytest.mark.parametrize(
+    ("model", "cluster", "settings"),
+    [
+        ("llama-2-13b", "8xA100-80GB", {}),
+        ("deepseek-v3", "16x8xH100", {"precision": "fp8"}),
+        ("llama-3-8b", "8xA100-80GB", {"framework": "fsdp"}),
+        ("llama-3-8b", "8xA100-80GB", {"framework": "deepspeed"}),
+        ("llama-2-7b", "2xA10G", {"task": "qlora", "paged_optimizer": True}),
+    ],
+)
+def test_what_plans_need_follows_from_tensors_that_were_priced(model: str, cluster: str, settings: Any) -> None:
+    """Of every plan of a space, or of each of some hundred, to the last bit."""
+    job = {name: value for name, value in settings.items() if name != "framework"}
+    request = resolve_request(
+        model,
+        cluster,
+        {"sequence_length": 2048, **job},
+        None,
+        given_options(None, {"framework": settings.get("framework")}),
+    )
+    plans, context = space_of(request).plans, cost_context(request)
+    some = plans.take(np.arange(0, len(plans), max(len(plans) // 500, 1)))
+    assert len(np.unique(some.zero_stage)) > 1 or len(plans) < 100
+    for full in (False, True):
+        tensors = evaluate(some, context, full=full).tensors
+        assert np.array_equal(lean_peak_bytes(some, context, tensors), lean_peak_bytes(some, context))
+
+
+def test_an_estimate_prices_its_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The risk of running out of memory takes no second look at the tensors."""
+    priced: list[int] = []
+    terms = memory.memory_terms
+
+    def counting(plans: Any, *arguments: Any, **named: Any) -> Any:
+        priced.append(len(plans))
+        return terms(plans, *arguments, **named)
+
+    monkeypatch.setattr(memory, "memory_terms", counting)
+    best = api.estimate("llama-2-13b", "8xA100-80GB", plan=planner.ExecutionPlan(tensor_parallel=8)).best
+    assert best is not None
+    assert 0 <= best.oom_probability < 1
+    assert priced == [1]

@@ -11,6 +11,7 @@ from costmodels.context import CostContext
 from costmodels.estimate import BASES, EXTRAPOLATED, EstimateBatch
 from costmodels.evaluate import evaluate, peaks
 from costmodels.layer_costs import LayerCosts, layer_costs
+from costmodels.memory import tensor_memory
 from costmodels.plan import PlanBatch, Recompute
 from costmodels.stages import stage_table
 from planner import api
@@ -41,6 +42,7 @@ def toy(plans: PlanBatch, context: CostContext) -> EstimateBatch:
         communication_total_s={},
         stage_time_s=np.zeros(shape),
         stages=stages,
+        tensors=tensor_memory(plans, stages, context),
         memory_parts_bytes={"weights": np.zeros(shape)},
         stage_memory_bytes=np.zeros(shape),
         peak_memory_bytes=memory,

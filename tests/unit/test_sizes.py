@@ -80,7 +80,7 @@ def test_a_plan_that_is_far_slower_stands_for_no_size(
     fitting = np.flatnonzero(priced.fits)
     slower = int(fitting[np.abs(priced.step_time_s[fitting] - times * fastest.step_time_s).argmin()])
     assert priced.step_time_s[slower] / fastest.step_time_s == pytest.approx(times, abs=0.09)
-    monkeypatch.setattr(estimates, "oom_risks", lambda plans, context: np.full(len(plans), 0.3))
+    monkeypatch.setattr(estimates, "oom_risks", lambda plans, *_: np.full(len(plans), 0.3))
     monkeypatch.setattr(estimates, "likely_row", lambda priced, context: slower)
     found = likely_estimate(request, priced)
     assert found is not None
