@@ -23,10 +23,11 @@ from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.context import CostContext
 from costmodels.layer_costs import BlockCosts, LayerCosts, exposed_blocks
 from costmodels.lowering.boundary import lower_embedding
-from costmodels.lowering.calls import CallList, price_parts
+from costmodels.lowering.calls import CallList
 from costmodels.lowering.grouping import group_rows
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.priced_calls import PartCosts
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.serving import lower_decode_attention, lower_sampling, lower_served_experts
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.plan import FloatArray, IntArray, PlanBatch

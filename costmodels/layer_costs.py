@@ -11,11 +11,12 @@ from costmodels.block_seconds import COMPONENTS, ROW, Issue, shown
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import Phase, price_parts
+from costmodels.lowering.calls import Phase
 from costmodels.lowering.grouping import Groups
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
 from costmodels.lowering.parts import Part
 from costmodels.lowering.priced_calls import PartCosts
+from costmodels.lowering.prices import ListedCalls
 from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.module_hooks import block_hooks_s, expert_hooks_s, experts_looked_for_s
 from costmodels.plan import BoolArray, ContextKind, FloatArray, IntArray, PlanBatch
@@ -142,54 +143,106 @@ class LayerCosts:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoweredLayers:
+    """The blocks of N plans, lowered and looked up in price lists: what stacks that only differ in speed share.
+
+    Attributes:
+        zero_stage: (N,) ZeRO stages of the plans.
+        each: All plans on the stack as it is, then on each that it is for some of them (``autocast.run_apart``).
+    """
+
+    zero_stage: IntArray
+    each: tuple["_Lowered", ...]
+
+    @classmethod
+    def of(cls, plans: PlanBatch, context: CostContext) -> "LoweredLayers":
+        """Lower every block for every distinct rank shape of the batch, and ask for its prices."""
+        apart = run_apart(context.job, context.stack, plans.zero_stage)
+        contexts = (context, *(replace(context, stack=stack) for _, stack in apart))
+        return cls(zero_stage=plans.zero_stage, each=tuple(_Lowered.of(plans, where) for where in contexts))
+
+    def costs(self, context: CostContext) -> LayerCosts:
+        """The blocks on the stack as it runs each plan.
+
+        Args:
+            context: That of the blocks, or one whose stack differs in fields of ``stack_variants.SPEEDS`` alone.
+        """
+        costs = self.each[0].costs(context)
+        apart = run_apart(context.job, context.stack, self.zero_stage)
+        for lowered, (chosen, stack) in zip(self.each[1:], apart, strict=True):
+            costs = costs.mixed(chosen, lowered.costs(replace(context, stack=stack)))
+        return costs
+
+
 def layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
     """Lower and price every block for every distinct rank shape of the batch, on the stack as it runs each plan."""
-    costs = _layer_costs(plans, context)
-    for chosen, stack in run_apart(context.job, context.stack, plans.zero_stage):
-        costs = costs.mixed(chosen, _layer_costs(plans, replace(context, stack=stack)))
-    return costs
+    return LoweredLayers.of(plans, context).costs(context)
 
 
-def _layer_costs(plans: PlanBatch, context: CostContext) -> LayerCosts:
-    """The same of plans that all run on the stack as it is."""
-    shape, groups = rank_shapes(plans, context, experts=False)
-    lists = [
-        lower_attention(shape, context),
-        lower_dense_mlp(shape, context),
-        lower_embedding(shape, context),
-        lower_head(shape, context),
-    ]
-    hooks_s = block_hooks_s(shape, context)
-    if context.model.moe is None:
-        parts = price_parts(lists)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lowered:
+    """The same of plans that all run on the stack as it is.
+
+    Attributes:
+        shape, groups: Distinct shapes of what is no mixture of experts, and which of them each plan has.
+        experts: The same of mixtures of experts; None in models without.
+        calls: Of all blocks, those of experts last.
+    """
+
+    shape: RankShape
+    groups: Groups
+    experts: tuple[RankShape, Groups] | None
+    calls: ListedCalls
+
+    @classmethod
+    def of(cls, plans: PlanBatch, context: CostContext) -> "_Lowered":
+        shape, groups = rank_shapes(plans, context, experts=False)
+        lists = [
+            lower_attention(shape, context),
+            lower_dense_mlp(shape, context),
+            lower_embedding(shape, context),
+            lower_head(shape, context),
+        ]
+        experts = None
+        if context.model.moe is not None:
+            experts = rank_shapes(plans, context, experts=True)
+            lists.append(lower_expert_mlp(experts[0], context))
+        return cls(shape=shape, groups=groups, experts=experts, calls=ListedCalls.of(lists))
+
+    def costs(self, context: CostContext) -> LayerCosts:
+        """Their blocks, as a stack runs them."""
+        parts = self.calls.on_stack(context)
+        routed = None if self.experts is None else parts.pop()
+        hooks_s = block_hooks_s(self.shape, context)
         attention, dense_mlp, embedding, head = exposed_blocks(
-            parts, shape, groups, context, hooks_s=hooks_s, repeated=_REPEATED
+            parts, self.shape, self.groups, context, hooks_s=hooks_s, repeated=_REPEATED
         )
-        return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=None, embedding=embedding, head=head)
-    expert_shape, expert_groups = rank_shapes(plans, context, experts=True)
-    *parts, routed = price_parts([*lists, lower_expert_mlp(expert_shape, context)])
-    attention, dense_mlp, embedding, head = exposed_blocks(
-        parts, shape, groups, context, hooks_s=hooks_s, repeated=_REPEATED
-    )
-    beside_s = parts[0].kernel_s[:, None, groups.of_row[expert_groups.first]]
+        expert_mlp = None
+        if self.experts is not None and routed is not None:
+            expert_shape, expert_groups = self.experts
+            beside_s = parts[0].kernel_s[:, None, self.groups.of_row[expert_groups.first]]
+            expert_mlp = _expert_block(routed, expert_shape, expert_groups, context, beside_s)
+        return LayerCosts(
+            attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head
+        )
+
+
+def _expert_block(
+    routed: PartCosts, shape: RankShape, groups: Groups, context: CostContext, beside_s: FloatArray
+) -> BlockCosts:
+    """A mixture of experts beside an attention whose kernels take that long, and what it takes on the host."""
     stack = context.stack
     waits = not (stack.fixed_capacity or stack.captures_iterations)
     host_scale = context.cluster.node.host_time_scale if waits else 0.0
-    (expert_mlp,) = exposed_blocks(
-        [routed],
-        expert_shape,
-        expert_groups,
-        context,
-        attention_s=beside_s,
-        hooks_s=expert_hooks_s(expert_shape, context)[:, None],
-        repeated=1.0,
-    )
-    expert_mlp.seconds[[*_LAUNCHES, ROW["launch_again"]]] += stack.expert_layer_s * host_scale
-    expert_mlp.reach_s[:] += len(_LAUNCHES) * stack.expert_layer_s * host_scale
-    looked_for_s = experts_looked_for_s(expert_shape, context)
-    expert_mlp.seconds[[ROW["launch_forward"], ROW["launch_again"]]] += looked_for_s
-    expert_mlp.reach_s[:] += looked_for_s
-    return LayerCosts(attention=attention, dense_mlp=dense_mlp, expert_mlp=expert_mlp, embedding=embedding, head=head)
+    hooks_s = expert_hooks_s(shape, context)[:, None]
+    (block,) = exposed_blocks([routed], shape, groups, context, attention_s=beside_s, hooks_s=hooks_s, repeated=1.0)
+    block.seconds[[*_LAUNCHES, ROW["launch_again"]]] += stack.expert_layer_s * host_scale
+    block.reach_s[:] += len(_LAUNCHES) * stack.expert_layer_s * host_scale
+    looked_for_s = experts_looked_for_s(shape, context)
+    block.seconds[[ROW["launch_forward"], ROW["launch_again"]]] += looked_for_s
+    block.reach_s[:] += looked_for_s
+    return block
 
 
 def _may_overlap(shape: RankShape, context: CostContext) -> BoolArray:

@@ -1,4 +1,4 @@
-"""Collects the calls of one part of a layer, phase by phase, and prices them together.
+"""Collects the calls of one part of a layer, phase by phase, and adds up their prices.
 
 Where only some layers of a model run a call, it counts by their share: a part is that of the mean layer.
 """
@@ -7,29 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from costmodels.arrays import total
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
-from costmodels.kernels.calls import (
-    COLUMNS,
-    INTEGER_COLUMNS,
-    GemmLayout,
-    KernelCallBatch,
-    KernelFamily,
-    KernelOp,
-)
+from costmodels.kernels.calls import COLUMNS, GemmLayout, KernelFamily, KernelOp
 from costmodels.kernels.implementations import torch_code
 from costmodels.lowering.formats import EIGHT_BIT_BYTES, attention_library, core_format, eight_bit_product
 from costmodels.lowering.parts import Part
 from costmodels.lowering.priced_calls import PartCosts, PricedCalls
-from costmodels.lowering.streams import as_run, in_turn
-from costmodels.lowering.time_scales import kernel_time_scale
-from costmodels.lowering.transfers import price_collectives, stalled_s
 from costmodels.lowering.widening import widening
 from costmodels.plan import FloatArray, IntArray
 from profiles.precision import GEMM_FORMATS
@@ -66,7 +54,7 @@ _BACKWARD_AXES = (Axis.TENSOR_BACKWARD, Axis.CONTEXT_BACKWARD, Axis.EXPERT_BACKW
 
 @dataclass(slots=True)
 class CallList:
-    """Grows by one row of K shapes per call site; ``price_parts`` turns lists into ``PartCosts``."""
+    """Grows by one row of K shapes per call site; ``lowering.prices`` turns lists into ``PartCosts``."""
 
     context: CostContext
     shapes: int
@@ -313,70 +301,3 @@ class CallList:
             extrapolated_kernel_s=total(kernels.extrapolated_s) if self.sites else nothing,
             extrapolated_collective_s=total(transfers.extrapolated_s) if self.transfers else nothing,
         )
-
-
-def price_parts(lists: Sequence[CallList]) -> list[PartCosts]:
-    """Price the calls of several parts of a layer, all of one context, in one go.
-
-    The price of a call does not depend on its company; few long columns are priced faster than many
-    short ones.
-    """
-    kernels, transfers = _price_kernels(lists), _price_transfers(lists)
-    return [part.gather(work, traffic) for part, work, traffic in zip(lists, kernels, transfers, strict=True)]
-
-
-def _price_kernels(lists: Sequence[CallList]) -> list[PricedCalls]:
-    context = lists[0].context
-    shapes = [(part.sites, part.shapes) for part in lists]
-    table = np.zeros((len(_COLUMN), sum(sites * width for sites, width in shapes)))
-    for part, place in zip(lists, _split(table, shapes), strict=True):
-        part.fill_kernels(place)
-    flat = dict(zip(_COLUMN, table, strict=True))
-    typed: dict[str, Any] = flat | {name: flat[name].astype(np.int64) for name in INTEGER_COLUMNS}
-    batch = KernelCallBatch(**typed)
-    running, rounds = as_run(batch, context)
-    priced = context.kernels.predict(running, context.cluster.device)
-    several = (batch.op == int(KernelOp.MEMORY)) | in_turn(batch, context)
-    scale = np.where(batch.flops + batch.bytes > 0, rounds * kernel_time_scale(batch, context), 0.0)
-    found = np.empty((5, len(batch)))
-    found[0] = priced.time_s * scale
-    found[1] = np.where(several, batch.batch, 1.0) * (scale > 0)
-    found[2] = (priced.high_s - priced.low_s) / 2 * scale
-    found[3] = np.where(priced.extrapolated, found[0], 0.0)
-    found[4] = priced.basis
-    return [
-        PricedCalls(summed=part[:3], extrapolated_s=part[3], basis=part[4].astype(int))
-        for part in _split(found, shapes)
-    ]
-
-
-def _price_transfers(lists: Sequence[CallList]) -> list[PricedCalls]:
-    context = lists[0].context
-    shapes = [(part.transfers, part.shapes) for part in lists]
-    calls = sum(transfers * width for transfers, width in shapes)
-    integers: IntArray = np.zeros((3, calls), dtype=np.int64)
-    size = np.zeros((1, calls))
-    for part, whole, sizes in zip(lists, _split(integers, shapes), _split(size, shapes), strict=True):
-        part.fill_transfers(whole[0], sizes[0], whole[1:])
-    op, group, stride = integers
-    priced = price_collectives(context, op=op, size_bytes=size[0], group=group, stride=stride)
-    launched = (group > 1) & (size[0] > 0)
-    found = np.empty((7, calls))
-    found[0], found[1], found[2] = priced.time_s, priced.low_s, priced.high_s
-    found[3] = launched
-    found[4] = launched * stalled_s(context, op=op, group=group)
-    found[5] = np.where(priced.extrapolated, priced.time_s, 0.0)
-    found[6] = priced.basis
-    return [
-        PricedCalls(summed=part[:5], extrapolated_s=part[5], basis=part[6].astype(int))
-        for part in _split(found, shapes)
-    ]
-
-
-def _split(table: NDArray[Any], shapes: Sequence[tuple[int, int]]) -> list[NDArray[Any]]:
-    """(rows, sites, K) views of the consecutive parts of a (rows, calls) table."""
-    views, start = [], 0
-    for sites, width in shapes:
-        views.append(table[:, start : start + sites * width].reshape(len(table), sites, width))
-        start += sites * width
-    return views

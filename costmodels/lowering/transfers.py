@@ -15,6 +15,15 @@ def price_collectives(
     context: CostContext, *, op: IntArray, size_bytes: FloatArray, group: IntArray, stride: IntArray
 ) -> Prediction:
     """Collectives over groups whose members lie ``stride`` ranks apart, on the context's cluster."""
+    return time_on_stack(
+        context, *listed_collectives(context, op=op, size_bytes=size_bytes, group=group, stride=stride)
+    )
+
+
+def listed_collectives(
+    context: CostContext, *, op: IntArray, size_bytes: FloatArray, group: IntArray, stride: IntArray
+) -> tuple[CollectiveCallBatch, Prediction]:
+    """The same collectives, and what the context's price list says of them."""
     calls = CollectiveCallBatch(
         op=op,
         size_bytes=size_bytes,
@@ -25,6 +34,11 @@ def price_collectives(
     if context.own_all_reduce:
         engine = Engine(engine_of(context.implementation))
         priced = with_engine_reduces(priced, calls, engine, context.cluster.node.scale_up)
+    return calls, priced
+
+
+def time_on_stack(context: CostContext, calls: CollectiveCallBatch, priced: Prediction) -> Prediction:
+    """What collectives of that price take as the context's stack runs them."""
     crosses = calls.ranks_per_domain < calls.group_size
     scale = np.where(crosses, context.stack.scale_out_time_scale, context.stack.collective_time_scale)
     slower = _limited(calls, priced.time_s * scale, crosses, context.stack.scale_out_group_bytes_per_s)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.context import CostContext
-from costmodels.evaluate import evaluate, outcomes
+from costmodels.evaluate import evaluate
 from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.stack_variants import StackVariants
 from costmodels.uncertainty import NORMAL_90
 from planner.decisions.kinship import NOISE, SCALES, SPREAD, Traits, kinship
 from planner.decisions.parameters import Parameter, uncertain_parameters
@@ -111,9 +112,10 @@ class Belief:
 
 def candidate_subjects(plans: PlanBatch, context: CostContext) -> Subjects:
     """Plans to choose among, as subjects of a belief."""
-    estimate = evaluate(plans, context)
+    variants = StackVariants.of(plans, context)
+    estimate = evaluate(plans, context, costs=variants.costs)
     return Subjects(
-        price=lambda stack: outcomes(plans, replace(context, stack=stack)).step_time_s,
+        price=variants.step_time_s,
         log_std=np.log(estimate.step_time_high_s / estimate.step_time_s) / NORMAL_90,
         memory_log=needed_log(plans, context, estimate.tensors),
         traits=Traits.of(plans, tokens=float(context.job.tokens_per_step)),

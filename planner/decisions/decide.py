@@ -143,7 +143,8 @@ def trials_of(
     plans = tried.plans.take(choice.rows)
     priced = evaluate(plans, tried.context)
     saved = _saved_hours(request, choice.lost_s, lost_before_s, int(plans.num_devices[0]) if len(plans) else 0)
-    weight, world, trials = tried.scenarios.weight, tried.world, []
+    weight, trials = tried.scenarios.weight, []
+    risk, best_share = tried.world.risk, tried.world.best_share
     for place, row in enumerate(choice.rows.tolist()):
         time_s = np.exp(tried.scenarios.log_time_s[:, row])
         expected_s, devices = tried.steps * float(weight @ time_s), int(plans.num_devices[place])
@@ -157,8 +158,8 @@ def trials_of(
                 step_time_low_s=low_s,
                 step_time_high_s=high_s,
                 peak_memory_bytes=float(priced.peak_memory_bytes[place]),
-                oom_probability=float(world.risk[row]),
-                best_probability=float(world.best_share[row]),
+                oom_probability=float(risk[row]),
+                best_probability=float(best_share[row]),
                 regret=float(choice.regret[place]),
                 regret_high=float(choice.regret_high[place]),
                 device_hours=device_hours(expected_s, devices),

@@ -160,7 +160,7 @@ def trial_subjects(trials: Trials) -> Subjects:
     usable = np.array([row.cluster.device.usable_memory_bytes for row in trials.rows])
     tokens = [float(row.job.tokens_per_step) for row in trials.rows]
     return Subjects(
-        price=lambda variant: trials.predictor.step_times_s({name: variant}),
+        price=trials.predictor.on_variants(trials.stack),
         log_std=np.log(predictions.step_time_high_s / predictions.step_time_s) / NORMAL_90,
         memory_log=np.log(lean.peak_memory_bytes / usable),
         traits=Traits.of(PlanBatch.from_plans(trials.plans), tokens=tokens, worlds=trials.worlds),
@@ -229,6 +229,7 @@ def _plans(decision: _Decision, before: World, after: World, oom_penalty: float)
     """The plans now best, and those tried that are not among them."""
     ranks = [world.ranks(oom_penalty=oom_penalty) for world in (before, after)]
     best_before, best_after = before.best_share, after.best_share
+    risk_before, risk_after = before.risk, after.risk
     listed = np.argsort(ranks[1])[:MOST_LISTED].tolist()
     listed += sorted(set(decision.tried) - set(listed), key=lambda place: int(ranks[1][place]))
     plans = []
@@ -237,12 +238,12 @@ def _plans(decision: _Decision, before: World, after: World, oom_penalty: float)
         views = [
             View(
                 **dict(zip(("step_time_s", "step_time_low_s", "step_time_high_s"), interval, strict=True)),
-                oom_probability=float(world.risk[place]),
+                oom_probability=float(risk[place]),
                 best_probability=float(share[place]),
             )
-            for interval, world, share in (
-                (decision.before.measured_s(column), before, best_before),
-                (decision.after.measured_s(column), after, best_after),
+            for interval, risk, share in (
+                (decision.before.measured_s(column), risk_before, best_before),
+                (decision.after.measured_s(column), risk_after, best_after),
             )
         ]
         plans.append(

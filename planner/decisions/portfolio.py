@@ -80,7 +80,8 @@ class World:
 
     def ranks(self, *, oom_penalty: float) -> IntArray:
         """(M,) place of each plan as the only choice, from 0; those likelier to die than not come last."""
-        cost = self.weight @ self.settled(self.regret) + oom_penalty * self.risk + _LAST * (self.risk > MOST_RISK)
+        risk = self.risk
+        cost = self.weight @ self.settled(self.regret) + oom_penalty * risk + _LAST * (risk > MOST_RISK)
         ranks: IntArray = np.empty(len(cost), dtype=np.int64)
         ranks[np.argsort(cost, kind="stable")] = np.arange(len(cost))
         return ranks
@@ -117,14 +118,15 @@ def choose(world: World, count: int, *, oom_penalty: float, tried: Sequence[int]
         oom_penalty: What a trial that dies is worth avoiding: a share of the step time of the final plan.
         tried: Numbers of plans that were tried already and are not tried again; the fastest of them is at hand.
     """
-    penalty = oom_penalty * world.risk
+    risk = world.risk
+    penalty = oom_penalty * risk
     reached = world.regret[:, list(tried)].min(axis=1, initial=np.inf)
     rows: list[int] = []
     regret, high, lost_s = np.empty(count), np.empty(count), np.empty(count)
     for place in range(count):
         after = world.settled(np.minimum(reached[:, None], world.regret))
         cost = world.weight @ after + penalty
-        cost[world.risk > MOST_RISK] += _LAST
+        cost[risk > MOST_RISK] += _LAST
         cost[[*rows, *tried]] = np.inf
         rows.append(int(cost.argmin()))
         reached = np.minimum(reached, world.regret[:, rows[-1]])

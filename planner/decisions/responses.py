@@ -6,7 +6,7 @@ linear between the values priced. That keeps the kinks of overlap and launch flo
 act on one another; ``errors`` prices combinations exactly and says how much that is.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,8 @@ Pricer = Callable[[StackSpec], FloatArray]
 
 # Where a parameter is moved to, in its standard deviations; beyond the outermost, lines go on.
 _NODES = np.array([-2.5, -1.0, 0.0, 1.0, 2.5])
-_MIDDLE, _BELOW, _ABOVE = 2, 1, 3
+_ENDS, _BETWEEN = (0, 4), (1, 3)  # in the middle nothing moves
+_BELOW, _ABOVE = _BETWEEN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,9 @@ class Responses:
 
     @classmethod
     def of(cls, price: Pricer, stack: StackSpec, stds: Mapping[str, float]) -> "Responses":
-        """Price some plans at every node of every field.
+        """Price some plans at every node of every field that moves any.
+
+        A step grows with a field throughout, or shrinks: one that moves no plan at either end moves none in between.
 
         Args:
             price: Prices the M plans.
@@ -55,10 +58,12 @@ class Responses:
         for name, std in stds.items():
             middle = to_vector(stack, (name,))
             table = np.zeros((len(_NODES), len(base_s)))
-            for row, node in enumerate(_NODES):
-                if row != _MIDDLE:
-                    table[row] = np.log(price(from_vector(stack, (name,), middle + node * std)) / base_s)
-            if table.any():
+            for rows in (_ENDS, _BETWEEN):
+                for row in rows:
+                    table[row] = np.log(price(from_vector(stack, (name,), middle + _NODES[row] * std)) / base_s)
+                if not table.any():
+                    break
+            else:
                 found[name] = table
         return cls(
             stack=stack,
@@ -82,9 +87,14 @@ class Responses:
 
     def log_times(self, shifts: FloatArray) -> FloatArray:
         """(S, M) log of the step times under (S, F) shifts."""
-        result = np.broadcast_to(np.log(self.base_s), (len(shifts), len(self.base_s))).copy()
-        for number in np.flatnonzero(shifts.any(axis=0)).tolist():
-            result += self.of_field(number, shifts[:, number])
+        moved = np.flatnonzero(shifts.any(axis=0)).tolist()
+        return self.together([self.of_field(number, shifts[:, number]) for number in moved], len(shifts))
+
+    def together(self, moved: Iterable[FloatArray], count: int) -> FloatArray:
+        """(S, M) log of the step times from (S, M) answers to some fields, in their order; ``count`` is S."""
+        result = np.broadcast_to(np.log(self.base_s), (count, len(self.base_s))).copy()
+        for answer in moved:
+            result += answer
         return result
 
     def of_plans(self, rows: Sequence[int]) -> "Responses":

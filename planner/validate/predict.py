@@ -5,6 +5,7 @@ done once, so that a fitter can swap stacks and price again cheaply.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import KernelCostModel
 from costmodels.memory import ALLOCATED_PARTS, RESERVED_PARTS, TensorMemory, joined, tensor_memory, with_overheads
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
+from costmodels.stack_variants import StackVariants
 from costmodels.stages import stage_table
 from costmodels.workload import TrainingJob
 from planner.price_lists import default_collective_model, default_kernel_model
@@ -113,6 +115,32 @@ class RowPredictor:
         """Predicted seconds per step of the selected rows (all when None); NaN where one cannot be priced."""
         times = self.predict(stacks, rows).step_time_s
         return times if rows is None else times[rows]
+
+    def on_variants(self, stack: StackSpec) -> Callable[[StackSpec], FloatArray]:
+        """Predicts seconds per step of all rows, which run on one stack, on variants of its speed.
+
+        What these share is worked out here (``costmodels.stack_variants``); NaN where a row cannot be priced.
+
+        Args:
+            stack: The stack as it is.
+        """
+        ready: list[tuple[IntArray, StackVariants]] = []
+        for group in self._groups:
+            context = self._context(group, stack)
+            with suppress(SpecError):
+                variants = StackVariants.of(group.plans, context)
+                forced = group.may_recompute & ~variants.needs.fits
+                if forced.any():
+                    variants = StackVariants.of(_recomputing(group.plans, forced), context)
+                ready.append((group.rows, variants))
+
+        def step_times_s(variant: StackSpec) -> FloatArray:
+            found = np.full(len(self._rows), np.nan)
+            for rows, variants in ready:
+                found[rows] = variants.step_time_s(variant)
+            return found
+
+        return step_times_s
 
     def predict(self, stacks: Mapping[str, StackSpec], rows: IntArray | None = None) -> Predictions:
         """Everything the planner says about the rows.

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from profiles.stack import StackSpec
@@ -122,6 +121,8 @@ def fit_stacks(
     Returns:
         The fit and its cross-validation.
     """
+    from joblib import Parallel, delayed
+
     stack_names, sources = np.asarray(stack_of_row), np.asarray(source_of_row)
     problems: dict[tuple[str, str], Problem] = {}  # by stack and what is left out; "" for nothing
     for name in sorted(set(stack_of_row)):

@@ -13,7 +13,7 @@ from costmodels.kernels.calls import KernelOp
 from costmodels.kv_cache import bytes_per_cached_token, bytes_per_sequence
 from costmodels.linear_work import RankHeads, chunk_elements, chunk_flops, recurrence_flops, state_bytes
 from costmodels.lowering.attention import lower_attention
-from costmodels.lowering.calls import price_parts
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.stage_parameters import stage_parameters

@@ -9,7 +9,7 @@ from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelCallBatch, KernelOp
 from costmodels.kernels.implementations import Engine, Library, code_of
 from costmodels.lowering.attention import lower_attention
-from costmodels.lowering.calls import price_parts
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ExecutionPlan, PlanBatch
 from tests.fakes import UnitKernels, context, job, stack

@@ -11,8 +11,8 @@ from costmodels.experts_run import as_run
 from costmodels.flops import forward_flops_per_token
 from costmodels.forward import forward_pass
 from costmodels.kernels.calls import KernelCallBatch, KernelFamily, KernelOp
-from costmodels.lowering.calls import price_parts
 from costmodels.lowering.mlp import lower_expert_mlp
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.peak_rate import stages_at_peak_s
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute

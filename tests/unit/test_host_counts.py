@@ -9,8 +9,9 @@ import pytest
 
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
-from costmodels.lowering.calls import Phase, price_parts
+from costmodels.lowering.calls import Phase
 from costmodels.lowering.mlp import lower_dense_mlp
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.workload import LoraSpec, TrainingJob

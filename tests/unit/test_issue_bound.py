@@ -10,8 +10,9 @@ from costmodels.kernels.calls import KernelOp
 from costmodels.kernels.issue_bound import arithmetic_s, issue_stretch
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_head
-from costmodels.lowering.calls import Phase, price_parts
+from costmodels.lowering.calls import Phase
 from costmodels.lowering.mlp import lower_dense_mlp
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.optimizer import device_step_s
 from costmodels.plan import ExecutionPlan, PlanBatch

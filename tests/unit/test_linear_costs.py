@@ -19,7 +19,8 @@ from costmodels.kv_cache import bytes_per_cached_token, bytes_per_sequence
 from costmodels.lengths import fixed_length
 from costmodels.linear_work import BACKWARD, RankHeads, chunk_elements, chunk_flops
 from costmodels.lowering.attention import lower_attention
-from costmodels.lowering.calls import Axis, Phase, price_parts
+from costmodels.lowering.calls import Axis, Phase
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch

@@ -11,9 +11,10 @@ from costmodels.kernels.calls import KernelOp
 from costmodels.kv_cache import bytes_per_cached_token
 from costmodels.linear_work import BACKWARD, RankHeads, chunk_elements, decay_bytes, gradient_elements, kept_elements
 from costmodels.lowering.attention import lower_attention
-from costmodels.lowering.calls import CallList, Phase, price_parts
+from costmodels.lowering.calls import CallList, Phase
 from costmodels.lowering.elementwise import GATED, JOINTS, output_gate
 from costmodels.lowering.linear_attention import linear_mixer
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.serving_apart import crossing_s

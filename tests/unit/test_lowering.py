@@ -10,9 +10,10 @@ from costmodels.kernels.calls import Basis, GemmLayout, KernelCallBatch, KernelF
 from costmodels.kernels.implementations import Engine, Library, code_of
 from costmodels.lowering.attention import lower_attention, score_share
 from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import PartCosts, Phase, price_parts
+from costmodels.lowering.calls import PartCosts, Phase
 from costmodels.lowering.grouping import group_rows
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
 from costmodels.workload import LoraSpec

@@ -9,8 +9,9 @@ from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelCallBatch, KernelOp, take
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import PartCosts, Phase, price_parts
+from costmodels.lowering.calls import PartCosts, Phase
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.workload import LoraSpec

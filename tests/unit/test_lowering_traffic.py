@@ -10,8 +10,9 @@ from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import Axis, PartCosts, price_parts
+from costmodels.lowering.calls import Axis, PartCosts
 from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
 from profiles.weights import WEIGHT_FORMATS

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from costmodels.kernels.calls import KernelFamily, KernelOp
-from costmodels.lowering.calls import Phase, price_parts
+from costmodels.lowering.calls import Phase
 from costmodels.lowering.mlp import lower_expert_mlp
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.module_hooks import expert_hooks_s
 from costmodels.plan import ExecutionPlan, PlanBatch

@@ -9,7 +9,8 @@ from costmodels.context import CostContext
 from costmodels.layer_costs import layer_costs
 from costmodels.logits import logits_bytes
 from costmodels.lowering.boundary import lower_head
-from costmodels.lowering.calls import Axis, price_parts
+from costmodels.lowering.calls import Axis
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.optimizer import memory_seconds_per_byte
 from costmodels.plan import ExecutionPlan, PlanBatch

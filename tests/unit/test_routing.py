@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from costmodels.kernels.calls import KernelFamily, KernelOp
-from costmodels.lowering.calls import Phase, price_parts
+from costmodels.lowering.calls import Phase
 from costmodels.lowering.mlp import lower_expert_mlp
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.routing import ARRIVALS, ROUTINGS
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ExecutionPlan, PlanBatch

@@ -9,8 +9,9 @@ import pytest
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelCallBatch, KernelOp
 from costmodels.kernels.implementations import Engine, Library, code_of
-from costmodels.lowering.calls import PartCosts, Phase, price_parts
+from costmodels.lowering.calls import PartCosts, Phase
 from costmodels.lowering.mlp import lower_expert_mlp
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.lowering.streams import on_streams
 from costmodels.plan import ExecutionPlan, PlanBatch

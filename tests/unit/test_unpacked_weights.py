@@ -11,7 +11,8 @@ from costmodels.kernels.calls import KernelOp
 from costmodels.logits import logits_bytes
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.boundary import lower_head
-from costmodels.lowering.calls import PartCosts, Phase, price_parts
+from costmodels.lowering.calls import PartCosts, Phase
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.model_state import dequantised_bytes
 from costmodels.plan import ExecutionPlan, PlanBatch

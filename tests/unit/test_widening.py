@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from costmodels.kernels.calls import KernelFamily
-from costmodels.lowering.calls import price_parts
 from costmodels.lowering.mlp import lower_expert_mlp
+from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.lowering.widening import widening
 from costmodels.plan import ExecutionPlan, PlanBatch
