@@ -1,26 +1,18 @@
 """Every legal plan of a space priced, chunk by chunk, keeping what ranking needs."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import lru_cache, reduce
+from functools import lru_cache
 
 import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
-from costmodels.evaluate import Outcomes, Peaks, least_peaks, outcomes, peaks
+from costmodels.evaluate import Outcomes, Peaks, outcomes
 from costmodels.layer_costs import LayerCosts, layer_costs
-from costmodels.plan import BoolArray, FloatArray, PlanBatch
-from planner.ranking import Priced, nearest_row, nearest_rows, overshoots
+from costmodels.plan import PlanBatch
+from planner.bounded_peaks import CHUNK_ROWS, BoundedPeaks
+from planner.ranking import Priced, nearest_row, nearest_rows
 from profiles.hardware import NodeSpec
-
-CHUNK_ROWS = 32_768  # rows priced at once; bounds memory, and more do not run faster
-
-# Bounds of what may fit, or come nearest, are this much wider than they need be: ``ranking.nearest_rows`` takes for
-# equal what differs by less, and sums in another order differ in their last digits.
-_ALMOST = 1 + 1e-5
-_MANY = 2  # plans, at least, of which one stands for all that recompute otherwise
-_RECOMPUTED = ("recompute", "recompute_layers", "recompute_modules", "stage_layers")
 
 Evaluator = Callable[[PlanBatch, CostContext], EstimateBatch | Outcomes]
 
@@ -70,9 +62,9 @@ def price_fitting(plans: PlanBatch, context: CostContext) -> Priced:
     """
     if len(plans) <= CHUNK_ROWS:
         return price_all(plans, context)
-    needs = _contender_peaks(plans, context)
+    needs = BoundedPeaks.of(plans, context).of_contenders()
     rows, step_time_s = np.flatnonzero(needs.fits), np.full(len(plans), np.inf)
-    step_time_s[rows] = _timed(plans.take(rows), needs.take(rows), context).step_time_s
+    step_time_s[rows] = timed(plans.take(rows), needs.take(rows), context).step_time_s
     return Priced(
         plans=plans,
         step_time_s=step_time_s,
@@ -82,9 +74,16 @@ def price_fitting(plans: PlanBatch, context: CostContext) -> Priced:
     )
 
 
-def _timed(plans: PlanBatch, needs: Peaks, context: CostContext) -> Priced:
-    """Plans whose memory is known, with their steps; blocks of all are priced at once, since they share most."""
-    costs = layer_costs(plans, context)
+def timed(plans: PlanBatch, needs: Peaks, context: CostContext, costs: LayerCosts | None = None) -> Priced:
+    """Plans whose memory is known, with their steps; blocks of all are priced at once, since they share most.
+
+    Args:
+        plans: The plans.
+        needs: Their memory.
+        context: Model, cluster, job, stack and price lists.
+        costs: Their blocks, if the caller has priced them.
+    """
+    costs = layer_costs(plans, context) if costs is None else costs
     chunks = [np.arange(at, min(at + CHUNK_ROWS, len(plans))) for at in range(0, len(plans), CHUNK_ROWS)]
     steps_s = [
         outcomes(plans.take(rows), context, needs=needs.take(rows), costs=costs.take(rows)).step_time_s
@@ -133,7 +132,12 @@ def price_contenders(plans: PlanBatch, context: CostContext) -> Priced:
         plans: N legal plans, at least one.
         context: Model, cluster, job, stack and price lists.
     """
-    needs = _contender_peaks(plans, context)
+    return timed_contenders(BoundedPeaks.of(plans, context))
+
+
+def timed_contenders(bounded: BoundedPeaks) -> Priced:
+    """The same of plans some of which were looked at before."""
+    needs, context = bounded.of_contenders(), bounded.context
     kept = needs.fits
     if not kept.any():
         kept = nearest_rows(
@@ -143,77 +147,7 @@ def price_contenders(plans: PlanBatch, context: CostContext) -> Priced:
             host_bytes=context.cluster.node.host_memory_bytes,
         )
     rows = np.flatnonzero(kept)
-    return _timed(plans.take(rows), needs.take(rows), context)
-
-
-def least_peak_bytes(plans: PlanBatch, context: CostContext) -> float:
-    """The smallest peak of some plans, at least one, whether the device has that much or not."""
-    needs, least = _unknown(len(plans), context), _least_peaks(plans, context)
-    _look_up(needs, plans, context, least == least.min())
-    _look_up(needs, plans, context, least <= needs.peak_memory_bytes.min() * _ALMOST)
-    return float(needs.peak_memory_bytes.min())
-
-
-def _contender_peaks(plans: PlanBatch, context: CostContext) -> Peaks:
-    """The memory of plans, exact where they may fit; where none does, also where they may come nearest; else infinite.
-
-    Args:
-        plans: N legal plans, at least one.
-        context: Model, cluster, job and stack.
-    """
-    needs, least = _unknown(len(plans), context), _least_peaks(plans, context)
-    usable_bytes, host_bytes = context.cluster.device.usable_memory_bytes, context.cluster.node.host_memory_bytes
-    _look_up(needs, plans, context, least <= usable_bytes * _ALMOST)
-    if not needs.fits.any():
-        _look_up(needs, plans, context, least == least.min())
-        beyond = overshoots(
-            needs.peak_memory_bytes, needs.host_memory_bytes, usable_bytes=usable_bytes, host_bytes=host_bytes
-        )
-        _look_up(needs, plans, context, least <= usable_bytes * beyond.min() * _ALMOST)
-    return needs
-
-
-def _unknown(length: int, context: CostContext) -> Peaks:
-    """So many plans whose memory nobody has looked up."""
-    return Peaks(
-        peak_memory_bytes=np.full(length, np.inf),
-        host_memory_bytes=np.zeros(length),
-        fits=np.zeros(length, dtype=np.bool_),
-        paged_bytes=np.zeros(length) if context.job.paged_optimizer else None,
-    )
-
-
-def _look_up(needs: Peaks, plans: PlanBatch, context: CostContext, wanted: BoolArray) -> None:
-    """Fill in the memory of those of N plans that are wanted and not known yet."""
-    rows = np.flatnonzero(wanted & np.isinf(needs.peak_memory_bytes))
-    for at in range(0, len(rows), CHUNK_ROWS):
-        chunk = rows[at : at + CHUNK_ROWS]
-        found = peaks(plans.take(chunk), context)
-        needs.peak_memory_bytes[chunk] = found.peak_memory_bytes
-        needs.host_memory_bytes[chunk] = found.host_memory_bytes
-        needs.fits[chunk] = found.fits
-        if needs.paged_bytes is not None and found.paged_bytes is not None:
-            needs.paged_bytes[chunk] = found.paged_bytes
-
-
-def _least_peaks(plans: PlanBatch, context: CostContext) -> FloatArray:
-    """(N,) bytes that each of N plans takes at least, worked out once for neighbours that differ in recomputation.
-
-    0 where that would save nothing.
-    """
-    fresh = np.ones(len(plans), dtype=np.bool_)
-    columns = [name for name in PlanBatch.__dataclass_fields__ if name not in _RECOMPUTED]
-    fresh[1:] = reduce(
-        np.logical_or, (column[1:] != column[:-1] for column in (getattr(plans, name) for name in columns))
-    )
-    first = np.flatnonzero(fresh)
-    if plans.stage_layers is not None or plans.offload_activations.any() or _MANY * len(first) > len(plans):
-        return np.zeros(len(plans))
-    modules = np.full(len(plans), np.bitwise_or.reduce(plans.recompute_modules))
-    alike = replace(plans, recompute_modules=modules)
-    chunks = [first[at : at + CHUNK_ROWS] for at in range(0, len(first), CHUNK_ROWS)]
-    least = np.concatenate([least_peaks(alike.take(chunk), context) for chunk in chunks])
-    return np.repeat(least, np.diff(first, append=len(plans)))
+    return timed(bounded.plans.take(rows), needs.take(rows), context)
 
 
 def nearest_to_fit(priced: Priced, node: NodeSpec) -> int:

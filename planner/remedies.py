@@ -15,14 +15,16 @@ from costmodels.eager_attention import unfused_by_default
 from costmodels.plan import PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
 from planner.attention import FLEX
+from planner.bounded_peaks import least_peak_bytes
+from planner.fastest import price_fastest
 from planner.jobs import on_another_stack, on_other_devices, rounded_batch
 from planner.lora import adapters_of
 from planner.parts import sizes_to_try
-from planner.pricing import least_peak_bytes, nearest_to_fit, price_all, price_contenders
+from planner.pricing import nearest_to_fit, price_all
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context, full_node, part_of, space_of
 from planner.results import Remedy, Request
-from planner.risks import likely_row, oom_risks
+from planner.risks import LOOKED_AT, likely_row, oom_risks
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON, divisors
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
@@ -83,10 +85,10 @@ Searcher = Callable[[Request, ClusterSpec], Priced]
 
 
 def search_once(request: Request, cluster: ClusterSpec) -> Priced:
-    """The plans of a request that fit a cluster, or those that come nearest, priced."""
+    """The best plans of a request that fit a cluster, or those that come nearest, priced."""
     plans = space_of(request, cluster).plans
     context = cost_context(request, cluster)
-    return price_contenders(plans, context) if len(plans) else price_all(plans, context)
+    return price_fastest(plans, context, count=LOOKED_AT) if len(plans) else price_all(plans, context)
 
 
 def search_if_legal(request: Request) -> Priced | None:

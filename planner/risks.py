@@ -9,7 +9,7 @@ from planner.memory_law import MemoryLaw, needed_log
 from planner.ranking import Priced, best_rows
 from planner.results import RISKY
 
-_LOOKED_AT = 64  # of the best plans, among which one is looked for that is likely to live
+LOOKED_AT = 64  # of the best plans, among which one is looked for that is likely to live
 
 
 def oom_risks(plans: PlanBatch, context: CostContext, tensors: TensorMemory | None = None) -> FloatArray:
@@ -27,7 +27,7 @@ def likely_row(priced: Priced, context: CostContext, *, objective: str = "step_t
         context: Model, cluster, job and stack.
         objective: What makes a plan the best, one of ``OBJECTIVES``.
     """
-    best = best_rows(priced, objective=objective, count=_LOOKED_AT)
+    best = best_rows(priced, objective=objective, count=LOOKED_AT)
     rows = np.concatenate([best, best_rows(priced, objective="memory_headroom", count=1)])
     likely = rows[oom_risks(priced.plans.take(rows), context) < RISKY]
     return int(likely[0]) if len(likely) else None

@@ -8,9 +8,9 @@ from costmodels.context import CostContext
 from costmodels.plan import BoolArray, PlanBatch
 from planner.decisions.portfolio import MOST_RISK
 from planner.memory_law import MemoryLaw
+from planner.pricing import price_all, price_contenders
 from planner.ranking import best_rows
-from planner.remedies import search_once
-from planner.request import cost_context
+from planner.request import cost_context, space_of
 from planner.results import Request
 from profiles.errors import SpecError
 
@@ -47,7 +47,8 @@ def candidates_of(request: Request) -> Candidates:
         problem = f"is {request.objective}, but decisions under uncertainty weigh step times"
         raise SpecError("objective", problem, "leave it out, and give fewer GPUs to compare the cost of fewer")
     context = cost_context(request)
-    priced = search_once(request, request.cluster)
+    plans = space_of(request).plans
+    priced = price_contenders(plans, context) if len(plans) else price_all(plans, context)
     hosted = priced.host_memory_bytes <= request.cluster.node.host_memory_bytes
     over = np.log(priced.peak_memory_bytes / context.cluster.device.usable_memory_bytes)
     likely = replace(priced, fits=hosted & (MemoryLaw.of(context.stack).risk(over) <= MOST_RISK))

@@ -8,8 +8,9 @@ import numpy as np
 from costmodels.plan import PlanBatch, Recompute, Schedule
 from costmodels.stage_plan import StageConfigs, StagePlanBatch, from_uniform
 from costmodels.stage_prices import StagePrices
+from planner.bounded_peaks import CHUNK_ROWS
 from planner.host_notes import host_notes
-from planner.pricing import CHUNK_ROWS, price_all
+from planner.pricing import price_all
 from planner.request import setting_of
 from planner.results import Note, Request
 from planner.rules.base import FRAMEWORK_TITLES

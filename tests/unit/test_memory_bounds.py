@@ -9,8 +9,9 @@ import pytest
 from costmodels.context import CostContext
 from costmodels.evaluate import least_peaks, outcomes, peaks
 from costmodels.plan import PlanBatch
-from planner import pricing
-from planner.pricing import least_peak_bytes, price_all, price_contenders, price_fitting
+from planner import bounded_peaks, pricing
+from planner.bounded_peaks import least_peak_bytes
+from planner.pricing import price_all, price_contenders, price_fitting
 from planner.ranking import nearest_rows
 from planner.request import Options, cost_context, resolve_request, setting_of
 from planner.space import plan_space
@@ -59,7 +60,8 @@ def test_a_bound_without_optimizer_states_would_be_too_low() -> None:
 def test_what_fits_or_comes_nearest_is_known_exactly(
     number: int, usable: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pricing, "CHUNK_ROWS", 499)
+    for module in (pricing, bounded_peaks):
+        monkeypatch.setattr(module, "CHUNK_ROWS", 499)
     plans, context = space(number)
     given = context.cluster.device
     device = replace(given, usable_memory_bytes=given.usable_memory_bytes * usable)
@@ -80,7 +82,8 @@ def test_what_fits_or_comes_nearest_is_known_exactly(
 
 
 def test_offloaded_activations_are_not_bounded_and_lose_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pricing, "CHUNK_ROWS", 999)
+    for module in (pricing, bounded_peaks):
+        monkeypatch.setattr(module, "CHUNK_ROWS", 999)
     request = resolve_request("llama-2-13b", "8xA100-40GB", None, None, Options())
     plans = plan_space(setting_of(request), domain_devices=8, offload=True).plans
     context = cost_context(request)
@@ -100,8 +103,9 @@ def test_a_large_space_is_looked_at_in_part_and_timed_where_it_fits(monkeypatch:
 
         return counted
 
-    for name, function in (("bounds", least_peaks), ("peaks", peaks), ("steps", outcomes)):
-        monkeypatch.setattr(pricing, function.__name__, counting(name, function))
+    monkeypatch.setattr(pricing, "outcomes", counting("steps", outcomes))
+    for name, function in (("bounds", least_peaks), ("peaks", peaks)):
+        monkeypatch.setattr(bounded_peaks, function.__name__, counting(name, function))
     monkeypatch.setattr(pricing, "layer_costs", counting("blocks", pricing.layer_costs))
     job = {"sequence_length": 131072, "global_batch_size": 128}
     request = resolve_request("deepseek-v3", "16x8xH100", job, None, Options())

@@ -9,7 +9,7 @@ import planner
 from costmodels import memory
 from costmodels.evaluate import evaluate, lean_peak_bytes
 from planner import api
-from planner.pricing import CHUNK_ROWS
+from planner.bounded_peaks import CHUNK_ROWS
 from planner.request import cost_context, given_options, resolve_request, space_of
 
 

@@ -16,7 +16,7 @@ from costmodels import memory
 from costmodels.context import CostContext
 from costmodels.evaluate import outcomes
 from costmodels.lowering.prices import ListedCalls
-from costmodels.plan import PlanBatch, Schedule
+from costmodels.plan import PlanBatch
 from costmodels.stack_variants import SPEEDS, StackVariants
 from planner.decisions.information import sobol_indices
 from planner.decisions.responses import Responses
