@@ -202,6 +202,12 @@ class OpModel:
         found = features_of(self.card.op_class, calls, device)
         return np.stack([found[name] for name in self.card.features], axis=1)
 
+    def fitted(self, format_class: str, features: FloatArray) -> NDArray[np.bool_]:
+        """(C,) whether all features of calls of a format lie where calls of it were fitted."""
+        low, high = np.array(self.card.ranges[format_class]).T
+        slack = _ROUNDING * np.maximum(np.abs(low), np.abs(high))
+        return np.asarray(((features >= low - slack) & (features <= high + slack)).all(axis=1))
+
     def price(
         self, calls: KernelCallBatch, device: DeviceSpec, families: Mapping[str, str]
     ) -> tuple[FloatArray, IntArray]:
@@ -216,10 +222,7 @@ class OpModel:
             base[rows] = formula_s(self.card.op_class, take(calls, rows), device, parameters)
             situations[rows] = int(situation)
             if situation is Situation.MEASURED:
-                low, high = np.array(self.card.ranges[str(name)]).T
-                slack = _ROUNDING * np.maximum(np.abs(low), np.abs(high))
-                inside = ((features[rows] >= low - slack) & (features[rows] <= high + slack)).all(axis=1)
-                situations[rows[~inside]] = int(Situation.BEYOND)
+                situations[rows[~self.fitted(str(name), features[rows])]] = int(Situation.BEYOND)
         return np.asarray(base * np.exp(correction * self.share(situations)), dtype=np.float64), situations
 
     def interval(
@@ -277,10 +280,9 @@ class AdditiveModel(OpModel):
         for name in np.unique(classes):
             if device.name not in self.card.reference[DEVICES][str(name)]:
                 continue
-            low, high = np.array(self.card.ranges[str(name)]).T
-            inside = ((features >= low) & (features <= high)).all(axis=1)
-            mine = (classes == name) & (steps == 0)
-            situations[mine] = np.where(inside, int(Situation.MEASURED), int(Situation.BEYOND))[mine]
+            mine = np.flatnonzero((classes == name) & (steps == 0))
+            inside = self.fitted(str(name), features[mine])
+            situations[mine] = np.where(inside, int(Situation.MEASURED), int(Situation.BEYOND))
         correction = self.booster.predict(features) * self.share(situations)
         seconds = np.maximum(base * np.exp(correction), floor_s(self.card.op_class, calls, device))
         return np.asarray(seconds, dtype=np.float64), situations

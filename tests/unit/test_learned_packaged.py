@@ -16,6 +16,7 @@ from costmodels.kernels.learned import (
     ANY_GROUP,
     POOLED,
     LearnedKernelModel,
+    OpModel,
     Situation,
     arithmetics,
     learned_kernel_model,
@@ -174,3 +175,37 @@ def test_pytorch_s_kernel_for_experts_has_a_price_of_its_own_where_it_was_timed(
     own, generic = (model.predict(calls, spec) for calls in (cutlass, anybody))
     assert (own.time_s[0] == generic.time_s[0]) == (spec.architecture != "hopper")
     assert (own.high_s[0] == generic.high_s[0]) == (spec.architecture != "hopper")
+
+
+@pytest.mark.parametrize("last_bits", [1 + 4e-16, 1 - 4e-16])
+def test_prices_do_not_hang_on_the_last_bits_of_a_logarithm(
+    model: LearnedKernelModel, monkeypatch: pytest.MonkeyPatch, last_bits: float
+) -> None:
+    """Processors differ there, and trees split at whole powers of two."""
+    spec = default_catalog().device("H100-SXM-80GB")
+    asked = [grouped(experts, rows) for experts in (64.0, 128.0, 256.0) for rows in (32.0, 128.0, 4096.0)]
+    before = [model.predict(calls, spec).time_s[0] for calls in asked]
+    log2 = np.log2
+    monkeypatch.setattr(np, "log2", lambda values: log2(values) * last_bits)
+    after = [model.predict(calls, spec).time_s[0] for calls in asked]
+    assert after == pytest.approx(before, rel=1e-9)
+
+
+def grouped(experts: float, rows: float) -> KernelCallBatch:
+    n, k = 1536.0, 2048.0
+    return kernel_calls(
+        1, op=KernelOp.GROUPED_GEMM, gemm_format=GEMM_FORMATS.index("bf16"), m=rows, n=n, k=k, batch=experts,
+        flops=2 * experts * rows * n * k, bytes=2 * experts * (rows * n + rows * k + n * k), element_bytes=2,
+    )  # fmt: skip
+
+
+def test_the_ends_of_a_range_which_are_written_with_six_digits_are_inside() -> None:
+    card = FILES["attention_forward"].card
+    place = card.features.index("log_kv_heads")
+    fitted = OpModel.of(FILES["attention_forward"])
+    most = np.array(card.ranges["16-bit"])[:, 1]
+    most[place] = np.log2(96)
+    assert most[place] > card.ranges["16-bit"][place][1]  # 6.58496 of 6.58496250
+    assert fitted.fitted("16-bit", most[None]).all()
+    most[place] = np.log2(97)
+    assert not fitted.fitted("16-bit", most[None]).any()
