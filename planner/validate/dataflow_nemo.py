@@ -24,6 +24,7 @@ from costmodels.plan import ExecutionPlan, FloatArray, PlanBatch, Recompute
 from planner.dataflow.call_costs import CallSetting, price_generation, price_plans
 from planner.dataflow.engine_strategies import engine_strategies
 from planner.dataflow.strategies import strategies
+from planner.rules.base import MEGATRON
 from planner.validate.dataflow_setups import cluster_of, model_named
 from profiles.engines import find_engine
 from profiles.model import ModelSpec
@@ -242,6 +243,10 @@ def _train_side(
         & (plans.pipeline_parallel == numbers[-1])
         & (plans.micro_batch_size == min(1 << int(log2(packed)), int(plans.micro_batch_size.max(initial=1))))
     )
+    if setting.stack.framework == MEGATRON:
+        # None of the recipes interleaves stages, numbers their ends, or shards more than optimizer states.
+        wanted &= (plans.virtual_stages == 1) & (plans.first_stage_layers == 0) & (plans.zero_stage <= 1)
+        wanted &= plans.sequence_parallel | (plans.tensor_parallel == 1)
     if kind is CallKind.TRAIN:
         wanted &= plans.recompute == int(Recompute.FULL if recipe.checkpointing else Recompute.NONE)
     # Shorter sequences than 8192 tokens are not split here unasked; their ranks then hold copies.
