@@ -49,6 +49,7 @@ from costmodels.stages import stage_table
 from costmodels.workload import TrainingJob
 from profiles.engines import EngineSpec
 from profiles.model import MAX_SEQUENCE, ModelSpec
+from profiles.stack import TIME_SCALES
 
 _KEY_POINTS = 4  # cache lengths priced between the shortest and the longest
 _READ_ANEW = 0.65  # tokens per generated token; tests/unit/test_put_off.py plays it out
@@ -161,7 +162,8 @@ def engine_context(
         publisher_log_std=0.0,
     )
     if engine.kernels:
-        settled: dict[str, Any] = dict.fromkeys(_SCALES, 1.0) | dict.fromkeys(("norm", "rotary", "activation"), "fused")
+        settled: dict[str, Any] = dict.fromkeys(("step_time_scale", *TIME_SCALES), 1.0)
+        settled |= dict.fromkeys(("norm", "rotary", "activation"), "fused")
         settled |= {"grouped_experts": True, "expert_streams": 0, "expert_library": "", "expert_dispatch": "permuted"}
         settled |= {"routing": "fused", "scatters_boundaries": True}
         settled |= dict.fromkeys(("sorts_arrivals", "separate_products", "fixed_capacity", "repeats_key_values"), False)
@@ -189,22 +191,6 @@ def state_element_bytes(model: ModelSpec, job: TrainingJob, engine: EngineSpec) 
     linear = model.linear_attention
     wide = linear is None or engine.widens_states(linear)
     return STATE_BYTES if wide else min(job.numerics.storage_bytes, STATE_BYTES)
-
-
-_SCALES = (
-    "step_time_scale",
-    "gemm_time_scale",
-    "fp8_time_scale",
-    "fp4_time_scale",
-    "blackwell_16bit_time_scale",
-    "hopper_16bit_time_scale",
-    "volta_gemm_time_scale",
-    "attention_time_scale",
-    "hopper_attention_time_scale",
-    "memory_time_scale",
-    "collective_time_scale",
-    "scale_out_time_scale",
-)
 
 
 def generation_memory(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> GenerationMemory:

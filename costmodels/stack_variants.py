@@ -12,21 +12,11 @@ from costmodels.plan import FloatArray, PlanBatch
 from costmodels.stage_parameters import StageParameters, stage_parameters
 from costmodels.stages import StageTable, stage_table
 from costmodels.step import step_time_s
-from profiles.stack import StackSpec
+from profiles.stack import TIME_SCALES, StackSpec
 
 # Fields of a stack that change no kernel, no message and no byte, only how long they take or what hides them.
 SPEEDS = (
-    "gemm_time_scale",
-    "fp8_time_scale",
-    "fp4_time_scale",
-    "blackwell_16bit_time_scale",
-    "hopper_16bit_time_scale",
-    "volta_gemm_time_scale",
-    "attention_time_scale",
-    "hopper_attention_time_scale",
-    "memory_time_scale",
-    "collective_time_scale",
-    "scale_out_time_scale",
+    *TIME_SCALES,
     "scale_out_group_bytes_per_s",
     "kernel_launch_s",
     "collective_launch_s",

@@ -7,6 +7,21 @@ end-to-end measurements, cross-validated by source; the packaged YAML says which
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+# Fields that say how much longer kernels and messages take than their prices; ``step_time_scale`` is of whole steps.
+TIME_SCALES = (
+    "gemm_time_scale",
+    "fp8_time_scale",
+    "fp4_time_scale",
+    "blackwell_16bit_time_scale",
+    "hopper_16bit_time_scale",
+    "volta_gemm_time_scale",
+    "attention_time_scale",
+    "hopper_attention_time_scale",
+    "memory_time_scale",
+    "collective_time_scale",
+    "scale_out_time_scale",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackSpec:
