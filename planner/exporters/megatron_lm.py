@@ -4,7 +4,7 @@ Target: Megatron-LM of megatron-core 0.19, whose parser (``megatron/training/arg
 installed. The model's shape is in ``megatron_model``.
 """
 
-from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, PlanBatch, Recompute
+from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch
 from planner.exporters.exported import (
     Check,
     Exported,
@@ -17,11 +17,10 @@ from planner.exporters.exported import (
     torchrun,
     whole_steps,
 )
-from planner.exporters.megatron_model import model_gaps, run_options, shape_options
+from planner.exporters.megatron_model import CONTEXT_NAMES, model_gaps, recomputation, run_options, shape_options
 from planner.layouts import needs_layout
 from planner.results import Request
 from planner.rules.formats import weights_format
-from planner.rules.modules import module_names
 
 # What a stack does besides the plan; those with ``StackSpec.switched_on_by`` say so themselves.
 _OF_STACK: dict[str, list[list[str]]] = {
@@ -39,7 +38,6 @@ TARGET = Target(name="megatron-lm", title="Megatron-LM (megatron-core 0.19)", st
 _SCRIPT = "pretrain_gpt.py"
 _DISPATCHER = "--moe-token-dispatcher-type"  # among the options of the model
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
-_CONTEXT = {ContextKind.RING: "p2p", ContextKind.ALL_GATHER: "all_gather", ContextKind.ULYSSES: "a2a"}
 _PRECISION: dict[str, list[list[str]]] = {
     "fp32": [],
     "fp16": [["--fp16"]],
@@ -104,7 +102,7 @@ def _parallel(plan: ExecutionPlan, request: Request) -> list[list[str]]:
         ["--context-parallel-size", str(plan.context_parallel)],
     ]
     if plan.context_parallel > 1:
-        options.append(["--cp-comm-type", _CONTEXT[plan.context_kind]])
+        options.append(["--cp-comm-type", CONTEXT_NAMES[plan.context_kind]])
     if request.model.moe is not None:
         options.append(["--expert-model-parallel-size", str(plan.expert_parallel)])
         options.append(["--expert-tensor-parallel-size", str(plan.expert_tensor_parallel)])
@@ -194,22 +192,19 @@ def _formats(plan: ExecutionPlan, request: Request) -> list[list[str]]:
 
 
 def _recompute(plan: ExecutionPlan, request: Request) -> list[list[str]]:
-    """Recomputation, and activations on the host; ``block`` counts the layers of every virtual stage.
+    """Recomputation, and activations on the host.
 
     The last layer's activations, which its backward pass takes at once, stay: of any plan that offloads, layers in use
     are on the device (``costmodels.stage_activations``), and Megatron-LM wants one of them named.
     """
     if plan.offload_activations:
         return [["--cpu-offloading-num-layers", str(request.model.num_layers - 1)]]
-    if plan.recompute == Recompute.SELECTIVE:
-        modules = module_names(plan.recompute_modules)
-        return [["--recompute-granularity", "selective"], ["--recompute-modules", *modules]]
-    if plan.recompute == Recompute.NONE:
-        return []
-    block = plan.recompute == Recompute.BLOCK
-    layers = plan.recompute_layers // plan.virtual_stages if block else 1
-    method = ["--recompute-method", "block" if block else "uniform", "--recompute-num-layers", str(layers)]
-    return [["--recompute-granularity", "full"], method]
+    options = [
+        [f"--recompute-{name.replace('_', '-')}", *(value if isinstance(value, tuple) else [str(value)])]
+        for name, value in recomputation(plan).items()
+    ]
+    granularity, rest = options[:1], [word for option in options[1:] for word in option]
+    return [*granularity, rest] if options else []
 
 
 def _of_stack(plan: ExecutionPlan, request: Request) -> list[list[str]]:

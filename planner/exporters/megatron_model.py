@@ -2,14 +2,32 @@
 
 from itertools import groupby
 
-from costmodels.plan import ExecutionPlan
+from costmodels.plan import ContextKind, ExecutionPlan, Recompute
 from planner.exporters.exported import Gap, end_checks, gaps
 from planner.results import Request
+from planner.rules.modules import module_names
 from profiles.linear_attention import DELTA_NET
 from profiles.model import ModelSpec
 
 # Of Transformer Engine: flash-attn of the version that is installed, or cuDNN's fused attention.
 _BACKENDS = {"": "auto", "flash_2": "flash", "flash_3": "flash", "cudnn": "fused"}
+
+# Of ``--cp-comm-type``.
+CONTEXT_NAMES = {ContextKind.RING: "p2p", ContextKind.ALL_GATHER: "all_gather", ContextKind.ULYSSES: "a2a"}
+
+
+def recomputation(plan: ExecutionPlan) -> dict[str, str | int | tuple[str, ...]]:
+    """Of Megatron's settings of recomputation those that are set, ``recompute_`` left out.
+
+    ``block`` counts the layers of every virtual stage.
+    """
+    if plan.recompute == Recompute.NONE:
+        return {}
+    if plan.recompute == Recompute.SELECTIVE:
+        return {"granularity": "selective", "modules": module_names(plan.recompute_modules)}
+    if plan.recompute == Recompute.FULL:
+        return {"granularity": "full", "method": "uniform", "num_layers": 1}
+    return {"granularity": "full", "method": "block", "num_layers": plan.recompute_layers // plan.virtual_stages}
 
 
 def shape_options(model: ModelSpec) -> list[list[str]]:

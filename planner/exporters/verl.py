@@ -15,11 +15,11 @@ from planner.dataflow.flow_results import FlowPlan
 from planner.dataflow.graph import EXTERNAL
 from planner.dataflow.holdings import ALL_OUT, FETCHED, HOLDING_NAMES, STATES_OUT
 from planner.exporters.exported import Exported, Target, scripted, written_for
+from planner.exporters.megatron_model import CONTEXT_NAMES, recomputation
 from planner.exporters.verl_checks import REWARD, Placed, in_workers, on_gpus, placement_gaps, question_gaps
 from planner.flow_phrases import layout_label, machines_label
 from planner.phrases import seconds
 from planner.rules.base import MEGATRON
-from planner.rules.modules import module_names
 from profiles.engines import find_engine
 from profiles.model import ModelSpec
 
@@ -30,7 +30,6 @@ WORKFLOWS = tuple(_ADVANTAGES)
 _IN_LOSS = ("grpo",)  # whose divergence from the reference is a term of the loss (arXiv:2402.03300), not of the reward
 _ROLES = "actor_rollout_ref"
 _ACTOR, _REF, _ROLLOUT = f"{_ROLES}.actor", f"{_ROLES}.ref", f"{_ROLES}.rollout"
-_CONTEXT = {ContextKind.ALL_GATHER: "all_gather", ContextKind.ULYSSES: "a2a"}  # Megatron-LM --cp-comm-type
 _REPOSITORY = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/")
 
 Options = list[list[str]]
@@ -135,20 +134,11 @@ def _trained(request: FlowRequest, train: Placed, model: str, role: str, lead: E
     if not _is_megatron(request):
         return options + _set(model, enable_gradient_checkpointing=layout.recompute == Recompute.FULL)
     options += _set(engine, use_distributed_optimizer=layout.zero_stage > 0)
-    named = {f"recompute_{name}": value for name, value in _recomputed(layout).items()}
+    named = {
+        f"recompute_{name}": f"[{','.join(value)}]" if isinstance(value, tuple) else value
+        for name, value in recomputation(layout).items()
+    }
     return options + _set(f"{engine}.override_transformer_config", **named)
-
-
-def _recomputed(layout: ExecutionPlan) -> dict[str, Any]:
-    """Of Megatron's settings of recomputation those that are set, ``recompute_`` left out."""
-    if layout.recompute == Recompute.NONE:
-        return {}
-    if layout.recompute == Recompute.SELECTIVE:
-        return {"granularity": "selective", "modules": f"[{','.join(module_names(layout.recompute_modules))}]"}
-    if layout.recompute == Recompute.FULL:
-        return {"granularity": "full", "method": "uniform", "num_layers": 1}
-    of_chunk = layout.recompute_layers // layout.virtual_stages
-    return {"granularity": "full", "method": "block", "num_layers": of_chunk}
 
 
 def _layout(request: FlowRequest, item: Placed, engine: str, lead: ExecutionPlan) -> Options:
@@ -172,7 +162,7 @@ def _layout(request: FlowRequest, item: Placed, engine: str, lead: ExecutionPlan
     ends = {"first": layout.first_stage_layers, "last": layout.last_stage_layers}
     named: dict[str, Any] = {f"num_layers_in_{end}_pipeline_stage": layers for end, layers in ends.items() if layers}
     if layout.context_parallel > 1 and layout.context_kind != ContextKind.RING:
-        named["cp_comm_type"] = _CONTEXT[layout.context_kind]
+        named["cp_comm_type"] = CONTEXT_NAMES[layout.context_kind]
     return options + _set(f"+{engine}.override_transformer_config", **named)
 
 
