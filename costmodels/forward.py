@@ -113,9 +113,8 @@ def weight_bytes(plans: PlanBatch, parameters: StageParameters, context: CostCon
     """(N, S) bytes of the weights one rank of each stage holds, as they lie in memory; ZeRO 3 divides them."""
     storage = context.job.numerics.storage_bytes
     sharded = plans.zero_stage >= 3
-    dense = np.where(sharded, plans.shard_degree, 1)[:, None]
     expert = np.where(sharded, expert_shard_degree(plans, parameters), 1)[:, None]
-    held: FloatArray = storage * (parameters.dense / dense + parameters.expert / expert)
+    held: FloatArray = storage * (parameters.dense / plans.weight_shards[:, None] + parameters.expert / expert)
     if context.weights is not None:
         dense = parameters.dense - unquantised(plans, stage_table(plans, context.model), context)
         matrices = parameters.expert + (0.0 if context.weights.experts_only else dense)
@@ -159,7 +158,7 @@ def _memory(
         working = np.maximum(working, layer_activations(plans, model, job, stack, moe=moe).whole)
     boundary = 2 * job.numerics.storage_bytes * model.hidden_size * tokens_per_rank(plans, job)
     received = np.where(plans.pipeline_parallel > 1, boundary, 0.0)
-    sharded = (plans.zero_stage >= 3) & (plans.shard_degree > 1)
+    sharded = plans.weight_shards > 1
     unit = unit_parameters(plans, model)[:, None] * stack.unsharded_units
     gathered = np.minimum(unit, parameters.dense + parameters.expert) * job.numerics.storage_bytes
     shape = weights.shape

@@ -226,7 +226,7 @@ def _last_bytes(
     """
     stack = context.stack
     last = stages.has_embedding * end_gradient_bytes(plans, context)[:, None]
-    trained = parameters.trained_dense + parameters.trained_expert
+    trained = parameters.trained
     one_layer = units.one_layer
     if stack.autograd_gradients == "freed" and not context.job.optimizer_in_backward:
         last = np.maximum(last, trained * autograd_gradient_bytes(context.job, stack) + one_layer)
@@ -241,8 +241,7 @@ def _whole_gradient_bytes(parameters: StageParameters, context: CostContext) -> 
     """(N, S) bytes of a gradient of every parameter of a stage: as it is reduced, else as autograd makes it."""
     job, stack = context.job, context.stack
     element = reduced_element_bytes(job, stack) if stack.reduce_dtype else job.numerics.storage_bytes
-    trained: FloatArray = parameters.trained_dense + parameters.trained_expert
-    return trained * element
+    return parameters.trained * element
 
 
 def _step_bytes(
@@ -278,19 +277,16 @@ def communication_bytes(
     per_plan = per_plan + np.where(plans.pipeline_parallel > 1, boundary, 0.0)
     held = np.broadcast_to(per_plan[:, None], parameters.dense.shape)
     if stack.gradient_bucket_copies:
-        trained = parameters.trained_dense + parameters.trained_expert
-        held = held + trained * (stack.gradient_bucket_copies * storage)
+        held = held + parameters.trained * (stack.gradient_bucket_copies * storage)
     if stack.replica_bucket_copies:
-        trained = parameters.trained_dense + parameters.trained_expert
         replicas = (plans.zero_stage == 0) & (plans.data_parallel > 1)
         copies = stack.replica_bucket_copies * _column(gradient_bytes(plans, context))
-        held = held + np.where(replicas[:, None], trained * copies, 0.0)
+        held = held + np.where(replicas[:, None], parameters.trained * copies, 0.0)
     if (plans.zero_stage >= 3).any():
         held = held + _gathered(plans, stages, parameters, context)
     if stack.framework == "fsdp" and (plans.zero_stage == 2).any():
-        trained = parameters.trained_dense + parameters.trained_expert
         whole = (plans.zero_stage == 2) & (plans.shard_degree > 1) & _keeps_whole(plans)
-        held = held + np.where(whole[:, None], trained * _column(gradient_bytes(plans, context)), 0.0)
+        held = held + np.where(whole[:, None], parameters.trained * _column(gradient_bytes(plans, context)), 0.0)
     return held
 
 
@@ -316,7 +312,7 @@ def _gathered(plans: PlanBatch, stages: StageTable, parameters: StageParameters,
     parameters (``stage3_max_live_parameters``); gradients leave module by module too.
     """
     job, stack = context.job, context.stack
-    sharded = (plans.zero_stage >= 3) & (plans.shard_degree > 1)
+    sharded = plans.weight_shards > 1
     if job.trains_adapters_only:
         return np.where(sharded[:, None], _gathered_frozen(plans, stages, parameters, context), 0.0)
     reduced = _reduced_bytes(plans, context)

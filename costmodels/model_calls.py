@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.lengths import OutputLengths
-from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.plan import ZERO_OF_WEIGHTS, FloatArray, IntArray, PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec
 from profiles.errors import SpecError
 from profiles.model import MAX_SEQUENCE, ModelSpec, with_value_head
@@ -20,7 +20,6 @@ MAX_MINI_BATCHES = 4096
 MAX_BATCHES_IN_FLIGHT = 64
 MAX_SAMPLES_PER_PROMPT = 4096
 READY_PARTS = 16  # of the responses, for those that read them as they end
-_SHARED_OUT = 3  # the ZeRO stage of weights
 _TOKEN_UNIT = 16  # sequences are padded to multiples of it, so that ranks can share them
 
 
@@ -185,7 +184,7 @@ class CallTable:
         stage, whether ranks share weights (ZeRO-3) and how many do. Virtual stages are left out: a pass without
         gradients takes the layers of a stage in any order, and so follows whoever trains the weights.
         """
-        plans, shared = self.plans, self.plans.zero_stage == _SHARED_OUT
+        plans, shared = self.plans, self.plans.zero_stage == ZERO_OF_WEIGHTS
         columns = (
             self.num_devices,
             self.engine,

@@ -125,7 +125,7 @@ def model_state(plans: PlanBatch, stages: StageTable, parameters: StageParameter
     weights = _divided(plans, trained, degrees, each(lambda state: state.weight), from_stage=sharded_from)
     gathered = (plans.zero_stage >= sharded_from) & (plans.zero_stage < 3) & (plans.shard_degree > 1)
     if gathered.any():  # FSDP2 that does not reshard after the forward pass keeps what products read beside the shards
-        whole = parameters.trained_dense + parameters.trained_expert
+        whole = parameters.trained
         weights = weights + whole * (gathered * context.job.numerics.storage_bytes)[:, None]
     if context.job.trains_adapters_only:
         weights = weights + _frozen_bytes(plans, stages, parameters, context, degrees)

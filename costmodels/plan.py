@@ -95,6 +95,8 @@ class AxisOrder(IntEnum):
     TP_CP_PP_DP = 1  # pipeline inside, data outside: Megatron-LM --use-tp-pp-dp-mapping
 
 
+ZERO_OF_WEIGHTS = 3  # the ZeRO stage that shares weights out
+
 _INT_COLUMNS = {
     "tensor_parallel": 1,
     "pipeline_parallel": 1,
@@ -301,6 +303,11 @@ class PlanBatch:
     def num_devices(self) -> IntArray:
         """(N,) devices each plan occupies."""
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel * self.context_parallel
+
+    @property
+    def weight_shards(self) -> IntArray:
+        """(N,) ranks among which each weight that is no expert's is shared out; 1 below ZeRO-3."""
+        return np.where(self.zero_stage >= ZERO_OF_WEIGHTS, self.shard_degree, 1)
 
     @property
     def shard_degree(self) -> IntArray:

@@ -171,7 +171,7 @@ def _gradients_wait(plans: PlanBatch, context: CostContext) -> BoolArray | None:
     """
     if not (context.stack.keeps_input_gradients and context.job.trains_adapters_only):
         return None
-    return (plans.zero_stage >= 3) & (plans.shard_degree > 1)
+    return plans.weight_shards > 1
 
 
 def _as_units(layer: LayerActivations, modules: IntArray, *, casts: bool, waits: BoolArray | None) -> LayerUnits:

@@ -55,6 +55,11 @@ class StageParameters:
     layers: IntArray
     groups: Groups
 
+    @property
+    def trained(self) -> FloatArray:
+        """(N, S) parameters that get gradients."""
+        return self.trained_dense + self.trained_expert
+
     def take(self, rows: IntArray) -> "StageParameters":
         """What the stages of the selected plans hold."""
         columns = {

@@ -243,4 +243,4 @@ def _accumulation_s(plans: PlanBatch, parameters: StageParameters, context: Cost
     m = plans.num_microbatches
     rounds = np.where(gradient > stored, 1.0, (m - 1) / m) * accumulates_whole(plans, context.stack)
     seconds = rounds * per_parameter * memory_seconds_per_byte(context)
-    return (parameters.trained_dense + parameters.trained_expert) * seconds[:, None]
+    return parameters.trained * seconds[:, None]

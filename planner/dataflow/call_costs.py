@@ -18,7 +18,7 @@ from costmodels.forward import forward_pass, weight_bytes
 from costmodels.generation import engine_context, generation, generation_memory, prompt_job
 from costmodels.layer_costs import joined_devices
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
-from costmodels.plan import FloatArray, PlanBatch
+from costmodels.plan import ZERO_OF_WEIGHTS, FloatArray, PlanBatch
 from costmodels.stage_parameters import stage_parameters
 from planner.attention import default_attention
 from planner.dataflow.dominance import undominated
@@ -133,9 +133,15 @@ def _trainer_rows(
         domain_devices=setting.cluster.domain_devices,
         pins=pins,
         overlapped_devices=joined_devices(setting.cluster) if setting.tensor_overlap else 0,
-        most_zero=_MOST_ZERO_BETWEEN.get(setting.stack.framework, 3) if setting.between_training else 3,
+        most_zero=_most_zero(setting),
     )
     return _useful(price_plans(plans, call, model, setting), setting, fitting=fitting)
+
+
+def _most_zero(setting: CallSetting) -> int:
+    """Highest ZeRO stage considered unasked."""
+    limits = _MOST_ZERO_BETWEEN if setting.between_training else {}
+    return limits.get(setting.stack.framework, ZERO_OF_WEIGHTS)
 
 
 def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> CostContext:

@@ -22,8 +22,6 @@ from profiles.engines import TRAINER, find_engine
 from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster
 
-_SHARED_OUT = 3  # the ZeRO stage of weights
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedRows:
@@ -207,7 +205,7 @@ def _classes(placed: PlacedRows) -> tuple[IntArray, PlacedLayouts, list[str]]:
     found, first, number = np.unique(keys, axis=1, return_index=True, return_inverse=True)
     plans = table.plans.take(entry[first])
     identity = (found[2] * (1 << 20) + found[0]) * (1 << 20) + found[1]
-    shared = np.where(plans.zero_stage >= _SHARED_OUT, plans.shard_degree, 1)
+    shared = plans.weight_shards
     moved, share = placed.payload, 1.0 if placed.payload is None else placed.payload.share
     shard_bytes = table.weight_bytes[entry[first]] * share
     of_shards = shard_bytes * plans.tensor_parallel * plans.pipeline_parallel * shared

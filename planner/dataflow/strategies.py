@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from costmodels.model_calls import CallKind, ModelCall
-from costmodels.plan import AxisOrder, BoolArray, IntArray, PlanBatch
+from costmodels.plan import ZERO_OF_WEIGHTS, AxisOrder, BoolArray, IntArray, PlanBatch
 from costmodels.workload import TrainingJob
 from planner.candidates import TooManyPlansError
 from planner.chunks import END_CODES, embedding_layers, end_layers, ends_apply
@@ -27,7 +27,6 @@ from profiles.model import ModelSpec
 from profiles.stack import StackSpec
 
 MAX_STRATEGY_ROWS = 4_000_000
-_SHARED_OUT = 3  # the ZeRO stage that shares weights out
 _ENDS = ("first_stage_layers", "last_stage_layers")
 # Without an optimizer step nothing asks for whole batches, and calls take any part of the devices.
 WAIVED_WITHOUT_TRAINING = frozenset({"world_size", "global_batch", "data_parallel_divides_batch"})
@@ -56,7 +55,7 @@ def strategies(
     domain_devices: int,
     pins: Mapping[str, int] | None = None,
     overlapped_devices: int = 0,
-    most_zero: int = _SHARED_OUT,
+    most_zero: int = ZERO_OF_WEIGHTS,
 ) -> PlanBatch:
     """Plans of a training or inference call on a number of devices.
 
@@ -111,10 +110,10 @@ def _inference(setting: Setting, domain_devices: int, pins: Mapping[str, int]) -
     columns = _pinned(columns, pins)  # before these multiply
     columns = _with_ends(columns, setting, pins)
     columns = _micro_batched(columns, setting, pins)
-    columns = _crossed(columns, zero_stage=sorted({least_zero(setting), pins.get("zero_stage", _SHARED_OUT)}))
+    stages = [pins["zero_stage"]] if "zero_stage" in pins else [least_zero(setting), ZERO_OF_WEIGHTS]
+    columns = _crossed(columns, zero_stage=stages)
     ranks = columns["data_parallel"] * columns["context_parallel"]
-    columns = _kept(columns, (ranks > 1) | (columns["zero_stage"] <= least_zero(setting)) | ("zero_stage" in pins))
-    columns = _pinned(columns, pins)
+    columns = _kept(columns, (ranks > 1) | (columns["zero_stage"] == stages[0]))
     count = len(columns["tensor_parallel"])
     if count > MAX_STRATEGY_ROWS:
         raise SpecError("call", f"{count} ways to run it are too many", "fewer device counts, or a smaller batch")
