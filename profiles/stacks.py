@@ -183,12 +183,13 @@ def in_reinforcement_learning(stack: StackSpec) -> StackSpec:
     """The stack as it trains between generations: beside rollouts and on responses of all lengths it takes longer.
 
     NeMo-RL's published steps tell by how much, and all that layers with experts take on the host, whatever pre-training
-    hides of it. A time scale of one's own runs stays as it is.
+    hides of it. A time scale of one's own runs stays as it is. Layers lie as degrees, virtual stages and ends say: verl
+    0.9.1 (McoreEngineConfig) and NeMo-RL have no setting for any other layout.
     """
     fitted = rl_fit()
     scale = fitted["training_scale"] if stack.step_time_scale == 1.0 else stack.step_time_scale
     host_s = fitted["expert_pass_s"] / scale
-    return replace(stack, step_time_scale=scale, expert_layer_s=host_s, expert_issue_s=0.0)
+    return replace(stack, step_time_scale=scale, expert_layer_s=host_s, expert_issue_s=0.0, free_layout=False)
 
 
 def default_stack(task: str, stacks: Mapping[str, StackSpec] | None = None) -> StackSpec:

@@ -101,7 +101,8 @@ def _pin(name: str, values: Mapping[str, Any], cluster: MixedCluster, *, trains:
         elif column in COLUMNS:
             value = whole_number(where, value, least=int(column not in _MAY_BE_ZERO), most=MAX_DEVICES)
             if column == "virtual_stages" and not trains:
-                raise SpecError(where, "is a matter of training: other calls hold their layers in any order")
+                problem = "is a matter of training: other calls hold their layers in any order"
+                raise SpecError(where, problem, "fix it for the call that trains")
             if column in columns:
                 raise SpecError(where, "is given twice", "give one of its names")
             columns[column] = value

@@ -15,8 +15,9 @@ from planner.space import plan_space
 from planner.workflows import plan_dataflow
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
+from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
-from profiles.stacks import find_stack
+from profiles.stacks import find_stack, in_reinforcement_learning
 
 LLAMA = resolve_model("llama-2-7b", default_catalog(), allow_paths=False).spec
 CLUSTER = parse_cluster("8xA100-80GB", default_catalog(), fabric=None)
@@ -131,3 +132,20 @@ def test_long_sequences_are_split_in_passes_without_gradients_as_in_training(sta
 
 # DeepSpeed has Ulysses alone, and PyTorch has all but that.
 KINDS = {"megatron-core": {0, 1, 2}, "fsdp": {0, 1}, "deepspeed": {2}}
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_between_generations_layers_divide_over_the_chunks_of_a_pipeline(between: bool) -> None:
+    """32 layers over three stages of two or more chunks take a layout of layers, which verl has no setting for."""
+    stack = find_stack("megatron-core")
+    stack = in_reinforcement_learning(stack) if between else stack
+    wanted = replace(call(), num_sequences=384)
+    plans = strategies(LLAMA, wanted, 24, stack=stack, domain_devices=8, pins={"pipeline_parallel": 3})
+    spread = (plans.virtual_stages > 1) & (plans.first_stage_layers + plans.last_stage_layers == 0)
+    assert (plans.pipeline_parallel == 3).any()
+    assert spread.any() != between
+
+
+def test_virtual_stages_are_fixed_for_the_call_that_trains() -> None:
+    with pytest.raises(SpecError, match=r"pins.actor_inf.vpp: is a matter of training.* Hint: fix it for"):
+        plan_dataflow("grpo", "llama-2-7b", "8xH100", batch=64, pins={"actor_inf": {"vpp": 2}})
