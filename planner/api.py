@@ -23,9 +23,9 @@ from planner.host_notes import host_notes, run_notes
 from planner.layouts import needs_layout
 from planner.machines import ClusterInput
 from planner.parts import Taken, idle_notes, part_laid_out, search_on, search_parts
-from planner.phrases import percent
+from planner.phrases import percent, plan_label, seconds
 from planner.pricing import blocks_of_one, join, memory_rejections, nearest_to_fit, price_all
-from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, pareto_rows
+from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, objective_values, pareto_rows
 from planner.remedies import find_remedies
 from planner.request import (
     JobInput,
@@ -41,12 +41,13 @@ from planner.request import (
     space_of,
 )
 from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Request
-from planner.risks import likely_row
+from planner.risks import oom_risks
 from planner.switches import switches
 from profiles.errors import SpecError
 from profiles.scalars import plain
 
 MAX_TOP = 1000
+_BETTER = 0.0005  # share of the objective that a plan which is not ranked for its risk must save to be told
 _MATERIAL = 0.05  # share of a layer's time from which extrapolated prices are told
 _THINNED = Note(
     code="thinned",
@@ -189,20 +190,6 @@ def best_among(request: Request, taken: Taken) -> tuple[ExecutionPlan, bool] | N
     return priced.plans.plan(int(rows[0]) if fits else nearest_to_fit(priced, request.cluster.node)), fits
 
 
-def likely_among(request: Request, taken: Taken) -> ExecutionPlan | None:
-    """The best of the ranked plans that are taken and likely to live; None where none is.
-
-    Args:
-        request: The question.
-        taken: (N,) which of N plans are.
-    """
-    priced = search_parts(request, taken=taken)[0]
-    if not len(priced):
-        return None
-    row = likely_row(priced, cost_context(request), objective=request.objective)
-    return None if row is None else priced.plans.plan(row)
-
-
 def _estimates(request: Request, priced: Priced, rows: Any) -> list[PlanEstimate]:
     """The chosen rows in full, each on the part of the cluster it uses."""
     plans = priced.plans.take(rows)
@@ -257,7 +244,7 @@ def _result(
         kind=kind,
         request=request,
         plans=tuple(answers),
-        likely=_likely(request, priced, answers),
+        riskier=_riskier(request, priced, answers),
         pareto=tuple(
             FrontierPoint(
                 plan=(plan := front.plans.plan(row)),
@@ -269,6 +256,7 @@ def _result(
         ),
         considered=len(priced),
         fitting=fitting,
+        likely=fitting if priced.likely is None else int(priced.likely.sum()),
         rejected=rejected,
         explanation=explain(answers[0], told, objective=request.objective) if answers else None,
         switches=switches(request, answers[0], told) if answers else (),
@@ -276,26 +264,44 @@ def _result(
         warnings=(
             *warnings_about(request, answers[0] if answers else None),
             *idle_notes(request, priced, answers),
+            *_risk_notes(request, priced),
             *([_THINNED] if thinned else []),
         ),
     )
 
 
-def _likely(request: Request, priced: Priced, answers: list[PlanEstimate]) -> PlanEstimate | None:
-    """The best plan that is likely to live, where the first is not; ranked after the answers if it is none of them."""
-    if not answers or not answers[0].risky or len(priced) == 1:
+def _riskier(request: Request, priced: Priced, answers: list[PlanEstimate]) -> PlanEstimate | None:
+    """The best of the plans that fit and are not ranked, where it is better than the first; it follows the answers."""
+    left_out = priced.fits & ~priced.ranked
+    if not answers or not left_out.any():
         return None
-    row = likely_row(priced, cost_context(request), objective=request.objective)
-    if row is None:
+    rows = best_rows(priced, objective=request.objective, count=1, among=left_out)
+    values = objective_values(priced, request.objective)
+    if values[rows[0]] >= values[priced.ranked].min() * (1 - _BETTER):
         return None
-    (likely,) = _estimates(request, priced, np.asarray([row]))
-    listed = {item.plan: item for item in answers}
-    return listed.get(likely.plan, _ranked(likely, len(answers) + 1))
+    return _ranked(_estimates(request, priced, rows)[0], len(answers) + 1)
+
+
+def _risk_notes(request: Request, priced: Priced) -> tuple[Note, ...]:
+    """Says so where all plans that fit are ranked though not all are likely to live."""
+    if priced.likely is None or not priced.fits.any() or not (priced.ranked & ~priced.likely).any():
+        return ()
+    most = percent(request.max_oom_risk)
+    if priced.likely.any():
+        (row,) = best_rows(priced, objective="step_time", count=1, among=priced.likely)
+        message = f"the fastest plan that runs out of memory in less than {most} of runs takes "
+        message += f"{seconds(float(priced.step_time_s[row]))} ({plan_label(priced.plans.plan(row))})"
+    else:
+        row = best_rows(priced, objective="memory_headroom", count=1)
+        least = percent(float(oom_risks(priced.plans.take(row), cost_context(request))[0]))
+        message = f"no plan runs out of memory in less than {most} of runs, that with the lowest peak does in {least}"
+    message += ", so all that fit are ranked"
+    return (Note(code="at_risk", field="max_oom_risk", message=message),)
 
 
 def _with_wishes(request: Request, priced: Priced, plan: ExecutionPlan) -> Priced:
     """What fits, and what does not where an explanation of a plan tells of it, with its time and memory."""
-    kept = priced.fits.copy()
+    kept = priced.fits.copy()  # those at risk among them: they belong to the front
     kept[np.concatenate(list(wished_rows(plan, priced).values()))] = True
     told = priced.take(np.flatnonzero(kept))
     rows = np.flatnonzero(np.isinf(told.step_time_s))

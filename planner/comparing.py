@@ -20,7 +20,8 @@ from profiles.scalars import plain
 MOST_COMPARED = 8
 _OF_ONE_ANSWER = 5
 _SAME = 1e-3  # relative: figures saved by another version of the prices differ by more
-_SETTINGS = ("objective", "pins", "offload", "named_modules", "variants")  # of a search, which price nothing
+# Of a search, which price nothing.
+_SETTINGS = ("objective", "max_oom_risk", "pins", "offload", "named_modules", "variants")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ def to_document(result: PlanResult) -> dict[str, Any]:
         "fits": result.fits,
         "request": request_document(result.request),
         "plans": [estimate_document(answer) for answer in result.plans],
-        "likely": None if result.likely is None else estimate_document(result.likely),
+        "riskier": None if result.riskier is None else estimate_document(result.riskier),
         "explanation": _explanation(result),
         "switches": [_switch(item) for item in result.switches],
         "infeasible": infeasible_document(result.infeasible),
@@ -49,6 +49,7 @@ def to_document(result: PlanResult) -> dict[str, Any]:
         "search": {
             "considered": result.considered,
             "fitting": result.fitting,
+            "likely": result.likely,
             "rejected": dict(sorted(result.rejected.items())),
         },
         "assumptions": notes_document(result.assumptions),
@@ -70,6 +71,7 @@ def request_document(request: Request) -> dict[str, Any]:
         "stack": request.stack.name,
         "stack_fitted": request.stack_fitted,
         "objective": request.objective,
+        "max_oom_risk": request.max_oom_risk,
         "pins": dict(request.pins),
         "offload": request.offload,
         "named_modules": request.named_modules,
@@ -266,6 +268,7 @@ def _rival(rival: Rival) -> dict[str, Any]:
         "device_seconds_ratio": rival.device_seconds_ratio,
         "peak_memory_difference_bytes": rival.peak_memory_difference_bytes,
         "fits": rival.fits,
+        "ranked": rival.ranked,
     }
 
 
@@ -296,6 +299,7 @@ def _remedy(remedy: Remedy) -> dict[str, Any]:
         "code": remedy.code,
         "sentence": remedy_sentence(remedy),
         "fits": remedy.fits,
+        "likely": remedy.likely,
         "plan": plan_document(remedy.plan),
         "num_devices": remedy.num_devices,
         "device": remedy.device,

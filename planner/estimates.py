@@ -9,13 +9,11 @@ from costmodels.evaluate import evaluate
 from costmodels.flops import model_flops_per_step
 from costmodels.kernels.calls import Basis
 from costmodels.layer_costs import LayerCosts
-from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.plan import FloatArray, PlanBatch
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context
 from planner.results import PlanEstimate, Request, RunEstimate, StageEstimate
-from planner.risks import likely_row, oom_risks
-
-_NO_STAND_IN = 2.0  # times the fastest plan: a slower one says nothing of the size it is on
+from planner.risks import oom_risks
 
 
 def plan_estimates(
@@ -36,33 +34,17 @@ def plan_estimates(
 
 
 def fastest_estimate(request: Request, priced: Priced) -> PlanEstimate | None:
-    """The fastest plan that fits, in full; None when none does.
+    """The fastest plan that is likely to live, in full, or where none is, that fits; None when none does.
 
     Args:
         request: The question.
         priced: Its plans, on its whole cluster.
     """
-    found = _estimates_of(request, priced, best_rows(priced, objective="step_time", count=1))
-    return found[0] if found else None
-
-
-def likely_estimate(request: Request, priced: Priced) -> PlanEstimate | None:
-    """The same of plans that are likely to live; the fastest of all where none of these is within twice its time."""
-    fastest = fastest_estimate(request, priced)
-    if fastest is None or not fastest.risky:
-        return fastest
-    row = likely_row(priced, cost_context(request))
-    if row is None:
-        return fastest
-    likely = _estimates_of(request, priced, np.asarray([row]))[0]
-    return likely if likely.step_time_s < _NO_STAND_IN * fastest.step_time_s else fastest
-
-
-def _estimates_of(request: Request, priced: Priced, rows: IntArray) -> list[PlanEstimate]:
+    rows = best_rows(priced, objective="step_time", count=1)
     if not len(rows):
-        return []
+        return None
     costs = None if priced.costs is None else priced.costs.take(rows)
-    return plan_estimates(priced.plans.take(rows), cost_context(request), price=request.price, costs=costs)
+    return plan_estimates(priced.plans.take(rows), cost_context(request), price=request.price, costs=costs)[0]
 
 
 def _plan_estimate(

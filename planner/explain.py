@@ -57,13 +57,13 @@ def shares(parts: Mapping[str, float]) -> tuple[Share, ...]:
 
 
 def _rivals(best: PlanEstimate, priced: Priced, objective: str) -> tuple[Rival, ...]:
-    """The best alternative per dimension, and what would be faster if it fitted; each plan once."""
+    """The best alternative per dimension, and what would be faster if it fitted for sure; each plan once."""
     rivals: dict[ExecutionPlan, Rival] = {}
     quicker = priced.step_time_s < best.step_time_s * (1 - _NOTICEABLE)
     wished = wished_rows(best.plan, priced) if best.fits else {}
     for dimension in DIMENSIONS:
         differs = _column(priced, dimension) != _value(best.plan, dimension)
-        rows = best_rows(priced, objective=objective, count=1, among=differs & priced.fits)
+        rows = best_rows(priced, objective=objective, count=1, among=differs & priced.ranked)
         if dimension in wished:
             wishes = np.zeros(len(priced), dtype=np.bool_)
             wishes[wished[dimension]] = True
@@ -77,8 +77,8 @@ def _rivals(best: PlanEstimate, priced: Priced, objective: str) -> tuple[Rival, 
 
 
 def wished_rows(plan: ExecutionPlan, priced: Priced) -> dict[str, IntArray]:
-    """Per dimension that users would rather have otherwise, the rows that differ in it alone and do not fit."""
-    near = ~priced.fits
+    """Per dimension that users would rather have otherwise, the rows that differ in it alone and are not ranked."""
+    near = ~priced.ranked
     for name in DEGREES:
         near &= getattr(priced.plans, name) == _value(plan, name)
     rows = np.flatnonzero(near)
@@ -127,6 +127,7 @@ def _rival(best: PlanEstimate, priced: Priced, dimension: str, row: int) -> Riva
         device_seconds_ratio=ratio * plan.num_devices / best.num_devices,
         peak_memory_difference_bytes=float(priced.peak_memory_bytes[row]) - best.peak_memory_bytes,
         fits=bool(priced.fits[row]),
+        ranked=bool(priced.ranked[row]),
     )
 
 

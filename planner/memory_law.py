@@ -8,7 +8,8 @@ be one.
 """
 
 from dataclasses import dataclass
-from math import erfc, sqrt
+from functools import lru_cache
+from math import erfc, inf, sqrt
 
 import numpy as np
 
@@ -26,6 +27,8 @@ SHARED = 0.4
 # as twelve runs at most. Reports of deaths alone are left out: they are written because a run died.
 FAR_SHARE = 0.1
 _NO_SPREAD = 1e-9  # stands for certainty
+_FAR_LOG = 64.0  # nothing errs by so much
+_LOG_DIGITS = 1e-9
 _ERFC = np.frompyfunc(erfc, 1, 1)  # SciPy has a faster one, for which reports of single plans would wait
 
 
@@ -79,9 +82,22 @@ class MemoryLaw:
         spreads = ((share, float(np.hypot(std, self.own_std))) for share, std in self.kinds)
         return sum((share * _over(memory_log, spread) for share, spread in spreads), np.zeros_like(memory_log))
 
+    def most_log(self, risk: float) -> float:
+        """The log of the priced peak over usable memory from which plans run out in that share of runs, or more."""
+        return inf if risk >= 1 else _most_log(self, risk)
+
     def risk_given(self, memory_log: FloatArray, shared: FloatArray) -> FloatArray:
         """The same where the (..., 1) shared part of the errors is known."""
         return _over(memory_log + shared, self.own_std)
+
+
+@lru_cache(maxsize=256)
+def _most_log(law: MemoryLaw, risk: float) -> float:
+    low, high = -_FAR_LOG, _FAR_LOG
+    while high - low > _LOG_DIGITS:
+        middle = (low + high) / 2
+        low, high = (low, middle) if float(law.risk(np.asarray(middle))) >= risk else (middle, high)
+    return high
 
 
 def _over(memory_log: FloatArray, std: float) -> FloatArray:

@@ -20,6 +20,7 @@ from planner.pricing import join, memory_rejections, price_fitting
 from planner.ranking import MAY_USE_FEWER_DEVICES, Priced
 from planner.request import cost_context, part_of, space_of
 from planner.results import Note, PlanEstimate, Request
+from planner.risks import with_likely
 from planner.space import Space
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -66,7 +67,7 @@ def search_parts(
     if best is None:
         return found
     others = _others(request, found[0], best, taken)
-    if not any(priced.step_time_s[priced.fits].min() < best.step_time_s for priced, _, _ in others):
+    if not any(priced.step_time_s[priced.ranked].min() < best.step_time_s for priced, _, _ in others):
         return found
     return join([each[0] for each in (found, *others)]), _summed([each[1] for each in (found, *others)]), found[2]
 
@@ -100,10 +101,10 @@ def search_on(
             problem = f"has parts of up to {cluster.num_devices:,} devices that allow more than {MOST_TOGETHER:,} plans"
             raise SpecError("cluster", problem, "fix tp, pp, cp or the micro-batch size, or rank by step_time")
         context = cost_context(request, cluster)
-        priced = price_fitting(space.plans, context)
+        priced = with_likely(price_fitting(space.plans, context), context, request.max_oom_risk)
         rejected += [space.rejected, memory_rejections(priced, context)]
         parts.append(priced)
-        if request.objective == "fewest_gpus" and priced.fits.any():
+        if request.objective == "fewest_gpus" and priced.likely_any:
             break
     if not parts and refused is not None:
         raise refused
@@ -168,8 +169,8 @@ def idle_notes(request: Request, priced: Priced, answers: Sequence[PlanEstimate]
     used = answers[0].num_devices
     message = f"leaves {devices - used} of the {devices} GPUs idle; figures per GPU and costs are of the {used} in use"
     of_all = priced.num_devices == devices
-    if (of_all & priced.fits).any():
-        message += f"; on all of them a step takes {seconds(float(priced.step_time_s[of_all & priced.fits].min()))}"
+    if (of_all & priced.ranked).any():
+        message += f"; on all of them a step takes {seconds(float(priced.step_time_s[of_all & priced.ranked].min()))}"
     return (Note(code="idle_devices", field="plan", message=message),)
 
 

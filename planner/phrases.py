@@ -175,6 +175,8 @@ def rival_sentence(rival: Rival) -> str:
     more = f"{gib(abs(memory))} {'more' if memory > 0 else 'less'} memory"
     if not rival.fits:
         return f"{rival_changes(rival)}: would be {pace} but does not fit ({more})."
+    if not rival.ranked:
+        return f"{rival_changes(rival)}: {pace}, but at risk of running out of memory ({more})."
     return f"{rival_changes(rival)}: {pace}, {more}."
 
 

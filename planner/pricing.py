@@ -176,4 +176,5 @@ def join(parts: list[Priced]) -> Priced:
         peak_memory_bytes=np.concatenate([part.peak_memory_bytes for part in parts]),
         host_memory_bytes=np.concatenate([part.host_memory_bytes for part in parts]),
         fits=np.concatenate([part.fits for part in parts]),
+        likely=np.concatenate([part.fits if part.likely is None else part.likely for part in parts]),
     )

@@ -15,6 +15,7 @@ from costmodels.layer_costs import LayerCosts
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
 from profiles.errors import SpecError, did_you_mean
 
+STAND_IN = 2.0  # times the fastest plan that fits: slower ones that are likely to live are no answer in its place
 _SAMPLED = 4096  # plans that rule out most others before the rest are sorted
 _DIGITS = 6  # significant decimal digits two values must differ in to be different
 
@@ -70,6 +71,7 @@ class Priced:
         peak_memory_bytes: Fullest device; infinite where a plan cannot fit whatever it recomputes and nobody asked.
         host_memory_bytes: Per node, for offloaded states.
         fits: Whether device and host memory suffice.
+        likely: Of those that fit, which run out of memory no more often than was asked for; None where nobody asked.
         costs: The blocks of the plans, priced on the cluster of all of them; None where there are several clusters, or
             too many plans to price at once.
     """
@@ -79,6 +81,7 @@ class Priced:
     peak_memory_bytes: FloatArray
     host_memory_bytes: FloatArray
     fits: BoolArray
+    likely: BoolArray | None = None
     costs: LayerCosts | None = None
 
     def __len__(self) -> int:
@@ -92,8 +95,22 @@ class Priced:
             peak_memory_bytes=self.peak_memory_bytes[rows],
             host_memory_bytes=self.host_memory_bytes[rows],
             fits=self.fits[rows],
+            likely=None if self.likely is None else self.likely[rows],
             costs=None if self.costs is None else self.costs.take(rows),
         )
+
+    @property
+    def ranked(self) -> BoolArray:
+        """(N,) plans to choose from: those that are likely to live, or where these are far slower, all that fit."""
+        if self.likely is None or not self.likely.any():
+            return self.fits
+        fastest_s, likely_s = (float(self.step_time_s[rows].min()) for rows in (self.fits, self.likely))
+        return self.likely if likely_s < STAND_IN * fastest_s else self.fits
+
+    @property
+    def likely_any(self) -> bool:
+        """Whether any is known to be likely to live."""
+        return self.likely is not None and bool(self.likely.any())
 
     @property
     def num_devices(self) -> IntArray:
@@ -126,6 +143,11 @@ def check_objective(name: str) -> str:
     return key
 
 
+def objective_values(priced: Priced, objective: str) -> FloatArray:
+    """(N,) what the plans are ranked by, the less the better; ``objective`` is one of ``OBJECTIVES``."""
+    return _OBJECTIVES[objective](priced)
+
+
 def best_rows(
     priced: Priced, *, objective: str, count: int, among: BoolArray | None = None, variants: bool = True
 ) -> IntArray:
@@ -135,19 +157,19 @@ def best_rows(
         priced: The plans.
         objective: One of ``OBJECTIVES``.
         count: Most rows to return.
-        among: (N,) rows to choose from; those that fit by default.
+        among: (N,) rows to choose from; ``priced.ranked`` by default.
         variants: List plans that agree in every field of ``FAMILY`` one by one, instead of the best.
 
     Returns:
         Row numbers, at most ``count``; plans that cost the same are represented once.
     """
-    pool = np.flatnonzero(priced.fits if among is None else among)
+    pool = np.flatnonzero(priced.ranked if among is None else among)
     if not len(pool) or count < 1:
         return np.zeros(0, dtype=np.int64)
     if len(pool) == 1:
         return pool
     step = _significant(priced.step_time_s[pool])
-    first = step if objective == "step_time" else _significant(_OBJECTIVES[objective](priced)[pool])
+    first = step if objective == "step_time" else _significant(objective_values(priced, objective)[pool])
     wanted = count
     while True:
         near = _smallest(first, step, wanted)

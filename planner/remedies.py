@@ -24,7 +24,7 @@ from planner.pricing import nearest_to_fit, price_all
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context, full_node, part_of, space_of
 from planner.results import Remedy, Request
-from planner.risks import LOOKED_AT, likely_row, oom_risks
+from planner.risks import oom_risks
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON, divisors
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
@@ -88,7 +88,9 @@ def search_once(request: Request, cluster: ClusterSpec) -> Priced:
     """The best plans of a request that fit a cluster, or those that come nearest, priced."""
     plans = space_of(request, cluster).plans
     context = cost_context(request, cluster)
-    return price_fastest(plans, context, count=LOOKED_AT) if len(plans) else price_all(plans, context)
+    if not len(plans):
+        return price_all(plans, context)
+    return price_fastest(plans, context, count=1, most_risk=request.max_oom_risk)
 
 
 def search_if_legal(request: Request) -> Priced | None:
@@ -149,14 +151,14 @@ def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
         return None
     node = trial.cluster.node
     context = cost_context(trial.request, trial.cluster)
-    row = likely_row(priced, context) if priced.fits.any() else nearest_to_fit(priced, node)
-    if row is None:
-        row = int(best_rows(priced, objective="step_time", count=1)[0])
+    best = best_rows(priced, objective="step_time", count=1)
+    row = int(best[0]) if len(best) else nearest_to_fit(priced, node)
     plan = priced.plans.plan(row)
     return Remedy(
         code=trial.code,
         message=trial.message,
         fits=bool(priced.fits[row]),
+        likely=priced.likely is not None and bool(priced.likely[row]),
         plan=plan,
         num_devices=plan.num_devices,
         device=node.device.name,

@@ -19,7 +19,7 @@ from planner.option_kinds import check_kinds
 from planner.pins import check_values, parse_pins
 from planner.price_lists import collective_model, kernel_model_of
 from planner.ranking import check_objective
-from planner.results import Note, Request, assumed_notes
+from planner.results import RISKY, Note, Request, assumed_notes
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
 from planner.space import Space, plan_space
 from profiles.catalog import default_catalog
@@ -46,6 +46,8 @@ class Options:
         framework: Framework or stack name; None for the usual one of the task.
         stack_fit: File of stacks fitted on one's own runs (``planner calibrate --runs``).
         objective: What "best" means, see ``planner.ranking.OBJECTIVES``.
+        max_oom_risk: Share of runs, up to 1: plans that run out of memory more often are ranked only where all others
+            do, too, or take twice as long.
         offload: Also consider offloading optimizer states, checkpoints and weights to host memory.
         named_modules: Also consider recomputing named modules of layers, as Megatron-Core can be told.
         variants: List plans that differ only in virtual stages, placement and other details (see
@@ -60,6 +62,7 @@ class Options:
     framework: str | None = None
     stack_fit: str | None = None
     objective: str = "step_time"
+    max_oom_risk: float = RISKY
     offload: bool = False
     named_modules: bool = False
     variants: bool = False
@@ -119,6 +122,7 @@ def resolve_request(
         stack_fitted=options.stack_fit is not None,
         pins=fixed,
         objective=check_objective(options.objective),
+        max_oom_risk=float(options.max_oom_risk),
         offload=options.offload,
         named_modules=options.named_modules,
         variants=options.variants,
@@ -149,6 +153,9 @@ def check_options(options: Options) -> None:
     if not isinstance(options, Options):
         raise SpecError("options", f"must be planner.request.Options; got {str(options)[:40]!r}")
     check_kinds(options)
+    if not 0 < options.max_oom_risk <= 1:
+        problem = f"must be a share above 0 and up to 1; got {str(options.max_oom_risk)[:20]}"
+        raise SpecError("max_oom_risk", problem, "0.05 for one run in twenty, 1 for whatever fits")
     if options.price_date and options.price_per_device_hour_usd is None:
         raise SpecError("price_date", "is given without a price", "give price_per_device_hour_usd too, or neither")
     if options.price_date:

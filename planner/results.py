@@ -32,7 +32,7 @@ def assumed_notes(field: str, messages: Iterable[str]) -> tuple[Note, ...]:
     return tuple(Note(code="assumed_default", field=field, message=message) for message in messages)
 
 
-RISKY = 0.2  # probability of running out of memory from which a plan that fits is told to be at risk
+RISKY = 0.2  # probability of running out of memory from which a plan that fits is at risk: a bet, and not a plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,7 @@ class Request:
         stack_fitted: Whether it is priced as a fit of the user's own runs says (``Options.stack_fit``).
         pins: Plan columns the user fixed, as ``PlanBatch`` codes.
         objective: What "best" means, see ``planner.ranking``.
+        max_oom_risk: In which share of runs a ranked plan runs out of memory at most, where there is such a plan.
         offload: Whether offloading to host memory is considered.
         named_modules: Whether recomputing named modules of layers is considered.
         variants: Whether the ranking lists plans that differ only in details one by one.
@@ -62,6 +63,7 @@ class Request:
     stack: StackSpec
     pins: Mapping[str, int]
     objective: str = "step_time"
+    max_oom_risk: float = RISKY
     stack_fitted: bool = False
     offload: bool = False
     named_modules: bool = False
@@ -239,7 +241,8 @@ class Rival:
         step_time_ratio: Its step time over the chosen plan's.
         device_seconds_ratio: The same for devices times step time.
         peak_memory_difference_bytes: Its peak less the chosen plan's.
-        fits: Whether it fits; one that does not is listed only if it would be faster.
+        fits: Whether it fits.
+        ranked: Whether it is also as likely to live as was asked for; one that is not is listed only if it is faster.
     """
 
     dimension: str
@@ -249,6 +252,7 @@ class Rival:
     device_seconds_ratio: float
     peak_memory_difference_bytes: float
     fits: bool
+    ranked: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +297,7 @@ class Remedy:
         code: Which change, e.g. ``more_recompute`` or ``more_devices``.
         message: The change in words.
         fits: Whether a plan fits then.
+        likely: Whether it also runs out of memory no more often than was asked for.
         plan: The best plan then.
         num_devices: Devices it occupies.
         device: Their kind.
@@ -304,17 +309,13 @@ class Remedy:
     code: str
     message: str
     fits: bool
+    likely: bool
     plan: ExecutionPlan
     num_devices: int
     device: str
     step_time_s: float
     peak_memory_bytes: float
     oom_probability: float
-
-    @property
-    def likely(self) -> bool:
-        """Whether it fits, and runs out of memory in fewer than ``RISKY`` of runs."""
-        return self.fits and self.oom_probability < RISKY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,11 +341,13 @@ class PlanResult:
         kind: ``plan`` (a ranking) or ``estimate`` (one plan, explained).
         request: The question as understood.
         plans: Priced plans, best first; empty when ``kind`` is ``plan`` and nothing fits.
-        likely: The best plan whose risk of running out of memory is below ``RISKY``; None where that of the first plan
-            is, or no plan's.
+        riskier: The best of the plans that fit and are not ranked, since they run out of memory more often than was
+            asked for (``Options.max_oom_risk``); None where it is no better than the first.
         pareto: Plans that trade step time, memory and devices, fastest first.
         considered: Legal plans priced.
         fitting: Of those, how many fit.
+        likely: Of those, how many run out of memory no more often than was asked for; where none does, or those take
+            twice as long, all that fit are ranked.
         rejected: Rule or limit to candidates it ruled out.
         explanation: About the first plan; None when there is none.
         switches: Settings of the framework that would make it faster, fastest first.
@@ -355,10 +358,11 @@ class PlanResult:
     kind: str
     request: Request
     plans: tuple[PlanEstimate, ...]
-    likely: PlanEstimate | None
+    riskier: PlanEstimate | None
     pareto: tuple[FrontierPoint, ...]
     considered: int
     fitting: int
+    likely: int
     rejected: Mapping[str, int]
     explanation: Explanation | None
     switches: tuple[Switch, ...]

@@ -1,15 +1,14 @@
 """Plans that are likely to live: those that fit, and not by a hair."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.memory import TensorMemory
 from costmodels.plan import FloatArray, PlanBatch
 from planner.memory_law import MemoryLaw, needed_log
-from planner.ranking import Priced, best_rows
-from planner.results import RISKY
-
-LOOKED_AT = 64  # of the best plans, among which one is looked for that is likely to live
+from planner.ranking import Priced
 
 
 def oom_risks(plans: PlanBatch, context: CostContext, tensors: TensorMemory | None = None) -> FloatArray:
@@ -17,17 +16,19 @@ def oom_risks(plans: PlanBatch, context: CostContext, tensors: TensorMemory | No
     return MemoryLaw.of(context.stack).risk(needed_log(plans, context, tensors))
 
 
-def likely_row(priced: Priced, context: CostContext, *, objective: str = "step_time") -> int | None:
-    """The row of the best plan that is likely to live; None where none is.
-
-    It is looked for among the best that fit, and the one of the least memory.
+def with_likely(priced: Priced, context: CostContext, most_risk: float) -> Priced:
+    """The same plans, of which it is known which run out of memory in less than that share of runs.
 
     Args:
-        priced: The plans, on the context's cluster or parts of it.
-        context: Model, cluster, job and stack.
-        objective: What makes a plan the best, one of ``OBJECTIVES``.
+        priced: The plans.
+        context: What they were priced with.
+        most_risk: The share; with 1 that is all plans that fit.
     """
-    best = best_rows(priced, objective=objective, count=LOOKED_AT)
-    rows = np.concatenate([best, best_rows(priced, objective="memory_headroom", count=1)])
-    likely = rows[oom_risks(priced.plans.take(rows), context) < RISKY]
-    return int(likely[0]) if len(likely) else None
+    most_log = MemoryLaw.of(context.stack).most_log(most_risk)
+    usable_bytes = context.cluster.device.usable_memory_bytes
+    # The peak counts blocks that an allocator in need gives back, so only close to the limit is a second look due.
+    likely = priced.fits & (priced.peak_memory_bytes < usable_bytes * np.exp(most_log))
+    close = np.flatnonzero(priced.fits & ~likely)
+    if len(close):
+        likely[close] = needed_log(priced.plans.take(close), context) < most_log
+    return replace(priced, likely=likely)

@@ -40,12 +40,12 @@ def document_schema() -> Shape:
         fits=FLAG,
         request=request_shape(),
         plans=list_of({"$ref": "#/$defs/estimate"}),
-        likely=or_null({"$ref": "#/$defs/estimate"}),
+        riskier=or_null({"$ref": "#/$defs/estimate"}),
         explanation=or_null(_explanation()),
         switches=list_of(_switch()),
         infeasible=or_null(infeasible_shape()),
         pareto=list_of(_priced_plan()),
-        search=closed_object(considered=COUNT, fitting=COUNT, rejected=map_of(COUNT)),
+        search=closed_object(considered=COUNT, fitting=COUNT, likely=COUNT, rejected=map_of(COUNT)),
         assumptions=list_of(note_shape()),
         warnings=list_of(note_shape()),
         conventions=closed_object(**dict.fromkeys(CONVENTIONS, TEXT)),
@@ -192,6 +192,7 @@ def request_shape() -> Shape:
         stack=TEXT,
         stack_fitted=FLAG,
         objective={"enum": list(OBJECTIVES)},
+        max_oom_risk=SHARE,
         pins=map_of(COUNT),
         offload=FLAG,
         named_modules=FLAG,
@@ -217,6 +218,7 @@ def _explanation() -> Shape:
                 device_seconds_ratio=AMOUNT,
                 peak_memory_difference_bytes=NUMBER,
                 fits=FLAG,
+                ranked=FLAG,
             )
         ),
     )
@@ -226,7 +228,7 @@ def infeasible_shape() -> Shape:
     """Why nothing fits, and what would."""
     remedy = _priced_plan()
     remedy = closed_object(
-        code=TEXT, sentence=TEXT, fits=FLAG, device=TEXT, **remedy["properties"], oom_probability=SHARE
+        code=TEXT, sentence=TEXT, fits=FLAG, likely=FLAG, device=TEXT, **remedy["properties"], oom_probability=SHARE
     )
     return closed_object(reasons=map_of(COUNT), nearest=or_null({"$ref": "#/$defs/estimate"}), remedies=list_of(remedy))
 

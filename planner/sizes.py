@@ -12,7 +12,7 @@ from math import isfinite, lcm, prod
 from typing import Any
 
 from planner.api import warnings_about, what_stands_in_the_way
-from planner.estimates import likely_estimate
+from planner.estimates import fastest_estimate
 from planner.machines import ClusterInput, resolve_cluster
 from planner.pins import parse_pins
 from planner.pricing import nearest_to_fit
@@ -319,7 +319,7 @@ def _size(model: ModelInput, cluster: ClusterSpec, job: JobInput, pins: PinsInpu
     """The fastest plan of one size that is likely to live; a size that what is fixed does not divide has none."""
     request = resolve_request(model, cluster, job, pins, options)
     priced = search_if_legal(request)
-    best = None if priced is None else likely_estimate(request, priced)
+    best = None if priced is None else fastest_estimate(request, priced)
     nearest = None
     if priced is not None and best is None:
         nearest = float(priced.peak_memory_bytes[nearest_to_fit(priced, cluster.node)])

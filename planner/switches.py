@@ -15,6 +15,7 @@ from planner.pricing import price_contenders
 from planner.ranking import Priced, best_rows
 from planner.request import cost_context, part_of, setting_of
 from planner.results import PlanEstimate, Request, Switch
+from planner.risks import with_likely
 from profiles.stack import StackSpec
 from profiles.stacks import load_stacks
 
@@ -54,7 +55,8 @@ def switches(request: Request, best: PlanEstimate, priced: Priced) -> tuple[Swit
         plans = contenders.take(np.flatnonzero(legal(contenders, setting_of(there, cluster))))
         if not len(plans):
             continue
-        again = price_contenders(plans, cost_context(there, cluster))
+        context = cost_context(there, cluster)
+        again = with_likely(price_contenders(plans, context), context, request.max_oom_risk)
         for row in best_rows(again, objective="step_time", count=1):
             ratio = float(again.step_time_s[row]) / best.step_time_s
             if ratio < 1 - _NOTICEABLE:
@@ -87,8 +89,8 @@ def _others(stack: StackSpec, task: str) -> list[StackSpec]:
 
 
 def _contenders(priced: Priced) -> IntArray:
-    """Rows of the fastest plans that fit, of every kind."""
-    near = priced.fits & (priced.step_time_s <= _SLOWEST * priced.step_time_s[priced.fits].min())
+    """Rows of the fastest plans that are ranked, of every kind."""
+    near = priced.ranked & (priced.step_time_s <= _SLOWEST * priced.step_time_s[priced.ranked].min())
     rows = np.flatnonzero(near)
     kind = group_rows(*(np.asarray(getattr(priced.plans, name))[rows] for name in _ALIKE)).of_row
     order = np.lexsort((priced.step_time_s[rows], kind))

@@ -355,6 +355,7 @@ def _inputs(body: EstimateRequest) -> dict[str, Any]:
         "price_per_device_hour_usd": body.price_per_device_hour_usd,
         "price_date": body.price_date or "",
         "memory_reserve_bytes": body.memory_reserve_bytes,
+        "max_oom_risk": body.max_oom_risk,
         "allow_files": False,
     }
 

@@ -16,6 +16,7 @@ from planner.dataflow.iterations import MAX_STALENESS
 from planner.dataflow.presets import PRESETS, preset_name
 from planner.decisions.results import MAX_RIVALS, MAX_SEED, MAX_STEPS, MAX_TRIALS
 from planner.decisions.trials import MAX_TRIALS as MAX_OBSERVED
+from planner.results import RISKY
 from planner.search import best
 from planner.sizes import MAX_KINDS
 from planner.validate.reader import COLUMNS
@@ -68,6 +69,9 @@ class EstimateRequest(Body):
     price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
     price_date: str | None = Field(default="", max_length=10, examples=["2026-11"])  # null as answers print it
     memory_reserve_bytes: Bytes = Field(default=0.0, description="Device memory to leave free.")
+    max_oom_risk: float = Field(
+        default=RISKY, gt=0, le=1, description="Share of runs that a ranked plan may run out of memory in."
+    )
 
 
 class PlanRequest(EstimateRequest):

@@ -67,10 +67,7 @@ def show_export(
         from planner.phrases import percent
 
         risk = f"{percent(result.oom_probability or 0.0)} risk of running out of memory"
-        better = "planner estimate names a plan that is likely to live"
-        if result.likely is not None:
-            better = f"likely to live: {' '.join(plan_options(result.likely))}"
-        typer.echo(f"warning: {risk}; {better}", err=True)
+        typer.echo(f"warning: {risk}", err=True)
     if not result.fits:
         if result.exported is not None and not values["quiet"]:
             typer.echo("warning: the plan does not fit into memory; planner estimate says what would", err=True)

@@ -113,6 +113,9 @@ Framework = Annotated[
 ]
 StackFit = Annotated[str | None, option("--stack-fit", "Stacks as planner calibrate --runs wrote them.", _SEARCH)]
 Objective = Annotated[str, option("--objective", "step_time (default), cost, fewest_gpus or memory_headroom.", _SEARCH)]
+MaxOomRisk = Annotated[
+    float | None, option("--max-oom-risk", "Share of runs a ranked plan may run out of memory in (0.2).", _SEARCH)
+]
 Top = Annotated[int, typer.Option("--top", help="Most plans to list.", rich_help_panel=_SEARCH)]
 Variants = Annotated[bool, option("--variants", "List plans that differ only in details one by one.", _SEARCH)]
 NamedModules = Annotated[bool, option("--named-modules", "Also consider recomputing parts of layers.", _SEARCH)]
@@ -177,7 +180,7 @@ def question(
     offload_parameters: OffloadParameters = None,
     framework: Framework = None,
     stack_fit: StackFit = None,
-    objective: Objective = "step_time",
+    objective: Objective = "step_time", max_oom_risk: MaxOomRisk = None,
     offload: Offload = False,
     named_modules: NamedModules = False,
     fabric: Fabric = None,

@@ -11,7 +11,7 @@ from planner.memory_law import MemoryLaw
 from planner.pricing import price_all, price_contenders
 from planner.ranking import best_rows
 from planner.request import cost_context, space_of
-from planner.results import Request
+from planner.results import RISKY, Request
 from profiles.errors import SpecError
 
 MOST = 256  # plans compared; slower ones are the best in no scenario worth counting
@@ -46,6 +46,9 @@ def candidates_of(request: Request) -> Candidates:
     if request.objective != "step_time":
         problem = f"is {request.objective}, but decisions under uncertainty weigh step times"
         raise SpecError("objective", problem, "leave it out, and give fewer GPUs to compare the cost of fewer")
+    if request.max_oom_risk != RISKY:
+        problem = "decides what a ranking holds, but here risks of running out of memory are weighed"
+        raise SpecError("max_oom_risk", problem, "leave it out; oom_penalty says what avoiding them is worth")
     context = cost_context(request)
     plans = space_of(request).plans
     priced = price_contenders(plans, context) if len(plans) else price_all(plans, context)

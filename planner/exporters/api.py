@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
-from planner.api import best_among, estimate, likely_among
+from planner.api import best_among, estimate
 from planner.exporters.exported import Exported, Target, expressed
 from planner.exporters.saved import saved_plan
 from planner.machines import ClusterInput
@@ -53,7 +53,6 @@ class ExportResult:
         plan: The plan; None when none is legal.
         exported: The files and the rest; None when there is no plan.
         oom_probability: That a run of it dies of memory; None without a plan, or where a saved answer does not say it.
-        likely: Instead of a risky one, the best plan that is likely to live; None where none is known.
         infeasible: What stands in the way; None when the plan fits, or came from a saved answer.
     """
 
@@ -63,7 +62,6 @@ class ExportResult:
     plan: ExecutionPlan | None = None
     exported: Exported | None = None
     oom_probability: float | None = None
-    likely: ExecutionPlan | None = None
     infeasible: Infeasible | None = None
 
     @property
@@ -122,7 +120,7 @@ def export(
     whole = isinstance(plan, ExecutionPlan)
     taken, fits = (best.plan, best.fits) if whole else _expressed(best, result.request, format=format)
     request = on_used_part(result.request, taken.num_devices)
-    answer = ExportResult(
+    return ExportResult(
         format=format,
         request=request,
         plan=taken,
@@ -131,7 +129,6 @@ def export(
         oom_probability=float(oom_risks(PlanBatch.from_plans([taken]), cost_context(request))[0]),
         infeasible=result.infeasible,
     )
-    return answer if whole else _with_likely(answer, result.request)
 
 
 def export_saved(
@@ -170,13 +167,6 @@ def _expressed(best: PlanEstimate, request: Request, *, format: str) -> tuple[Ex
         return best.plan, best.fits
     found = best_among(request, says)
     return (best.plan, best.fits) if found is None or best.fits > found[1] else found
-
-
-def _with_likely(answer: ExportResult, request: Request) -> ExportResult:
-    """The answer, of a risky plan with another that is likely to live."""
-    if not answer.risky:
-        return answer
-    return replace(answer, likely=likely_among(request, partial(_says, _module(answer.format))))
 
 
 def _says(module: Any, plans: PlanBatch, request: Request) -> BoolArray:

@@ -10,7 +10,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from planner.constraints import check_plan
 from planner.pins import check_values, parse_pins
 from planner.request import Options, on_used_part, resolve_request, setting_of, with_stack_fit
-from planner.results import Request
+from planner.results import RISKY, Request
 from planner.schema_types import SCHEMA_VERSION
 from profiles.errors import SpecError
 
@@ -129,6 +129,7 @@ def _request(asked: object) -> Request:
     options = Options(
         framework=found.get("stack"),
         objective=found.get("objective") or "step_time",
+        max_oom_risk=found.get("max_oom_risk") or RISKY,
         offload=found.get("offload") is True,
         named_modules=found.get("named_modules") is True,
         price_per_device_hour_usd=found.get("price_per_device_hour_usd"),

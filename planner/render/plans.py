@@ -72,7 +72,7 @@ def render_ranking(result: PlanResult, console: Console) -> None:
         devices = result.request.cluster.num_devices
         console.print(_ranking_table(result.plans, devices, narrow=console.width < NARROW))
         console.print(_legend(result.plans), style="dim", highlight=False)
-        _likely(result, console)
+        _riskier(result, console)
         if (run := _run(result.request, result.plans[0])) is not None:
             console.print(f"with the best, {run}", highlight=False)
     _searched(result, console)
@@ -84,7 +84,7 @@ def render_ranking(result: PlanResult, console: Console) -> None:
 def render_estimate(result: PlanResult, best: PlanEstimate, console: Console) -> None:
     """One plan in full: verdict, time, memory, rivals."""
     _verdict(best, result.request.cluster.num_devices, console)
-    _likely(result, console)
+    _riskier(result, console)
     _throughput(result.request, best, console)
     for table in (_time_table(best), memory_table(best)):
         console.print()
@@ -179,6 +179,8 @@ def _legend(plans: Sequence[PlanEstimate]) -> str:
 def _searched(result: PlanResult, console: Console) -> None:
     plans = "1 legal plan" if result.considered == 1 else f"{result.considered:,} legal plans"
     words = f"{plans} priced, {result.fitting:,} fit"
+    if 0 < result.likely < result.fitting:
+        words += f" ({result.fitting - result.likely:,} at {percent(result.request.max_oom_risk)} risk or more)"
     words += "".join(f", {result.rejected[name]:,} {told}" for name, told in _MEMORY.items() if name in result.rejected)
     reasons = _largest({name: number for name, number in result.rejected.items() if name not in _MEMORY})
     broken = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in reasons[:_MOST_REASONS])
@@ -222,16 +224,16 @@ def _verdict(best: PlanEstimate, devices: int, console: Console) -> None:
     )
 
 
-def _likely(result: PlanResult, console: Console) -> None:
-    """The best plan that is likely to live, where the first may well run out of memory."""
-    best, likely = result.best, result.likely
-    if best is None or likely is None:
+def _riskier(result: PlanResult, console: Console) -> None:
+    """The plan that would be the first, were it not likelier to run out of memory than was asked for."""
+    best, riskier = result.best, result.riskier
+    if best is None or riskier is None:
         return
-    slower = signed_percent(likely.step_time_s / best.step_time_s - 1)
-    listed = f" (number {likely.rank})" if result.kind == "plan" and likely.rank <= len(result.plans) else ""
+    faster = signed_percent(riskier.step_time_s / best.step_time_s - 1)
+    devices = f" on {riskier.num_devices} GPUs" if riskier.num_devices != best.num_devices else ""
     console.print(
-        f"[yellow]likely to live[/]: {plan_label(likely.plan)}{listed}, {seconds(likely.step_time_s)} ({slower}), "
-        f"{gib(likely.peak_memory_bytes)}, {percent(likely.oom_probability)} risk",
+        f"[yellow]at more risk[/]: {plan_label(riskier.plan)}{devices}, {seconds(riskier.step_time_s)} ({faster}), "
+        f"{gib(riskier.peak_memory_bytes)}, {percent(riskier.oom_probability)} risk",
         highlight=False,
     )
 
@@ -301,7 +303,7 @@ def _rivals(result: PlanResult, console: Console) -> None:
     table.add_column("the best plans that differ", overflow="fold")
     for title in ("step", *(["GPU time"] if sized else []), "memory"):
         table.add_column(title, justify="right", no_wrap=True)
-    if not all(rival.fits for rival in shown):
+    if not all(rival.ranked for rival in shown):
         table.add_column("", no_wrap=True)
     for rival in shown:
         table.add_row(
@@ -309,8 +311,8 @@ def _rivals(result: PlanResult, console: Console) -> None:
             signed_percent(rival.step_time_ratio - 1),
             *([signed_percent(rival.device_seconds_ratio - 1)] if sized else []),
             signed_gib(rival.peak_memory_difference_bytes),
-            *([] if rival.fits else ["does not fit"]),
-            style="" if rival.fits else "dim",
+            *([] if rival.ranked else ["at risk" if rival.fits else "does not fit"]),
+            style="" if rival.ranked else "dim",
         )
     console.print()
     console.print(table)

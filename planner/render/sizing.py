@@ -36,8 +36,8 @@ def render_sizing(result: SizingResult, console: Console, *, quiet: bool = False
     if result.infeasible is not None:
         render_infeasible(result.infeasible, console)
     elif not quiet:
-        words = "of every size the fastest plan that is likely to live, unless it takes twice as long as a risky one"
-        words += "; planner plan with --gpus of it lists others"
+        words = "of every size the plan that planner plan ranks first"
+        words += "; with --gpus of it that lists others"
         console.print(f"\n{words}", style="dim", highlight=False)
     if not quiet:
         _warnings(result, console)

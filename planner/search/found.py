@@ -1,6 +1,7 @@
 """Plans found by any engine, priced again from scratch and put into words."""
 
 from dataclasses import replace
+from math import ceil, expm1
 
 import numpy as np
 
@@ -15,13 +16,16 @@ from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from costmodels.stage_prices import StagePrices
 from costmodels.stage_replay import replay
 from planner.borrowed import borrowed
+from planner.memory_law import MemoryLaw
 from planner.phrases import percent
-from planner.results import Note
+from planner.results import RISKY, Note
 from planner.rules.modules import module_names
 from planner.rules.pipeline import NAME_OF_SCHEDULE
 from planner.search.question import Question
 from planner.search.result import OPTIMAL_GAP, FoundPlan, StageChoice, Verdict
 from planner.stage_constraints import StageSetting, condition, stage_excess, verdicts
+from profiles.stack import StackSpec
+from profiles.units import GIB
 
 # Micro-batches on all chunks of all stages that are played out: some tenths of a second, and less when time is up.
 _MOST_WORKS, _MOST_WORKS_LATE = 100_000, 20_000
@@ -95,11 +99,19 @@ def _basis(question: Question, configs: StageConfigs) -> str:
     return Basis(weakest).name.lower()
 
 
-def warnings_of(plan: FoundPlan) -> tuple[Note, ...]:
-    """Whether prices rest on other hardware."""
-    if plan.basis != "assumed":
-        return ()
-    return (borrowed("best.step_time_s", [stage.device for stage in plan.stages]),)
+def warnings_of(plan: FoundPlan, stack: StackSpec) -> tuple[Note, ...]:
+    """Whether prices rest on other hardware, and whether the plan may well run out of memory."""
+    notes = []
+    if plan.basis == "assumed":
+        notes.append(borrowed("best.step_time_s", [stage.device for stage in plan.stages]))
+    law, full = MemoryLaw.of(stack), max(plan.stages, key=lambda stage: stage.memory_bytes / stage.usable_memory_bytes)
+    risk = float(law.risk(np.log(np.asarray(full.memory_bytes / full.usable_memory_bytes))))
+    if risk >= RISKY:  # blocks that an allocator gives back in need are counted: no risk is higher
+        spare_gib = ceil(full.usable_memory_bytes * -expm1(law.most_log(RISKY)) / GIB)
+        message = f"proved is what fits, and this may run out of memory, in up to {percent(risk)} of runs"
+        message += f"; with {spare_gib} GiB to leave free (--reserve-gib {spare_gib}) the answer is likelier to live"
+        notes.append(Note(code="at_risk", field="memory_reserve_bytes", message=message))
+    return tuple(notes)
 
 
 def _setting(question: Question, configs: StageConfigs) -> StageSetting:

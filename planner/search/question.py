@@ -20,7 +20,7 @@ from planner.request import (
     setting_of,
     space_of,
 )
-from planner.results import Note, Request
+from planner.results import RISKY, Note, Request
 from planner.rules.base import Setting
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -152,6 +152,9 @@ def ask(
         )
     if question.requests[0].objective != "step_time":
         raise SpecError("objective", "a search minimises step_time", "planner plan knows other objectives")
+    if question.requests[0].max_oom_risk != RISKY:
+        problem = "decides what planner plan ranks, but a search proves things of all plans that fit"
+        raise SpecError("max_oom_risk", problem, "leave memory free instead: --reserve-gib 8")
     return question
 
 

@@ -1,6 +1,7 @@
 """``planner search`` and ``POST /search``: one document, exit codes, errors by field."""
 
 import json
+import re
 from typing import Any
 from unittest import mock
 
@@ -161,3 +162,17 @@ def test_a_cluster_of_two_types_is_searched_over_rest() -> None:
 def test_gpus_of_two_vendors_train_nothing_together() -> None:
     with pytest.raises(SpecError, match="GPUs of amd and nvidia"):
         planner.search("llama-3-8b", "8xH100+8xMI300X", {"global_batch_size": 128})
+
+
+def test_a_plan_that_may_run_out_of_memory_is_told_with_what_to_leave_free() -> None:
+    """With that much left free another is found, of which it is not told."""
+    asked: dict[str, Any] = {"model": "llama-2-7b", "cluster": "8xH100", "framework": "hf-trainer"}
+    brim = planner.search(**asked)
+    (note,) = [note for note in brim.warnings if note.code == "at_risk"]
+    spare = re.search(r"--reserve-gib (\d+)", note.message)
+    assert spare is not None
+    safer = planner.search(**asked, memory_reserve_bytes=float(spare[1]) * 2**30)
+    assert not [note for note in safer.warnings if note.code == "at_risk"]
+    assert brim.best is not None
+    assert safer.best is not None
+    assert brim.best.step_time_s < safer.best.step_time_s < 1.2 * brim.best.step_time_s

@@ -141,6 +141,7 @@ SEARCH_OPTIONS: list[tuple[Sequence[str], str, Any]] = [
     (("--objective", "memory_headroom"), "objective", "memory_headroom"),
     (("--offload",), "offload", True),
     (("--named-modules",), "named_modules", True),
+    (("--max-oom-risk", "0.05"), "max_oom_risk", 0.05),
     (("--reserve-gib", "2"), "memory_reserve_bytes", 2 * 2**30),
     (("--price-per-gpu-hour", "2.5", "--price-date", "2026-11"), "price_date", "2026-11"),
     (("--price-per-gpu-hour", "2.5"), "price_per_device_hour_usd", 2.5),

@@ -94,12 +94,15 @@ def test_sentences() -> None:
         "device_seconds_ratio": 1.0,
         "peak_memory_difference_bytes": -2.5 * 2**30,
         "fits": True,
+        "ranked": True,
     }
     assert rival_changes(Rival(**values)) == "recompute none -> block:4, tp 1 -> 2"
     assert rival_sentence(Rival(**values)) == "recompute none -> block:4, tp 1 -> 2: 2.3 % slower, 2.5 GiB less memory."
     ends = values | {"dimension": "pipeline_parallel", "changes": {"last_stage_layers": (0, 1)}}
     assert rival_changes(Rival(**ends)) == "last stage layers even -> 1"
-    wished = values | {"fits": False, "step_time_ratio": 0.9, "changes": {"zero_shard_degree": (0, 8)}}
+    at_risk = rival_sentence(Rival(**values | {"ranked": False, "step_time_ratio": 0.9}))
+    assert at_risk.endswith(": 10 % faster, but at risk of running out of memory (2.5 GiB less memory).")
+    wished = values | {"fits": False, "ranked": False, "step_time_ratio": 0.9, "changes": {"zero_shard_degree": (0, 8)}}
     assert rival_sentence(Rival(**wished)) == (
         "shard degree all -> 8: would be 10 % faster but does not fit (2.5 GiB less memory)."
     )

@@ -89,6 +89,7 @@ def test_remedies(fits: bool, words: str) -> None:
         code="more_devices",
         message="use 16 devices",
         fits=fits,
+        likely=fits,
         plan=ExecutionPlan(),
         num_devices=16,
         device="H100-SXM-80GB",
@@ -97,9 +98,9 @@ def test_remedies(fits: bool, words: str) -> None:
         oom_probability=0.1,
     )
     assert phrases.remedy_sentence(remedy) == words
-    risky = phrases.remedy_sentence(replace(remedy, fits=True, oom_probability=0.31))
+    risky = phrases.remedy_sentence(replace(remedy, fits=True, likely=False, oom_probability=0.31))
     assert risky.startswith("use 16 devices: fits, peak 70.0 GiB (runs out of memory in 31 % of runs), 12 s")
-    alone = replace(remedy, fits=True, num_devices=1)
+    alone = replace(remedy, fits=True, likely=True, num_devices=1)
     assert phrases.remedy_sentence(alone).endswith("12 s per step on 1 device")
 
 

@@ -157,7 +157,10 @@ def test_what_does_not_fit() -> None:
 
 def test_what_is_legal_and_what_fits_are_told_apart(ranking: PlanResult) -> None:
     text = " ".join(shown(ranking).split())
-    assert f"{ranking.fitting:,} fit, {ranking.rejected['out_of_memory']:,} out of memory" in text
+    at_risk = (
+        f" ({ranking.fitting - ranking.likely:,} at 20 % risk or more)" if ranking.likely < ranking.fitting else ""
+    )
+    assert f"{ranking.fitting:,} fit{at_risk}, {ranking.rejected['out_of_memory']:,} out of memory" in text
     assert "not legal: " in text
     assert "out of memory" not in text[text.index("not legal: ") : text.index("the best plans")]
 

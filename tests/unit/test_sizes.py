@@ -5,16 +5,11 @@ from itertools import pairwise
 from typing import Any
 
 import jsonschema_rs
-import numpy as np
 import pytest
 
 import planner
-from planner import estimates
 from planner.document_sizing import sizing_schema
-from planner.estimates import fastest_estimate, likely_estimate
 from planner.pins import ALIASES
-from planner.remedies import search_if_legal
-from planner.request import Options, resolve_request
 from planner.sizes import KindSizes, Size, SizingResult
 from profiles.errors import SpecError
 from tests.command import Command, command_line
@@ -48,11 +43,10 @@ def test_a_size_is_priced_as_the_plan_of_such_a_cluster(one: SizingResult) -> No
     for size in one.kinds[0].sizes:
         result = best_of(size)
         assert result.fits == (size.best is not None)
-        wanted = result.likely or result.best
-        if size.best is not None and wanted is not None:
-            assert (size.best.plan, size.best.step_time_s) == (wanted.plan, wanted.step_time_s)
+        if size.best is not None and result.best is not None:
+            assert (size.best.plan, size.best.step_time_s) == (result.best.plan, result.best.step_time_s)
             assert size.batch == result.request.job.global_batch_size
-            assert size.warnings == result.warnings or result.likely is not None
+            assert size.warnings == result.warnings
 
 
 def test_of_a_size_the_fastest_plan_that_is_likely_to_live_is_told() -> None:
@@ -63,28 +57,11 @@ def test_of_a_size_the_fastest_plan_that_is_likely_to_live_is_told() -> None:
     result = planner.plan("llama-3-70b", "32x8xH100", job)
     assert whole.best is not None
     assert result.best is not None
-    assert result.likely is not None
-    assert whole.best.plan == result.likely.plan != result.best.plan
-
-
-@pytest.mark.parametrize(("times", "stands_in"), [(1.9, True), (2.1, False)])
-def test_a_plan_that_is_far_slower_stands_for_no_size(
-    times: float, stands_in: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Kimi K2 on 72 B300: 23 s at risk, 394 s likely to live, and 11 s on 128."""
-    request = resolve_request("llama-2-13b", "8xA100-80GB", JOB, None, Options())
-    priced = search_if_legal(request)
-    assert priced is not None
-    fastest = fastest_estimate(request, priced)
-    assert fastest is not None
-    fitting = np.flatnonzero(priced.fits)
-    slower = int(fitting[np.abs(priced.step_time_s[fitting] - times * fastest.step_time_s).argmin()])
-    assert priced.step_time_s[slower] / fastest.step_time_s == pytest.approx(times, abs=0.09)
-    monkeypatch.setattr(estimates, "oom_risks", lambda plans, *_: np.full(len(plans), 0.3))
-    monkeypatch.setattr(estimates, "likely_row", lambda priced, context: slower)
-    found = likely_estimate(request, priced)
-    assert found is not None
-    assert found.step_time_s == pytest.approx(priced.step_time_s[slower] if stands_in else fastest.step_time_s)
+    assert result.riskier is not None
+    assert whole.best.plan == result.best.plan != result.riskier.plan
+    daring = planner.sizing("llama-3-70b", "32x8xH100", job, max_oom_risk=1).kinds[0].sizes
+    assert daring[-1].best is not None
+    assert daring[-1].best.plan == result.riskier.plan
 
 
 def test_the_fewest_is_the_first_that_fits(one: SizingResult) -> None:

@@ -15,7 +15,7 @@ from planner.switches import switches
 from profiles.errors import SpecError
 from profiles.stacks import find_stack, load_stacks
 
-EXPERTS = {"model": "qwen3-235b-a22b", "cluster": "8x8xH100"}
+EXPERTS = {"model": "qwen3-235b-a22b", "cluster": "16x8xH100"}
 
 
 @pytest.fixture(scope="module")
