@@ -14,6 +14,17 @@ _WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: 
 Options = TypeVar("Options")
 
 
+def check_oom_risk(share: float) -> None:
+    """Refuse what is no share of runs.
+
+    Raises:
+        SpecError: Naming ``max_oom_risk``.
+    """
+    if not 0 < share <= 1:
+        problem = f"must be a share above 0 and up to 1; got {str(share)[:20]}"
+        raise SpecError("max_oom_risk", problem, "0.05 for one run in twenty, 1 for whatever fits")
+
+
 def in_small_letters(options: Options, names: tuple[str, ...]) -> Options:
     """Options with words of these fields in small letters; what is no text stays, to be refused later."""
     words = {name: getattr(options, name) for name in names}

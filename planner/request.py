@@ -15,7 +15,7 @@ from costmodels.workload import TrainingJob
 from planner.field_names import meant_setting
 from planner.jobs import JOB_FIELDS, expert_notes, gradient_notes, resolve_job, state_notes, with_attention, with_loss
 from planner.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
-from planner.option_kinds import check_kinds
+from planner.option_kinds import check_kinds, check_oom_risk
 from planner.pins import check_values, parse_pins
 from planner.price_lists import collective_model, kernel_model_of
 from planner.ranking import check_objective
@@ -153,9 +153,7 @@ def check_options(options: Options) -> None:
     if not isinstance(options, Options):
         raise SpecError("options", f"must be planner.request.Options; got {str(options)[:40]!r}")
     check_kinds(options)
-    if not 0 < options.max_oom_risk <= 1:
-        problem = f"must be a share above 0 and up to 1; got {str(options.max_oom_risk)[:20]}"
-        raise SpecError("max_oom_risk", problem, "0.05 for one run in twenty, 1 for whatever fits")
+    check_oom_risk(options.max_oom_risk)
     if options.price_date and options.price_per_device_hour_usd is None:
         raise SpecError("price_date", "is given without a price", "give price_per_device_hour_usd too, or neither")
     if options.price_date:

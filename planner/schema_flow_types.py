@@ -92,6 +92,7 @@ def _request_shape() -> Shape:
         keep_cache=FLAG,
         eager=FLAG,
         objective={"enum": list(OBJECTIVES)},
+        max_oom_risk=SHARE,
         offload=FLAG,
         pins=map_of(pin),
     )

@@ -117,6 +117,9 @@ class WorkflowRequest(Body):
         default=None, description="How iterations wait for each other; what the mode needs if null."
     )
     objective: Literal["time", "cost", "fewest_gpus"] = "time"
+    max_oom_risk: float = Field(
+        default=RISKY, gt=0, le=1, description="Share of runs that a call may run out of memory in."
+    )
     offload: bool = Field(default=True, description="Whether weights and states may lie on the host between calls.")
     engine: Name | None = Field(default=None, description="Engine of every generating call.")
     pins: Annotated[dict[Role, Annotated[dict[Role, int | Name], few(MAX_FIELDS)]], few(MAX_CALLS)] = Field(

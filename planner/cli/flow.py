@@ -77,7 +77,10 @@ def workflow(
 
 
 # Options of single jobs that say something about a workflow too.
-_SHARED = ("model", "gpus", "precision", "framework", "objective", "fabric", "reserve_gib", "price_per_gpu_hour")
+_SHARED = (
+    *("model", "gpus", "precision", "framework", "objective", "max_oom_risk", "fabric", "reserve_gib"),
+    "price_per_gpu_hour",
+)
 _AS_SETTINGS = ("lora_rank", "lora_targets")  # of the same name
 _OUTPUT = ("json_", "output", "quiet", "debug", "offload")
 _OBJECTIVES = {"step_time": "time", "time": "time", "cost": "cost", "fewest_gpus": "fewest_gpus"}
@@ -134,7 +137,8 @@ def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, A
     if objective is None:
         problem = f"unknown for workflows: {values['objective'][:40]!r}"
         raise SpecError("--objective", problem, "time, cost or fewest_gpus")
-    return {
+    risk = {} if values["max_oom_risk"] is None else {"max_oom_risk": values["max_oom_risk"]}
+    return risk | {
         "batch": flow["batch"],
         "prompt": flow["prompt"],
         "generate": flow["generate"],

@@ -1,6 +1,5 @@
 """From the choice of a search to the answer: how each call runs, when, with which memory, and why."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,8 +20,9 @@ from planner.dataflow.flow_results import (
     SearchStatistics,
     Task,
 )
+from planner.dataflow.flow_risk import oom_probability
 from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
-from planner.dataflow.graph import EXTERNAL, INFERENCE, TRAIN
+from planner.dataflow.graph import EXTERNAL
 from planner.dataflow.held_data import data_memory
 from planner.dataflow.holdings import HOLDING_NAMES
 from planner.dataflow.memory import memory_owners, unit_bytes
@@ -35,7 +35,6 @@ from planner.dataflow.schedule import PlanRows, Timeline, slot_times, timeline
 from planner.dataflow.search_results import Solution
 from planner.dataflow.steady import duration_s
 from planner.dataflow.units import units_of
-from planner.memory_law import MemoryLaw
 from profiles.mixed_cluster import MixedCluster
 from profiles.precision import parse_precision
 
@@ -74,7 +73,7 @@ def flow_plan(
         calls=calls,
         reallocations=_reallocations(request, priced, compiled, choice),
         tasks=tasks,
-        memory=_memory(request, problem, busy / pace_s),
+        memory=_memory(request, _as_needed(problem, calls), busy / pace_s),
         iterations=problem.iterations,
         first_s=float(line.end_s[0][graph.iteration == 0].max()),
         total_s=float(line.end_s[0][graph.iteration < problem.iterations].max()),
@@ -92,6 +91,15 @@ def flow_plan(
         usd_per_gpu_hour=request.options.price_per_device_hour_usd,
         reasons=flow_reasons(request, priced, compiled, found, calls),
         search=search,
+    )
+
+
+def _as_needed(problem: DataflowProblem, calls: tuple[CallPlan, ...]) -> DataflowProblem:
+    """The problem of a plan, of which the calls need no memory to spare."""
+    needed = (np.asarray([call.active_bytes]) for call in calls)
+    return replace(
+        problem,
+        calls=tuple(replace(call, active_bytes=own) for call, own in zip(problem.calls, needed, strict=True)),
     )
 
 
@@ -307,21 +315,11 @@ def _memory(request: FlowRequest, problem: DataflowProblem, busy: FloatArray) ->
                 peak_call=running.call if running is not None else "",
                 owners=tuple(owners),
                 busy_share=float(busy[first]),
-                oom_probability=_oom_probability(request, owners, usable),
+                oom_probability=oom_probability(request, owners, usable),
             )
         )
         first += count
     return tuple(groups)
-
-
-def _oom_probability(request: FlowRequest, owners: Sequence[MemoryOwner], usable_bytes: float) -> float:
-    held, risks = sum(owner.static_bytes for owner in owners), [0.0]
-    for owner in owners:
-        call = request.graph.call(owner.call)
-        if call.kind in (TRAIN, INFERENCE):
-            over = np.log(np.asarray((held + owner.active_bytes) / usable_bytes))
-            risks.append(float(MemoryLaw.of(request.stacks[call.role]).risk(over)))
-    return max(risks)
 
 
 def _reallocations(

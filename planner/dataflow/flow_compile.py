@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from costmodels.plan import BoolArray, IntArray
+from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.flow_costs import FlowCosts, HandedOn, handed_on, in_flight
 from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.flow_request import FlowRequest
+from planner.dataflow.flow_risk import spare_bytes
 from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
 from planner.dataflow.graph import EXTERNAL, TRAIN
 from planner.dataflow.holdings import ALL_OUT, CallRows
@@ -70,8 +71,10 @@ def compile_flow(
     regions: Mapping[str, Region],
     transfers: TransferPrices,
     wanted: Mapping[str, BoolArray] | None = None,
+    *,
+    sure: bool = False,
 ) -> CompiledFlow | None:
-    """The abstract problem of a workflow, placed within regions.
+    """The abstract problem of a workflow, placed within regions; None when some call has no candidate.
 
     Args:
         request: Graph, batch and mode.
@@ -81,9 +84,7 @@ def compile_flow(
         regions: GPUs each call may use.
         transfers: Prices of moving weights.
         wanted: Which ways to run each call are looked at; all if None.
-
-    Returns:
-        The problem; None when some call has no candidate.
+        sure: Whether calls leave as much memory free as makes them live as often as was asked for.
     """
     calls, rows = [], []
     whole = on_whole_pools(request) | {name for name, region in regions.items() if region.whole}
@@ -95,6 +96,7 @@ def compile_flow(
             call, row = _candidates(name, held, meshes, replace(regions[name], whole=name in whole), pin, cluster)
             if not len(row):
                 call, row = _candidates(name, held, meshes, regions[name], pin, cluster)
+            call = _sparing(request, cluster, call) if sure else call
             if wanted is not None:
                 call, row = call.take(wanted[name][row]), row[wanted[name][row]]
         if not len(row):
@@ -109,10 +111,7 @@ def compile_flow(
         problem=DataflowProblem(
             calls=tuple(replace(call, host_share=None) for call in calls) if plenty else tuple(calls),
             edges=edges,
-            capacity_bytes=np.repeat(
-                [group.device.usable_memory_bytes for group in cluster.groups],
-                [group.num_devices for group in cluster.groups],
-            ),
+            capacity_bytes=_capacity_bytes(cluster),
             iterations=request.options.iterations,
             settled=request.options.iterations > 1,
             replicas=_replicas(request),
@@ -122,6 +121,18 @@ def compile_flow(
         moves=moves,
         handed=handed,
     )
+
+
+def _sparing(request: FlowRequest, cluster: MixedCluster, call: CallCandidates) -> CallCandidates:
+    """A call that needs besides what it leaves free."""
+    spare = spare_bytes(request, cluster, call.name)[groups_of(cluster, call.start)]
+    return replace(call, active_bytes=call.active_bytes + spare)
+
+
+def _capacity_bytes(cluster: MixedCluster) -> FloatArray:
+    """(GPUs,) memory that each offers."""
+    offered = [group.device.usable_memory_bytes for group in cluster.groups]
+    return np.repeat(np.asarray(offered), [group.num_devices for group in cluster.groups])
 
 
 def _plenty_on_host(calls: Sequence[CallCandidates]) -> bool:

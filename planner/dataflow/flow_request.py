@@ -25,9 +25,9 @@ from planner.job_checks import check_precision
 from planner.jobs import default_precision
 from planner.lora import check_adapted
 from planner.machines import ClusterInput, fabric_notes, mixed_of, resolve_cluster, with_own_reserve
-from planner.option_kinds import check_kinds, in_small_letters
+from planner.option_kinds import check_kinds, check_oom_risk, in_small_letters
 from planner.request import ModelInput, resolve_named_model
-from planner.results import Note
+from planner.results import RISKY, Note
 from planner.rules.linear import check_trained
 from profiles.errors import SpecError
 from profiles.mixed_cluster import MixedCluster, alone
@@ -66,6 +66,7 @@ class FlowOptions:
         stream: Whether scoring and services take responses as they end; see ``planner.dataflow.streams``.
         dependency: ``version`` or ``barrier``, see ``planner.dataflow.iterations``; None for what the mode needs.
         objective: ``time``, ``cost`` or ``fewest_gpus``.
+        max_oom_risk: Share of runs, up to 1, in which a call may run out of memory at most, where there is such a plan.
         offload: Whether frozen weights and optimizer states may lie in host memory between calls.
         engine: Engine of every generating call; None for the best of those there are.
         eager: Whether engines capture no CUDA graphs (``rollout.enforce_eager`` of verl, which it set by default in
@@ -94,6 +95,7 @@ class FlowOptions:
     stream: bool = False
     dependency: str | None = None
     objective: str = "time"
+    max_oom_risk: float = RISKY
     offload: bool = True
     engine: str | None = None
     eager: bool = False
@@ -319,6 +321,7 @@ def _check_options(options: FlowOptions) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise SpecError(name, f"must be a whole number from {low} to {high}; got {str(value)[:40]}")
     check_kinds(options)
+    check_oom_risk(options.max_oom_risk)
     if not 0.01 <= options.effort <= 100:
         raise SpecError("effort", f"must be between 0.01 and 100; got {options.effort:g}")
     if options.staleness is not None and options.mode != ASYNC:

@@ -135,7 +135,8 @@ def _minimum(request: FlowRequest) -> tuple[int | None, int, FlowPlan | None]:
             least, plan = _narrowed(asked, tried[-2], cluster, plan)
             # One iteration tells whether it fits; how long they take once they have settled is told by those asked for.
             settled = replace(asked, options=replace(asked.options, iterations=request.options.iterations))
-            return plan.num_gpus, tried[-1], _fitting(settled, least) or plan
+            there = _fitting(settled, least, sure=True) or _fitting(settled, least)
+            return plan.num_gpus, tried[-1], there or plan
     return None, tried[-1], None
 
 
@@ -172,9 +173,9 @@ def _narrowed(request: FlowRequest, below: int, cluster: ClusterSpec, plan: Flow
     return cluster, plan
 
 
-def _fitting(request: FlowRequest, cluster: ClusterSpec) -> FlowPlan | None:
+def _fitting(request: FlowRequest, cluster: ClusterSpec, *, sure: bool = False) -> FlowPlan | None:
     """A plan on a cluster; None when there is none, or a pin names GPUs it lacks."""
     try:
-        return best_plan(request, alone(cluster), effort=_EFFORT)
+        return best_plan(request, alone(cluster), effort=_EFFORT, sure=sure)
     except SpecError:
         return None

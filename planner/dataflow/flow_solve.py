@@ -36,13 +36,16 @@ _DIGITS = 9  # of a share of a time: differences beyond them are rounding
 _EQUAL = 10**-_DIGITS
 
 
-def best_plan(request: FlowRequest, cluster: MixedCluster, *, effort: float | None = None) -> FlowPlan | None:
+def best_plan(
+    request: FlowRequest, cluster: MixedCluster, *, effort: float | None = None, sure: bool = False
+) -> FlowPlan | None:
     """The best plan on exactly that cluster; None when nothing fits.
 
     Args:
         request: The question.
         cluster: The GPUs, all of which may be used.
         effort: Search budget relative to the usual one; that of the request if None.
+        sure: Whether it has to live as often as was asked for.
     """
     priced = priced_on(request, cluster)
     if not all(len(rows) for rows in priced.costs.rows.values()):
@@ -53,7 +56,7 @@ def best_plan(request: FlowRequest, cluster: MixedCluster, *, effort: float | No
     budget = _options(request, effort)
     left = budget.most_children
     for place, regions in enumerate(divisions):
-        compiled = _compiled(request, priced, regions, best_s)
+        compiled = _compiled(request, priced, regions, best_s, sure=sure)
         if compiled is None:
             continue
         # The most promising division has a whole budget, the others share one.
@@ -143,10 +146,15 @@ def candidate_clusters(request: FlowRequest) -> list[MixedCluster]:
 
 
 def solve_flow(request: FlowRequest) -> FlowPlan | None:
-    """The best plan under the objective; None when nothing fits."""
+    """The best plan by the objective that lives as often as was asked for, or else that fits; None when none does."""
+    plan = _solved(request, sure=True)
+    return _solved(request, sure=False) if plan is None and request.options.max_oom_risk < 1 else plan
+
+
+def _solved(request: FlowRequest, *, sure: bool) -> FlowPlan | None:
     best: FlowPlan | None = None
     for cluster in candidate_clusters(request):
-        plan = best_plan(request, cluster)
+        plan = best_plan(request, cluster, sure=sure)
         if plan is None:
             continue
         if request.options.objective == "fewest_gpus":
@@ -185,12 +193,12 @@ def _promising(request: FlowRequest, priced: PricedCluster) -> list[dict[str, Re
 
 
 def _compiled(
-    request: FlowRequest, priced: PricedCluster, regions: dict[str, Region], faster_than_s: float
+    request: FlowRequest, priced: PricedCluster, regions: dict[str, Region], faster_than_s: float, *, sure: bool
 ) -> CompiledFlow | None:
     """The problem of one division; None where no plan is faster than that."""
     wanted = None if np.isinf(faster_than_s) else _fast_enough(request, priced, regions, faster_than_s)
     transfers = TransferPrices.on(priced.cluster)
-    return compile_flow(request, priced.cluster, priced.costs, priced.meshes, regions, transfers, wanted)
+    return compile_flow(request, priced.cluster, priced.costs, priced.meshes, regions, transfers, wanted, sure=sure)
 
 
 def _fast_enough(

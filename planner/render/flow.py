@@ -171,7 +171,7 @@ def _iteration(plan: FlowPlan, console: Console) -> None:
         where = gpu_range(riskiest.first_gpu, riskiest.num_gpus)
         console.print(
             f"[yellow]{percent(riskiest.oom_probability)} risk of running out of memory[/] on GPUs {where}; "
-            "with --reserve-gib some of it stays free",
+            "no plan was found that rarely does",
             highlight=False,
         )
 

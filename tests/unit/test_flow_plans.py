@@ -196,7 +196,8 @@ def test_all_divisions_together_anneal_no_more_than_a_few(monkeypatch: pytest.Mo
         return Exploration(solution=None, bound_s=1.0, evaluated=1, children=spent)
 
     monkeypatch.setattr(flow_solve, "explore", nothing_found)
-    request = resolve_flow("grpo", {"": "llama-3.2-1b"}, "24x1xH100", FlowOptions(batch=64, mode="async", staleness=1))
+    asked = FlowOptions(batch=64, mode="async", staleness=1, max_oom_risk=1.0)
+    request = resolve_flow("grpo", {"": "llama-3.2-1b"}, "24x1xH100", asked)
     assert flow_solve.solve_flow(request) is None
     whole, *others = steps
     assert len(others) == 22
