@@ -108,6 +108,10 @@ class DecodePrices:
             passes_s = passes_s + self.speculation.draft_tokens * drafted_s
         return np.asarray(passes_s + host_s)
 
+    def sampled_s(self, sequences: FloatArray) -> FloatArray:
+        """(N, T) seconds of head and sampling where so many (N, T) sequences have a token drawn."""
+        return self._at(sequences, self.keys[:1])[2]
+
     def _passes_s(self, running: FloatArray, keys: FloatArray) -> FloatArray:
         """(N, T) seconds of a step on the devices."""
         stages = self.stages[:, None]

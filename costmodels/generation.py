@@ -217,7 +217,7 @@ def generation_memory(plans: PlanBatch, call: ModelCall, engine: EngineSpec, con
     for moe in {context.model.num_moe_layers > 0, context.model.num_moe_layers == context.model.num_layers}:
         layer = layer_activations(plans, context.model, context.job, context.stack, moe=moe)
         working = np.maximum(working, layer.whole)
-    logits = context.model.vocab_size * (element + 4.0 * _SAMPLING_COPIES)
+    logits = context.model.output_width * (element + 4.0 * _SAMPLING_COPIES)
     sampled = min(engine.max_sequences, engine.prefill_tokens) if engine.measures_sampling else 0
     return GenerationMemory(
         weight_bytes=largest(weight_bytes(plans, parameters, context)),

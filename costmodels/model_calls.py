@@ -42,7 +42,7 @@ class ModelCall:
         output: Tokens generated per sequence; None where nothing was generated (offline data, prompts only).
         mini_batches: Optimizer steps one iteration is cut into, one after the other (training only).
         samples_per_prompt: Sequences that share one prompt; their prompt can be read once (generation only).
-        value_head: The model gives one number per token (critics, reward models).
+        value_head: The model gives one number per token (critics, reward models; served, embeddings and the like).
         precision: Recipe name, see ``profiles.precision``.
         task: ``full``, ``lora`` or ``qlora``: what is trained (training only).
         lora: Adapters that ``lora`` and ``qlora`` train; nothing to ``full``.

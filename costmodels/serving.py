@@ -36,7 +36,8 @@ Source:
     arXiv:2403.02310. Little's law: Operations Research 9, 1961.
 
 Left out on purpose: what a server takes before and after the engine (HTTP, tokenisers), bursts.
-Prompts and generation on replicas of their own are in ``costmodels.serving_apart``.
+Prompts and generation on replicas of their own are in ``costmodels.serving_apart``, requests that end with their
+prompt in ``costmodels.serving_reading``.
 """
 
 from collections.abc import Callable
@@ -51,7 +52,7 @@ from costmodels.lengths import OutputLengths
 from costmodels.model_calls import ModelCall
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.queues import most_of, queue_s
-from costmodels.serving_prompts import of_one, rest_read
+from costmodels.serving_prompts import ReadingSteps, of_one, reading_steps, rest_read
 from costmodels.speculation import Speculation
 from profiles.engines import EngineSpec
 
@@ -77,6 +78,7 @@ class ServingPrices:
         added_s: (N,) what reading one prompt, in every attention group, adds to steps that run anyway.
         routed: (N,) share of that which is of routed experts, what reaches them and comes back.
         half_widths: (2, N) low and high half of the 90 % interval of the log time of reading.
+        reading: Steps that read nothing but prompts; None where requests generate beside them.
     """
 
     plans: PlanBatch
@@ -89,6 +91,7 @@ class ServingPrices:
     added_s: FloatArray
     routed: FloatArray
     half_widths: FloatArray
+    reading: ReadingSteps | None = None
 
     def take(self, rows: IntArray) -> "ServingPrices":
         """The same of the selected layouts."""
@@ -100,6 +103,7 @@ class ServingPrices:
             added_s=self.added_s[rows],
             routed=self.routed[rows],
             half_widths=self.half_widths[:, rows],
+            reading=None if self.reading is None else self.reading.take(rows),
         )
 
 
@@ -152,16 +156,15 @@ def serving_prices(
 
     Args:
         plans: N layouts, one replica each.
-        call: Its prompt and output; the prompt is in the cache whole once it has been read.
+        call: Its prompt and output; the prompt is in the cache whole once it has been read. With a value head no token
+            is drawn: embeddings, scores, classes.
         engine: On the host it runs on.
         context: Of inference; the engine's own is derived from it.
         cached_tokens: Of a prompt, found in the cache.
         most_running: Most requests to be asked about.
         speculation: What proposes tokens; None where steps make one token of each request.
     """
-    output = call.output
-    if output is None:
-        raise ValueError("requests generate something")
+    output = _output(call)
     keys = np.geomspace(call.prompt_tokens, call.prompt_tokens + output.most, _KEY_POINTS)
 
     def steps(asked: ModelCall, where: CostContext, tokens: int) -> DecodePrices:
@@ -176,7 +179,8 @@ def serving_prices(
         drafted = rest_read(plans, own, engine, speculation.draft, cached_tokens)
         alone_s, added_s = alone_s + drafted.alone_s, added_s + drafted.added_s
         decode = replace(decode, drafting=steps(own, speculation.draft, 1))
-    first_s = decode.head_s[decode.layout, 0] + engine.step_overhead_s
+    first_s = (0.0 if call.value_head else decode.head_s[decode.layout, 0]) + engine.step_overhead_s
+    sampled_s = np.zeros_like if call.value_head else decode.sampled_s
     return ServingPrices(
         plans=plans,
         decode=decode,
@@ -188,7 +192,16 @@ def serving_prices(
         added_s=added_s,
         routed=reading.routed,
         half_widths=reading.half_widths,
+        reading=reading_steps(plans, call, engine, context, cached_tokens, most_running, sampled_s)
+        if output.most == 1
+        else None,
     )
+
+
+def _output(call: ModelCall) -> OutputLengths:
+    if call.output is None:
+        raise ValueError("requests generate something")
+    return call.output
 
 
 def steady_states(prices: ServingPrices, generating: FloatArray, met: FloatArray | float = 1.0) -> ServingPoints:

@@ -95,9 +95,23 @@ def _spacious(points: ServingPoints, places: FloatArray) -> BoolArray:
 
 def _wait_within(points: ServingPoints, prices: ServingPrices, share: FloatArray | float) -> FloatArray:
     """(N, G) seconds that so large a share waits no longer than, for the step and for one's turn."""
+    return waits_within(points, prices, points.turn_s, share)
+
+
+def waits_within(
+    points: ServingPoints, prices: ServingPrices, mean_s: FloatArray, share: FloatArray | float
+) -> FloatArray:
+    """(N, G) seconds that so large a share of waits of this mean (N, G) is no longer than.
+
+    Args:
+        points: Steps that are met.
+        prices: Of the N layouts.
+        mean_s: Of the waits; where infinite, nothing is meant.
+        share: As of ``first_token_within``.
+    """
     from scipy.special import gammaincinv  # takes a third of what starting takes
 
-    mean_s = np.where(np.isfinite(points.turn_s), np.maximum(points.turn_s, _NOTHING_S), 1.0)
+    mean_s = np.where(np.isfinite(mean_s), np.maximum(mean_s, _NOTHING_S), 1.0)
     varies = _relative_variance(points, prices)
     return np.asarray(mean_s * varies * gammaincinv(1 / varies, share))
 

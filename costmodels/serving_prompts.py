@@ -1,5 +1,6 @@
 """What reading prompts takes where an engine reads and generates in the same steps, or reads first."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -14,7 +15,7 @@ from costmodels.lowering.parts import Part
 from costmodels.model_calls import ModelCall
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stages import stage_table
-from costmodels.trust import half_widths, layer_opens
+from costmodels.trust import half_widths, layer_opens, price_trust
 from profiles.engines import EngineSpec
 from profiles.model import ModelSpec
 
@@ -29,6 +30,7 @@ class Reading:
         added_s: (N,) one in every attention group, among as many as a step takes.
         routed: (N,) share of routed experts.
         half_widths: (2, N) of the log time.
+        basis: (N,) weakest ``Basis``.
     """
 
     alone_s: FloatArray
@@ -36,6 +38,7 @@ class Reading:
     added_s: FloatArray
     routed: FloatArray
     half_widths: FloatArray
+    basis: IntArray
 
 
 def rest_read(
@@ -83,26 +86,33 @@ def _reading(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: Cos
 def _whole(plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext) -> Reading:
     """Prompts that are read in one pass."""
     stages = stage_table(plans, context.model)
-
-    def reading(prompts: int) -> CostContext:
-        return engine_context(context, engine, prompt_job(call), read_tokens=prompts * call.prompt_tokens)
-
-    def passes(prompts: int) -> tuple[FloatArray, LayerCosts]:
-        batch, where = replace(plans, micro_batch_size=np.full(len(plans), prompts)), reading(prompts)
-        costs = layer_costs(batch, where)
-        return forward_stage_s(batch, stages, costs, where, head=False), costs
-
-    one_s, costs = passes(1)
+    one_s, costs = _passes(plans, call, engine, context, 1)
     together = max(engine.prefill_tokens // call.prompt_tokens, 1)
-    many_s, many = passes(together) if together > 1 else (one_s, costs)
+    many_s, many = _passes(plans, call, engine, context, together) if together > 1 else (one_s, costs)
     alone_s, share = total((one_s * stages.count).T), of_one(_routed(costs, context.model), plans.attention_groups)
     return Reading(
         alone_s=alone_s * share,
         slowest_s=largest(one_s) * share,
         added_s=largest(many_s) / together,
         routed=_routed(many, context.model),
-        half_widths=half_widths(layer_opens(costs), reading(1)),
+        half_widths=half_widths(layer_opens(costs), _pass_context(call, engine, context, 1)),
+        basis=price_trust(costs).basis,
     )
+
+
+def _pass_context(call: ModelCall, engine: EngineSpec, context: CostContext, prompts: int) -> CostContext:
+    """The engine's context of a pass that reads so many prompts."""
+    return engine_context(context, engine, prompt_job(call), read_tokens=prompts * call.prompt_tokens)
+
+
+def _passes(
+    plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext, prompts: int
+) -> tuple[FloatArray, LayerCosts]:
+    """(N, S) seconds of a pass that reads so many prompts on each stage, and the costs of its layers."""
+    batch = replace(plans, micro_batch_size=np.full(len(plans), prompts))
+    where = _pass_context(call, engine, context, prompts)
+    costs = layer_costs(batch, where)
+    return forward_stage_s(batch, stage_table(plans, context.model), costs, where, head=False), costs
 
 
 def _routed(costs: LayerCosts, model: ModelSpec) -> FloatArray:
@@ -119,3 +129,100 @@ def _routed(costs: LayerCosts, model: ModelSpec) -> FloatArray:
 def of_one(routed: FloatArray, groups: IntArray) -> FloatArray:
     """What one attention group's prompt takes of the time that one in each of them takes."""
     return np.asarray(1 - routed + routed / groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingSteps:
+    """Steps that read whole prompts and generate nothing beside them, of N layouts.
+
+    Attributes:
+        counts: (P,) prompts of a step, ascending from 1: powers of two, and as many as its tokens are enough for.
+        held_s: (N, P) seconds until the next step starts: the slowest stage, and the host between two steps.
+        whole_s: (N, P) until the step's prompts are answered.
+        basis: (N,) weakest ``Basis``.
+    """
+
+    counts: FloatArray
+    held_s: FloatArray
+    whole_s: FloatArray
+    basis: IntArray
+
+    def take(self, rows: IntArray) -> "ReadingSteps":
+        """Those of the selected layouts."""
+        return replace(self, held_s=self.held_s[rows], whole_s=self.whole_s[rows], basis=self.basis[rows])
+
+    def next_s(self, prompts: FloatArray) -> FloatArray:
+        """(N, G) seconds from a step of so many (N, G) prompts to the next, between counts by straight lines."""
+        return self._at(self.held_s, prompts)
+
+    def answered_s(self, prompts: FloatArray) -> FloatArray:
+        """(N, G) seconds from the start of a step of so many (N, G) prompts to their answers."""
+        return self._at(self.whole_s, prompts)
+
+    def _at(self, seconds: FloatArray, prompts: FloatArray) -> FloatArray:
+        if len(self.counts) == 1:
+            return np.broadcast_to(seconds, prompts.shape)
+        kept = np.clip(prompts, 1.0, self.counts[-1])
+        low = np.clip(np.searchsorted(self.counts, kept, side="right") - 1, 0, len(self.counts) - 2)
+        share = (kept - self.counts[low]) / (self.counts[low + 1] - self.counts[low])
+        below, above = (np.take_along_axis(seconds, low + more, axis=1) for more in (0, 1))
+        return np.asarray(below + share * (above - below))
+
+
+def reading_steps(
+    plans: PlanBatch,
+    call: ModelCall,
+    engine: EngineSpec,
+    context: CostContext,
+    cached_tokens: int,
+    most: int,
+    sampled_s: Callable[[FloatArray], FloatArray],
+) -> ReadingSteps:
+    """Price steps that read nothing but prompts, up to ``most`` of them or the tokens of a step.
+
+    Args:
+        plans: N layouts.
+        call: Its prompts.
+        engine: Its tokens of a step, and what its host takes between two.
+        context: Of inference.
+        cached_tokens: Of a prompt, found in the cache.
+        most: Largest number of prompts.
+        sampled_s: (N, P) seconds in which (N, P) answers are made of what the layers give.
+    """
+    alone = rest_read(plans, call, engine, context, cached_tokens)
+    room = engine.prefill_tokens / (call.prompt_tokens - cached_tokens)
+    whole = max(int(min(room, most)), 1)
+    counts = [*(2**power for power in range((whole - 1).bit_length())), *((whole,) if whole > 1 else (1,))]
+    if room <= 1:  # in chunks, as many steps as the prompt has budgets of tokens
+        seconds = [np.stack([alone.added_s, alone.alone_s])]
+    else:
+        seconds = [np.stack([alone.slowest_s, alone.alone_s])]
+        seconds += [_rest_together(plans, call, engine, context, cached_tokens, count) for count in counts[1:]]
+    last = min(room, float(most))
+    if last > whole:  # a part of a prompt more
+        added_s = seconds[-1][0] * (last / whole - 1)
+        counts, seconds = [*counts, last], [*seconds, seconds[-1] + added_s]
+    each = np.asarray(counts, dtype=np.float64)
+    held_s, whole_s = np.maximum.accumulate(np.stack(seconds, axis=2), axis=2)
+    steps = max(1 / room, 1.0)
+    host_s = engine.step_overhead_s * np.asarray([steps, ceil(steps)])[:, None] + engine.sequence_overhead_s * each
+    beside_s = sampled_s(np.broadcast_to(each, held_s.shape))
+    return ReadingSteps(
+        counts=each, held_s=held_s + host_s[0] + beside_s, whole_s=whole_s + host_s[1] + beside_s, basis=alone.basis
+    )
+
+
+def _rest_together(
+    plans: PlanBatch, call: ModelCall, engine: EngineSpec, context: CostContext, cached_tokens: int, prompts: int
+) -> FloatArray:
+    """(2, N) seconds of the slowest stage and of all, of a pass over what of so many prompts is not in the cache."""
+    count = stage_table(plans, context.model).count
+
+    def both_s(tokens: int) -> FloatArray:
+        stage_s, _ = _passes(plans, replace(call, prompt_tokens=tokens), engine, context, prompts)
+        return np.stack([largest(stage_s), total((stage_s * count).T)])
+
+    all_s = both_s(call.prompt_tokens)
+    if not cached_tokens:
+        return all_s
+    return np.maximum(all_s - both_s(cached_tokens), both_s(call.prompt_tokens - cached_tokens))

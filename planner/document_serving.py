@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import isnan
 from typing import Any
 
 from costmodels.estimate import BASES
@@ -35,7 +36,9 @@ CONVENTIONS = {
     "attention_groups": "groups of tensor-parallel ranks with requests of their own that share a replica's experts",
     "concurrency": "requests in one replica, those whose prompt is being read among them",
     "runs": "with requests: means over all of them, rates over the whole run, its start and its end included",
-    "tokens": "output tokens; those of prompts are not counted",
+    "tokens": "output tokens, and those of prompts by themselves, with what of them is found in the cache",
+    "prompts_only": "with 0 or 1 output_tokens requests end with their prompt: ttft_s and latency_s are both until the "
+    "answer; tpot_s, what follows from it and dollars for output tokens are null, and dollars for those of prompts not",
     "interval": "90 %; of tokens null at a rate, which is given",
     "weights": "format of the checkpoint's matrices; products: what multiplies them, 16 bits where kernels unpack them",
     "speculation": "accepted: of the draft_tokens proposed per step, on average; a step makes one token more",
@@ -72,8 +75,8 @@ def serving_document(result: ServingResult) -> dict[str, Any]:
             "speculation": None if result.speculation is None else _drafting(result.speculation),
             "prompt_tokens": job.prompt_tokens,
             "cached_tokens": job.cached_tokens,
-            "output_tokens": job.output.mean,
-            "longest_output_tokens": job.output.most,
+            "output_tokens": job.output_tokens,
+            "longest_output_tokens": job.longest_output_tokens,
             "rate_per_s": job.rate_per_s,
             "concurrency": job.concurrency,
             "requests": job.requests,
@@ -128,6 +131,7 @@ def _plan(plan: ServingPlan, result: ServingResult) -> dict[str, Any]:
         **_times(plan),
         **_rates(plan, result),
         **{f"output_tokens_{end}_per_s": value for end, value in _ends(plan.tokens_interval_per_s).items()},
+        **{f"prompt_tokens_{end}_per_s": value for end, value in _ends(plan.prompt_tokens_interval_per_s).items()},
         "ttft_percentiles_s": _percentiles(plan.ttft_percentiles_s),
         "latency_percentiles_s": _percentiles(plan.latency_percentiles_s),
         "duration_s": plan.duration_s,
@@ -154,26 +158,35 @@ def _apart(plan: ApartPlan, result: ServingResult) -> dict[str, Any]:
     }
 
 
-def _times(plan: ServingPlan | ApartPlan) -> dict[str, float]:
+def _times(plan: ServingPlan | ApartPlan) -> dict[str, float | None]:
     return {
         "ttft_s": plan.ttft_s,
         "ttft_low_s": plan.ttft_interval_s[0],
         "ttft_high_s": plan.ttft_interval_s[1],
-        "tpot_s": plan.tpot_s,
-        "tpot_low_s": plan.tpot_interval_s[0],
-        "tpot_high_s": plan.tpot_interval_s[1],
+        "tpot_s": _known(plan.tpot_s),
+        "tpot_low_s": _known(plan.tpot_interval_s[0]),
+        "tpot_high_s": _known(plan.tpot_interval_s[1]),
         "latency_s": plan.latency_s,
     }
 
 
 def _rates(plan: ServingPlan | ApartPlan, result: ServingResult) -> dict[str, float | None]:
+    price, prompts = result.price, result.job.ends_with_prompt
     return {
         "requests_per_s": plan.requests_per_s,
         "output_tokens_per_s": plan.output_tokens_per_s,
         "output_tokens_per_s_per_device": plan.tokens_per_s_per_device,
-        "output_tokens_per_s_per_user": plan.tokens_per_s_per_user,
-        "usd_per_million_output_tokens": None if result.price is None else plan.usd_per_million_tokens(result.price),
+        "output_tokens_per_s_per_user": _known(plan.tokens_per_s_per_user),
+        "prompt_tokens_per_s": plan.prompt_tokens_per_s,
+        "prompt_tokens_per_s_per_device": plan.prompt_tokens_per_s_per_device,
+        "usd_per_million_output_tokens": None if price is None or prompts else plan.usd_per_million_tokens(price),
+        "usd_per_million_prompt_tokens": plan.usd_per_million_prompt_tokens(price) if price and prompts else None,
     }
+
+
+def _known(value: float) -> float | None:
+    """A figure, or None where there is none."""
+    return None if isnan(value) else value
 
 
 def _ends(told: tuple[float, float] | None) -> dict[str, float | None]:
@@ -188,25 +201,33 @@ def _percentiles(told: Mapping[str, float] | None) -> dict[str, float] | None:
 def _figure_shapes() -> Shape:
     """Fields of every deployment, whatever its replicas do."""
     amounts = (
-        *("concurrency", "ttft_s", "ttft_low_s", "ttft_high_s", "tpot_s", "tpot_low_s", "tpot_high_s", "latency_s"),
-        *("requests_per_s", "output_tokens_per_s", "output_tokens_per_s_per_device", "output_tokens_per_s_per_user"),
+        *("concurrency", "ttft_s", "ttft_low_s", "ttft_high_s", "latency_s", "requests_per_s", "output_tokens_per_s"),
+        *("output_tokens_per_s_per_device", "prompt_tokens_per_s", "prompt_tokens_per_s_per_device"),
     )
-    dollars = {"usd_per_million_output_tokens": or_null(AMOUNT)}
-    return dict.fromkeys(amounts, AMOUNT) | dollars | {"basis": {"enum": list(BASES)}}
+    # Null where requests end with their prompt, or no price is given.
+    perhaps = (
+        *("tpot_s", "tpot_low_s", "tpot_high_s", "output_tokens_per_s_per_user"),
+        *("usd_per_million_output_tokens", "usd_per_million_prompt_tokens"),
+    )
+    known = dict.fromkeys(amounts, AMOUNT) | dict.fromkeys(perhaps, or_null(AMOUNT))
+    return known | {"basis": {"enum": list(BASES)}}
 
 
 def _apart_shape() -> Shape:
     pool = closed_object(**dict.fromkeys(_POOL_COUNTS, COUNT), busy=AMOUNT)
-    return closed_object(reading=pool, generating=pool, num_devices=COUNT, crossing_s=AMOUNT, **_figure_shapes())
+    told = dict.fromkeys(("tpot_s", "tpot_low_s", "tpot_high_s", "output_tokens_per_s_per_user"), AMOUNT)
+    figures = _figure_shapes() | told
+    return closed_object(reading=pool, generating=pool, num_devices=COUNT, crossing_s=AMOUNT, **figures)
 
 
-def serving_schema() -> Shape:
-    """The schema of what ``serving_document`` returns."""
-    plan = closed_object(
+def _plan_shape() -> Shape:
+    return closed_object(
         **dict.fromkeys((*_POOL_COUNTS, "attention_groups"), COUNT),
         **_figure_shapes(),
         output_tokens_low_per_s=or_null(AMOUNT),
         output_tokens_high_per_s=or_null(AMOUNT),
+        prompt_tokens_low_per_s=or_null(AMOUNT),
+        prompt_tokens_high_per_s=or_null(AMOUNT),
         duration_s=or_null(AMOUNT),
         ttft_percentiles_s=or_null(map_of(AMOUNT)),
         latency_percentiles_s=or_null(map_of(AMOUNT)),
@@ -219,6 +240,10 @@ def serving_schema() -> Shape:
         ),
         launch=TEXT,
     )
+
+
+def serving_schema() -> Shape:
+    """The schema of what ``serving_document`` returns."""
     request = closed_object(
         model={"type": "object"},
         cluster={"type": "object"},
@@ -259,4 +284,4 @@ def serving_schema() -> Shape:
         assumptions=list_of(note_shape()),
         conventions=map_of(TEXT),
     )
-    return titled("planner serving", answer, deployment=plan, apart=_apart_shape())
+    return titled("planner serving", answer, deployment=_plan_shape(), apart=_apart_shape())

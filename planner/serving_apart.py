@@ -7,9 +7,11 @@ import numpy as np
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.serving import replica_devices
 from costmodels.serving_apart import crossing_s, first_token_s, generated, most_read, running_at
+from planner.serving_deployed import interval
 from planner.serving_layouts import most_beside, most_replicas
+from planner.serving_loads import last_held
 from planner.serving_results import ApartPlan, PoolPart, ServingResult
-from planner.serving_states import Layouts, interval, last_held, serving_call, serving_context
+from planner.serving_states import Layouts, serving_call, serving_context
 from profiles.hardware import ClusterSpec
 from profiles.serving_widths import serving_log_stds
 
@@ -147,6 +149,7 @@ def _plan(
         tpot_interval_s=interval(tpot_s, widths[:, 0], beyond["tpot"]),
         requests_per_s=rate,
         output_tokens_per_s=rate * job.output.mean,
+        prompt_tokens_per_s=rate * job.prompt_tokens,
         basis=int(basis[0]),
     )
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from costmodels.lengths import OutputLengths
+from costmodels.lengths import OutputLengths, fixed_length
 from costmodels.serving_percentiles import LEAST_SHARE, LEAST_VARIATION, MOST_SHARE, lengths_tell
 from planner.dataflow.length_text import LengthInput, parse_lengths
 from profiles.engines import EngineSpec, load_engines
@@ -30,7 +30,8 @@ class ServingJob:
 
     Attributes:
         prompt_tokens: Tokens of a prompt.
-        output: Tokens generated per request.
+        output: Tokens generated per request; one where none is.
+        pools: Whether none is: what the layers make of the prompt is the answer (an embedding, a score, a class).
         cached_tokens: Of a prompt, shared by all requests and found in the cache.
         rate_per_s: Requests a second of the whole deployment, arriving at random; None when not said.
         concurrency: Requests in every replica at any time, or in a run the most; None when not said.
@@ -45,6 +46,7 @@ class ServingJob:
 
     prompt_tokens: int
     output: OutputLengths
+    pools: bool = False
     cached_tokens: int = 0
     rate_per_s: float | None = None
     concurrency: int | None = None
@@ -60,6 +62,28 @@ class ServingJob:
         """The bounds that were given, by name."""
         found = {name: getattr(self, name) for name in BOUNDS}
         return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def ends_with_prompt(self) -> bool:
+        """Whether no request generates a token after the first, or any at all."""
+        return self.output.most == 1
+
+    @property
+    def output_tokens(self) -> float:
+        """Tokens generated per request, on average."""
+        return 0.0 if self.pools else self.output.mean
+
+    @property
+    def longest_output_tokens(self) -> float:
+        """Tokens generated for the longest request."""
+        return 0.0 if self.pools else self.output.most
+
+    @property
+    def arrives_at_random(self) -> bool:
+        """Whether requests do: at a rate, or, where they end with their prompt, at the highest there may be."""
+        return self.rate_per_s is not None or (
+            self.ends_with_prompt and self.concurrency is None and self.requests is None
+        )
 
     @property
     def is_burst(self) -> bool:
@@ -90,19 +114,14 @@ def serving_job(
     percentile: Any = None,
     max_model_len: Any = None,
 ) -> ServingJob:
-    """Requests as a caller writes them.
+    """Requests as a caller writes them: ``generate`` 1 where they end with the first token, 0 where none is drawn.
 
     Raises:
         SpecError: If a number is none, or out of bounds, or they contradict each other.
     """
     prompt_tokens = whole_number("prompt", prompt, least=1, most=MAX_SEQUENCE - 1)
-    output = parse_lengths("generate", generate)
-    if output.mean < 2:
-        problem = (
-            f"must be at least 2 tokens on average; got {output.mean:g}: times per token are of those after the first"
-        )
-        raise SpecError("generate", problem, "generate 2, whose first tokens take as long as those of prompts alone")
-    longest = int(prompt_tokens + output.most)
+    output, pools = _output(generate)
+    longest = int(prompt_tokens + (0 if pools else output.most))
     if longest > MAX_SEQUENCE:
         raise SpecError("generate", f"prompt and output may have {MAX_SEQUENCE} tokens together; got {longest}")
     cached = whole_number("prefix", prefix, least=0, most=prompt_tokens - 1)
@@ -119,6 +138,7 @@ def serving_job(
     job = ServingJob(
         prompt_tokens=prompt_tokens,
         output=output,
+        pools=pools,
         cached_tokens=cached,
         rate_per_s=_amount("rate_per_s", rate_per_s, MOST_RATE_PER_S),
         concurrency=_count("concurrency", concurrency, MOST_RUNNING),
@@ -129,9 +149,24 @@ def serving_job(
         percentile=_percentile(percentile),
         max_model_len=limit,
     )
+    if job.ends_with_prompt and job.tpot_s is not None:
+        problem = f"bounds tokens after the first, and none is generated with generate {job.output_tokens:g}"
+        raise SpecError("tpot_s", problem, "bound ttft_s instead")
     if job.percentile is not None:
         _check_percentile(job)
     return job
+
+
+def _output(generate: LengthInput) -> tuple[OutputLengths, bool]:
+    """Tokens per request, and whether none is generated: 0 of each request, 1 of each, or 2 and more on average."""
+    word = generate.strip() if isinstance(generate, str) else plain(generate)
+    if word == "0" or (isinstance(word, int) and not isinstance(word, bool) and word == 0):
+        return fixed_length(1), True
+    output = parse_lengths("generate", generate)
+    if output.mean < 2 and output.most > 1:
+        problem = f"must be at least 2 tokens on average, or 1 or 0 of every request; got {output.mean:g} on average"
+        raise SpecError("generate", problem, "generate 1, or 2")
+    return output, False
 
 
 def bound_words(name: str, job: ServingJob) -> str:
@@ -151,10 +186,10 @@ def _percentile(value: Any) -> float | None:
 
 def _check_percentile(job: ServingJob) -> None:
     """Refuse what nothing is known of: waits of requests that do not arrive at random, latencies of equal lengths."""
-    if job.rate_per_s is None:
+    if not job.arrives_at_random:
         problem = "is about requests that arrive at random, and no rate is given"
         raise SpecError("percentile", problem, "give rate_per_s, or leave percentile out: bounds on means")
-    if job.latency_s is not None and not lengths_tell(job.output):
+    if job.latency_s is not None and not job.ends_with_prompt and not lengths_tell(job.output):
         problem = (
             f"has no percentile where output lengths vary by less than {LEAST_VARIATION:g} of their mean: what token "
             "times add is not known"

@@ -6,7 +6,9 @@ nodes runs it on each, with ``$NODE_RANK`` from 0 and ``$HEAD`` the first one's 
 Slurm starts on all of them.
 
 Source:
-    vLLM 0.33: ``vllm serve --help``, its pages on data- and expert-parallel deployment; SGLang 0.5: server arguments,
+    vLLM 0.33: ``vllm serve --help``, its pages on data- and expert-parallel deployment and on pooling models, of which
+    ``--runner pooling`` makes one of any decoder (``--task embed`` before 0.10.1; which, ``--convert``, follows from
+    the checkpoint's architecture); SGLang 0.5: server arguments (``--is-embedding``, its page on embedding models),
     of which running requests and chunks are shared out over the attention groups (``managers/tp_worker.py``,
     ``server_args.py``), and over micro-batches in flight, rounded down (``managers/scheduler.py``,
     ``pp_max_micro_batch_size``); TensorRT-LLM 1.2 and later: ``trtllm-serve --help`` and the LLM API's options,
@@ -48,10 +50,13 @@ def launch_words(plan: ServingPlan, result: ServingResult) -> Words:
 def most_running(plan: ServingPlan, result: ServingResult) -> int:
     """Requests that one attention group may run at once for the plan to be kept: those it was priced with.
 
-    At a rate, and over a run, the requests at once are an average, and what fits or was asked for is the limit.
+    At a rate, and over a run, the requests at once are an average, and what fits or was asked for is the limit. Those
+    that end with their prompt are at once in a step only, which takes as many as fit.
     """
     job, groups = result.job, plan.attention_groups
     fitting = plan.most_requests // groups
+    if job.ends_with_prompt:
+        return fitting
     average = job.rate_per_s is not None or job.requests is not None
     wanted = job.concurrency or (plan.most_requests if average else plan.concurrency)
     return min(max(ceil(wanted / groups), 1), fitting)
@@ -78,7 +83,8 @@ def _vllm(plan: ServingPlan, result: ServingResult) -> Words:
     groups, nodes = plan.attention_groups, _nodes(plan, result)
     if groups > 1 and groups % nodes:
         return []
-    words = ["vllm", "serve", '"$MODEL"', "--tensor-parallel-size", f"{plan.tensor_parallel}"]
+    words = ["vllm", "serve", '"$MODEL"', *(["--runner", "pooling"] if result.job.pools else [])]
+    words += ["--tensor-parallel-size", f"{plan.tensor_parallel}"]
     if plan.pipeline_parallel > 1:
         words += ["--pipeline-parallel-size", f"{plan.pipeline_parallel}"]
     if groups > 1:
@@ -117,6 +123,7 @@ def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
     if stages % nodes and nodes % stages:  # nodes hold whole stages, or stages whole nodes (entrypoints/engine.py)
         return []
     words = ["python", "-m", "sglang.launch_server", "--model-path", '"$MODEL"']
+    words += ["--is-embedding"] if result.job.pools else []
     words += ["--tp-size", f"{plan.tensor_parallel * groups}"]
     if stages > 1:
         words += ["--pp-size", f"{stages}"]

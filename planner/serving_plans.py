@@ -3,7 +3,8 @@
 A layout is a replica: tensor-, pipeline- and expert-parallel degrees an engine loads the model with; a deployment is
 so many replicas of it. Every layout is asked about every number of requests at once, or about the requests a second
 that were given, on every number of replicas, in its steady state (``costmodels.serving``). Best is what gives most
-tokens per device within the bounds; of a given rate, what takes the fewest devices.
+tokens per device within the bounds; of a given rate, what takes the fewest devices. Where requests end with their
+prompt (``costmodels.serving_reading``), tokens are those of prompts, and the rate, where none is given, the highest.
 """
 
 import inspect
@@ -18,18 +19,20 @@ from planner.machines import ClusterInput, fabric_notes, resolve_cluster, with_o
 from planner.request import ModelInput, Options, check_options, price_of, resolve_named_model
 from planner.results import Note, assumed_notes
 from planner.serving_apart import apart
+from planner.serving_deployed import deployment
 from planner.serving_job import ServingJob, serving_engine, serving_job
 from planner.serving_layouts import replica_layouts
 from planner.serving_ranking import ranked
 from planner.serving_results import ServingResult
 from planner.serving_shortage import no_layout, no_room, too_much
-from planner.serving_speculation import ASKED, drafting
-from planner.serving_states import EIGHT_BITS, deployment, layouts
+from planner.serving_speculation import ASKED, Drafting, drafting
+from planner.serving_states import EIGHT_BITS, layouts
 from planner.serving_weights import served_weights
-from profiles.engines import check_engine
+from profiles.engines import EngineSpec, check_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
-from profiles.model import ModelSpec
+from profiles.model import ModelSpec, with_value_head
+from profiles.model_presets import ResolvedModel
 from profiles.precision import format_name
 from profiles.scalars import whole_number
 from profiles.weights import SIXTEEN_BITS
@@ -83,12 +86,12 @@ def serving(
     machines = resolve_cluster(cluster, options.fabric)
     _check_context(job, resolved.spec)
     program = check_engine(serving_engine(engine, machines.device, **settings), resolved.spec)
+    _check_prompts_only(job, program, asked, disaggregated=disaggregated)
     stored, note = _format(precision, machines)
     form, published = served_weights(weights, resolved.spec, program, machines.device)
     drafts = drafting(asked, model=resolved.spec, engine=program, allow_files=options.allow_files)
-    notes = [*assumed_notes("model", resolved.assumptions), *_machine_notes(machines, options)]
     question = ServingResult(
-        model=resolved.spec,
+        model=with_value_head(resolved.spec) if job.pools else resolved.spec,
         cluster=with_own_reserve(machines, options.memory_reserve_bytes),
         job=job,
         engine=program,
@@ -97,29 +100,54 @@ def serving(
         speculation=drafts,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored, machines.device),
         price=price_of(options),
-        assumptions=(*notes, *note, *published, *(drafts.notes if drafts else ()), *_waves(job)),
+        assumptions=(*_notes(resolved, machines, options), *note, *published, *_notes_of(drafts), *_waves(job)),
     )
     most = whole_number("top", top, least=1, most=MOST_TOP)
     return _answered(question, _checked_pins(pins), most, disaggregated=disaggregated)
 
 
-def _machine_notes(machines: ClusterSpec, options: Options) -> list[Note]:
-    """What was assumed of the machines, and whether the network named has an effect."""
-    return [*assumed_notes("cluster", machines.assumptions), *fabric_notes(machines, options.fabric)]
+def _notes(model: ResolvedModel, machines: ClusterSpec, options: Options) -> list[Note]:
+    """What was assumed of the model and of the machines, and whether the network named has an effect."""
+    known = [*assumed_notes("model", model.assumptions), *assumed_notes("cluster", machines.assumptions)]
+    return [*known, *fabric_notes(machines, options.fabric)]
+
+
+def _notes_of(drafts: Drafting | None) -> tuple[Note, ...]:
+    return () if drafts is None else drafts.notes
 
 
 def _check_context(job: ServingJob, model: ModelSpec) -> None:
     """Refuse requests longer than the model was built for, as engines do (vLLM ``_get_and_verify_max_len``)."""
     longest, most = job.max_model_len, model.max_sequence_length
     if most and longest > most:
-        field = "max_model_len" if longest > job.prompt_tokens + job.output.most else "prompt"
+        field = "max_model_len" if longest > job.prompt_tokens + job.longest_output_tokens else "prompt"
         problem = f"requests may have {longest:,} tokens, and {model.name} was built for {most:,}"
         raise SpecError(field, problem, f"at most {most:,} tokens, prompt and output together")
+
+
+def _check_prompts_only(job: ServingJob, engine: EngineSpec, asked: Mapping[str, Any], *, disaggregated: bool) -> None:
+    """Refuse what says something of tokens after the first, and engines that serve no embeddings of decoders so.
+
+    TensorRT-LLM's ``trtllm-serve embeddings`` (its documentation, embeddings) collects batches for a delay of its own.
+    """
+    if not job.ends_with_prompt:
+        return
+    if asked.get("speculate") is not None:
+        problem = f"drafts tokens after the first, and none is generated with generate {job.output_tokens:g}"
+        raise SpecError("speculate", problem, "leave it out")
+    if disaggregated is True:
+        problem = f"is about replicas that generate, and none does with generate {job.output_tokens:g}"
+        raise SpecError("disaggregated", problem, "leave it out: every replica only reads prompts")
+    if job.pools and not engine.pools:
+        problem = f"{engine.name} is not priced where what answers a prompt is no token (generate 0)"
+        raise SpecError("engine", problem, "vllm or sglang, or generate 1: a prompt and one token")
 
 
 def _waves(job: ServingJob) -> list[Note]:
     """What a steady state leaves out that load generators see."""
     if job.concurrency is None or job.concurrency == 1 or job.requests is not None or not job.output.is_fixed:
+        return []
+    if job.ends_with_prompt:
         return []
     message = (
         "a steady state, in which requests come one by one; outputs of one length end together, and a load generator "

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray
-from costmodels.serving import ServingPoints, replica_devices
+from costmodels.serving import replica_devices
 from planner.serving_layouts import replica_layouts
+from planner.serving_loads import Deployments, deployments
 from planner.serving_results import ServingResult
-from planner.serving_states import Deployments, Layouts, deployments, layouts, within_bounds
+from planner.serving_states import Layouts, layouts, within_bounds
 
 _FRONTIER = 12
 Place = tuple[int, int]  # a layout, and one of its deployments
@@ -42,13 +43,15 @@ def ranked(fitting: Layouts, asked: ServingResult, *, fixed: bool) -> Ranking:
     there = deployments(fitting, asked.job, fixed=fixed)
     within = there.held & within_bounds(fitting, there.points, asked.job)
     devices = there.replicas * replica_devices(fitting.plans)[:, None]
-    tokens = asked.job.output.mean * there.requests_per_s
-    worth = tokens if asked.job.rate_per_s is None else -devices - _fraction(there.points.latency_s)
+    job = asked.job
+    tokens = (job.prompt_tokens if job.ends_with_prompt else job.output.mean) * there.requests_per_s
+    worth = tokens if job.rate_per_s is None else -devices - _fraction(there.points.latency_s)
     worth = np.where(within, worth, -np.inf)
     column = worth.argmax(axis=1)
     best = worth[np.arange(len(column)), column]
     order = [row for row in np.lexsort((fitting.prices.alone_s, -best)).tolist() if best[row] > -np.inf]
-    front = _frontier(there.points, within, tokens if asked.job.rate_per_s is None else tokens / devices)
+    took_s = there.points.latency_s if job.ends_with_prompt else there.points.token_s
+    front = _frontier(took_s, within, tokens if job.rate_per_s is None else tokens / devices)
     return Ranking(there=there, best=tuple((row, int(column[row])) for row in order), frontier=tuple(front))
 
 
@@ -82,13 +85,13 @@ def served(asked: ServingResult, pins: Mapping[str, int]) -> tuple[Deployed, ...
     )
 
 
-def _frontier(points: ServingPoints, within: BoolArray, each: FloatArray) -> list[Place]:
+def _frontier(took_s: FloatArray, within: BoolArray, each: FloatArray) -> list[Place]:
     """Places of the deployments that none beats both in tokens and in the speed of a request, fastest first.
 
     Of many a few are taken, evenly spread, the first and the last among them.
     """
     places = np.argwhere(within)
-    speed, tokens = -points.token_s[within], each[within]
+    speed, tokens = -took_s[within], each[within]
     front, most = [], -np.inf
     for index in np.lexsort((-tokens, -speed)).tolist():
         if tokens[index] > most:

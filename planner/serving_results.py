@@ -22,6 +22,7 @@ class Served(ABC):
 
     tpot_s: float
     output_tokens_per_s: float
+    prompt_tokens_per_s: float
 
     @property
     @abstractmethod
@@ -35,12 +36,21 @@ class Served(ABC):
 
     @property
     def tokens_per_s_per_user(self) -> float:
-        """Tokens a second one request gets once it generates."""
+        """Tokens a second one request gets once it generates; nan where it generates none after the first."""
         return 1 / self.tpot_s
+
+    @property
+    def prompt_tokens_per_s_per_device(self) -> float:
+        """Tokens of prompts a second per device, those found in the cache among them."""
+        return self.prompt_tokens_per_s / self.num_devices
 
     def usd_per_million_tokens(self, price: Price) -> float:
         """Dollars for a million output tokens at a price per device-hour."""
         return price.usd_per_device_hour / SECONDS_PER_HOUR / self.tokens_per_s_per_device * 1e6
+
+    def usd_per_million_prompt_tokens(self, price: Price) -> float:
+        """Dollars for a million tokens of prompts, were nothing else paid for."""
+        return price.usd_per_device_hour / SECONDS_PER_HOUR / self.prompt_tokens_per_s_per_device * 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +82,8 @@ class ServingPlan(Served):
         replicas: Of it.
         concurrency: Requests in a replica, on average.
         ttft_s, tpot_s, latency_s: Means: to the first token, per token after it, to the last; per token of a run the
-            mean of what each request takes.
+            mean of what each request takes. Where requests end with their prompt, the first and the last are the
+            answer, and the second, like its intervals, is nan.
         ttft_percentiles_s, latency_percentiles_s: Seconds in which so many of 100 requests have their first token, and
             have ended, as ``p50``, ``p90``, ``p99`` and what else was asked for; None where nothing is known of them
             (``costmodels.serving_percentiles``): where places are few, of latencies of equal lengths or of runs, of a
@@ -81,7 +92,9 @@ class ServingPlan(Served):
         tokens_interval_per_s: Low and high end of that of ``output_tokens_per_s``; None at a rate, which is given.
         priced_ttft_s, priced_tpot_s: The same as prices of kernels and links alone leave them open, whoever serves.
         requests_per_s: Of all replicas; of a run over its whole duration.
-        output_tokens_per_s: Of all replicas.
+        output_tokens_per_s, prompt_tokens_per_s: Of all replicas.
+        prompt_tokens_interval_per_s: Low and high end of the 90 % interval where requests end with their prompt and no
+            rate is given; else None.
         duration_s: Of the run, from its first request sent to its last token; None without one.
         most_requests: That fit a replica at once at these lengths, and the engine takes.
         most_longest: Requests of ``max_model_len`` tokens that fit a replica at once.
@@ -109,6 +122,8 @@ class ServingPlan(Served):
     priced_tpot_s: tuple[float, float]
     requests_per_s: float
     output_tokens_per_s: float
+    prompt_tokens_per_s: float
+    prompt_tokens_interval_per_s: tuple[float, float] | None
     duration_s: float | None
     most_requests: int
     most_longest: int
@@ -161,7 +176,7 @@ class ApartPlan(Served):
         ttft_s, tpot_s, latency_s: Means.
         ttft_interval_s, tpot_interval_s: Low and high end of their 90 % interval.
         requests_per_s: Of all.
-        output_tokens_per_s: Of all.
+        output_tokens_per_s, prompt_tokens_per_s: Of all.
         basis: Weakest ``Basis`` of the prices.
     """
 
@@ -176,6 +191,7 @@ class ApartPlan(Served):
     tpot_interval_s: tuple[float, float]
     requests_per_s: float
     output_tokens_per_s: float
+    prompt_tokens_per_s: float
     basis: int
 
     @property

@@ -7,13 +7,16 @@ import numpy as np
 
 from costmodels.plan import FloatArray
 from costmodels.serving import most_per_s
+from costmodels.serving_reading import reads_per_s
 from planner.phrases import gib, seconds
 from planner.request import full_node, part_of
+from planner.serving_deployed import deployment
 from planner.serving_job import MOST_REQUESTS, MOST_SECONDS, bound_words, serving_engine
 from planner.serving_layouts import fewest_devices, replica_layouts
+from planner.serving_loads import Deployments
 from planner.serving_ranking import Deployed, ranked, served
 from planner.serving_results import ServingResult, ServingShortage
-from planner.serving_states import Deployments, Layouts, bounded, deployment
+from planner.serving_states import Layouts, bounded
 from profiles.engines import load_engines
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.precision import parse_precision
@@ -96,7 +99,7 @@ def _roomier(found: Layouts, asked: ServingResult) -> Iterator[tuple[str, Servin
     if larger:
         yield from _shorter_steps(found, asked)
     tokens = int(((found.cache_bytes - found.memory.state_bytes) / found.token_bytes).max())
-    if job.prompt_tokens + job.output.most <= tokens < job.max_model_len:
+    if job.prompt_tokens + job.longest_output_tokens <= tokens < job.max_model_len:
         yield f"max_model_len {tokens}", replace(asked, job=replace(job, max_model_len=tokens))
     memory = found.memory
     shares = asked.engine.least_share(device, memory.weight_bytes, memory.beside_bytes, found.longest_bytes)
@@ -209,7 +212,8 @@ def too_much(found: Layouts, there: Deployments, asked: ServingResult, pins: Map
     job = asked.job
     if job.concurrency is not None:
         return _too_many_at_once(found, asked, pins, job.concurrency)
-    each = most_per_s(found.prices, found.places.astype(np.float64))
+    of = most_per_s if found.prices.reading is None else reads_per_s
+    each = of(found.prices, found.places.astype(np.float64))
     most_rate = _rounded_down(float((each * found.plans.attention_groups * found.replicas).max()))
     message = f"{job.rate_per_s:g} requests a second are too many: all devices together answer {most_rate:g} at most"
     remedy = _fewer_or_more(found, asked, pins, most_rate)

@@ -81,6 +81,7 @@ class EngineSpec:
         rollout_stages: Whether they can under a reinforcement-learning framework.
         chunks_follow: Whether a chunk of a prompt enters the first stage while those before it are in later ones.
         disaggregates: Whether prompts can be read by replicas of their own, which hand their keys and values on.
+        pools: Whether it serves embeddings, scores and classes of decoders: prompts that are read, and no token.
         speculates: Methods of speculative decoding that it has: of ``METHODS``, and ``draft_model``.
         speculates_ungrouped: Those of them that it refuses with data-parallel attention.
         drafts_trees: Whether drafts may branch there.
@@ -137,6 +138,7 @@ class EngineSpec:
     rollout_stages: bool = True
     chunks_follow: bool = False
     disaggregates: bool = False
+    pools: bool = False
     speculates: tuple[str, ...] = ()
     speculates_ungrouped: tuple[str, ...] = ()
     drafts_trees: bool = False

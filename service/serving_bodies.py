@@ -8,7 +8,7 @@ from costmodels.serving_percentiles import LEAST_SHARE, MOST_SHARE
 from planner.serving_job import LEAST, MOST_RATE_PER_S, MOST_REQUESTS, MOST_RUNNING, MOST_SECONDS
 from planner.serving_speculation import MOST_DRAFTED, MOST_VERIFIED
 from profiles.model import MAX_SEQUENCE
-from service.values import MAX_TOP, Body, Bytes, Cluster, Degree, Name, NameOrMapping, Tokens
+from service.values import MAX_TOP, AnsweredTokens, Body, Bytes, Cluster, Degree, Name, NameOrMapping
 
 
 class LayoutBody(Body):
@@ -29,8 +29,10 @@ class ServingRequest(Body):
     )
     cluster: Cluster = Field(description="A cluster string or the mapping a cluster file holds.", examples=["8xH100"])
     prompt: int = Field(ge=1, le=MAX_SEQUENCE - 1, description="Tokens of a prompt.", examples=[1024])
-    generate: Tokens = Field(
-        description="Tokens generated per request: a number, or `lognormal:mean=300,sigma=1,max=4096`.", examples=[256]
+    generate: AnsweredTokens = Field(
+        description="Tokens generated per request: a number, or `lognormal:mean=300,sigma=1,max=4096`; 1 for what "
+        "ends with its first token, 0 for embeddings, scores and classes.",
+        examples=[256],
     )
     prefix: int = Field(default=0, ge=0, le=MAX_SEQUENCE - 2, description="Tokens of the prompt found in the cache.")
     rate_per_s: float | None = Field(

@@ -142,12 +142,17 @@ def _length_kind(value: object) -> str | None:
     return NUMBER_TAG if number else TEXT_TAG if isinstance(value, str) else None
 
 
+_NUMBER_OR_LENGTHS = Discriminator(
+    _length_kind, custom_error_type="kind", custom_error_message="must be a whole number or a distribution as text"
+)
 Tokens = Annotated[
     Annotated[int, Field(ge=1, le=MAX_SEQUENCE), Tag(NUMBER_TAG)] | Annotated[Lengths, Tag(TEXT_TAG)],
-    Discriminator(
-        _length_kind, custom_error_type="kind", custom_error_message="must be a whole number or a distribution as text"
-    ),
+    _NUMBER_OR_LENGTHS,
 ]  # of a response
+AnsweredTokens = Annotated[
+    Annotated[int, Field(ge=0, le=MAX_SEQUENCE), Tag(NUMBER_TAG)] | Annotated[Lengths, Tag(TEXT_TAG)],
+    _NUMBER_OR_LENGTHS,
+]  # of a request, which may be answered with none
 Cell = Annotated[
     Annotated[str, Field(max_length=MAX_TEXT), Tag(TEXT_TAG)]
     | Annotated[float, Field(ge=0, le=1e18), Tag(NUMBER_TAG)]

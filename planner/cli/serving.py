@@ -27,7 +27,10 @@ _UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "min": 60.0}
 
 Served = Annotated[str, typer.Option("--model", "-m", help="Name, size (13b), Hugging Face id, or config.json.")]
 Prompt = Annotated[int, _request("--prompt", "Tokens of a prompt.")]
-Generate = Annotated[str, _request("--generate", "Tokens generated: 256 or lognormal:mean=300,sigma=1,max=4096.")]
+Generate = Annotated[
+    str,
+    _request("--generate", "Tokens generated: 256, lognormal:mean=300,sigma=1,max=4096; 0: embeddings, scores."),
+]
 Prefix = Annotated[int, _request("--prefix", "Tokens of the prompt that all requests share, found in the cache.")]
 Rate = Annotated[float | None, _request("--rate", "Requests a second of all replicas: the fewest GPUs are best.")]
 AtOnce = Annotated[int | None, _request("--concurrency", "Requests in every replica at any time.")]

@@ -7,6 +7,7 @@ from textwrap import wrap
 from rich.console import Console
 from rich.table import Table
 
+from costmodels.serving_apart import BUSIEST
 from planner.phrases import count, dollars, gib, seconds
 from planner.render.plans import render_notes
 from planner.serving_job import BOUNDS, PERCENTILES, ServingJob, bound_words, percentile_name
@@ -17,7 +18,7 @@ from profiles.parameters import total_parameters
 _PADDING = (0, 1)
 _GAP = 2  # between columns
 # Of a narrow table, in this order: what other columns tell goes first.
-_LEFT_OUT = ("tok/s/user", "dp-attn", "req/s", "latency", "at once", "pp", "replicas", "tok/s/gpu")
+_LEFT_OUT = ("tok/s/user", "prompts/s/gpu", "dp-attn", "req/s", "latency", "at once", "pp", "replicas", "tok/s/gpu")
 _SAYS_NOTHING = {"pp": "1", "ep": "1", "dp-attn": "1"}
 # What the command line calls the fields that remedies name.
 _OPTIONS = {
@@ -91,8 +92,11 @@ def _requests(job: ServingJob) -> str:
     words = f"prompts of {job.prompt_tokens:,} tokens"
     if job.cached_tokens:
         words += f", {job.cached_tokens:,} of them cached"
-    words += f", {job.output.mean:,.0f} generated"
-    words += "" if job.output.is_fixed else f" on average, at most {job.output.most:,.0f}"
+    if job.pools:
+        words += ", none generated (embeddings, scores, classes)"
+    else:
+        words += f", {job.output.mean:,.0f} generated"
+        words += "" if job.output.is_fixed else f" on average, at most {job.output.most:,.0f}"
     if job.rate_per_s is not None:
         words += f", {job.rate_per_s:g} requests a second"
     if job.requests is not None:
@@ -101,6 +105,8 @@ def _requests(job: ServingJob) -> str:
         words += f", {job.concurrency:,} at once in every replica"
     elif job.requests is not None:
         words += ", all sent at once"
+    elif job.arrives_at_random and job.rate_per_s is None:
+        words += f", at random, as many a second as keep every replica {100 * BUSIEST:.0f} % busy at most"
     bounds = [f"{bound_words(name, job)} up to {seconds(bound)}" for name, bound in job.bounds.items()]
     return "; ".join([words, *bounds])
 
@@ -136,7 +142,7 @@ def _cells(plan: ServingPlan, result: ServingResult) -> Mapping[str, str]:
         "ep": str(plan.expert_parallel),
         "dp-attn": str(plan.attention_groups),
         "replicas": f"{plan.replicas:,}",
-        **{title: figures.pop(title) for title in ("at once", "TTFT")},
+        **{title: figures.pop(title) for title in ("at once", _first(result.job))},
         tail: seconds(told[tail]) if told else "-",
         **figures,
     }
@@ -175,10 +181,28 @@ def _pool(part: PoolPart) -> str:
     return words + (f" ep{part.expert_parallel}" if part.expert_parallel > 1 else "")
 
 
+def _first(job: ServingJob) -> str:
+    """What the time to the first token is called: where there is none, the answer's."""
+    return "latency" if job.pools else "TTFT"
+
+
 def _figures(plan: ServingPlan | ApartPlan, result: ServingResult) -> dict[str, str]:
     """Columns from the requests at once on."""
+    at_once = f"{plan.concurrency:,.0f}" if plan.concurrency > 0.995 else "<1"
+    if result.job.ends_with_prompt:
+        prompts = plan.prompt_tokens_per_s_per_device
+        return {
+            "at once": at_once,
+            _first(result.job): seconds(plan.ttft_s),
+            "prompts/s": _per_s(plan.requests_per_s),
+            "prompts/s/gpu": _per_s(plan.requests_per_s / plan.num_devices),
+            "prompt tok/s/gpu": _tokens_per_s(prompts),
+            "$/1M prompt tokens": "-"
+            if result.price is None
+            else _small_dollars(plan.usd_per_million_prompt_tokens(result.price)),
+        }
     return {
-        "at once": f"{plan.concurrency:,.0f}" if plan.concurrency > 0.995 else "<1",
+        "at once": at_once,
         "TTFT": seconds(plan.ttft_s),
         "TPOT": seconds(plan.tpot_s),
         "latency": seconds(plan.latency_s),
@@ -187,6 +211,11 @@ def _figures(plan: ServingPlan | ApartPlan, result: ServingResult) -> dict[str, 
         "tok/s/user": _tokens_per_s(plan.tokens_per_s_per_user),
         "$/1M tokens": "-" if result.price is None else dollars(plan.usd_per_million_tokens(result.price)),
     }
+
+
+def _small_dollars(usd: float) -> str:
+    """Tokens of prompts cost cents a million: a tenth of one is told."""
+    return dollars(usd) if usd >= 1 else f"${usd:.3f}"
 
 
 def _per_s(rate: float) -> str:
@@ -198,21 +227,30 @@ def _tokens_per_s(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 9.95 else f"{rate:.1f}"
 
 
+def _ends(best: ServingPlan, job: ServingJob) -> list[str]:
+    """Ends of the intervals of the best deployment."""
+    times = {_first(job): best.ttft_interval_s}
+    rates = {"tok/s/gpu": best.tokens_interval_per_s, "prompt tok/s/gpu": best.prompt_tokens_interval_per_s}
+    if not job.ends_with_prompt:
+        times["TPOT"] = best.tpot_interval_s
+    words = [f"{name} {seconds(low)} to {seconds(high)}" for name, (low, high) in times.items()]
+    for name, ends in rates.items():
+        if ends is not None:
+            low, high = (end / best.num_devices for end in ends)
+            words.append(f"{name} {_per_s(low)} to {_per_s(high)}")
+    return words
+
+
 def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> None:
     """What the best deployment holds, and how sure its times are."""
-    memory = best.memory
-    ends = [f"{name} {seconds(low)} to {seconds(high)}" for name, (low, high) in (
-        ("TTFT", best.ttft_interval_s), ("TPOT", best.tpot_interval_s),
-    )]  # fmt: skip
-    if best.tokens_interval_per_s is not None:
-        low, high = (end / best.num_devices for end in best.tokens_interval_per_s)
-        ends.append(f"tok/s/gpu {_per_s(low)} to {_per_s(high)}")
-    console.print(f"\nThe first, 90 %: {', '.join(ends)}.", highlight=False)
+    memory, job = best.memory, result.job
+    console.print(f"\nThe first, 90 %: {', '.join(_ends(best, job))}.", highlight=False)
     if best.duration_s is not None:
-        requests = result.job.requests or 0
+        requests = job.requests or 0
         ended = f"All {requests:,} requests have" if requests > 1 else "The request has"
         console.print(f"{ended} ended after {seconds(best.duration_s)}.", highlight=False)
-    for name, told in (("TTFT", best.ttft_percentiles_s), ("Latency", best.latency_percentiles_s)):
+    told_of = {"Latency" if job.pools else "TTFT": best.ttft_percentiles_s}
+    for name, told in (told_of if job.ends_with_prompt else told_of | {"Latency": best.latency_percentiles_s}).items():
         if told:
             words = ", ".join(f"{percentile} {seconds(value)}" for percentile, value in told.items())
             console.print(f"{name} of the first: {words}.", highlight=False)
@@ -224,10 +262,11 @@ def _render_best(best: ServingPlan, result: ServingResult, console: Console) -> 
     )
     windows = " in every layer, of which those with a window keep few" if best.longest_tokens is None else ""
     words = f"A replica's cache has room for {count(best.cache_tokens)} tokens{windows}: "
-    words += f"{best.most_requests:,} such requests at once"
+    words += f"{best.most_requests:,} such {'prompts' if job.ends_with_prompt else 'requests at once'}"
     if best.most_requests == best.attention_groups * result.engine.max_sequences:
         words += f" (as many as {result.engine.name} takes)"
-    words += f", or {best.most_longest:,} of {result.job.max_model_len:,} tokens"
+    if not job.ends_with_prompt or job.max_model_len > job.prompt_tokens + job.output_tokens:
+        words += f", or {best.most_longest:,} of {job.max_model_len:,} tokens"
     words += "." if best.longest_tokens is None else f"; one of up to {best.longest_tokens:,}."
     console.print(words, highlight=False)
     if command := launch_words(best, result):

@@ -80,7 +80,7 @@ def test_engines_that_serve_are_named_to_who_asks_for_another(client: TestClient
         ("/serving", SERVED | {"fabric": "string"}, "fabric"),
         ("/serving", SERVED | {"generate": "abc"}, "generate"),
         ("/serving", SERVED | {"generate": []}, "generate"),
-        ("/serving", SERVED | {"generate": 0}, "generate"),
+        ("/serving", SERVED | {"generate": -1}, "generate"),
         ("/plan", FLOW | {"generate": 1.5}, "generate"),
         ("/plan", FLOW | {"settings": {"group_size": []}}, "settings.group_size"),
         ("/plan", FLOW | {"settings": {"group_siz": 3}}, "settings.group_siz"),

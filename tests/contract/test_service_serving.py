@@ -50,7 +50,8 @@ def test_nothing_that_serves_is_an_answer(client: TestClient) -> None:
     ("change", "field"),
     [
         ({"cluster": "8xH10O"}, "cluster.device"),
-        ({"generate": 1}, "generate"),
+        ({"generate": -1}, "generate"),
+        ({"generate": 1, "tpot_s": 0.1}, "tpot_s"),
         ({"generate": "lognormal:mean=0,sigma=1,max=9"}, "generate"),
         ({"prefix": 2000}, "prefix"),
         ({"rate_per_s": 0}, "rate_per_s"),

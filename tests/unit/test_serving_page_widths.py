@@ -10,7 +10,7 @@ import pytest
 
 import planner
 from costmodels.uncertainty import NORMAL_90
-from planner.serving_states import interval
+from planner.serving_deployed import interval
 from planner.validate.serving_prices import serving_prices, settles, times_as_long
 from planner.validate.serving_rows import Load
 from planner.validate.serving_widths import KINDS, TOLD, errors_of, main, telling, widths_card

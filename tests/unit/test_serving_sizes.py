@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from planner.machines import resolve_cluster
 from planner.serving_layouts import fewest_devices, most_beside, most_replicas
-from planner.serving_states import last_held
+from planner.serving_loads import last_held
 from profiles.errors import SpecError
 from tests.unit.test_serving import best, more, served
 
