@@ -43,6 +43,8 @@ def replica_layouts(asked: ServingResult, pins: Mapping[str, int]) -> tuple[Plan
     most = most_replicas(replica_devices(plans), cluster.num_devices, cluster.domain_devices)
     wanted = pins.get("data_parallel")
     kept = most >= (wanted or 1)
+    if asked.job.pools and not asked.engine.pools_over_stages:
+        kept &= plans.pipeline_parallel == 1
     if asked.speculation is not None:
         kept &= asked.speculation.splits(plans, asked.engine)
     for name, value in pins.items():

@@ -47,6 +47,8 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     elif e > 1 and "tensor_parallel" in pins and e != t and not (asked.engine.attention_data_parallel and e % t == 0):
         why = "experts are spread over all tensor-parallel ranks, ep = tp, or over none, ep 1"
         why += ", or over those of several attention groups, a multiple of tp" * asked.engine.attention_data_parallel
+    elif asked.job.pools and not asked.engine.pools_over_stages and pins.get("pipeline_parallel", 1) > 1:
+        why = f"{asked.engine.name} answers with no token (generate 0) on one pipeline stage only"
     elif asked.speculation is not None and len(replica_layouts(replace(asked, speculation=None), pins)[0]):
         why = "speculative decoding takes one pipeline stage, and a draft with heads for every tensor-parallel rank"
         if asked.speculation.method in asked.engine.speculates_ungrouped:

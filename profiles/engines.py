@@ -82,6 +82,7 @@ class EngineSpec:
         chunks_follow: Whether a chunk of a prompt enters the first stage while those before it are in later ones.
         disaggregates: Whether prompts can be read by replicas of their own, which hand their keys and values on.
         pools: Whether it serves embeddings, scores and classes of decoders: prompts that are read, and no token.
+        pools_over_stages: Whether it does so with several pipeline stages.
         speculates: Methods of speculative decoding that it has: of ``METHODS``, and ``draft_model``.
         speculates_ungrouped: Those of them that it refuses with data-parallel attention.
         drafts_trees: Whether drafts may branch there.
@@ -139,6 +140,7 @@ class EngineSpec:
     chunks_follow: bool = False
     disaggregates: bool = False
     pools: bool = False
+    pools_over_stages: bool = False
     speculates: tuple[str, ...] = ()
     speculates_ungrouped: tuple[str, ...] = ()
     drafts_trees: bool = False

@@ -196,6 +196,16 @@ def test_what_means_nothing_is_refused_with_what_does(more: dict[str, Any], mess
     assert f"{caught.value}." == message
 
 
+def test_stages_are_of_engines_that_hand_on_what_is_pooled() -> None:
+    assert {plan.pipeline_parallel for plan in asked(engine="sglang").plans} == {1}
+    assert max(plan.pipeline_parallel for plan in asked().plans) > 1
+    assert max(plan.pipeline_parallel for plan in asked(engine="sglang", generate=1).plans) > 1
+    shortage = asked(engine="sglang", pins={"pp": 2}).shortage
+    assert shortage is not None
+    assert shortage.message == "sglang answers with no token (generate 0) on one pipeline stage only"
+    assert "pp 1" in shortage.remedy
+
+
 def test_too_many_are_told_with_what_would_do() -> None:
     shortage = asked(gpus="1xH100-SXM-80GB", rate_per_s=500.0).shortage
     assert shortage is not None
