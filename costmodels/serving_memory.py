@@ -11,6 +11,7 @@ from costmodels.model_calls import ModelCall
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.speculation import Speculation
 from profiles.engines import EngineSpec
+from profiles.parameters import embedding_parameters
 
 
 def serving_memory(
@@ -20,15 +21,28 @@ def serving_memory(
     context: CostContext,
     *,
     cached_tokens: int,
+    idle_head: bool = False,
     speculation: Speculation | None = None,
 ) -> tuple[GenerationMemory, FloatArray]:
     """What N layouts keep on their fullest rank, and (N,) bytes of a prefix that all prompts share, which is kept once.
 
     No more of prompts is worked on at once than a step takes.
+
+    Args:
+        plans: N layouts, one replica each.
+        call: Its prompt and output.
+        engine: On the host it runs on.
+        context: Of inference; the engine's own is derived from it.
+        cached_tokens: Of a prompt, in the prefix.
+        idle_head: An output layer that the model does not use lies there, too, shared out as its own would be.
+        speculation: What proposes tokens, if anything.
     """
     memory = generation_memory(plans, call, engine, engine_context(context, engine, prompt_job(call)))
     if speculation is not None:
         memory = _with_draft(memory, plans, call, engine, speculation)
+    if idle_head:
+        head = embedding_parameters(context.model) * context.job.numerics.storage_bytes / plans.tensor_parallel
+        memory = replace(memory, weight_bytes=memory.weight_bytes + head)
     shared = cached_tokens * cached_token_bytes(plans, context, speculation)
     chunk = np.minimum(engine.prefill_tokens / (plans.micro_batch_size * call.prompt_tokens), 1.0)
     own = replace(

@@ -31,7 +31,7 @@ from planner.serving_weights import served_weights
 from profiles.engines import EngineSpec, check_engine
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
-from profiles.model import ModelSpec, with_value_head
+from profiles.model import ModelSpec, has_own_head, with_value_head
 from profiles.model_presets import ResolvedModel
 from profiles.precision import format_name
 from profiles.scalars import whole_number
@@ -92,6 +92,7 @@ def serving(
     drafts = drafting(asked, model=resolved.spec, engine=program, allow_files=options.allow_files)
     question = ServingResult(
         model=with_value_head(resolved.spec) if job.pools else resolved.spec,
+        idle_head=job.pools and program.pools_with_head and has_own_head(resolved.spec),
         cluster=with_own_reserve(machines, options.memory_reserve_bytes),
         job=job,
         engine=program,
@@ -102,8 +103,7 @@ def serving(
         price=price_of(options),
         assumptions=(*_notes(resolved, machines, options), *note, *published, *_notes_of(drafts), *_waves(job)),
     )
-    most = whole_number("top", top, least=1, most=MOST_TOP)
-    return _answered(question, _checked_pins(pins), most, disaggregated=disaggregated)
+    return _answered(question, _checked_pins(pins), top, disaggregated=disaggregated)
 
 
 def _notes(model: ResolvedModel, machines: ClusterSpec, options: Options) -> list[Note]:
@@ -245,6 +245,7 @@ def _check_apart(asked: ServingResult, pins: Mapping[str, int]) -> None:
 
 def _answered(asked: ServingResult, pins: Mapping[str, int], top: int, *, disaggregated: bool) -> ServingResult:
     """The question with its answer."""
+    top = whole_number("top", top, least=1, most=MOST_TOP)
     if not isinstance(disaggregated, bool):
         raise SpecError("disaggregated", f"must be True or False; got {str(disaggregated)[:40]!r}")
     if disaggregated:

@@ -231,6 +231,7 @@ class ServingResult:
         kv_cache_dtype: Format of keys and values: that of 16 bits, or ``fp8``.
         precision: Format of what is in 16 bits: ``bf16`` or ``fp16``.
         weights: How matrices of layers lie in the checkpoint; None for 16 bits.
+        idle_head: Whether the engine keeps an output layer of the checkpoint that no request needs.
         plans: The best deployment of every layout that does what was asked, best first.
         frontier: Deployments that trade tokens per device against the speed of a request, fastest first.
         considered: Layouts priced.
@@ -248,6 +249,7 @@ class ServingResult:
     kv_cache_dtype: str
     price: Price | None
     weights: WeightFormat | None = None
+    idle_head: bool = False
     speculation: Drafting | None = None
     plans: tuple[ServingPlan, ...] = ()
     frontier: tuple[ServingPlan, ...] = ()

@@ -104,7 +104,13 @@ def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layou
     engine = asked.engine.on_host(cluster.node.host_time_scale)
     speculation = _speculation(asked, call)
     memory, shared = serving_memory(
-        plans, call, engine, context, cached_tokens=job.cached_tokens, speculation=speculation
+        plans,
+        call,
+        engine,
+        context,
+        cached_tokens=job.cached_tokens,
+        idle_head=asked.idle_head,
+        speculation=speculation,
     )
     room = engine.room_bytes(cluster.device, memory.weight_bytes, memory.beside_bytes)
     token_bytes = cached_token_bytes(plans, context, speculation)

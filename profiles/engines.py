@@ -83,6 +83,7 @@ class EngineSpec:
         disaggregates: Whether prompts can be read by replicas of their own, which hand their keys and values on.
         pools: Whether it serves embeddings, scores and classes of decoders: prompts that are read, and no token.
         pools_over_stages: Whether it does so with several pipeline stages.
+        pools_with_head: Whether the output layer of a language model stays on the device then, for nothing.
         speculates: Methods of speculative decoding that it has: of ``METHODS``, and ``draft_model``.
         speculates_ungrouped: Those of them that it refuses with data-parallel attention.
         drafts_trees: Whether drafts may branch there.
@@ -141,6 +142,7 @@ class EngineSpec:
     disaggregates: bool = False
     pools: bool = False
     pools_over_stages: bool = False
+    pools_with_head: bool = False
     speculates: tuple[str, ...] = ()
     speculates_ungrouped: tuple[str, ...] = ()
     drafts_trees: bool = False

@@ -313,6 +313,11 @@ class ModelSpec:
         return 3 if self.gated_mlp else 2
 
 
+def has_own_head(model: ModelSpec) -> bool:
+    """Whether the output layer of a language model has weights of its own, not those of its embedding."""
+    return not (model.tie_word_embeddings or model.value_head)
+
+
 def with_value_head(model: ModelSpec) -> ModelSpec:
     """The same transformer as a critic or reward model: a head of one number per token of its own."""
     return replace(model, value_head=True, tie_word_embeddings=False, head_bias=False, published_parameters=None)

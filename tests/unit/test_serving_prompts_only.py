@@ -93,6 +93,17 @@ def test_memory_holds_no_head_and_no_logits() -> None:
     assert pooled.cache > drawn.cache
 
 
+def test_some_engines_keep_an_output_layer_that_nobody_asks() -> None:
+    """Its weights lie there as for generation where the model has its own, and not where they are the embedding's."""
+    for model, own in (("qwen3-8b", 151_936 * 4096), ("qwen3-0.6b", 0)):
+        for engine, kept in (("sglang", own), ("vllm", 0)):
+            held = {
+                count: best(model=model, gpus="H100-SXM-80GB", engine=engine, generate=count).memory.weights
+                for count in (0, 1)
+            }
+            assert held[1] - held[0] == pytest.approx(2 * (own - kept), abs=2 * 4096)
+
+
 def test_the_cache_holds_what_is_read_and_not_what_waits() -> None:
     """Sixteen prompts of a step at most: as fast with room for forty, and with so many more waiting."""
     roomy = best(pins={"tp": 1, "pp": 1}, concurrency=5000)
