@@ -25,7 +25,7 @@ from planner.validate.doubts import doubts
 from planner.validate.mapping import Mapped, map_files
 from planner.validate.predict import RowPredictor, price_half_widths
 from planner.validate.reader import place_of
-from planner.validate.rows import ScorableRow, unreadable
+from planner.validate.rows import ScorableRow, reasons, unreadable
 from planner.validate.stack_fit import MEASUREMENT_STD, PRIOR_STD, Problem, free_parameters
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
@@ -118,8 +118,7 @@ def calibrate_runs(paths: Sequence[Path], stacks: Mapping[str, StackSpec] | None
     if not timed and (wrong := unreadable(mapped.unscorable)) is not None:
         raise wrong
     if not timed:
-        reasons = sorted({row.reason for row in mapped.unscorable})
-        raise SpecError("runs", "no row has a step time that can be compared", "; ".join(reasons[:3]))
+        raise SpecError("runs", "no row has a step time that can be compared", reasons(mapped.unscorable))
     names = sorted({row.stack for row in timed})
     found = tuple(_calibrated(start[name], [row for row in timed if row.stack == name]) for name in names)
     return RunCalibration(stacks=found, mapped=mapped, warnings=warnings)

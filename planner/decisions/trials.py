@@ -14,7 +14,7 @@ from planner.results import Request
 from planner.validate.mapping import Mapped, map_files, map_rows
 from planner.validate.predict import Predictions, RowPredictor
 from planner.validate.reader import GIVEN, REQUIRED, Row, known_columns, place_of
-from planner.validate.rows import CONTRADICTION, ScorableRow, UnscorableRow, unreadable
+from planner.validate.rows import CONTRADICTION, ScorableRow, UnscorableRow, reasons, unreadable
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.scalars import plain
@@ -151,8 +151,7 @@ def select_trials(request: Request, mapped: Mapped) -> Trials:
     if not kept and (wrong := unreadable(unused)) is not None:
         raise wrong
     if not kept:
-        told = "; ".join(sorted({row.reason for row in unused})[:3])
-        raise SpecError("trials", "no row says anything of this question", told)
+        raise SpecError("trials", "no row says anything of this question", reasons(unused))
     if len(kept) < len(rows):
         predictor = RowPredictor(kept)
         predictions = predictor.predict({request.stack.name: request.stack})

@@ -280,7 +280,7 @@ def _time(row: Row, reading: Reading, pipeline: int, job: TrainingJob) -> float 
         raise CannotScore("ran before the pipeline fix of its framework")
     if "LOW QUALITY" in notes:
         raise CannotScore("sequence lengths not controlled (low quality)")
-    found = step_time_s(row, reading.model, reading.cluster, job)
+    found = step_time_s(row, reading.model, reading.cluster, job, users_own=reading.users_own)
     if found is not None and reading.users_own:
         check_peak(row, found, reading.model, reading.cluster, job)
     return found

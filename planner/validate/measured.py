@@ -30,6 +30,12 @@ _MISTAKES = {
     "measured_tflops_per_gpu": "is it that of all GPUs?",
     "measured_mfu": "is it in %, of the dense peak?",
 }
+# What one is under which the hardware stands nearly still.
+_IDLE = {
+    "measured_step_time_s": "is it in milliseconds, or that of several steps?",
+    "measured_tokens_per_s_total": "is it that of one GPU, or in thousands?",
+    "measured_tokens_per_s_per_gpu": "is it in thousands?",
+}
 
 
 class FlopConvention(StrEnum):
@@ -100,8 +106,17 @@ def flops_per_step(convention: FlopConvention, model: ModelSpec, job: TrainingJo
     return (passes * forward + 6 * head) * job.tokens_per_step
 
 
-def step_time_s(row: Row, model: ModelSpec, cluster: ClusterSpec, job: TrainingJob) -> float | None:
+def step_time_s(
+    row: Row, model: ModelSpec, cluster: ClusterSpec, job: TrainingJob, *, users_own: bool = False
+) -> float | None:
     """Seconds per optimizer step; None where the row measured no time.
+
+    Args:
+        row: The row.
+        model: What trained.
+        cluster: On what.
+        job: How.
+        users_own: Reasons name the cell and the likely mistake, for whoever wrote the table to mend it.
 
     Raises:
         CannotScore: If its figures contradict each other or cannot be converted.
@@ -130,8 +145,21 @@ def step_time_s(row: Row, model: ModelSpec, cluster: ClusterSpec, job: TrainingJ
         peak = cluster.device.peak("bf16" if "bf16" in cluster.device.peak_flops_per_s else "fp16")
         used = model_flops_per_step(model, job, causal=True) / (time_s * cluster.num_devices * peak)
         if used < _LEAST_MFU:
-            raise Contradiction(f"implied utilisation {used:.1%} within one node")
+            raise (
+                _idle(row, used, cluster)
+                if users_own
+                else Contradiction(f"implied utilisation {used:.1%} within one node")
+            )
     return time_s
+
+
+def _idle(row: Row, used: float, cluster: ClusterSpec) -> Contradiction:
+    """A time in which next to nothing of the peak was used, with what it most likely is."""
+    column = time_column(row)
+    return Contradiction(
+        f"{row.text(column)[:20]} as {row.written.get(column, column)} is {100 * used:.2g} % of the peak of"
+        f" {cluster.num_devices} {cluster.device.name}: {_IDLE.get(column, 'is it that of all GPUs?')}"
+    )
 
 
 def time_column(row: Row) -> str:

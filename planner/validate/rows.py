@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
+from planner.validate.reader import place_of
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
@@ -168,6 +169,15 @@ class UnscorableRow:
 def unreadable(rows: Iterable[UnscorableRow]) -> SpecError | None:
     """What is wrong with the first row that has a cell that cannot be read; None where all can."""
     return next((row.error for row in rows if row.error is not None), None)
+
+
+def reasons(rows: Iterable[UnscorableRow], most: int = 3) -> str:
+    """Why rows cannot be used: the first reasons that differ, each with the first row it is told of."""
+    places: dict[str, str] = {}
+    for row in rows:
+        places.setdefault(row.reason, place_of(row.file, row.line))
+    told = [reason if reason.startswith(place) else f"{place}: {reason}" for reason, place in places.items()]
+    return "; ".join(told[:most])
 
 
 def refuse_unseen(rows: Iterable[ScorableRow]) -> None:
