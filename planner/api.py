@@ -344,6 +344,6 @@ def warnings_about(request: Request, best: PlanEstimate | None) -> tuple[Note, .
     errs = f"on setups seen before memory errs by up to {percent(usual - 1)}, which is more than is"
     if best.fits and best.peak_memory_bytes * usual > usable:
         warn("may_not_fit", "peak_memory_bytes", f"{errs} free")
-    if not best.fits and best.peak_memory_bytes / usual <= usable:
+    if best.peak_memory_bytes / usual <= usable < best.peak_memory_bytes:
         warn("might_fit", "peak_memory_bytes", f"{errs} missing")
     return tuple(notes)

@@ -1,23 +1,21 @@
 """When nothing fits: the smallest changes to the question under which something would.
 
 Each remedy changes one thing the user fixed or left out (recomputation, ZeRO stage, micro-batch, degrees, offloading,
-attention, loss, optimizer states, framework, sequence length, number or kind of devices; where no plan is even legal,
-the global batch) and searches again.
+attention, loss, optimizer states, framework, sequence length, number or kind of devices, host memory; where no plan is
+even legal, the global batch) and searches again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import groupby
 from math import inf
 
 from costmodels.eager_attention import unfused_by_default
 from costmodels.plan import PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
 from planner.attention import FLEX
-from planner.bounded_peaks import least_peak_bytes
 from planner.fastest import price_fastest
-from planner.jobs import on_another_stack, on_other_devices, rounded_batch
+from planner.jobs import on_another_stack, rounded_batch
+from planner.larger_machines import larger_devices, larger_hosts
 from planner.lora import adapters_of
 from planner.parts import sizes_to_try
 from planner.pricing import nearest_to_fit, price_all
@@ -26,19 +24,16 @@ from planner.request import cost_context, full_node, part_of, space_of
 from planner.results import Remedy, Request
 from planner.risks import oom_risks
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON, divisors
-from profiles.catalog import default_catalog
-from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
-from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec, NodeSpec
+from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.parameters import MLP_TARGETS
 from profiles.stacks import find_stack, load_stacks
+from profiles.units import GIGA
 
 MAX_GROWTH = 2048  # largest multiple of the given devices tried: from one to where a trillion parameters fit
 _SHORTEST = 512  # tokens; shorter sequences are no remedy
 _ROUND = 128  # tokens; lengths that any degree of context or sequence parallelism in use divides
 _BATCHES_TRIED = 24
-_MUCH_LARGER = 1.22  # times the memory, at least, for which other devices are worth it: 40 GB for 32, not 96 for 80
-_MEMORIES_TRIED = 3  # kinds of devices: the smallest that hold the peak should do, but for what grows with memory
 
 # Which pins a remedy lifts, smallest change first.
 _LIFTS = (
@@ -121,7 +116,8 @@ def find_remedies(
     """
     remedies: list[Remedy] = []
     whole = [] if legal else [_other_batches(request)]
-    for trials in (*whole, *_families(request, legal=legal), _larger_memories(request, needed_bytes)):
+    machines = _larger_machines(request, needed_bytes, searcher)
+    for trials in (*whole, *_families(request, legal=legal), *machines):
         remedies += _of_family(trials, searcher)
     working = [remedy for remedy in remedies if remedy.fits]
     return tuple(working or sorted(remedies, key=lambda remedy: remedy.peak_memory_bytes)[:3])
@@ -330,58 +326,17 @@ def _more_devices(request: Request) -> Iterator[_Trial]:
         yield _trial(request, "more_devices", message, pins=pins, cluster=cluster, job=job)
 
 
-def _larger_memories(request: Request, needed_bytes: float) -> Iterator[_Trial]:
-    """As many devices of the vendor's with much more memory, linked like the given ones.
-
-    Devices with a fabric of their own (NVLink, xGMI) are replaced by such devices, boards in PCIe slots by such boards;
-    by others only where there are none. First come those of its architecture, then those of the least memory; of equals
-    the fastest. Where precision or attention are other ones there, so is what plans need.
-    """
-    given, catalog = request.cluster.device, default_catalog()
-    slots = _in_slots(request.cluster.node)
-
-    def group(device: DeviceSpec) -> tuple[bool, bool, float]:
-        linked_otherwise = _in_slots(catalog.nodes[device.default_node]) != slots
-        return linked_otherwise, device.architecture != given.architecture, device.usable_memory_bytes
-
-    larger = [
-        device
-        for device in catalog.devices.values()
-        if device.vendor == given.vendor
-        and device.default_node
-        and catalog.nodes[device.default_node].devices_per_node > 1  # no computers on a desk
-        and device.usable_memory_bytes >= _MUCH_LARGER * given.usable_memory_bytes
-    ]
-    larger.sort(key=lambda device: (*group(device), -_arithmetic(device, request)))
-    needed, tried = {request.job: needed_bytes}, 0
-    for _, alike in groupby(larger, key=group):
-        device = next(alike)
-        with suppress(SpecError):  # a number of devices that its machines do not come to
-            cluster = parse_cluster(f"{request.cluster.num_devices}x{device.name}")
-            job = on_other_devices(request.job, request.asked, request.stack, cluster, request.model)
-            if job not in needed:
-                needed[job] = _least_peak_bytes(replace(request, job=job), cluster)
-            if device.usable_memory_bytes >= needed[job] and tried < _MEMORIES_TRIED:
-                tried += 1
-                message = f"use {device.name} instead of {given.name}"
-                yield _trial(request, "more_memory", message, cluster=cluster, job=job)
-
-
-def _in_slots(node: NodeSpec) -> bool:
-    """Whether devices of a node reach each other over PCIe."""
-    return node.scale_up.kind == "pcie"
-
-
-def _arithmetic(device: DeviceSpec, request: Request) -> float:
-    """FLOP/s of a device in the format of the job, or in 16 bits."""
-    formats = (request.job.numerics.gemm_format, "bf16", "fp16")
-    return next((device.peak_flops_per_s[name] for name in formats if name in device.peak_flops_per_s), 0.0)
-
-
-def _least_peak_bytes(request: Request, cluster: ClusterSpec) -> float:
-    """The smallest peak memory of the plans of a request on a cluster, whether it has that much or not."""
-    plans = space_of(request, cluster).plans
-    return least_peak_bytes(plans, cost_context(request, cluster)) if len(plans) else inf
+def _larger_machines(request: Request, needed_bytes: float, searcher: Searcher) -> Iterator[Iterator[_Trial]]:
+    """Hosts that hold what is offloaded, where they are what is short; devices with more memory."""
+    hosts = larger_hosts(request, searcher)
+    if hosts is not None:
+        message = f"give every host {hosts.node.host_memory_bytes / GIGA:,.0f} GB of memory (host_memory_gb)"
+        yield iter([_trial(request, "more_host_memory", message, cluster=hosts)])
+    given = request.cluster.device.name
+    yield (
+        _trial(request, "more_memory", f"use {cluster.device.name} instead of {given}", cluster=cluster, job=job)
+        for cluster, job in larger_devices(request, needed_bytes)
+    )
 
 
 def larger_sizes(cluster: ClusterSpec) -> list[int]:
