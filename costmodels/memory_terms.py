@@ -232,7 +232,10 @@ def _last_bytes(
         last = np.maximum(last, trained * autograd_gradient_bytes(context.job, stack) + one_layer)
     if born.any():
         whole = trained * _column(gradient_bytes(plans, context))
-        shards = np.where(plans.zero_stage >= stack.shards_parameters_from, plans.shard_degree, 1)
+        # ZeRO-2 scatters a gradient as it comes, whatever it does with weights; XLA (static buffers) when all are
+        # there: peaks of Alpa's ZeRO-2 are those of whole ones.
+        scattered = stack.shards_parameters_from if stack.static_memory else 2
+        shards = np.where(plans.zero_stage >= scattered, plans.shard_degree, 1)
         last = np.where(born[:, None], np.maximum(last, whole / shards[:, None] + one_layer), last)
     return last
 

@@ -128,7 +128,10 @@ def model_state(plans: PlanBatch, stages: StageTable, parameters: StageParameter
         whole = parameters.trained
         weights = weights + whole * (gathered * context.job.numerics.storage_bytes)[:, None]
     if context.job.trains_adapters_only:
-        weights = weights + _frozen_bytes(plans, stages, parameters, context, degrees)
+        frozen = partial(_frozen_bytes, plans, stages, parameters, context, degrees)
+        weights = weights + frozen(from_stage=3)
+        if gathered.any():
+            weights = weights + frozen(from_stage=sharded_from) * gathered[:, None]
     return ModelState(
         weights=weights,
         gradients=_divided(plans, trained, degrees, each(lambda state: state.gradient), from_stage=2),
@@ -176,15 +179,17 @@ def _frozen_bytes(
     parameters: StageParameters,
     context: CostContext,
     degrees: tuple[IntArray, IntArray],
+    *,
+    from_stage: int,
 ) -> FloatArray:
-    """(N, S) bytes of the frozen weights, as they are stored."""
+    """(N, S) bytes of the frozen weights, as they are stored, divided by their replicas from one ZeRO stage on."""
     if context.job.frozen_dtype:
         each = float(ELEMENT_BYTES[context.job.frozen_dtype])
         expert = parameters.expert if parameters.expert.any() else None
-        return _divided(plans, (parameters.dense, expert), degrees, each, from_stage=3)
+        return _divided(plans, (parameters.dense, expert), degrees, each, from_stage=from_stage)
     plain_bytes = by_sharding(context.job, context.stack, plans.zero_stage, partial(stream_bytes, context.job))
     dense, expert = frozen_bytes(plans, stages, parameters, context, plain_bytes=plain_bytes)
-    return _divided(plans, (dense, expert if expert.any() else None), degrees, 1.0, from_stage=3)
+    return _divided(plans, (dense, expert if expert.any() else None), degrees, 1.0, from_stage=from_stage)
 
 
 def dequantised_bytes(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:

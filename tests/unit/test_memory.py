@@ -124,9 +124,9 @@ def test_transient_gradients_come_whole_where_little_is_kept() -> None:
     live = found["activations"] + found["logits"] + found["gradients"]
     working = 16 * (2 * 2 * H + 2 * 2 * 4 * H)
     assert live == pytest.approx(4 * P + working, rel=1e-3)
-    sharded = [parts(ExecutionPlan(data_parallel=8, zero_stage=zero), lazy)["gradients"] for zero in (2, 3)]
+    sharded = [parts(ExecutionPlan(data_parallel=8, zero_stage=zero), lazy)["gradients"] for zero in (1, 2, 3)]
     assert sharded[0] == found["gradients"]  # reduced after the backward pass
-    assert sharded[1] < found["gradients"] / 2
+    assert max(sharded[1:]) < found["gradients"] / 2
 
 
 def test_optimizer_temporaries_count_only_beyond_the_activations():
