@@ -87,10 +87,17 @@ class _Reader:
         value = self.dimension(name)
         key = next((key for key in _NAMES[name] if self.config.get(key) is not None), _NAMES[name][0])
         if value is None:
-            raise SpecError(f"{FIELD}.{key}", "is missing", "this family has no default for it")
+            raise self.missing(key)
         if value < 1:
             raise SpecError(f"{FIELD}.{key}", f"must be at least 1; got {value}")
         return value
+
+    def missing(self, key: str) -> SpecError:
+        """What to say of a key that is not there; text parts of LLaVA name the model that has it instead."""
+        made_from = self.config.get("_name_or_path")
+        named = isinstance(made_from, str) and made_from
+        hint = f"name what it was made from, {made_from!s:.80}, or give its config.json" if named else ""
+        return SpecError(f"{FIELD}.{key}", "is missing", hint or "this family has no default for it")
 
     def assume(self, key: str, value: str) -> None:
         self.notes.append(f"{FIELD}.{key} is absent: taken as {value}")
@@ -275,7 +282,7 @@ def _ffn(reader: _Reader, hidden: int, moe: MoESpec | None) -> int:
     if value is None and moe is not None:
         return moe.ffn_hidden_size
     if value is None:
-        raise SpecError(f"{FIELD}.intermediate_size", "is missing", "this family has no default for it")
+        raise reader.missing("intermediate_size")
     return value // family.ffn_divisor
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
+from profiles.hf_config import read_hf_config
 from profiles.model_presets import resolve_model
 
 
@@ -22,3 +23,13 @@ def test_a_model_of_the_hub_that_is_not_known_may_be_given_by_its_config():
         resolve_model("Qwen/Qwen2.5-VL-7B-Instruct", default_catalog())
     with pytest.raises(SpecError, match=r"has keys that an indexer chooses .*, which have no cost model$"):
         resolve_model("deepseek-ai/DeepSeek-V3.2-Exp", default_catalog())
+
+
+def test_what_a_text_part_leaves_to_its_base_is_asked_of_that():
+    """LLaVA 1.5 writes no more of its language model than what differs from the defaults of a class."""
+    text = {"_name_or_path": "lmsys/vicuna-7b-v1.5", "model_type": "llama", "vocab_size": 32064}
+    with pytest.raises(
+        SpecError, match=r"is missing\. Hint: name what it was made from, lmsys/vicuna-7b-v1\.5, or give"
+    ):
+        read_hf_config({"model_type": "llava", "text_config": text, "vision_config": {}}, "llava")
+    assert resolve_model("lmsys/vicuna-7b-v1.5", default_catalog()).spec.name == "llama-2-7b"
