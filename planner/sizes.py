@@ -223,11 +223,16 @@ def _kind(
             if size not in known:
                 known[size] = _size(model, part_of(whole, size), job, pins, options)
 
+    def close_in(holds: Callable[[Size], bool]) -> None:
+        """Ever closer, until of the smallest size found and the next smaller one something holds of one alone."""
+        while between := _first_between(whole, unit, known, holds):
+            look_at(between)
+
     look_at(_doubling(whole, unit))
-    look_at(_first_between(whole, unit, known, lambda size: size.best is not None))
+    close_in(lambda size: size.best is not None)
     look_at(_beside_cheapest(whole, unit, known))
     if days is not None:
-        look_at(_first_between(whole, unit, known, lambda size: _done_in(size, days)))
+        close_in(lambda size: _done_in(size, days))
     return KindSizes(request=request, sizes=tuple(known[size] for size in sorted(known)), days=days)
 
 

@@ -294,3 +294,18 @@ def test_sizes_on_which_no_plan_is_legal_do_not_lack_memory(run: Command) -> Non
     words = " ".join(out.split())
     assert "no plan is legal on 128, 256, 512, 1,024: more than there are sequences in a step, 64" in words
     assert "nothing fits" not in words
+
+
+def test_the_fewest_in_time_are_one_machine_more_than_too_few() -> None:
+    """Between 32 and 64 machines, which an even spread of seven leaves four apart."""
+    job = {"sequence_length": 4096, "train_tokens": 1e12}
+    (kind,) = planner.sizing("llama-3.1-70b", "64x8xH100", job, days=30).kinds
+    by_number = {size.num_devices: size.best for size in kind.sizes}
+    in_time = kind.in_time
+    assert in_time is not None
+    assert in_time.best is not None
+    fewer = by_number[in_time.num_devices - 8]
+    assert fewer is not None
+    assert fewer.run is not None
+    assert in_time.best.run is not None
+    assert in_time.best.run.duration_s <= 30 * 86400 < fewer.run.duration_s
