@@ -16,6 +16,7 @@ from costmodels.autocast import by_sharding, stream_bytes
 from costmodels.context import CostContext
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.frozen_weights import frozen_bytes
+from costmodels.narrow_weights import narrow_weight_bytes
 from costmodels.optimizer import MOMENTS, moment_bytes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stage_parameters import (
@@ -132,8 +133,9 @@ def model_state(plans: PlanBatch, stages: StageTable, parameters: StageParameter
         weights = weights + frozen(from_stage=3)
         if gathered.any():
             weights = weights + frozen(from_stage=sharded_from) * gathered[:, None]
+    narrow = narrow_weight_bytes(plans, stages, parameters, context)
     return ModelState(
-        weights=weights,
+        weights=weights if narrow is None else weights + narrow,
         gradients=_divided(plans, trained, degrees, each(lambda state: state.gradient), from_stage=2),
         optimizer=_divided(
             plans, trained, degrees, each(lambda state: state.master + state.moments - state.paged), from_stage=1

@@ -202,6 +202,7 @@ class StackSpec:
         shards_master_weights: The only weights that stay are shards of the master copy, gathered in 16 bits for use, as
             under the framework ``fsdp``: FSDP1 under Hugging Face's Trainer.
         quantises_head: 4-bit weights include the output head.
+        caches_narrow_weights: Copies of weights in 8 or 4 bits stay between micro-batches (Transformer Engine).
         unpacks_weights: A frozen 4-bit weight is made 16 bits wide by PyTorch's own kernels, one per operation, and
             stays so from its forward to its backward product; otherwise one kernel restores it for each of them.
         four_bit_weight_bytes: Bytes per 4-bit weight with its constants; 0: these are quantised again (QLoRA).
@@ -212,14 +213,12 @@ class StackSpec:
             for those of the model's format.
         master_gradients: What becomes of the optimizer's fp32 copy of gradients accumulated in 16 bits: ``kept``,
             alive in its ``step`` only, or ``none`` (XLA, which fuses the cast into the update).
-        gradient_bucket_copies: Copies of all gradients, in storage precision, that reduction buckets
-            hold throughout (nanotron: 1).
+        gradient_bucket_copies: Copies of all gradients, as stored, that reduction buckets always hold (nanotron: 1).
         replica_bucket_copies: Copies of all gradients, as they are kept, that the buckets of PyTorch's DDP hold where
             replicas are whole: 1 unless asked for views of them (gradient_as_bucket_view).
         bucket_bytes: Fixed reduction and gathering buckets of a sharded optimizer (DeepSpeed).
         unsharded_units: Layers gathered at once under ZeRO-3: the one in use and those prefetched.
-        optimizer_temporaries: Copies of one moment an optimizer that is not fused holds during its step
-            (PyTorch's multi-tensor Adam: 1).
+        optimizer_temporaries: Copies of a moment that an unfused optimizer has in its step (multi-tensor Adam: 1).
         flat_temporaries: What the optimizer needs for its step is one tensor of all parameters (DeepSpeed), which fits
             none of the blocks that activations leave: the allocator holds both while there is room.
         reserve_bytes: Allocator reserve that does not grow with the activations.
@@ -340,6 +339,7 @@ class StackSpec:
     autocast_weights: bool = False
     shards_master_weights: bool = False
     quantises_head: bool = False
+    caches_narrow_weights: bool = False
     unpacks_weights: bool = False
     four_bit_weight_bytes: float = 0.0
     weighs_expert_outputs: bool = True
