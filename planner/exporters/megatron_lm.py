@@ -286,4 +286,9 @@ def _yours(request: Request) -> tuple[str, ...]:
     found.append("what does not change the cost: the base of rotary embeddings, epsilon of norms, the router's scores")
     if request.job.task == "full":
         found.append("the weights to start from: --load DIR --finetune")
+    if request.job.numerics.gemm_format == "fp8":  # validate_args takes the option with that optimizer alone
+        found.append(
+            "memory is planned for weights that live in 8 bits: --fp8-param-gather, with the distributed optimizer;"
+            " without it Transformer Engine keeps copies of 2 bytes a weight beside the 16-bit ones"
+        )
     return tuple(found)

@@ -118,3 +118,11 @@ def test_megatron_lm_caps_no_logits() -> None:
     """There is no such argument in megatron-core 0.19.2; four norms are not its, either."""
     with pytest.raises(SpecError, match=r"nor model\.attention_softcap"):
         planner.export("gemma-2-9b", "8xH100", JOB, format="megatron-lm", framework="megatron")
+
+
+@pytest.mark.parametrize(("precision", "told"), [("fp8", True), ("bf16", False)])
+def test_megatron_lm_is_told_where_weights_of_eight_bits_live(precision: str, told: bool) -> None:
+    """Unasked, Transformer Engine keeps copies beside the 16-bit weights that the plan's memory has none of."""
+    request = request_of("llama-3-8b", "8xH100", "megatron", **JOB | {"precision": precision})
+    exported = export("megatron_lm", plan_of(request, tp=2, zero=1), request)
+    assert any("--fp8-param-gather, with the distributed optimizer" in words for words in exported.left_to_you) is told
