@@ -1,7 +1,7 @@
 """What a user fixes about single calls of a workflow: where it runs, with which engine and degrees.
 
 ``{"actor_gen": {"gpus": "0-63", "engine": "vllm"}, "actor_train": {"gpus": 64, "tp": 8}}``: a range
-of GPUs, or a number of them; short and long names of plan fields both.
+of GPUs, or a number of them; short and long names of plan fields both; of ``recompute`` its name.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from planner.dataflow.graph import EXTERNAL, TRAIN, Dataflow
-from planner.pins import ALIASES
+from planner.pins import ALIASES, RECOMPUTE_NAMES
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.mixed_cluster import MixedCluster
@@ -29,8 +29,14 @@ COLUMNS = (
     "last_stage_layers",
     "micro_batch_size",
     "zero_stage",
+    "recompute",
+    "tensor_parallel_overlap",
 )
 _MAY_BE_ZERO = ("first_stage_layers", "last_stage_layers", "zero_stage")
+_OF_TRAINING = {
+    "virtual_stages": "is a matter of training: other calls hold their layers in any order",
+    "recompute": "is a matter of training: other calls go backward over nothing",
+}
 _KEYS = ("gpus", "engine", *COLUMNS)
 _MESH = "must be part of one node, or whole nodes"
 _RANGE = re.compile(r"(\d{1,7})(?:\s*-\s*(\d{1,7}))?")
@@ -99,16 +105,34 @@ def _pin(name: str, values: Mapping[str, Any], cluster: MixedCluster, *, trains:
                 raise SpecError(where, f"must be text; got {str(value)[:40]!r}")
             engine = value
         elif column in COLUMNS:
-            value = whole_number(where, value, least=int(column not in _MAY_BE_ZERO), most=MAX_DEVICES)
-            if column == "virtual_stages" and not trains:
-                problem = "is a matter of training: other calls hold their layers in any order"
-                raise SpecError(where, problem, "fix it for the call that trains")
+            value = _column(where, column, value)
+            if column in _OF_TRAINING and not trains:
+                raise SpecError(where, _OF_TRAINING[column], "fix it for the call that trains")
             if column in columns:
                 raise SpecError(where, "is given twice", "give one of its names")
             columns[column] = value
         else:
             raise SpecError(where, "cannot be fixed for a call", did_you_mean(str(key), (*_KEYS, *ALIASES)))
     return CallPin(first_gpu=first, num_gpus=count, engine=engine, columns=columns)
+
+
+def _column(where: str, column: str, value: object) -> int:
+    """A plan column as the number ``PlanBatch`` holds; ways to recompute have names, too."""
+    if column == "recompute":
+        named = value.strip().lower() if isinstance(value, str) else column_word(column, value)
+        if named not in RECOMPUTE_NAMES:
+            raise SpecError(where, f"unknown value {str(value)[:40]!r}", did_you_mean(str(value), RECOMPUTE_NAMES))
+        return int(RECOMPUTE_NAMES[named])
+    if column == "tensor_parallel_overlap":
+        return whole_number(where, value, least=0, most=1)
+    return whole_number(where, value, least=int(column not in _MAY_BE_ZERO), most=MAX_DEVICES)
+
+
+def column_word(column: str, value: object) -> str:
+    """A number that is fixed for a column, as users write it."""
+    if column == "recompute" and not isinstance(value, bool):
+        return next((name for name, code in RECOMPUTE_NAMES.items() if code == value), str(value))
+    return str(value)
 
 
 def _gpus(where: str, value: object, cluster: MixedCluster) -> tuple[int | None, int]:

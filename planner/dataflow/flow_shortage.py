@@ -8,6 +8,7 @@ import numpy as np
 from costmodels.model_calls import CallTable, concatenated
 from planner.dataflow.call_costs import call_costs
 from planner.dataflow.flow_costs import call_setting, model_call
+from planner.dataflow.flow_pins import column_word
 from planner.dataflow.flow_request import MAX_GPUS, FlowRequest
 from planner.dataflow.flow_results import CallShortage, FlowInfeasible, FlowPlan
 from planner.dataflow.flow_solve import best_plan
@@ -86,8 +87,10 @@ def _check_pins(request: FlowRequest, priced: PricedCluster) -> None:
         for column, value in pin.columns.items():
             known = np.unique(getattr(plans, column)).tolist()
             if value not in known:
-                raise SpecError(f"pins.{name}.{column}", f"{wrong}{value}", one_of(known))
-        words = " with ".join(f"{column} {value}" for column, value in fixed.items())
+                ways = " or ".join(column_word(column, each) for each in known)
+                hint = ways if column == "recompute" else one_of(known)
+                raise SpecError(f"pins.{name}.{column}", wrong + column_word(column, value), hint)
+        words = " with ".join(f"{column} {column_word(column, value)}" for column, value in fixed.items())
         raise SpecError(f"pins.{name}", f"{wrong}{words}", "leave one of them open")
 
 
