@@ -1,21 +1,22 @@
 """The public call: the plan of a workflow as the launch script of a framework that runs it.
 
 The plan is the one that ``planner.plan_dataflow`` finds, where the target expresses it. Where its meshes or layouts are
-in the way, the question is asked again with everything on all GPUs and the layouts pinned to what the target has, and
+in the way, the question is asked again in the ways the target places calls, with the layouts pinned to what it has, and
 the fastest of those answers is taken, which the script says.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from planner.dataflow.flow_request import ASYNC, COLOCATED, DISAGGREGATED, FlowRequest, GraphInput
+from planner.dataflow.flow_pins import CallPin
+from planner.dataflow.flow_request import ASYNC, DISAGGREGATED, FlowRequest, GraphInput
 from planner.dataflow.flow_results import FlowPlan, FlowResult
 from planner.dataflow.presets import preset_name
-from planner.exporters import verl
 from planner.exporters.api import FLOW_FORMATS
 from planner.exporters.exported import Exported, Gap
-from planner.exporters.verl_checks import Pins, engine_pins, merged, micro_batch_pins, other_pins, placement_gaps
+from planner.exporters.flow_target import FlowTarget, Pins, merged, pin_options
 from planner.machines import ClusterInput
 from planner.phrases import seconds
 from planner.request import ModelInput
@@ -75,12 +76,13 @@ def export_dataflow(
     """The best plan of a workflow that a target expresses, as its launch script.
 
     Args:
-        job: Name of a workflow, one of ``planner.exporters.verl.WORKFLOWS``.
+        job: Name of a workflow, one of those that the target runs.
         models: As for ``planner.plan_dataflow``.
         cluster: As for ``planner.plan_dataflow``.
         format: The target, one of ``FLOW_FORMATS``.
         allow_partial: Leave out what the target cannot express, and list it, instead of refusing.
-        **settings: As for ``planner.plan_dataflow``.
+        **settings: As for ``planner.plan_dataflow``; the framework is one that the target belongs to, its first where
+            the usual one of the workflow is none of those.
 
     Returns:
         The export; ``flow.infeasible`` is set when nothing fits.
@@ -95,26 +97,31 @@ def export_dataflow(
         >>> "algorithm.adv_estimator=grpo" in result.exported.launch
         True
     """
-    _check_target(job, format, settings)
+    target = _check_target(job, format, settings)
     first = plan_dataflow(job, models, cluster, **settings)
+    stacks, said = target.target.stacks, tuple[str, ...]()
+    if settings.get("framework") is None and first.request.stack.name not in stacks:
+        settings = {**settings, "framework": stacks[0]}
+        first = plan_dataflow(job, models, cluster, **settings)
+        said = (f"Planned with --framework {stacks[0]}.",)
     request = first.request
-    if request.stack.name not in verl.TARGET.stacks:
-        problem = f"plans for {request.stack.name} are not plans for {verl.TARGET.title}"
-        raise SpecError("framework", problem, f"framework {' or '.join(verl.TARGET.stacks)}")
+    if request.stack.name not in stacks:
+        problem = f"plans for {request.stack.name} are not plans for {target.target.title}"
+        raise SpecError("framework", problem, f"framework {' or '.join(stacks)}")
     if first.plan is None:
         return FlowExportResult(format=format, flow=first, exported=None)
-    gaps = placement_gaps(request, first.plan)
-    again = _again((job, models, cluster), settings, request, first.plan) if gaps else None
+    gaps = target.placement_gaps(request, first.plan)
+    again = _again((job, models, cluster), settings, target, request, first.plan) if gaps else None
     if again is None:
-        exported = _checked(verl.export_flow(request, first.plan), allow_partial)
+        exported = _checked(target.export(request, first.plan, said), allow_partial)
         return FlowExportResult(format=format, flow=first, exported=exported)
-    said = (_said(first.plan, again.flow, gaps),)
-    exported = _checked(verl.export_flow(*again.parts, said=said), allow_partial)
+    said = (*said, _said(first.plan, again.flow, gaps))
+    exported = _checked(target.export(*again.parts, said), allow_partial)
     return FlowExportResult(format=format, flow=again.flow, exported=exported, searched=first.plan, in_the_way=gaps)
 
 
-def _check_target(job: GraphInput, format: str, settings: Mapping[str, Any]) -> None:
-    """Refuse what no plan would help.
+def _check_target(job: GraphInput, format: str, settings: Mapping[str, Any]) -> FlowTarget:
+    """The target, which no plan would help where it is refused.
 
     Raises:
         SpecError: If the target is unknown, or runs no such workflow in no such way.
@@ -123,46 +130,93 @@ def _check_target(job: GraphInput, format: str, settings: Mapping[str, Any]) -> 
         raise SpecError(
             "format", f"unknown for workflows: {str(format)[:40]!r}", did_you_mean(str(format), FLOW_FORMATS)
         )
-    if not isinstance(job, str) or preset_name(job) not in verl.WORKFLOWS:
+    found = flow_target(format)
+    name = found.target.name
+    if not isinstance(job, str) or preset_name(job) not in found.workflows:
         shown = repr(job[:40]) if isinstance(job, str) else "a graph of one's own"
-        problem = f"verl cannot express it: exports are written for {', '.join(verl.WORKFLOWS)}; got {shown}"
+        problem = f"{name} cannot express it: exports are written for {', '.join(found.workflows)}; got {shown}"
         raise SpecError("job", problem, "one of these")
     mode = str(settings.get("mode", "")).strip().lower()
-    if mode in (ASYNC, DISAGGREGATED):
-        problem = f"verl cannot express it as exports are written: one pool of GPUs for all calls; got {mode}"
+    if found.one_pool and mode in (ASYNC, DISAGGREGATED):
+        problem = f"{name} cannot express it as exports are written: one pool of GPUs for all calls; got {mode}"
         raise SpecError("mode", problem, "mode hybrid or colocated")
+    return found
 
 
-def _again(question: _Question, settings: Mapping[str, Any], request: FlowRequest, first: FlowPlan) -> _Answer | None:
+def flow_target(format: str) -> FlowTarget:
+    """The target of that name, one of ``FLOW_FORMATS``."""
+    found: FlowTarget = import_module(f"planner.exporters.{format.replace('-', '_')}").FLOW
+    return found
+
+
+def _again(
+    question: _Question, settings: Mapping[str, Any], target: FlowTarget, request: FlowRequest, first: FlowPlan
+) -> _Answer | None:
     """The fastest of the answers that the target expresses; None where there is none.
 
-    The first is on all GPUs with layouts as they come, which nothing that is pinned further beats; the others have the
+    The first of each mode has layouts as they come, which nothing that is pinned further beats; the others have the
     layouts that calls have there and had at first.
     """
-    alone = _solved(question, settings, engine_pins(request, first))
-    if alone is not None and not placement_gaps(*alone.parts):
-        return alone
-    plans = [first] if alone is None else [alone.plan, first]
-    tied = (_evened(question, settings, pins) for pins in other_pins(request, plans))
-    fit = [found for found in tied if found is not None and not placement_gaps(*found.parts)]
-    return min(fit, key=lambda found: found.plan.steady_s, default=None)
+    best: _Answer | None = None
+    for mode, base in target.bases(request, first):
+        asked = {**settings, "mode": mode}
+        free = _solved(question, asked, base)
+        gaps = () if free is None else target.placement_gaps(*free.parts)
+        if free is None or any(gap.field.rpartition(".")[2] not in target.further for gap in gaps):
+            plans = [first] if free is None else [free.plan, first]
+            sets = target.other_pins(request, plans, mode, base)
+            answers: Iterable[_Answer | None] = (_solved(question, asked, pins) for pins in sets)
+        else:
+            answers = [free]
+        if free is None or _beats(free, best):  # what is pinned further takes no less
+            for answer in answers:
+                best = _better(question, asked, target, answer, best)
+    return best
 
 
-def _evened(question: _Question, settings: Mapping[str, Any], pins: Pins) -> _Answer | None:
-    """The answer with those pins, and with micro-batches that divide where they do not."""
-    found = _solved(question, settings, pins)
-    uneven = {} if found is None else micro_batch_pins(found.plan)
-    together = merged(pins, uneven) if uneven else None
-    return found if together is None else _solved(question, settings, together)
+def _better(
+    question: _Question,
+    settings: Mapping[str, Any],
+    target: FlowTarget,
+    answer: _Answer | None,
+    best: _Answer | None,
+) -> _Answer | None:
+    """The best so far, or an answer that is faster and expressed; with more pinned of it where that is in the way."""
+    if answer is None or not _beats(answer, best):
+        return best
+    gaps = target.placement_gaps(*answer.parts)
+    if not gaps:
+        return answer
+    if any(gap.field.rpartition(".")[2] not in target.further for gap in gaps):
+        return best
+    pinned = {name: dict(pin.columns) | _place(pin) for name, pin in answer.flow.request.pins.items()}
+    for pins in target.further_pins(*answer.parts):
+        found = _solved(question, {**settings, "pins": pinned}, pins)
+        if found is not None and _beats(found, best) and not target.placement_gaps(*found.parts):
+            best = found
+    return best
+
+
+def _beats(answer: _Answer, best: _Answer | None) -> bool:
+    return best is None or answer.plan.steady_s < best.plan.steady_s
+
+
+def _place(pin: CallPin) -> dict[str, Any]:
+    """Where and by whom a call runs, as it was pinned."""
+    found: dict[str, Any] = {} if pin.engine is None else {"engine": pin.engine}
+    if pin.num_gpus is None:
+        return found
+    last = None if pin.first_gpu is None else pin.first_gpu + pin.num_gpus - 1
+    return found | {"gpus": pin.num_gpus if last is None else f"{pin.first_gpu}-{last}"}
 
 
 def _solved(question: _Question, settings: Mapping[str, Any], pins: Pins) -> _Answer | None:
-    """The answer in one pool with those pins; None where nothing fits, or the user's pins contradict them."""
+    """The answer with those pins; None where nothing fits, or the user's pins contradict them."""
     together = merged(settings.get("pins") or {}, pins)
     if together is None:
         return None
     try:
-        flow = plan_dataflow(*question, **{**settings, "mode": COLOCATED, "pins": together})
+        flow = plan_dataflow(*question, **{**settings, "pins": together})
     except SpecError:  # the question itself has an answer, so that it is these pins that no layout has
         return None
     return None if flow.plan is None else _Answer(flow=flow, plan=flow.plan)
@@ -170,15 +224,11 @@ def _solved(question: _Question, settings: Mapping[str, Any], pins: Pins) -> _An
 
 def _said(searched: FlowPlan, again: FlowResult, gaps: tuple[Gap, ...]) -> str:
     """Why another plan is written than the one that planner plan shows, and how to get it there."""
-    pins = [
-        f"--pin {call}.{column}={value}"
-        for call, pin in again.request.pins.items()
-        for column, value in pin.columns.items()
-    ]
     words = (
         f"The plan of {seconds(searched.steady_s)} per iteration cannot be written: {gaps[0].field}: {gaps[0].problem}."
     )
-    return " ".join((words, "This is the answer with --mode colocated", *pins))
+    asked = again.request
+    return " ".join((words, f"This is the answer with --mode {asked.mode}", *pin_options(asked.pins)))
 
 
 def _checked(exported: Exported, allow_partial: bool) -> Exported:

@@ -5,7 +5,6 @@ installed. What it cannot express is in ``verl_checks``.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +14,21 @@ from planner.dataflow.flow_results import FlowPlan
 from planner.dataflow.graph import EXTERNAL
 from planner.dataflow.holdings import ALL_OUT, FETCHED, HOLDING_NAMES, STATES_OUT
 from planner.exporters.exported import Exported, Target, scripted, written_for
+from planner.exporters.flow_target import (
+    REWARD,
+    FlowTarget,
+    Placed,
+    about,
+    checkpoint,
+    longest_response,
+    memory_share,
+    node_counts,
+    on_gpus,
+    prefill_tokens,
+    responses,
+)
 from planner.exporters.megatron_model import CONTEXT_NAMES, recomputation
-from planner.exporters.verl_checks import REWARD, Placed, in_workers, on_gpus, placement_gaps, question_gaps
-from planner.flow_phrases import layout_label, machines_label
-from planner.phrases import seconds
+from planner.exporters.verl_checks import bases, further_pins, in_workers, other_pins, placement_gaps, question_gaps
 from planner.rules.base import MEGATRON
 from profiles.engines import find_engine
 from profiles.model import ModelSpec
@@ -30,12 +40,11 @@ WORKFLOWS = tuple(_ADVANTAGES)
 _IN_LOSS = ("grpo",)  # whose divergence from the reference is a term of the loss (arXiv:2402.03300), not of the reward
 _ROLES = "actor_rollout_ref"
 _ACTOR, _REF, _ROLLOUT = f"{_ROLES}.actor", f"{_ROLES}.ref", f"{_ROLES}.rollout"
-_REPOSITORY = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/")
 
 Options = list[list[str]]
 
 
-def export_flow(request: FlowRequest, plan: FlowPlan, *, said: Sequence[str] = ()) -> Exported:
+def export_flow(request: FlowRequest, plan: FlowPlan, said: Sequence[str] = ()) -> Exported:
     """The launch of ``main_ppo`` that runs a plan.
 
     Args:
@@ -55,18 +64,11 @@ def export_flow(request: FlowRequest, plan: FlowPlan, *, said: Sequence[str] = (
     ]
     return scripted(
         TARGET,
-        [written_for(TARGET), _about(request, plan), *said],
+        [written_for(TARGET), about(request, plan), *said],
         command=[["python3", "-m", "verl.trainer.main_ppo"], *options],
         gaps=(*placement_gaps(request, plan), *question_gaps(request)),
         left_to_you=_yours(request, plan),
     )
-
-
-def _about(request: FlowRequest, plan: FlowPlan) -> str:
-    calls = on_gpus(plan)
-    words = f"{request.graph.name}, {request.models['actor'].name} on {machines_label(request.cluster, plan.num_gpus)}"
-    layouts = [f"{name} {layout_label(item.layout)}" for name, item in calls.items()]
-    return f"{words}: {seconds(plan.steady_s)} per iteration; {', '.join(layouts)}"
 
 
 def _algorithm(request: FlowRequest) -> Options:
@@ -88,12 +90,8 @@ def _data(request: FlowRequest) -> Options:
         "data",
         train_batch_size=request.batch,
         max_prompt_length=request.prompt_tokens,
-        max_response_length=_most_generated(request),
+        max_response_length=longest_response(request),
     )
-
-
-def _most_generated(request: FlowRequest) -> int:
-    return math.ceil(request.output.most)
 
 
 def _actor(request: FlowRequest, plan: FlowPlan) -> Options:
@@ -175,35 +173,20 @@ def _rollout(request: FlowRequest, plan: FlowPlan) -> Options:
     options = _set(
         _ROLLOUT,
         name=engine.name,
-        n=_responses(request),
+        n=responses(request),
         tensor_model_parallel_size=layout.tensor_parallel,
         data_parallel_size=groups,
         expert_parallel_size=layout.expert_parallel,
-        gpu_memory_utilization=_utilization(request, generation),
-        max_model_len=request.prompt_tokens + _most_generated(request),
+        gpu_memory_utilization=memory_share(request, generation),
+        max_model_len=request.prompt_tokens + longest_response(request),
         max_num_seqs=running,
-        max_num_batched_tokens=max(engine.prefill_tokens, running),
+        max_num_batched_tokens=prefill_tokens(generation, running),
         enforce_eager=request.options.eager,
         free_cache_engine=True,
     )
     if groups > 1 and engine.name == "sglang":
         options += _set(f"+{_ROLLOUT}.engine_kwargs.sglang", enable_dp_attention=True)
     return options
-
-
-def _responses(request: FlowRequest) -> int:
-    """Responses per prompt that are trained on."""
-    return int(request.graph.call("actor_train").factor)
-
-
-def _utilization(request: FlowRequest, item: Placed) -> float:
-    """Share of a GPU's memory that an engine may take for what the plan has of it, in hundredths, rounded up."""
-    device = request.cluster.groups[0].device
-    held = item.call.static_bytes + item.call.active_bytes
-    if item.call.engine == "sglang":  # whose share is of weights and cache, graphs and context beside them
-        engine = find_engine(item.call.engine)
-        held -= engine.graph_bytes + engine.context_bytes
-    return min(math.ceil(held / device.reported_memory_bytes * 100) / 100, 0.99)
 
 
 def _reference(request: FlowRequest, plan: FlowPlan) -> Options:
@@ -251,25 +234,19 @@ def _reward(request: FlowRequest, plan: FlowPlan) -> Options:
         f"{where}.rollout",
         name=on_gpus(plan)["actor_gen"].call.engine,
         tensor_model_parallel_size=item.layout.tensor_parallel,
-        gpu_memory_utilization=_utilization(request, item),
-        max_model_len=request.prompt_tokens + _most_generated(request),
+        gpu_memory_utilization=memory_share(request, item),
+        max_model_len=request.prompt_tokens + longest_response(request),
         free_cache_engine=item.call.holding == HOLDING_NAMES[FETCHED],
     )
 
 
 def _machines(request: FlowRequest, plan: FlowPlan) -> Options:
-    nodes, each = _nodes(request, plan)
+    nodes, each = node_counts(request, plan)
     return _set("trainer", nnodes=nodes, n_gpus_per_node=each)
 
 
-def _nodes(request: FlowRequest, plan: FlowPlan) -> tuple[int, int]:
-    """Nodes, and GPUs of each."""
-    each = min(request.cluster.groups[0].node.devices_per_node, plan.num_gpus)
-    return plan.num_gpus // each, each
-
-
 def _yours(request: FlowRequest, plan: FlowPlan) -> tuple[str, ...]:
-    graph, nodes = request.graph, _nodes(request, plan)[0]
+    graph, nodes = request.graph, node_counts(request, plan)[0]
     found = [
         "data.train_files and data.val_files, as arguments of train.sh, and so learning rates, clipping and the rest"
     ]
@@ -278,7 +255,7 @@ def _yours(request: FlowRequest, plan: FlowPlan) -> tuple[str, ...]:
     roles = {"actor": f"{_ROLES}.model.path", "critic": "critic.model.path", "reward": "reward.reward_model.model_path"}
     used = {item.call.role for item in on_gpus(plan).values()}
     for role, option in roles.items():
-        if role in used and not _checkpoint(request.models[role]):
+        if role in used and not checkpoint(request.models[role]):
             found.append(f"{option}: the checkpoint of {request.models[role].name}")
     heads = [role for role in ("critic", "reward") if role in used]
     if heads:
@@ -294,14 +271,8 @@ def _yours(request: FlowRequest, plan: FlowPlan) -> tuple[str, ...]:
 
 def _model(where: str, model: ModelSpec, *, key: str = "path") -> Options:
     """The checkpoint, where its hub is known."""
-    found = _checkpoint(model)
+    found = checkpoint(model)
     return _set(where, **{key: found}) if found else []
-
-
-def _checkpoint(model: ModelSpec) -> str:
-    """Name on the Hugging Face hub that a model's figures were read from; empty where they were not."""
-    found = _REPOSITORY.match(model.source)
-    return found[1] if found else ""
 
 
 def _is_megatron(request: FlowRequest) -> bool:
@@ -318,3 +289,16 @@ def _engine(request: FlowRequest, role: str) -> str:
 def _set(where: str, **values: Any) -> Options:
     """One override per value."""
     return [[f"{where}.{name}={value}"] for name, value in values.items()]
+
+
+FLOW = FlowTarget(
+    target=TARGET,
+    workflows=WORKFLOWS,
+    one_pool=True,
+    export=export_flow,
+    placement_gaps=placement_gaps,
+    bases=bases,
+    other_pins=other_pins,
+    further_pins=further_pins,
+    further=("micro_batch_size",),
+)

@@ -10,58 +10,30 @@ Source:
     ``prepare_micro_batches`` (workers/engine/utils.py) cuts a rank's sequences into whole micro-batches.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from costmodels.plan import ExecutionPlan
-from planner.dataflow.flow_request import FlowRequest
-from planner.dataflow.flow_results import CallPlan, FlowPlan
+from planner.dataflow.flow_request import COLOCATED, FlowRequest
+from planner.dataflow.flow_results import FlowPlan
 from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN
 from planner.exporters.exported import Gap
+from planner.exporters.flow_target import (
+    DEGREES,
+    ENDS,
+    EXPERT_DEGREES,
+    REWARD,
+    Pins,
+    Placed,
+    has_experts,
+    on_gpus,
+)
 from planner.lora import linear_targets
 from planner.phrases import gib
-from planner.pins import ALIASES
 from planner.rules.base import MEGATRON
 
 ENGINES = ("vllm", "sglang")
-REWARD = "reward_inf"
-_DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel")
-_EXPERT_DEGREES = ("expert_parallel", "expert_tensor_parallel")
-_ENDS = ("first_stage_layers", "last_stage_layers")
 _SHARDED = (2, 3)  # ZeRO stages of FSDP
 _MOST_LAYOUTS = 4  # tried in turn, each a search of its own
-
-Pins = dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
-    """A call that runs on GPUs.
-
-    Attributes:
-        call: The call.
-        layout: Its plan.
-    """
-
-    call: CallPlan
-    layout: ExecutionPlan
-
-    @property
-    def whole_micro_batch(self) -> int:
-        """The largest micro-batch up to that planned that divides a rank's sequences of one optimizer step."""
-        per_rank = max(self.call.sequences // self.call.mini_batches // self.layout.data_parallel, 1)
-        return max(size for size in range(1, self.layout.micro_batch_size + 1) if per_rank % size == 0)
-
-    @property
-    def attention_groups(self) -> int:
-        """Groups of an engine's replica that attend to sequences of their own and share experts."""
-        return max(self.layout.expert_parallel // self.layout.tensor_parallel, 1)
-
-
-def on_gpus(plan: FlowPlan) -> dict[str, Placed]:
-    """Calls that are no services beside the GPUs, by name."""
-    return {call.name: Placed(call=call, layout=call.plan) for call in plan.calls if call.plan is not None}
 
 
 def in_workers(plan: FlowPlan) -> dict[str, Placed]:
@@ -152,7 +124,7 @@ def _split_engines(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
         problem = f"it generates with {' or '.join(ENGINES)}; got {engine}"
         yield Gap(field="plan.actor_gen.engine", problem=problem, hint="engine vllm")
     for name in ("actor_gen", REWARD):
-        for column in _DEGREES[1:]:
+        for column in DEGREES[1:]:
             degree = getattr(calls[name].layout, column) if name in calls else 1
             if degree > 1:
                 problem = f"its engines have tensor-parallel ranks alone; got {degree}"
@@ -205,9 +177,9 @@ def _second_copy(plan: FlowPlan) -> Iterator[Gap]:
 def tied(request: FlowRequest, plan: FlowPlan, lead: ExecutionPlan) -> Pins:
     """What calls of verl's workers must have where one of them has the layout ``lead``."""
     if request.stack.framework == MEGATRON:
-        wanted = {column: getattr(lead, column) for column in (*_DEGREES, *_EXPERT_DEGREES, *_ENDS, "virtual_stages")}
+        wanted = {column: getattr(lead, column) for column in (*DEGREES, *EXPERT_DEGREES, *ENDS, "virtual_stages")}
     else:
-        wanted = dict.fromkeys((*_DEGREES, *_EXPERT_DEGREES), 1)
+        wanted = dict.fromkeys((*DEGREES, *EXPERT_DEGREES), 1)
         wanted["zero_stage"] = lead.zero_stage if lead.zero_stage in _SHARDED else _SHARDED[-1]
     return {
         name: {key: value for key, value in wanted.items() if _has(request, item, key)}
@@ -217,22 +189,26 @@ def tied(request: FlowRequest, plan: FlowPlan, lead: ExecutionPlan) -> Pins:
 
 def _has(request: FlowRequest, item: Placed, column: str) -> bool:
     """Whether a column of its layout can be fixed for a call."""
-    if column in _EXPERT_DEGREES:
-        return _has_experts(request, item)
+    if column in EXPERT_DEGREES:
+        return has_experts(request, item)
     return column != "virtual_stages" or item.call.kind == TRAIN
 
 
-def _has_experts(request: FlowRequest, item: Placed) -> bool:
-    return request.models[item.call.role].moe is not None
+def bases(request: FlowRequest, plan: FlowPlan) -> list[tuple[str, Pins]]:
+    """All calls on all GPUs."""
+    return [(COLOCATED, engine_pins(request, plan))]
 
 
-def other_pins(request: FlowRequest, plans: Iterable[FlowPlan]) -> list[Pins]:
+def other_pins(request: FlowRequest, plans: Iterable[FlowPlan], mode: str, base: Pins) -> list[Pins]:
     """Sets of pins that make a plan one that can be expressed, likely ones first.
 
     Args:
         request: The question.
         plans: Answers to it that cannot; their layouts are those to choose from.
+        mode: The one mode there is.
+        base: Pins of the first plan's engines; those of every plan's take their place.
     """
+    del mode, base
     found: list[Pins] = []
     for plan in plans:
         for item in sorted(in_workers(plan).values(), key=lambda item: -item.call.time_s):
@@ -250,7 +226,7 @@ def engine_pins(request: FlowRequest, plan: FlowPlan) -> Pins:
         pins["actor_gen"]["expert_parallel"] = 1
     if REWARD in calls:
         pins[REWARD] = {"pipeline_parallel": 1, "context_parallel": 1}
-        if _has_experts(request, calls[REWARD]):
+        if has_experts(request, calls[REWARD]):
             pins[REWARD]["expert_parallel"] = 1
         if request.stack.framework != MEGATRON:
             pins[REWARD]["zero_stage"] = 0
@@ -268,13 +244,8 @@ def micro_batch_pins(plan: FlowPlan) -> Pins:
     return {name: {"micro_batch_size": size} for name, size in unlike.items()}
 
 
-def merged(given: Mapping[str, Mapping[str, Any]], more: Pins) -> Pins | None:
-    """Pins of the user with others beside them; None where they contradict each other."""
-    found = {
-        call: {ALIASES.get(str(key), str(key)): value for key, value in pins.items()} for call, pins in given.items()
-    }
-    for call, pins in more.items():
-        for column, value in pins.items():
-            if found.setdefault(call, {}).setdefault(column, value) != value:
-                return None
-    return found
+def further_pins(request: FlowRequest, plan: FlowPlan) -> list[Pins]:
+    """Those micro-batches, where there are any."""
+    del request
+    pins = micro_batch_pins(plan)
+    return [pins] if pins else []

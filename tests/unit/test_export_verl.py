@@ -12,12 +12,12 @@ import pytest
 import planner
 from costmodels.plan import ContextKind, Recompute
 from planner.dataflow.flow_results import FlowPlan
-from planner.exporters import flow_api
 from planner.exporters.exported import Exported
 from planner.exporters.flow_api import FlowExportResult, export_dataflow
 from planner.exporters.flow_document import flow_export_schema
-from planner.exporters.verl import TARGET, WORKFLOWS, export_flow
-from planner.exporters.verl_checks import in_workers, merged, on_gpus, placement_gaps
+from planner.exporters.flow_target import merged, on_gpus
+from planner.exporters.verl import FLOW, TARGET, WORKFLOWS, export_flow
+from planner.exporters.verl_checks import in_workers, placement_gaps
 from profiles.errors import SpecError
 from profiles.units import GIB
 from tests.command import Command, command_line
@@ -221,9 +221,9 @@ def test_the_plan_written_is_the_answer_with_the_pins_it_names() -> None:
 def test_a_layout_that_one_call_alone_has_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inference may have stages that training has not; the next layout is tried, no pin that nobody gave is blamed."""
     expected = plan_of(asked("ppo", "qwen2.5-1.5b", "2x8xH100-80GB", mode="hybrid"))
-    likely = flow_api.other_pins
     nowhere = {"actor_train": {"pipeline_parallel": 11}}
-    monkeypatch.setattr(flow_api, "other_pins", lambda *given: [nowhere, *likely(*given)])
+    more = replace(FLOW, other_pins=lambda *given: [nowhere, *FLOW.other_pins(*given)])
+    monkeypatch.setattr("planner.exporters.verl.FLOW", more)
     again = export_dataflow("ppo", "qwen2.5-1.5b", "2x8xH100-80GB", format="verl", mode="hybrid", **SMALL)
     assert plan_of(again).steady_s == expected.steady_s
 

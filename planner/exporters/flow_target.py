@@ -1,0 +1,165 @@
+"""What all exports of workflows share: a plan's calls on GPUs, pins of theirs, and how a target says what it runs."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from costmodels.plan import ExecutionPlan
+from planner.dataflow.flow_pins import CallPin, column_word
+from planner.dataflow.flow_request import FlowRequest
+from planner.dataflow.flow_results import CallPlan, FlowPlan
+from planner.exporters.exported import Exported, Gap, Target
+from planner.flow_phrases import gpu_range, layout_label, machines_label
+from planner.phrases import seconds
+from planner.pins import ALIASES
+from profiles.engines import find_engine
+from profiles.model import ModelSpec
+
+REWARD = "reward_inf"
+DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel")
+EXPERT_DEGREES = ("expert_parallel", "expert_tensor_parallel")
+ENDS = ("first_stage_layers", "last_stage_layers")
+_REPOSITORY = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/")
+
+Pins = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowTarget:
+    """A framework that runs workflows.
+
+    Attributes:
+        target: Its name and versions.
+        workflows: Those it runs.
+        one_pool: Whether all calls share one pool of GPUs, so that it runs none where generation is apart.
+        export: The launch of a plan, with sentences about it.
+        placement_gaps: What of meshes, layouts and micro-batches of a plan it cannot express.
+        bases: Modes to ask again in, each with what engines and trainers must have whatever the layout.
+        other_pins: Sets of pins that make a plan one that can be expressed, likely ones first, of answers that cannot
+            in a mode with the pins of its base.
+        further_pins: Ways to pin more of an answer in which ``further`` alone is in the way.
+        further: Plan columns that are then pinned.
+    """
+
+    target: Target
+    workflows: tuple[str, ...]
+    one_pool: bool
+    export: Callable[[FlowRequest, FlowPlan, Sequence[str]], Exported]
+    placement_gaps: Callable[[FlowRequest, FlowPlan], tuple[Gap, ...]]
+    bases: Callable[[FlowRequest, FlowPlan], list[tuple[str, Pins]]]
+    other_pins: Callable[[FlowRequest, Iterable[FlowPlan], str, Pins], list[Pins]]
+    further_pins: Callable[[FlowRequest, FlowPlan], list[Pins]]
+    further: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A call that runs on GPUs.
+
+    Attributes:
+        call: The call.
+        layout: Its plan.
+    """
+
+    call: CallPlan
+    layout: ExecutionPlan
+
+    @property
+    def whole_micro_batch(self) -> int:
+        """The largest micro-batch up to that planned that divides a rank's sequences of one optimizer step."""
+        per_rank = max(self.call.sequences // self.call.mini_batches // self.layout.data_parallel, 1)
+        return max(size for size in range(1, self.layout.micro_batch_size + 1) if per_rank % size == 0)
+
+    @property
+    def attention_groups(self) -> int:
+        """Groups of an engine's replica that attend to sequences of their own and share experts."""
+        return max(self.layout.expert_parallel // self.layout.tensor_parallel, 1)
+
+    @property
+    def gpus(self) -> tuple[int, int]:
+        """First GPU, and one past the last."""
+        return self.call.first_gpu, self.call.first_gpu + self.call.num_gpus
+
+
+def on_gpus(plan: FlowPlan) -> dict[str, Placed]:
+    """Calls that are no services beside the GPUs, by name."""
+    return {call.name: Placed(call=call, layout=call.plan) for call in plan.calls if call.plan is not None}
+
+
+def has_experts(request: FlowRequest, item: Placed) -> bool:
+    """Whether the model of a call has experts."""
+    return request.models[item.call.role].moe is not None
+
+
+def merged(given: Mapping[str, Mapping[str, Any]], more: Mapping[str, Mapping[str, Any]]) -> Pins | None:
+    """Pins of the user with others beside them; None where they contradict each other."""
+    found = {
+        call: {ALIASES.get(str(key), str(key)): value for key, value in pins.items()} for call, pins in given.items()
+    }
+    for call, pins in more.items():
+        for column, value in pins.items():
+            if found.setdefault(call, {}).setdefault(column, value) != value:
+                return None
+    return found
+
+
+def pin_options(pins: Mapping[str, CallPin]) -> list[str]:
+    """Pins as options of the command line."""
+    return [f"--pin {call}.{name}={value}" for call, pin in pins.items() for name, value in _words(pin)]
+
+
+def _words(pin: CallPin) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    if pin.num_gpus is not None:
+        place = str(pin.num_gpus) if pin.first_gpu is None else gpu_range(pin.first_gpu, pin.num_gpus)
+        found.append(("gpus", f"{place}-{place}" if pin.first_gpu is not None and pin.num_gpus == 1 else place))
+    if pin.engine is not None:
+        found.append(("engine", pin.engine))
+    return found + [(column, column_word(column, value)) for column, value in pin.columns.items()]
+
+
+def about(request: FlowRequest, plan: FlowPlan) -> str:
+    """The plan in words: workflow, machines, seconds per iteration, layout of every call."""
+    lead = request.models[request.graph.roles[0].name].name
+    words = f"{request.graph.name}, {lead} on {machines_label(request.cluster, plan.num_gpus)}"
+    layouts = [f"{name} {layout_label(item.layout)}" for name, item in on_gpus(plan).items()]
+    return f"{words}: {seconds(plan.steady_s)} per iteration; {', '.join(layouts)}"
+
+
+def longest_response(request: FlowRequest) -> int:
+    """Tokens of the longest response, rounded up."""
+    return math.ceil(request.output.most)
+
+
+def responses(request: FlowRequest) -> int:
+    """Responses per prompt that are trained on."""
+    return int(request.graph.call("actor_train").factor)
+
+
+def memory_share(request: FlowRequest, item: Placed) -> float:
+    """Share of a GPU's memory that an engine may take for what the plan has of it, in hundredths, rounded up."""
+    device = request.cluster.groups[0].device
+    held = item.call.static_bytes + item.call.active_bytes
+    if item.call.engine == "sglang":  # whose share is of weights and cache, graphs and context beside them
+        engine = find_engine(item.call.engine)
+        held -= engine.graph_bytes + engine.context_bytes
+    return min(math.ceil(held / device.reported_memory_bytes * 100) / 100, 0.99)
+
+
+def prefill_tokens(item: Placed, running: int) -> int:
+    """Most tokens of an engine's step: those of its prompts, or one of each sequence that runs."""
+    return max(find_engine(item.call.engine).prefill_tokens, running)
+
+
+def node_counts(request: FlowRequest, plan: FlowPlan) -> tuple[int, int]:
+    """Nodes, and GPUs of each."""
+    each = min(request.cluster.groups[0].node.devices_per_node, plan.num_gpus)
+    return plan.num_gpus // each, each
+
+
+def checkpoint(model: ModelSpec) -> str:
+    """Name on the Hugging Face hub that a model's figures were read from; empty where they were not."""
+    found = _REPOSITORY.match(model.source)
+    return found[1] if found else ""
