@@ -99,10 +99,19 @@ def merged(given: Mapping[str, Mapping[str, Any]], more: Mapping[str, Mapping[st
         call: {ALIASES.get(str(key), str(key)): value for key, value in pins.items()} for call, pins in given.items()
     }
     for call, pins in more.items():
+        held = found.setdefault(call, {})
         for column, value in pins.items():
-            if found.setdefault(call, {}).setdefault(column, value) != value:
+            if column == "gpus" and str(held.get(column)) == str(_count(value)):
+                held[column] = value  # where so many GPUs are
+            if held.setdefault(column, value) != value:
                 return None
     return found
+
+
+def _count(gpus: str | int) -> int:
+    """GPUs of a range, as they are pinned."""
+    first, _, last = str(gpus).partition("-")
+    return int(last) - int(first) + 1 if last else int(first)
 
 
 def pin_options(pins: Mapping[str, CallPin]) -> list[str]:

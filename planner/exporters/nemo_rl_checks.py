@@ -313,14 +313,16 @@ def _together(*sets: Pins) -> Pins:
 
 
 def _mesh_pins(request: FlowRequest, plan: FlowPlan, mode: str) -> list[Pins]:
-    """Pools that go with what a plan has: a GPU of the one node to part them at, or the ends of a node around it."""
+    """Pools that go with what a plan has: parted where it is, one GPU or node beside that, or in the middle."""
     if mode == COLOCATED:
         return [{}]
     total, each = request.cluster.num_devices, request.cluster.groups[0].node.devices_per_node
     engine, lead = on_gpus(plan)[GENERATION].gpus, trained(plan).gpus
     size = each if total > each else 1
-    ends = [end for end in (engine[1], lead[0]) if 0 < end < total] or [total // 2]
-    cuts = [cut for end in ends for cut in (end // size * size, -(-end // size) * size) if 0 < cut < total]
+    ends = [end for end in (engine[1], lead[0]) if 0 < end < total]
+    near = [cut for end in ends for cut in (end // size * size, -(-end // size) * size)]
+    beside = [cut + step for cut in near for step in (size, -size)]
+    cuts = [cut for cut in (*near, total // 2 // size * size, *beside) if 0 < cut < total]
     return [
         {name: {"gpus": f"{cut}-{total - 1}"} for name in in_workers(plan)} | {GENERATION: {"gpus": f"0-{cut - 1}"}}
         for cut in dict.fromkeys(cuts)

@@ -79,11 +79,12 @@ WORKFLOW: dict[str, Any] = {
 }
 
 
-def test_the_plan_of_a_workflow_is_written(client: TestClient) -> None:
-    response = client.post("/export", json=WORKFLOW)
+@pytest.mark.parametrize("form", FLOW_FORMATS)
+def test_the_plan_of_a_workflow_is_written(client: TestClient, form: str) -> None:
+    response = client.post("/export", json=WORKFLOW | {"format": form})
     assert response.status_code == 200
     jsonschema_rs.validate(flow_export_schema(), response.json())
-    result = planner.export_dataflow(**WORKFLOW, allow_files=False)
+    result = planner.export_dataflow(**WORKFLOW | {"format": form}, allow_files=False)
     assert response.json() == json.loads(json.dumps(planner.to_document(result)))
 
 

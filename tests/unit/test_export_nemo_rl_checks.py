@@ -8,9 +8,15 @@ import pytest
 from costmodels.plan import ContextKind, ExecutionPlan, Recompute
 from planner.dataflow.flow_results import FlowPlan
 from planner.exporters.flow_api import FlowExportResult, export_dataflow
+from planner.exporters.flow_target import merged
 from planner.exporters.nemo_rl_checks import placement_gaps
 from profiles.errors import SpecError
 from tests.nemo_rl import OUTSIDE, PIPELINE, SMALL, grpo, plan_of, with_layout
+
+
+def test_a_number_of_gpus_and_a_range_of_so_many_agree() -> None:
+    for given, both in ((8, {"actor_gen": {"gpus": "0-7"}}), ("0-7", {"actor_gen": {"gpus": "0-7"}}), (4, None)):
+        assert merged({"actor_gen": {"gpus": given}}, {"actor_gen": {"gpus": "0-7"}}) == both
 
 
 def fields(result: FlowExportResult, plan: FlowPlan) -> list[str]:
