@@ -39,7 +39,7 @@ _MODULES = {
     "nanotron": "nanotron",
 }
 FORMATS = tuple(_MODULES)
-FLOW_FORMATS = ("verl", "nemo-rl")  # of workflows: ``planner.exporters.flow_api``
+FLOW_FORMATS = ("verl", "nemo-rl", "openrlhf")  # of workflows: ``planner.exporters.flow_api``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

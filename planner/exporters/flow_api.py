@@ -5,7 +5,7 @@ in the way, the question is asked again in the ways the target places calls, wit
 the fastest of those answers is taken, which the script says.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -161,16 +161,12 @@ def _again(
     for mode, base in target.bases(request, first):
         asked = {**settings, "mode": mode}
         free = _solved(question, asked, base)
-        gaps = () if free is None else target.placement_gaps(*free.parts)
-        if free is None or any(gap.field.rpartition(".")[2] not in target.further for gap in gaps):
+        if free is not None:
+            best = _better(question, asked, target, free, best)
+        if free is None or (_beats(free, best) and not _helped(target, free, target.further)):
             plans = [first] if free is None else [free.plan, first]
-            sets = target.other_pins(request, plans, mode, base)
-            answers: Iterable[_Answer | None] = (_solved(question, asked, pins) for pins in sets)
-        else:
-            answers = [free]
-        if free is None or _beats(free, best):  # what is pinned further takes no less
-            for answer in answers:
-                best = _better(question, asked, target, answer, best)
+            for pins in target.other_pins(request, plans, mode, base):
+                best = _better(question, asked, target, _solved(question, asked, pins), best)
     return best
 
 
@@ -184,10 +180,9 @@ def _better(
     """The best so far, or an answer that is faster and expressed; with more pinned of it where that is in the way."""
     if answer is None or not _beats(answer, best):
         return best
-    gaps = target.placement_gaps(*answer.parts)
-    if not gaps:
+    if not target.placement_gaps(*answer.parts):
         return answer
-    if any(gap.field.rpartition(".")[2] not in target.further for gap in gaps):
+    if not _helped(target, answer, (*target.further, *target.eased)):
         return best
     pinned = {name: dict(pin.columns) | _place(pin) for name, pin in answer.flow.request.pins.items()}
     for pins in target.further_pins(*answer.parts):
@@ -195,6 +190,11 @@ def _better(
         if found is not None and _beats(found, best) and not target.placement_gaps(*found.parts):
             best = found
     return best
+
+
+def _helped(target: FlowTarget, answer: _Answer, columns: tuple[str, ...]) -> bool:
+    """Whether nothing but some columns is in the way."""
+    return all(gap.field.rpartition(".")[2] in columns for gap in target.placement_gaps(*answer.parts))
 
 
 def _beats(answer: _Answer, best: _Answer | None) -> bool:

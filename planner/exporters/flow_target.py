@@ -8,7 +8,7 @@ from typing import Any
 
 from costmodels.plan import ExecutionPlan
 from planner.dataflow.flow_pins import CallPin, column_word
-from planner.dataflow.flow_request import FlowRequest
+from planner.dataflow.flow_request import COLOCATED, FlowRequest
 from planner.dataflow.flow_results import CallPlan, FlowPlan
 from planner.exporters.exported import Exported, Gap, Target
 from planner.flow_phrases import gpu_range, layout_label, machines_label
@@ -17,7 +17,7 @@ from planner.pins import ALIASES
 from profiles.engines import find_engine
 from profiles.model import ModelSpec
 
-REWARD = "reward_inf"
+GENERATION, REWARD = "actor_gen", "reward_inf"
 DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel")
 EXPERT_DEGREES = ("expert_parallel", "expert_tensor_parallel")
 ENDS = ("first_stage_layers", "last_stage_layers")
@@ -41,6 +41,7 @@ class FlowTarget:
             in a mode with the pins of its base.
         further_pins: Ways to pin more of an answer in which ``further`` alone is in the way.
         further: Plan columns that are then pinned.
+        eased: Fields that such pins may ease, where other layouts may, too.
     """
 
     target: Target
@@ -52,6 +53,7 @@ class FlowTarget:
     other_pins: Callable[[FlowRequest, Iterable[FlowPlan], str, Pins], list[Pins]]
     further_pins: Callable[[FlowRequest, FlowPlan], list[Pins]]
     further: tuple[str, ...] = ()
+    eased: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,39 @@ def _count(gpus: str | int) -> int:
     """GPUs of a range, as they are pinned."""
     first, _, last = str(gpus).partition("-")
     return int(last) - int(first) + 1 if last else int(first)
+
+
+def together(*sets: Pins) -> Pins:
+    """Pins of several sets, the later ones in the place of earlier ones."""
+    found: Pins = {}
+    for pins in sets:
+        for name, columns in pins.items():
+            found[name] = found.get(name, {}) | columns
+    return found
+
+
+def pool_pins(request: FlowRequest, plan: FlowPlan, mode: str, *, lead: Placed, names: Sequence[str]) -> list[Pins]:
+    """Pools that go with what a plan has: parted where it is, one GPU or node beside that, or in the middle.
+
+    Args:
+        request: The question.
+        plan: The plan.
+        mode: How calls are placed; colocated, all have all GPUs.
+        lead: The call that trains.
+        names: Calls on its GPUs; generation has the others.
+    """
+    if mode == COLOCATED:
+        return [{}]
+    total, each = request.cluster.num_devices, request.cluster.groups[0].node.devices_per_node
+    size = each if total > each else 1
+    ends = [end for end in (on_gpus(plan)[GENERATION].gpus[1], lead.gpus[0]) if 0 < end < total]
+    near = [cut for end in ends for cut in (end // size * size, -(-end // size) * size)]
+    beside = [cut + step for cut in near for step in (size, -size)]
+    cuts = [cut for cut in (*near, total // 2 // size * size, *beside) if 0 < cut < total]
+    return [
+        {name: {"gpus": f"{cut}-{total - 1}"} for name in names} | {GENERATION: {"gpus": f"0-{cut - 1}"}}
+        for cut in dict.fromkeys(cuts)
+    ]
 
 
 def pin_options(pins: Mapping[str, CallPin]) -> list[str]:

@@ -19,6 +19,7 @@ from planner.dataflow.holdings import ALL_OUT, HOLDING_NAMES, RESIDENT, STATES_O
 from planner.dataflow.rollouts import IN_FLIGHT
 from planner.exporters.exported import SCRIPT, Exported, Target, comment, scripted, written_for
 from planner.exporters.flow_target import (
+    GENERATION,
     FlowTarget,
     Placed,
     about,
@@ -35,7 +36,6 @@ from planner.exporters.megatron_model import recomputation
 from planner.exporters.nemo_rl_checks import (
     ENGINE,
     FURTHER,
-    GENERATION,
     PAIRS,
     bases,
     further_pins,

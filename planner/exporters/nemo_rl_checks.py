@@ -26,17 +26,19 @@ from planner.exporters.flow_target import (
     DEGREES,
     ENDS,
     EXPERT_DEGREES,
+    GENERATION,
     REWARD,
     Pins,
     Placed,
     has_experts,
     on_gpus,
+    pool_pins,
+    together,
 )
 from planner.lora import linear_targets
 from planner.rules.base import MEGATRON
 
 ENGINE = "vllm"
-GENERATION = "actor_gen"
 PAIRS = ("dpo", "rm")  # whose batches and micro-batches are of pairs
 FURTHER = ("micro_batch_size", "recompute", "tensor_parallel_overlap")
 _ALIKE_FROM = 4  # tensor-parallel ranks from which on training and log-probabilities must have one micro-batch
@@ -293,40 +295,15 @@ def other_pins(request: FlowRequest, plans: Iterable[FlowPlan], mode: str, base:
     """Sets of pins that make a plan one that can be expressed, likely ones first."""
     found: list[Pins] = []
     for plan in plans:
-        for meshes in _mesh_pins(request, plan, mode):
+        for meshes in pool_pins(request, plan, mode, lead=trained(plan), names=[*in_workers(plan)]):
             ways: list[Pins] = []
             for item in sorted(in_workers(plan).values(), key=lambda item: -item.call.time_s):
                 layout = tied(request, plan, item.layout)
-                way = _together(base, meshes, layout)
+                way = together(base, meshes, layout)
                 if way not in (*ways, *found):
                     ways.append(way)
             found += ways[:_MOST_LAYOUTS]
     return found
-
-
-def _together(*sets: Pins) -> Pins:
-    found: Pins = {}
-    for pins in sets:
-        for name, columns in pins.items():
-            found[name] = found.get(name, {}) | columns
-    return found
-
-
-def _mesh_pins(request: FlowRequest, plan: FlowPlan, mode: str) -> list[Pins]:
-    """Pools that go with what a plan has: parted where it is, one GPU or node beside that, or in the middle."""
-    if mode == COLOCATED:
-        return [{}]
-    total, each = request.cluster.num_devices, request.cluster.groups[0].node.devices_per_node
-    engine, lead = on_gpus(plan)[GENERATION].gpus, trained(plan).gpus
-    size = each if total > each else 1
-    ends = [end for end in (engine[1], lead[0]) if 0 < end < total]
-    near = [cut for end in ends for cut in (end // size * size, -(-end // size) * size)]
-    beside = [cut + step for cut in near for step in (size, -size)]
-    cuts = [cut for cut in (*near, total // 2 // size * size, *beside) if 0 < cut < total]
-    return [
-        {name: {"gpus": f"{cut}-{total - 1}"} for name in in_workers(plan)} | {GENERATION: {"gpus": f"0-{cut - 1}"}}
-        for cut in dict.fromkeys(cuts)
-    ]
 
 
 def further_pins(request: FlowRequest, plan: FlowPlan) -> list[Pins]:
@@ -336,4 +313,4 @@ def further_pins(request: FlowRequest, plan: FlowPlan) -> list[Pins]:
         return [sizes] if sizes else []
     ways = (Recompute.FULL, Recompute.SELECTIVE, Recompute.NONE)
     kept = [way for way in ways if way != Recompute.SELECTIVE or request.stack.framework == MEGATRON]
-    return [_together(sizes, {item.call.name: {"recompute": int(way)}}) for way in kept]
+    return [together(sizes, {item.call.name: {"recompute": int(way)}}) for way in kept]
