@@ -288,7 +288,7 @@ class SavedExportRequest(SavedBody):
 class WorkflowExportRequest(WorkflowRequest):
     """Ask for the launch script of a framework that runs a workflow."""
 
-    format: Literal["verl", "nemo-rl"] = Field(description="The target.", examples=["verl"])
+    format: Literal["verl", "nemo-rl", "openrlhf"] = Field(description="The target.", examples=["verl"])
     allow_partial: bool = Field(
         default=False, description="Leave out what the target cannot express, and list it under `unsupported`."
     )

@@ -27,7 +27,9 @@ _MAX_BYTES = 1 << 26
 
 _option = partial(option, panel=_PANEL)
 
-_FORMATS = "megatron-lm, megatron-bridge, deepspeed, torchtitan, accelerate or nanotron; with --job verl or nemo-rl."
+_FORMATS = (
+    "megatron-lm, megatron-bridge, deepspeed, torchtitan, accelerate or nanotron; with --job verl, nemo-rl or openrlhf."
+)
 Format = Annotated[str, _option("--format", _FORMATS)]
 Plan = Annotated[Path | None, _option("--plan", "Take the plan from an answer saved with --json instead.")]
 Rank = Annotated[int | None, _option("--rank", "Which plan of that answer (1).")]

@@ -19,7 +19,7 @@ _FIELDS = {name: "--" + name.replace("_", "-") for name in _SAME} | _OTHERS
 _VALUES = {
     r"tp|pp|dp|cp|ep|etp|vpp|zero|hsdp|generate|staleness|micro-batch": r"\d",
     "framework": r"(?:megatron|deepspeed|fsdp|nanotron|hugging|hf|alpa|paxml|pytorch)",
-    "format": r"(?:megatron|deepspeed|torchtitan|accelerate|nanotron|verl|nemo)",
+    "format": r"(?:megatron|deepspeed|torchtitan|accelerate|nanotron|verl|nemo|openrlhf)",
     "task": r"(?:pretrain|full|lora|qlora)\b",
     "precision": r"(?:fp|tf|bf|mxfp|nvfp)\d",
     "optimizer": r"(?:adamw|adafactor|sgd)",
