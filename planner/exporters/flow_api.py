@@ -15,7 +15,7 @@ from planner.dataflow.flow_request import ASYNC, DISAGGREGATED, FlowRequest, Gra
 from planner.dataflow.flow_results import FlowPlan, FlowResult
 from planner.dataflow.presets import preset_name
 from planner.exporters.api import FLOW_FORMATS
-from planner.exporters.exported import Exported, Gap
+from planner.exporters.exported import Exported, Gap, Target
 from planner.exporters.flow_target import FlowTarget, Pins, merged, pin_options
 from planner.machines import ClusterInput
 from planner.phrases import seconds
@@ -108,6 +108,7 @@ def export_dataflow(
     if request.stack.name not in stacks:
         problem = f"plans for {request.stack.name} are not plans for {target.target.title}"
         raise SpecError("framework", problem, f"framework {' or '.join(stacks)}")
+    _refuse(target.target, () if allow_partial else target.question_gaps(request))
     if first.plan is None:
         return FlowExportResult(format=format, flow=first, exported=None)
     gaps = target.placement_gaps(request, first.plan)
@@ -237,9 +238,18 @@ def _checked(exported: Exported, allow_partial: bool) -> Exported:
     Raises:
         SpecError: For the first setting that the target cannot express, naming the others.
     """
-    if exported.unsupported and not allow_partial:
-        first, *others = exported.unsupported
-        also = f"; nor {', '.join(gap.field for gap in others)}" if others else ""
-        problem = f"{exported.target.title} cannot express it: {first.problem}{also}"
-        raise SpecError(first.field, problem, "; or ".join(filter(None, (first.hint, "allow_partial"))))
+    _refuse(exported.target, () if allow_partial else exported.unsupported)
     return exported
+
+
+def _refuse(target: Target, gaps: tuple[Gap, ...]) -> None:
+    """Refuse what a target cannot express, if there is anything.
+
+    Raises:
+        SpecError: For the first setting, naming the others.
+    """
+    if gaps:
+        first, *others = gaps
+        also = f"; nor {', '.join(gap.field for gap in others)}" if others else ""
+        problem = f"{target.title} cannot express it: {first.problem}{also}"
+        raise SpecError(first.field, problem, "; or ".join(filter(None, (first.hint, "allow_partial"))))

@@ -35,6 +35,7 @@ class FlowTarget:
         workflows: Those it runs.
         one_pool: Whether all calls share one pool of GPUs, so that it runs none where generation is apart.
         export: The launch of a plan, with sentences about it.
+        question_gaps: What of a question it cannot express, whatever the plan.
         placement_gaps: What of meshes, layouts and micro-batches of a plan it cannot express.
         bases: Modes to ask again in, each with what engines and trainers must have whatever the layout.
         other_pins: Sets of pins that make a plan one that can be expressed, likely ones first, of answers that cannot
@@ -48,6 +49,7 @@ class FlowTarget:
     workflows: tuple[str, ...]
     one_pool: bool
     export: Callable[[FlowRequest, FlowPlan, Sequence[str]], Exported]
+    question_gaps: Callable[[FlowRequest], tuple[Gap, ...]]
     placement_gaps: Callable[[FlowRequest, FlowPlan], tuple[Gap, ...]]
     bases: Callable[[FlowRequest, FlowPlan], list[tuple[str, Pins]]]
     other_pins: Callable[[FlowRequest, Iterable[FlowPlan], str, Pins], list[Pins]]

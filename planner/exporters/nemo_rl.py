@@ -309,6 +309,7 @@ FLOW = FlowTarget(
     workflows=tuple(_SCRIPTS),
     one_pool=False,
     export=export_flow,
+    question_gaps=question_gaps,
     placement_gaps=placement_gaps,
     bases=bases,
     other_pins=other_pins,

@@ -256,17 +256,18 @@ def bases(request: FlowRequest, plan: FlowPlan) -> list[tuple[str, Pins]]:
 def other_pins(request: FlowRequest, plans: Iterable[FlowPlan], mode: str, base: Pins) -> list[Pins]:
     """Sets of pins that make a plan one that can be expressed, likely ones first.
 
-    Layouts are those of the plans' calls, and with the first division of the GPUs more tensor-parallel ones: weights
-    that nothing takes away want ranks to share them.
+    Layouts are those of the plans' calls, and of the first with its first division of the GPUs more tensor-parallel
+    ones: weights that nothing takes away want ranks to share them.
     """
     found: list[Pins] = []
     for plan in plans:
+        first = not found
         workers = in_workers(plan)
         layouts = [item.layout for item in sorted(workers.values(), key=lambda item: -item.call.time_s)][:_MOST_LAYOUTS]
         wider = [replace(workers["actor_train"].layout, tensor_parallel=degree) for degree in _WIDER]
         pools = pool_pins(request, plan, mode, lead=workers["actor_train"], names=[*workers])
         for number, meshes in enumerate(pools):
-            for layout in layouts if number else [*layouts, *wider]:
+            for layout in [*layouts, *wider] if first and not number else layouts:
                 way = together(tied(plan, layout), base, meshes)
                 found += [way] if way not in found else []
     return found

@@ -296,6 +296,7 @@ FLOW = FlowTarget(
     workflows=WORKFLOWS,
     one_pool=True,
     export=export_flow,
+    question_gaps=question_gaps,
     placement_gaps=placement_gaps,
     bases=bases,
     other_pins=other_pins,

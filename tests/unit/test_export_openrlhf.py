@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import planner
 from costmodels.plan import Recompute
 from planner.dataflow.flow_results import FlowPlan
 from planner.exporters.exported import Exported
@@ -142,17 +143,19 @@ def test_weights_that_stay_on_the_gpus_need_room() -> None:
 
 
 def test_frozen_weights_wait_on_the_host_where_they_are_sharded() -> None:
-    result = asked("ppo", "qwen2.5-1.5b", "8xH100-80GB", json.dumps({"old_logprobs": True}), mode="colocated")
-    plan = with_layout(with_layout(plan_of(result), "train", zero_stage=3), "inference", zero_stage=3)
+    given = SMALL | {"settings": {"old_logprobs": True}, "mode": "colocated", "framework": "deepspeed"}
+    result = planner.plan_dataflow("ppo", "qwen2.5-1.5b", "8xH100-80GB", **given)
+    assert result.plan is not None
+    plan = with_layout(with_layout(result.plan, "train", zero_stage=3), "inference", zero_stage=3)
     away = {"ref_inf", "reward_inf"}
     calls = [replace(call, holding="fetched") if call.name in away else call for call in plan.calls]
-    sharded = options(export_flow(result.flow.request, replace(plan, calls=tuple(calls))))
+    sharded = options(export_flow(result.request, replace(plan, calls=tuple(calls))))
     assert {"--ref.offload", "--reward.offload"} <= sharded.keys()
     assert sharded["--ds.zero_stage"] == "3"
     whole = with_layout(
         with_layout(replace(plan, calls=tuple(calls)), "train", zero_stage=2), "inference", zero_stage=0
     )
-    exported = export_flow(result.flow.request, whole)
+    exported = export_flow(result.request, whole)
     assert not {"--ref.offload", "--reward.offload"} & options(exported).keys()
     told = [words for words in exported.left_to_you if words.startswith("16-bit weights of")]
     assert len(told) == 1
@@ -160,7 +163,7 @@ def test_frozen_weights_wait_on_the_host_where_they_are_sharded() -> None:
 
 
 def test_a_critic_has_the_actor_s_gpus_and_layout() -> None:
-    result = asked("ppo", "qwen2.5-1.5b", "8xH100-80GB", json.dumps({"old_logprobs": True}))
+    result = asked("ppo", "qwen2.5-1.5b", "8xH100-80GB", json.dumps({"old_logprobs": True}), mode="colocated")
     found, calls = written(result), on_gpus(plan_of(result))
     assert found["--algo.advantage.estimator"] == "gae"
     assert found["--critic.num_gpus_per_node"] == found["--reward.num_gpus_per_node"] == "8"
