@@ -72,6 +72,9 @@ def check_names(where: str, found: dict[str, Any]) -> None:
             check_names(f"{where}.{name}".lstrip("."), value)
 
 
+OVERLAPPED = {"grad_reduce_in_fp32": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
+
+
 def test_a_whole_file() -> None:
     """Groups of 8 on 64 prompts; two stages on four GPUs, engines of two."""
     result = grpo(mode="colocated", pins=PIPELINE)
@@ -104,11 +107,7 @@ def test_a_whole_file() -> None:
                 "num_layers_in_last_pipeline_stage": None,
                 "activation_checkpointing": False,
                 "optimizer": {"use_distributed_optimizer": True},
-                "distributed_data_parallel_config": {
-                    "grad_reduce_in_fp32": True,
-                    "overlap_grad_reduce": True,
-                    "overlap_param_gather": True,
-                },
+                "distributed_data_parallel_config": OVERLAPPED,
             },
             "dynamic_batching": {"enabled": False},
             "sequence_packing": {
