@@ -23,7 +23,7 @@ from planner.sizes import KindSizes, Size, SizingResult
 
 CONVENTIONS = {
     "sizes": "the fastest plan that fits at each size looked at; a null estimate where none does",
-    "fewest": "num_devices of the smallest size on which a plan fits",
+    "fewest": "num_devices of the smallest size on which a plan is likely to live, or where none is, fits",
     "cheapest": "num_devices of the size that takes the least device time for a useful token",
     "cheapest of all": "the least dollars for a token: kind by its place, of several that all have a price",
     "in_time": "num_devices of the smallest size whose run takes at most days",

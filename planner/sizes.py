@@ -40,7 +40,8 @@ class Size:
         batch: Sequences per step there.
         best: The fastest plan that is likely to live, of all that fit where none is or it takes twice as long; None
             when none fits.
-        nearest_bytes: Then the least that the fullest device of a plan would hold; None when no plan is legal.
+        likely: Whether that runs out of memory no more often than was asked for.
+        nearest_bytes: Where none fits, the least that the fullest device of a plan would hold; None if none is legal.
         warnings: What to know before trusting the plan.
     """
 
@@ -48,6 +49,7 @@ class Size:
     num_nodes: int
     batch: int
     best: PlanEstimate | None
+    likely: bool
     nearest_bytes: float | None
     warnings: tuple[Note, ...]
 
@@ -73,19 +75,19 @@ class KindSizes:
 
     @property
     def fewest(self) -> Size | None:
-        """The smallest size on which a plan fits."""
-        return next((size for size in self.sizes if size.best is not None), None)
+        """The smallest size on which a plan is likely to live, or where none is on any, fits."""
+        return next(iter(_answers(self.sizes)), None)
 
     @property
     def cheapest(self) -> Size | None:
         """The size that takes the least device time for a token; of equals the larger, which is done earlier."""
-        fitting = [size for size in self.sizes if size.best is not None]
-        return min(fitting, key=lambda size: (size.device_seconds_per_token, -size.num_devices), default=None)
+        sizes = _answers(self.sizes)
+        return min(sizes, key=lambda size: (size.device_seconds_per_token, -size.num_devices), default=None)
 
     @property
     def in_time(self) -> Size | None:
         """The smallest size that is done in ``days``."""
-        return next((size for size in self.sizes if _done_in(size, self.days)), None)
+        return next((size for size in _answers(self.sizes) if _done_in(size, self.days)), None)
 
     def usd_per_token(self, size: Size) -> float:
         """Dollars for a useful token, at the price of this kind; infinite without one."""
@@ -133,7 +135,7 @@ class SizingResult:
     @property
     def cheapest_in_time(self) -> tuple[KindSizes, Size] | None:
         """The same among sizes that are done in ``days``."""
-        return self._least(lambda kind: [size for size in kind.sizes if _done_in(size, kind.days)])
+        return self._least(lambda kind: [size for size in _answers(kind.sizes) if _done_in(size, kind.days)])
 
     def _least(self, sizes: Callable[[KindSizes], Iterable[Size | None]]) -> tuple[KindSizes, Size] | None:
         if len(self.kinds) < 2 or any(kind.request.price is None for kind in self.kinds):
@@ -229,10 +231,10 @@ def _kind(
             look_at(between)
 
     look_at(_doubling(whole, unit))
-    close_in(lambda size: size.best is not None)
+    close_in(lambda size: size in _answers(known.values()))
     look_at(_beside_cheapest(whole, unit, known))
     if days is not None:
-        close_in(lambda size: _done_in(size, days))
+        close_in(lambda size: size in _answers(known.values()) and _done_in(size, days))
     return KindSizes(request=request, sizes=tuple(known[size] for size in sorted(known)), days=days)
 
 
@@ -333,9 +335,16 @@ def _size(model: ModelInput, cluster: ClusterSpec, job: JobInput, pins: PinsInpu
         num_nodes=cluster.num_nodes,
         batch=request.job.global_batch_size,
         best=best,
+        likely=best is not None and best.oom_probability < request.max_oom_risk,
         nearest_bytes=nearest,
         warnings=warnings_about(request, best),
     )
+
+
+def _answers(sizes: Iterable[Size]) -> list[Size]:
+    """Sizes on which a plan is likely to live, or where none is on any, on which one fits."""
+    fitting = [size for size in sizes if size.best is not None]
+    return [size for size in fitting if size.likely] or fitting
 
 
 def _done_in(size: Size, days: float | None) -> bool:
