@@ -151,6 +151,7 @@ def _alone(request: Request, batch: PlanBatch, rejected: Mapping[str, int]) -> P
         peak_memory_bytes=np.asarray([answer.peak_memory_bytes for answer in answers]),
         host_memory_bytes=np.asarray([answer.host_memory_bytes for answer in answers]),
         fits=np.asarray([answer.fits for answer in answers]),
+        likely=np.asarray([answer.fits and answer.oom_probability < request.max_oom_risk for answer in answers]),
     )
     return _result("estimate", request, priced, answers, dict(rejected) | memory_rejections(priced, context))
 
@@ -283,8 +284,8 @@ def _riskier(request: Request, priced: Priced, answers: list[PlanEstimate]) -> P
 
 
 def _risk_notes(request: Request, priced: Priced) -> tuple[Note, ...]:
-    """Says so where all plans that fit are ranked though not all are likely to live."""
-    if priced.likely is None or not priced.fits.any() or not (priced.ranked & ~priced.likely).any():
+    """Says so where all plans that fit are ranked though not all are likely to live; a single one tells its own."""
+    if len(priced) == 1 or priced.likely is None or not (priced.ranked & ~priced.likely).any():
         return ()
     most = percent(request.max_oom_risk)
     if priced.likely.any():

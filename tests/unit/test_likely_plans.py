@@ -129,10 +129,21 @@ def test_where_none_is_likely_all_that_fit_are_ranked() -> None:
     assert "GiB? runs out" in text_of(result)
 
 
+def test_a_plan_that_is_given_whole_is_counted_by_its_risk(daring: PlanResult) -> None:
+    """Its risk is told, and there is nothing to rank it among."""
+    assert daring.best is not None
+    assert daring.best.oom_probability > 0.05
+    for most in (0.05, daring.best.oom_probability + 0.01):
+        alone = planner.estimate(**TIGHT, plan=daring.best.plan, max_oom_risk=most)
+        assert alone.best is not None
+        assert alone.best.oom_probability == pytest.approx(daring.best.oom_probability)
+        assert (alone.fitting, alone.likely) == (1, int(most > 0.05))
+        assert not [note for note in alone.warnings if note.code == "at_risk"]
+
+
 def test_plans_that_are_far_slower_are_no_answer() -> None:
     """Kimi K2 on 72 B300: 23 s at risk, and 394 s likely to live."""
-    asked: dict[str, Any] = {"model": "kimi-k2", "cluster": "72xB300", "job": SMALL}
-    request = resolve_request(*asked.values(), None, Options())
+    request = resolve_request("kimi-k2", "72xB300", SMALL, None, Options())
     priced, _, _ = search_parts(request)
     for times, ranked in ((1.9, True), (2.1, False)):
         fastest_s = float(priced.step_time_s[priced.fits].min())
