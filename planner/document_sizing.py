@@ -22,11 +22,11 @@ from planner.schema_types import (
 from planner.sizes import KindSizes, Size, SizingResult
 
 CONVENTIONS = {
-    "sizes": "the fastest plan that fits at each size looked at; a null estimate where none does",
+    "sizes": "the plan that planner plan ranks first at each size looked at; a null estimate where none fits",
     "fewest": "num_devices of the smallest size on which a plan is likely to live, or where none is, fits",
-    "cheapest": "num_devices of the size that takes the least device time for a useful token",
+    "cheapest": "num_devices of the one of such sizes that takes the least device time for a useful token",
     "cheapest of all": "the least dollars for a token: kind by its place, of several that all have a price",
-    "in_time": "num_devices of the smallest size whose run takes at most days",
+    "in_time": "num_devices of the smallest such size whose run takes at most days",
     "nearest_bytes": "the least that the fullest device of a legal plan would hold, where none fits",
 }
 

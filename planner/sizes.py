@@ -81,8 +81,7 @@ class KindSizes:
     @property
     def cheapest(self) -> Size | None:
         """The size that takes the least device time for a token; of equals the larger, which is done earlier."""
-        sizes = _answers(self.sizes)
-        return min(sizes, key=lambda size: (size.device_seconds_per_token, -size.num_devices), default=None)
+        return _cheapest(self.sizes)
 
     @property
     def in_time(self) -> Size | None:
@@ -306,9 +305,12 @@ def _first_between(
 
 def _beside_cheapest(whole: ClusterSpec, unit: int, known: Mapping[int, Size]) -> list[int]:
     """Numbers of machines on both sides of the cheapest size; a number that three divides may suit the layers best."""
+    best = _cheapest(known.values())
+    if best is None:
+        return []
     sizes = sorted(known)
-    best = min(sizes, key=lambda size: known[size].device_seconds_per_token)
-    near = sizes[max(sizes.index(best) - 1, 0) : sizes.index(best) + 2]
+    place = sizes.index(best.num_devices)
+    near = sizes[max(place - 1, 0) : place + 2]
     return [size for low, high in pairwise(near) for size in _between(whole, unit, low, high)]
 
 
@@ -345,6 +347,11 @@ def _answers(sizes: Iterable[Size]) -> list[Size]:
     """Sizes on which a plan is likely to live, or where none is on any, on which one fits."""
     fitting = [size for size in sizes if size.best is not None]
     return [size for size in fitting if size.likely] or fitting
+
+
+def _cheapest(sizes: Iterable[Size]) -> Size | None:
+    """Of those the one that takes the least device time for a token, of equals the larger."""
+    return min(_answers(sizes), key=lambda size: (size.device_seconds_per_token, -size.num_devices), default=None)
 
 
 def _done_in(size: Size, days: float | None) -> bool:

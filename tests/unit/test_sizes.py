@@ -1,6 +1,7 @@
 """``planner.sizing`` and ``planner sizing``: sizes looked at, what stands out, priced as plans are."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import planner
 from planner.document_sizing import sizing_schema
 from planner.pins import ALIASES
-from planner.sizes import KindSizes, Size, SizingResult
+from planner.sizes import KindSizes, Size, SizingResult, _beside_cheapest
 from profiles.errors import SpecError
 from tests.command import Command, command_line
 
@@ -288,6 +289,17 @@ def test_the_cheapest_may_lie_between_sizes_that_double() -> None:
         cheapest = planner.sizing("llama-3-70b", "32x8xH100", job, days=days).kinds[0].cheapest
         assert cheapest is not None
         assert cheapest.num_devices % 3 == 0
+
+
+def test_sizes_beside_the_cheapest_are_those_beside_the_one_that_is_told(one: SizingResult) -> None:
+    """A size on which a plan may just fit is no answer, however cheap."""
+    known = {size.num_devices: size for size in one.kinds[0].sizes if size.num_devices in (8, 16, 32, 64, 96)}
+    assert known[16].best is not None
+    bet = replace(known[16], likely=False, best=replace(known[16].best, tokens_per_s=1e12))
+    beside = [_beside_cheapest(one.kinds[0].request.cluster, 1, known | {16: each}) for each in (bet, known[16])]
+    assert beside[0] == beside[1]
+    assert beside[0] != _beside_cheapest(one.kinds[0].request.cluster, 1, known | {16: replace(bet, likely=True)})
+    assert _beside_cheapest(one.kinds[0].request.cluster, 1, {8: replace(known[8], best=None)}) == []
 
 
 def test_short_runs_and_kinds_where_all_fits_read_well(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
