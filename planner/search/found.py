@@ -24,7 +24,6 @@ from planner.rules.pipeline import NAME_OF_SCHEDULE
 from planner.search.question import Question
 from planner.search.result import OPTIMAL_GAP, FoundPlan, StageChoice, Verdict
 from planner.stage_constraints import StageSetting, condition, stage_excess, verdicts
-from profiles.stack import StackSpec
 from profiles.units import GIB
 
 # Micro-batches on all chunks of all stages that are played out: some tenths of a second, and less when time is up.
@@ -99,15 +98,19 @@ def _basis(question: Question, configs: StageConfigs) -> str:
     return Basis(weakest).name.lower()
 
 
-def warnings_of(plan: FoundPlan, stack: StackSpec) -> tuple[Note, ...]:
+def warnings_of(plan: FoundPlan, question: Question) -> tuple[Note, ...]:
     """Whether prices rest on other hardware, and whether the plan may well run out of memory."""
     notes = []
     if plan.basis == "assumed":
         notes.append(borrowed("best.step_time_s", [stage.device for stage in plan.stages]))
-    law, full = MemoryLaw.of(stack), max(plan.stages, key=lambda stage: stage.memory_bytes / stage.usable_memory_bytes)
-    risk = float(law.risk(np.log(np.asarray(full.memory_bytes / full.usable_memory_bytes))))
+    # Of all there is: what the question leaves free is there for peaks that err, as this warning asks for it.
+    devices = [request.cluster.device for request in question.requests]
+    whole_bytes = {device.name: device.reported_memory_bytes for device in devices}
+    full = max(plan.stages, key=lambda stage: stage.memory_bytes / whole_bytes[stage.device])
+    most_bytes, law = whole_bytes[full.device], MemoryLaw.of(question.contexts[0].stack)
+    risk = float(law.risk(np.log(np.asarray(full.memory_bytes / most_bytes))))
     if risk >= RISKY:  # blocks that an allocator gives back in need are counted: no risk is higher
-        spare_gib = ceil(full.usable_memory_bytes * -expm1(law.most_log(RISKY)) / GIB)
+        spare_gib = ceil(most_bytes * -expm1(law.most_log(RISKY)) / GIB)
         message = f"proved is what fits, and this may run out of memory, in up to {percent(risk)} of runs"
         message += f"; with {spare_gib} GiB to leave free (--reserve-gib {spare_gib}) the answer is likelier to live"
         notes.append(Note(code="at_risk", field="memory_reserve_bytes", message=message))

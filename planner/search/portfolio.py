@@ -78,7 +78,7 @@ def search_question(question: Question, best: BestSoFar, *, strategy: str) -> Se
     best_runnable = found if runnable[0] is best.plans else _found(question, *runnable, best)
     warnings: tuple[Note, ...] = (_NOTHING_YET,) if found is None and best.out_of_time else ()
     if found is not None and best.plans is not None and best.configs is not None:
-        warnings = warnings_of(found, question.contexts[0].stack)
+        warnings = warnings_of(found, question)
         warnings += host_notes((request.cluster, request.stack) for request in question.requests)
         warnings += groups_alone(
             question, best.plans, best.configs, step_time_s=best.step_time_s, bounds_s=_bounds_across(free)

@@ -173,6 +173,9 @@ def test_a_plan_that_may_run_out_of_memory_is_told_with_what_to_leave_free() -> 
     assert spare is not None
     safer = planner.search(**asked, memory_reserve_bytes=float(spare[1]) * 2**30)
     assert not [note for note in safer.warnings if note.code == "at_risk"]
+    little = planner.search(**asked, memory_reserve_bytes=2.0**30)  # as much is to be left free in all as before
+    (again,) = [note for note in little.warnings if note.code == "at_risk"]
+    assert f"--reserve-gib {spare[1]})" in again.message
     assert brim.best is not None
     assert safer.best is not None
     assert brim.best.step_time_s < safer.best.step_time_s < 1.2 * brim.best.step_time_s
