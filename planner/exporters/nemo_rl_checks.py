@@ -109,6 +109,8 @@ def _of_generation(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]
     names = {call.name for call in graph.calls}
     if GENERATION not in names:
         return
+    asked = options.engine or ENGINE
+    yield asked != ENGINE, "engine", f"exports are written for {ENGINE}; got {asked}", f"engine {ENGINE}"
     modelled = any(call.name == REWARD and call.kind == INFERENCE for call in graph.calls)
     problem = "a reward model has GPUs of its own, beside the plan's (env.reward_model.resources)"
     yield modelled, "settings.reward", problem, "reward=external"

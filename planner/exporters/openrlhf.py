@@ -194,8 +194,8 @@ def _yours(request: FlowRequest, plan: FlowPlan) -> tuple[str, ...]:
         f"vLLM runs as many sequences at once as it likes: train_ppo_ray sets no max_num_seqs, which the plan has at "
         f"{item.call.concurrent}"
     )
-    if kept(request, plan):
-        words = ", ".join(kept(request, plan))
+    if kept(plan):
+        words = ", ".join(kept(plan))
         found.append(f"16-bit weights of {words} stay on the GPUs, where the plan has them on the host in between")
     nodes = plan.num_gpus // min(request.cluster.groups[0].node.devices_per_node, plan.num_gpus)
     if nodes > 1:

@@ -78,6 +78,8 @@ def _of(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
     yield len(request.cluster.groups) > 1, "cluster", "its nodes are of one kind", "machines of one kind"
     other = models.get("ref", models["actor"]) != models["actor"]
     yield other, "models.ref", "the reference is the actor as it was at first", "leave it out"
+    asked = options.engine or ENGINE
+    yield asked != ENGINE, "engine", f"it generates with {ENGINE}; got {asked}", f"engine {ENGINE}"
     problem = "its reference has weights of its own, and the plan's is the policy without adapters"
     yield graph.role("actor").task != "full", "settings.task", problem, "task=full"
     problem = "it always computes log-probabilities before it trains"
@@ -189,21 +191,22 @@ def offloads(item: Placed) -> bool:
     return item.call.holding == HOLDING_NAMES[FETCHED] and item.layout.zero_stage == _SHARDED
 
 
-def kept(request: FlowRequest, plan: FlowPlan) -> tuple[str, ...]:
+def kept(plan: FlowPlan) -> tuple[str, ...]:
     """Calls whose 16-bit weights stay on the GPUs, where the plan has them on the host."""
     away = (HOLDING_NAMES[FETCHED], HOLDING_NAMES[ALL_OUT])
     return tuple(name for name, item in in_workers(plan).items() if item.call.holding in away and not offloads(item))
 
 
 def _between(request: FlowRequest, plan: FlowPlan) -> dict[str, float]:
-    """Bytes on every GPU that OpenRLHF leaves there of each call between its runs."""
-    found = {}
+    """Bytes on every GPU that OpenRLHF leaves there of each role between its calls, which share its weights."""
+    found: dict[str, float] = {}
     for name, item in in_workers(plan).items():
         layout, call = item.layout, item.call
         ranks = layout.data_parallel * layout.context_parallel if layout.zero_stage == _SHARDED else 1
         weights = total_parameters(request.models[call.role]) * _WEIGHT_BYTES / layout.tensor_parallel / ranks
         asleep = call.kind == TRAIN and sleeps(plan)
-        found[name] = weights if asleep or name in kept(request, plan) else call.static_bytes
+        left = weights if asleep or name in kept(plan) else call.static_bytes
+        found[call.role] = max(left, found.get(call.role, 0.0))
     return found
 
 
@@ -211,15 +214,21 @@ def _kept(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
     """Whether what is left there leaves no room. What a call takes has its own role's weights, but an engine's own."""
     stays, calls = _between(request, plan), on_gpus(plan)
     for group in plan.memory:
-        here = [owner for owner in group.owners if owner.call in calls]
+        # An engine, whose weights are its own, is a role by itself.
+        roles = {
+            owner.call: "" if owner.call == GENERATION else calls[owner.call].call.role
+            for owner in group.owners
+            if owner.call in calls
+        }
+        here = [owner for owner in group.owners if owner.call in roles]
         for owner in here:
-            role = "" if owner.call == GENERATION else calls[owner.call].call.role
-            others = {each.call for each in here if calls[each.call].call.role != role}
-            needed = owner.static_bytes + owner.active_bytes + sum(stays.get(name, 0.0) for name in others)
+            own = sum(each.static_bytes for each in here if roles[each.call] == roles[owner.call])
+            others = sum(stays.get(role, 0.0) for role in set(roles.values()) - {roles[owner.call]})
+            needed = own + owner.active_bytes + others
             if needed > group.usable_bytes:
                 problem = f"16-bit weights stay on the GPUs, and beside them it needs {gib(needed)}"
                 sharded = calls["actor_train"].layout.zero_stage == _SHARDED
-                smaller = f"pin {owner.call}.micro_batch, to a smaller one" if owner.call in stays else "more GPUs"
+                smaller = f"pin {owner.call}.micro_batch, to a smaller one" if roles[owner.call] else "more GPUs"
                 yield Gap(
                     field=f"plan.{owner.call}.active_bytes",
                     problem=f"{problem} of {gib(group.usable_bytes)}",
@@ -280,10 +289,6 @@ def further_pins(request: FlowRequest, plan: FlowPlan) -> list[Pins]:
     unlike = any(gap.field.endswith(".recompute") for gap in _training(plan))
     ways = (Recompute.FULL, Recompute.NONE) if unlike else (Recompute.FULL,)
     recomputed = [together(sizes, {name: {"recompute": int(way)} for name in trains}) for way in ways]
-    crowded = any(_kept(request, plan)) and workers_recompute(plan) is not Recompute.FULL
+    whole = in_workers(plan)["actor_train"].layout.recompute == Recompute.FULL
+    crowded = any(_kept(request, plan)) and not whole
     return recomputed if unlike or crowded else [sizes] if sizes else []
-
-
-def workers_recompute(plan: FlowPlan) -> Recompute:
-    """What the actor recomputes."""
-    return in_workers(plan)["actor_train"].layout.recompute

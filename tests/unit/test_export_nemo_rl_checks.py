@@ -100,7 +100,7 @@ def test_engines_that_it_does_not_run() -> None:
         ("dapo", {"settings": {}, "mode": "async"}, "mode"),
         ("grpo", {"framework": "deepspeed"}, "framework"),
         ("grpo", {"precision": "fp16"}, "precision"),
-        ("grpo", {"engine": "sglang"}, "plan.actor_gen.engine"),
+        ("grpo", {"engine": "sglang"}, "engine"),
         ("rm", {"settings": {}}, "framework"),
         ("sft", {"settings": {"task": "lora"}}, "settings.task"),
         ("sft", {"settings": {"task": "lora", "lora_targets": "q,v"}, "framework": "hf-fsdp"}, "settings.lora_targets"),

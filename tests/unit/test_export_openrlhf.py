@@ -142,6 +142,33 @@ def test_weights_that_stay_on_the_gpus_need_room() -> None:
     assert "plan.actor_inf.active_bytes" in found  # beside the reference
 
 
+def test_a_role_s_weights_are_there_once_with_what_its_training_keeps() -> None:
+    """Optimizer states stay while log-probabilities are computed; weights that calls share are counted once."""
+    result = grpo(mode="colocated", pins=ALIKE)
+    plan = plan_of(result)
+    (group,) = plan.memory
+    kept_bytes = {"actor_train": 10 * GIB, "actor_inf": 0.0, "ref_inf": 2 * GIB, "actor_gen": 0.0}
+    calls = tuple(
+        replace(call, holding="resident", static_bytes=max(kept_bytes.get(call.name, 0.0), 2.0 * GIB))
+        if call.name in ("actor_train", "actor_inf", "ref_inf")
+        else call
+        for call in plan.calls
+    )
+
+    def found(call: str, active_bytes: float) -> bool:
+        owners = tuple(
+            replace(owner, static_bytes=kept_bytes[owner.call], active_bytes=active_bytes * (owner.call == call))
+            for owner in group.owners
+        )
+        held = replace(plan, calls=calls, memory=(replace(group, owners=owners),))
+        return f"plan.{call}.active_bytes" in fields(result, held)
+
+    assert {owner.call for owner in group.owners} == kept_bytes.keys()
+    for call in kept_bytes:
+        assert not found(call, group.usable_bytes - 12.01 * GIB)
+        assert found(call, group.usable_bytes - 11.99 * GIB)
+
+
 def test_frozen_weights_wait_on_the_host_where_they_are_sharded() -> None:
     given = SMALL | {"settings": {"old_logprobs": True}, "mode": "colocated", "framework": "deepspeed"}
     result = planner.plan_dataflow("ppo", "qwen2.5-1.5b", "8xH100-80GB", **given)
@@ -228,7 +255,7 @@ def test_layouts_that_differ() -> None:
         ("grpo", {"stream": True}, "stream"),
         ("grpo", {"framework": "megatron"}, "framework"),
         ("grpo", {"precision": "fp16"}, "precision"),
-        ("grpo", {"engine": "sglang"}, "plan.actor_gen.engine"),
+        ("grpo", {"engine": "sglang"}, "engine"),
     ],
 )
 def test_what_openrlhf_cannot_do_is_refused(job: str, change: dict[str, Any], field: str) -> None:
