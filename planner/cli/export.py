@@ -16,7 +16,6 @@ from profiles.errors import SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from costmodels.plan import ExecutionPlan
     from planner.exporters.api import ExportResult
     from planner.exporters.exported import Exported
 
@@ -66,28 +65,17 @@ def show_export(
     shown = (export_document(result), lambda console: _render(result, console, out))
     emit(shown, json_=values["json_"], output=values["output"])
     if result.risky and not values["quiet"]:
-        from planner.phrases import percent
-
-        risk = f"{percent(result.oom_probability or 0.0)} risk of running out of memory"
-        typer.echo(f"warning: {risk}", err=True)
+        _warn_of_risk(result.oom_probability or 0.0)
     if not result.fits:
         if result.exported is not None and not values["quiet"]:
             typer.echo("warning: the plan does not fit into memory; planner estimate says what would", err=True)
         raise typer.Exit(EXIT_NOTHING_FITS)
 
 
-def plan_options(plan: "ExecutionPlan") -> list[str]:
-    """Options that tell a plan from others: degrees, sharding, micro-batch, recomputation, offloading."""
-    from planner.phrases import recompute_label
+def _warn_of_risk(oom_probability: float) -> None:
+    from planner.phrases import percent
 
-    degrees = {"--tp": plan.tensor_parallel, "--pp": plan.pipeline_parallel, "--cp": plan.context_parallel,
-               "--ep": plan.expert_parallel, "--vpp": plan.virtual_stages}  # fmt: skip
-    words = [f"{option} {degree}" for option, degree in degrees.items() if degree > 1 or option in ("--tp", "--pp")]
-    words += [f"--zero {plan.zero_stage}", f"--micro-batch {plan.micro_batch_size}"]
-    words += [f"--hsdp {plan.zero_shard_degree}"] if plan.zero_shard_degree else []
-    words.append(f"--recompute {recompute_label(plan)}")
-    offloaded = ("offload_optimizer", "offload_activations", "offload_parameters")
-    return words + [f"--{name.replace('_', '-')}" for name in offloaded if getattr(plan, name)]
+    typer.echo(f"warning: {percent(oom_probability)} risk of running out of memory", err=True)
 
 
 def show_flow_export(values: Mapping[str, Any], settings: Mapping[str, Any], *, out: Path | None) -> None:
@@ -118,6 +106,8 @@ def show_flow_export(values: Mapping[str, Any], settings: Mapping[str, Any], *, 
             _render_files(result.exported, console, out)
 
     emit((flow_export_document(result), show), json_=values["json_"], output=values["output"])
+    if result.risky and result.flow.plan is not None and not values["quiet"]:
+        _warn_of_risk(result.flow.plan.riskiest.oom_probability)
     if not result.fits:
         raise typer.Exit(EXIT_NOTHING_FITS)
 

@@ -329,6 +329,11 @@ class FlowPlan:
         """The fullest GPUs."""
         return max(self.memory, key=lambda item: item.peak_bytes / item.usable_bytes)
 
+    @property
+    def riskiest(self) -> GpuMemory:
+        """Those whose calls are likeliest to run out of memory."""
+        return max(self.memory, key=lambda item: item.oom_probability)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallShortage:

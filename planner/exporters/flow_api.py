@@ -20,6 +20,7 @@ from planner.exporters.flow_target import FlowTarget, Pins, merged, pin_options
 from planner.machines import ClusterInput
 from planner.phrases import seconds
 from planner.request import ModelInput
+from planner.results import RISKY
 from planner.workflows import plan_dataflow
 from profiles.errors import SpecError, did_you_mean
 from profiles.mixed_cluster import MixedCluster
@@ -47,6 +48,11 @@ class FlowExportResult:
     def fits(self) -> bool:
         """Whether there is a plan."""
         return self.flow.fits
+
+    @property
+    def risky(self) -> bool:
+        """Whether there is, and one of its calls runs out of memory in ``RISKY`` of runs or more."""
+        return self.flow.plan is not None and self.flow.plan.riskiest.oom_probability >= RISKY
 
 
 _Question = tuple[GraphInput, Mapping[str, ModelInput] | ModelInput, ClusterInput | MixedCluster]

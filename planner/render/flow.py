@@ -50,7 +50,7 @@ def render_flow(result: FlowResult, console: Console, *, quiet: bool = False) ->
     """Print a whole answer; ``quiet`` leaves out warnings and assumptions."""
     _heading(result.request, console)
     if result.plan is not None:
-        render_flow_plan(result.plan, console)
+        render_flow_plan(result.plan, console, most_risk=result.request.options.max_oom_risk)
         if result.request.mode == HYBRID and not quiet and _generates_among_trainers(result.plan):
             console.print(_APART, style="dim", highlight=False)
     if result.infeasible is not None:
@@ -60,10 +60,16 @@ def render_flow(result: FlowResult, console: Console, *, quiet: bool = False) ->
         _notes("Assumed", result.assumptions, console, style="dim")
 
 
-def render_flow_plan(plan: FlowPlan, console: Console) -> None:
-    """Where each call runs and how, the iteration, what moves, memory, reasons and the search."""
+def render_flow_plan(plan: FlowPlan, console: Console, *, most_risk: float) -> None:
+    """Where each call runs and how, the iteration, what moves, memory, reasons and the search.
+
+    Args:
+        plan: The plan.
+        console: Where to print it.
+        most_risk: In which share of runs calls were to run out of memory at most.
+    """
     console.print(_calls_table(plan))
-    _iteration(plan, console)
+    _iteration(plan, console, most_risk)
     for table in (_moves_table(plan), _memory_table(plan)):
         if table.row_count:
             console.print()
@@ -149,7 +155,7 @@ def _batches(call: CallPlan) -> str:
     return f"{steps}{plan.num_microbatches}x{plan.micro_batch_size}{recompute}"
 
 
-def _iteration(plan: FlowPlan, console: Console) -> None:
+def _iteration(plan: FlowPlan, console: Console, most_risk: float) -> None:
     price = ""
     if plan.usd is not None:
         price = f", {dollars(plan.usd)} per iteration"
@@ -166,14 +172,13 @@ def _iteration(plan: FlowPlan, console: Console) -> None:
         + (f"; host memory {gib(plan.host_bytes)} per node" if plan.host_bytes else ""),
         highlight=False,
     )
-    riskiest = max(plan.memory, key=lambda group: group.oom_probability)
-    if riskiest.oom_probability >= RISKY:
+    riskiest = plan.riskiest
+    if riskiest.oom_probability >= min(most_risk, RISKY):
         where = gpu_range(riskiest.first_gpu, riskiest.num_gpus)
-        console.print(
-            f"[yellow]{percent(riskiest.oom_probability)} risk of running out of memory[/] on GPUs {where}; "
-            "no plan was found that rarely does",
-            highlight=False,
-        )
+        words = f"[yellow]{percent(riskiest.oom_probability)} risk of running out of memory[/] on GPUs {where}"
+        more = riskiest.oom_probability >= most_risk
+        words += f"; no plan was found with less than {percent(most_risk)}" if more else ""
+        console.print(words, highlight=False)
 
     if plan.data_bytes >= _SHOWN_DATA_BYTES:
         most = plan.data[0]

@@ -12,11 +12,13 @@ from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.dataflow.flow_results import FlowResult
 from planner.dataflow.flow_risk import spare_bytes
 from planner.document_flow import flow_document
+from planner.exporters import flow_api
 from planner.memory_law import MemoryLaw
 from planner.render.flow import render_flow
 from planner.results import RISKY
 from planner.workflows import plan_dataflow
 from profiles.stacks import find_stack
+from tests.command import command_line
 
 ASKED: dict[str, Any] = {"batch": 64, "prompt": 512, "generate": 512, "effort": 0.01, "mode": "colocated"}
 
@@ -40,6 +42,13 @@ def printed(result: FlowResult) -> str:
     out = io.StringIO()
     render_flow(result, Console(width=120, file=out))
     return out.getvalue()
+
+
+def at_risk(result: FlowResult, risk: float) -> FlowResult:
+    """The answer as if its plan ran out of memory in that share of runs."""
+    assert result.plan is not None
+    memory = tuple(replace(group, oom_probability=risk) for group in result.plan.memory)
+    return replace(result, plan=replace(result.plan, memory=memory))
 
 
 def test_the_risk_is_that_of_the_call_that_is_nearest_to_the_limit(result: FlowResult) -> None:
@@ -105,10 +114,38 @@ def test_memory_to_spare_is_of_trainers_alone() -> None:
         assert law.risk(np.log(left)) == pytest.approx([0.1, 0.1])
 
 
-@pytest.mark.parametrize(("risk", "told"), [(RISKY - 0.01, False), (0.37, True)])
-def test_a_plan_that_may_well_run_out_says_so(result: FlowResult, risk: float, *, told: bool) -> None:
-    assert result.plan is not None
-    memory = tuple(replace(group, oom_probability=risk) for group in result.plan.memory)
-    text = printed(replace(result, plan=replace(result.plan, memory=memory)))
-    assert ("37 % risk of running out of memory on GPUs 0-3; no plan was found" in text) is told
-    assert ("risk of running out" in text) is told
+@pytest.mark.parametrize(
+    ("risk", "most", "told"),
+    [
+        (RISKY - 0.01, RISKY, ""),
+        (0.37, RISKY, "37 % risk of running out of memory on GPUs 0-3; no plan was found with less than 20 %\n"),
+        (0.1, 0.05, "10 % risk of running out of memory on GPUs 0-3; no plan was found with less than 5.0 %\n"),
+        (0.37, 0.5, "37 % risk of running out of memory on GPUs 0-3\n"),
+        (0.37, 1.0, "37 % risk of running out of memory on GPUs 0-3\n"),
+    ],
+)
+def test_a_plan_that_may_well_run_out_says_so(result: FlowResult, risk: float, most: float, told: str) -> None:
+    """And that none was found at as little risk as was asked for, where that is more than was."""
+    options = replace(result.request.options, max_oom_risk=most)
+    text = printed(replace(at_risk(result, risk), request=replace(result.request, options=options)))
+    assert told in text
+    assert ("risk of running out" in text) is bool(told)
+
+
+@pytest.mark.parametrize(
+    ("risk", "told"), [(RISKY - 0.01, ""), (0.37, "warning: 37 % risk of running out of memory\n")]
+)
+def test_an_export_of_such_a_plan_says_so(
+    result: FlowResult,
+    risk: float,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exported = flow_api.FlowExportResult(format="verl", flow=at_risk(result, risk), exported=None)
+    monkeypatch.setattr(flow_api, "export_dataflow", lambda *_, **__: exported)
+    run = command_line(capsys, monkeypatch)
+    asked = ("export", "--format", "verl", "--job", "grpo", "--model", "llama-3.2-3b", "--gpus", "4xA100")
+    code, _, err = run(*asked)
+    assert (code, err) == (0, told)
+    assert run(*asked, "--quiet")[2] == ""
