@@ -192,7 +192,7 @@ def reading_steps(
     alone = rest_read(plans, call, engine, context, cached_tokens)
     room = engine.prefill_tokens / (call.prompt_tokens - cached_tokens)
     whole = max(int(min(room, most)), 1)
-    counts = [*(2**power for power in range((whole - 1).bit_length())), *((whole,) if whole > 1 else (1,))]
+    counts = [*(2**power for power in range((whole - 1).bit_length())), whole]
     if room <= 1:  # in chunks, as many steps as the prompt has budgets of tokens
         seconds = [np.stack([alone.added_s, alone.alone_s])]
     else:

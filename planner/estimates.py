@@ -34,7 +34,7 @@ def plan_estimates(
 
 
 def fastest_estimate(request: Request, priced: Priced) -> PlanEstimate | None:
-    """The fastest plan that is likely to live, in full, or where none is, that fits; None when none does.
+    """The fastest of the plans that are ranked (``Priced.ranked``), in full; None when none fits.
 
     Args:
         request: The question.

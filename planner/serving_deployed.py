@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from costmodels.plan import FloatArray
-from costmodels.serving import ServingPoints
+from costmodels.serving import ServingPoints, at_rate
 from costmodels.serving_runs import run_first_token_within
 from costmodels.uncertainty import NORMAL_90
 from planner.serving_job import ServingJob, percentile_name
-from planner.serving_loads import Deployments, parts_of_run, random_arrivals
+from planner.serving_loads import Deployments, parts_of_run
 from planner.serving_results import ServingMemory, ServingPlan, ServingResult
 from planner.serving_states import Layouts, within_s
 from profiles.model import MAX_SEQUENCE
@@ -132,7 +132,7 @@ def _token_interval(
     if job.rate_per_s is None:
         return ends
     scale, rows = np.asarray([ends]) / middle_s, np.asarray([row])
-    slower = random_arrivals(found.prices.take(rows), point.rate_per_s * scale, found.places[rows].astype(np.float64))
+    slower = at_rate(found.prices.take(rows), point.rate_per_s * scale, found.places[rows].astype(np.float64))
     low, high = (scale * slower.token_s)[0]
     return float(low), float(high)
 

@@ -66,7 +66,7 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
     rate, room = job.rate_per_s, found.places.astype(np.float64)
     replicas = most if fixed else np.minimum(_doubling(int(most.max()), every=_EVERY_REPLICA), most)
     while True:
-        points = random_arrivals(found.prices, rate / (replicas * groups), room)
+        points = _random_arrivals(found.prices, rate / (replicas * groups), room)
         held = np.isfinite(points.latency_s)
         enough = held & within_bounds(found, points, job)
         first = np.where(enough.any(axis=1), enough.argmax(axis=1), 0)
@@ -80,7 +80,7 @@ def deployments(found: Layouts, job: ServingJob, *, fixed: bool) -> Deployments:
         replicas = np.concatenate([between, np.where(replicas >= fewest[:, None], replicas, fewest[:, None])], axis=1)
 
 
-def random_arrivals(prices: ServingPrices, rate_per_s: FloatArray, places: FloatArray) -> ServingPoints:
+def _random_arrivals(prices: ServingPrices, rate_per_s: FloatArray, places: FloatArray) -> ServingPoints:
     """Steady states with (N, G) requests a second arriving at random, as ``costmodels.serving.at_rate``."""
     of = at_rate if prices.reading is None else reads_at_rate
     return of(prices, rate_per_s, places)
