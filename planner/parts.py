@@ -67,7 +67,9 @@ def search_parts(
     if best is None:
         return found
     others = _others(request, found[0], best, taken)
-    if not any(priced.step_time_s[priced.ranked].min() < best.step_time_s for priced, _, _ in others):
+    faster = any(priced.step_time_s[priced.ranked].min() < best.step_time_s for priced, _, _ in others)
+    surer = not found[0].likely_any and any(priced.likely_any for priced, _, _ in others)
+    if not (faster or surer):
         return found
     return join([each[0] for each in (found, *others)]), _summed([each[1] for each in (found, *others)]), found[2]
 
