@@ -9,11 +9,13 @@ import pytest
 from rich.console import Console
 
 import planner
+from costmodels.context import CostContext
 from costmodels.evaluate import lean_peak_bytes
+from planner import parts
 from planner.document_plan import to_document
 from planner.memory_law import MemoryLaw
-from planner.parts import search_parts
-from planner.ranking import best_rows
+from planner.parts import search_on, search_parts
+from planner.ranking import Priced, best_rows
 from planner.render.plans import render
 from planner.request import Options, cost_context, resolve_request
 from planner.results import RISKY, PlanResult
@@ -209,3 +211,20 @@ def test_a_share_is_asked_for(value: Any) -> None:
 def test_what_weighs_risks_itself_takes_no_limit(call: Any) -> None:
     with pytest.raises(SpecError, match="max_oom_risk: decides what"):
         call("llama-2-7b", "8xA100", SMALL, max_oom_risk=0.05)
+
+
+def test_a_part_that_is_likely_to_live_is_looked_at_where_the_whole_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slower plans of six devices, of which these are said to live, and none of seven."""
+    job = {"sequence_length": 2048, "global_batch_size": 48}
+    request = resolve_request("llama-2-7b", "7xA100-80GB", job, None, Options())
+
+    def few(priced: Priced, context: CostContext, _: float) -> Priced:
+        slow = priced.step_time_s > 1.2 * fastest_s
+        return replace(priced, likely=priced.fits & slow & (context.cluster.num_devices == 6))
+
+    whole, _, _ = search_on(request, [request.cluster])
+    fastest_s = float(whole.step_time_s[whole.fits].min())
+    monkeypatch.setattr(parts, "with_likely", few)
+    priced, _, _ = search_parts(request)
+    assert priced.likely_any
+    assert set(priced.num_devices[priced.ranked].tolist()) == {6}
