@@ -235,7 +235,8 @@ def test_pins_name_meshes_engines_and_degrees() -> None:
         ({"actor_gen": {"tp": "8"}}, "pins.actor_gen.tp", "whole number"),
         ({"actor_gen": {"tp": 0}}, "pins.actor_gen.tp", "whole number from 1 to"),
         ({"actor_gen": {"tp": 2, "tensor_parallel": 4}}, "pins.actor_gen.tensor_parallel", "is given twice"),
-        ({"actor_gen": {"recompute": 1}}, "pins.actor_gen.recompute", "cannot be fixed"),
+        ({"actor_gen": {"recompute": 1}}, "pins.actor_gen.recompute", "is a matter of training"),
+        ({"actor_train": {"axis_order": 1}}, "pins.actor_train.axis_order", "cannot be fixed"),
         ({"actor_gen": {"engine": 3}}, "pins.actor_gen.engine", "must be text"),
     ],
 )
