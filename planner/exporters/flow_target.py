@@ -2,15 +2,16 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from costmodels.plan import ExecutionPlan
+from costmodels.plan import ContextKind, ExecutionPlan, Recompute
 from planner.dataflow.flow_pins import CallPin, column_word
 from planner.dataflow.flow_request import COLOCATED, FlowRequest
 from planner.dataflow.flow_results import CallPlan, FlowPlan
-from planner.exporters.exported import Exported, Gap, Target
+from planner.dataflow.graph import GENERATE, TRAIN
+from planner.exporters.exported import SCRIPT, Exported, Gap, Target, comment, scripted, written_for
 from planner.flow_phrases import gpu_range, layout_label, machines_label
 from planner.phrases import seconds
 from planner.pins import ALIASES
@@ -21,6 +22,8 @@ GENERATION, REWARD = "actor_gen", "reward_inf"
 DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel")
 EXPERT_DEGREES = ("expert_parallel", "expert_tensor_parallel")
 ENDS = ("first_stage_layers", "last_stage_layers")
+IN_LOSS = ("grpo",)  # whose divergence from the reference is a term of the loss (arXiv:2402.03300), not of the reward
+_PINNED_AS = {"micro_batch_size": "micro_batch"}  # where hints have a shorter name
 _REPOSITORY = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/")
 
 Pins = dict[str, dict[str, Any]]
@@ -34,7 +37,8 @@ class FlowTarget:
         target: Its name and versions.
         workflows: Those it runs.
         one_pool: Whether all calls share one pool of GPUs, so that it runs none where generation is apart.
-        export: The launch of a plan, with sentences about it.
+        command: Tokens of the launch of a plan, as for ``exported.scripted``.
+        left_to_you: What is left to the user, as in ``Exported``.
         question_gaps: What of a question it cannot express, whatever the plan.
         placement_gaps: What of meshes, layouts and micro-batches of a plan it cannot express.
         bases: Modes to ask again in, each with what engines and trainers must have whatever the layout.
@@ -43,12 +47,14 @@ class FlowTarget:
         further_pins: Ways to pin more of an answer in which ``further`` alone is in the way.
         further: Plan columns that are then pinned.
         eased: Fields that such pins may ease, where other layouts may, too.
+        files: File name to text of what goes with the launch.
     """
 
     target: Target
     workflows: tuple[str, ...]
     one_pool: bool
-    export: Callable[[FlowRequest, FlowPlan, Sequence[str]], Exported]
+    command: Callable[[FlowRequest, FlowPlan], Sequence[Sequence[str]]]
+    left_to_you: Callable[[FlowRequest, FlowPlan], tuple[str, ...]]
     question_gaps: Callable[[FlowRequest], tuple[Gap, ...]]
     placement_gaps: Callable[[FlowRequest, FlowPlan], tuple[Gap, ...]]
     bases: Callable[[FlowRequest, FlowPlan], list[tuple[str, Pins]]]
@@ -56,6 +62,25 @@ class FlowTarget:
     further_pins: Callable[[FlowRequest, FlowPlan], list[Pins]]
     further: tuple[str, ...] = ()
     eased: tuple[str, ...] = ()
+    files: Callable[[FlowRequest, FlowPlan], Mapping[str, str]] = lambda request, plan: {}
+
+    def export(self, request: FlowRequest, plan: FlowPlan, said: Sequence[str] = ()) -> Exported:
+        """The launch that runs a plan.
+
+        Args:
+            request: The question.
+            plan: Its answer.
+            said: Sentences about the plan for every file.
+        """
+        words = [written_for(self.target), about(request, plan), *said]
+        return scripted(
+            self.target,
+            words,
+            command=self.command(request, plan),
+            files={name: "\n".join([*comment(words), text]) for name, text in self.files(request, plan).items()},
+            gaps=(*self.placement_gaps(request, plan), *self.question_gaps(request)),
+            left_to_you=self.left_to_you(request, plan),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +117,18 @@ def on_gpus(plan: FlowPlan) -> dict[str, Placed]:
     return {call.name: Placed(call=call, layout=call.plan) for call in plan.calls if call.plan is not None}
 
 
+def on_trainers(plan: FlowPlan, *, beside: Sequence[str] = ()) -> dict[str, Placed]:
+    """Calls that trainers run, training first: all that generate nothing, but those ``beside`` them."""
+    found = {name: item for name, item in on_gpus(plan).items() if item.call.kind != GENERATE and name not in beside}
+    return dict(sorted(found.items(), key=lambda pair: pair[1].call.kind != TRAIN))
+
+
+def is_apart(plan: FlowPlan) -> bool:
+    """Whether generation, if there is any, has GPUs of its own."""
+    calls = on_gpus(plan)
+    return GENERATION in calls and calls[GENERATION].gpus != calls["actor_train"].gpus
+
+
 def has_experts(request: FlowRequest, item: Placed) -> bool:
     """Whether the model of a call has experts."""
     return request.models[item.call.role].moe is not None
@@ -110,6 +147,51 @@ def merged(given: Mapping[str, Mapping[str, Any]], more: Mapping[str, Mapping[st
             if held.setdefault(column, value) != value:
                 return None
     return found
+
+
+def pin_gaps(workers: Mapping[str, Placed], pins: Pins, why: str) -> Iterator[Gap]:
+    """Layouts of calls that are others than they must be, with the pins that would do."""
+    for name, columns in pins.items():
+        for column, value in columns.items():
+            given = getattr(workers[name].layout, column)
+            if given != value:
+                hint = f"pin {name}.{_PINNED_AS.get(column, column)}={value}"
+                yield Gap(field=f"plan.{name}.{column}", problem=f"{why}; got {given}, not {value}", hint=hint)
+
+
+def layout_gaps(name: str, layout: ExecutionPlan, checks: Iterable[tuple[bool, str, str, str]]) -> Iterator[Gap]:
+    """Columns of a call's layout that a target has no setting for, of (whether so, column, problem, hint)."""
+    for there, column, problem, hint in checks:
+        if there:
+            got = getattr(layout, column)
+            words = f"{problem}; got {got.name.lower() if isinstance(got, Recompute | ContextKind) else got}"
+            yield Gap(field=f"plan.{name}.{column}", problem=words, hint=hint)
+
+
+def mesh_gaps(workers: Mapping[str, Placed], lead: Placed, what: str) -> Iterator[Gap]:
+    """Calls that are on other GPUs than the one that trains, where ``what`` must be there."""
+    where = f"{lead.gpus[0]}-{lead.gpus[1] - 1}"
+    for name, item in workers.items():
+        if item.gpus != lead.gpus:
+            problem = f"{what} on GPUs {where}; got {item.gpus[0]}-{item.gpus[1] - 1}"
+            yield Gap(field=f"plan.{name}.gpus", problem=problem, hint=f"pin {name}.gpus={where}")
+
+
+def plain_checks(request: FlowRequest, role: str, *, called: str) -> tuple[tuple[bool, str, str, str], ...]:
+    """What a target has not that trains in bf16, on nodes of one kind, beside a reference with the weights of before.
+
+    Args:
+        request: The question.
+        role: The one that trains.
+        called: What the target calls it.
+    """
+    other = request.models.get("ref", request.models[role]) != request.models[role]
+    problem = f"exports are written for bf16; got {request.precision}"
+    return (
+        (request.precision != "bf16", "precision", problem, "precision bf16"),
+        (len(request.cluster.groups) > 1, "cluster", "its nodes are of one kind", "machines of one kind"),
+        (other, "models.ref", f"the reference is the {called} as it was at first", "leave it out"),
+    )
 
 
 def _count(gpus: str | int) -> int:
@@ -199,13 +281,33 @@ def prefill_tokens(item: Placed, running: int) -> int:
     return max(find_engine(item.call.engine).prefill_tokens, running)
 
 
-def node_counts(request: FlowRequest, plan: FlowPlan) -> tuple[int, int]:
-    """Nodes, and GPUs of each."""
-    each = min(request.cluster.groups[0].node.devices_per_node, plan.num_gpus)
-    return plan.num_gpus // each, each
+def node_counts(request: FlowRequest, num_gpus: int) -> tuple[int, int]:
+    """Nodes that so many GPUs are, and GPUs of each."""
+    each = min(request.cluster.groups[0].node.devices_per_node, num_gpus)
+    return num_gpus // each, each
 
 
 def checkpoint(model: ModelSpec) -> str:
     """Name on the Hugging Face hub that a model's figures were read from; empty where they were not."""
     found = _REPOSITORY.match(model.source)
     return found[1] if found else ""
+
+
+def checkpoints_left(request: FlowRequest, options: Mapping[str, str]) -> list[str]:
+    """What to say of checkpoints that are not known, and of models that end in a number.
+
+    Args:
+        request: The question.
+        options: Role to the option that names its checkpoint.
+    """
+    unknown = {role: option for role, option in options.items() if not checkpoint(request.models[role])}
+    found = [f"{option}: the checkpoint of {request.models[role].name}" for role, option in unknown.items()]
+    heads = [role for role in options if role != "actor"]
+    words = f"checkpoints of {' and '.join(heads)}: those written are of language models of that size"
+    return [*found, words] if heads else found
+
+
+def ray_left(nodes: int) -> list[str]:
+    """How the nodes of a run are joined, where there are several."""
+    words = f"Ray on the {nodes} nodes: ray start --head on one, ray start --address on others; {SCRIPT} there"
+    return [words] if nodes > 1 else []

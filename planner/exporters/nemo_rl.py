@@ -6,7 +6,6 @@ names one beside it, which it changes (``load_config_with_inheritance`` of nemo_
 express is in ``nemo_rl_checks``.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -17,14 +16,14 @@ from planner.dataflow.flow_results import FlowPlan
 from planner.dataflow.graph import EXTERNAL
 from planner.dataflow.holdings import ALL_OUT, HOLDING_NAMES, RESIDENT, STATES_OUT
 from planner.dataflow.rollouts import IN_FLIGHT
-from planner.exporters.exported import SCRIPT, Exported, Target, comment, scripted, written_for
+from planner.exporters.exported import SCRIPT, Target
 from planner.exporters.flow_target import (
     GENERATION,
     FlowTarget,
     Placed,
-    about,
     checkpoint,
     has_experts,
+    is_apart,
     longest_response,
     memory_share,
     node_counts,
@@ -40,7 +39,6 @@ from planner.exporters.nemo_rl_checks import (
     bases,
     further_pins,
     in_workers,
-    is_apart,
     needs_async_engine,
     other_pins,
     packs,
@@ -68,30 +66,18 @@ _VALIDATED = 32  # items at least per batch of validation, as sft.yaml has them
 Settings = dict[str, Any]
 
 
-def export_flow(request: FlowRequest, plan: FlowPlan, said: Sequence[str] = ()) -> Exported:
-    """The file and the launch that run a plan.
+def _command(request: FlowRequest, plan: FlowPlan) -> list[list[str]]:
+    del plan
+    return [["uv", "run", f"examples/{_SCRIPTS[request.graph.name][0]}"], ["--config", f"{_FOLDER}/{CONFIG}"]]
 
-    Args:
-        request: The question.
-        plan: Its answer.
-        said: Sentences about the plan for both.
-    """
-    script, _ = _SCRIPTS[request.graph.name]
-    words = [written_for(TARGET), about(request, plan), *said]
-    text = yaml.safe_dump(configuration(request, plan), sort_keys=False)
-    return scripted(
-        TARGET,
-        words,
-        command=[["uv", "run", f"examples/{script}"], ["--config", f"{_FOLDER}/{CONFIG}"]],
-        files={CONFIG: "\n".join([*comment(words), text])},
-        gaps=(*placement_gaps(request, plan), *question_gaps(request)),
-        left_to_you=_yours(request, plan),
-    )
+
+def _files(request: FlowRequest, plan: FlowPlan) -> dict[str, str]:
+    return {CONFIG: yaml.safe_dump(configuration(request, plan), sort_keys=False)}
 
 
 def configuration(request: FlowRequest, plan: FlowPlan) -> Settings:
     """What changes of the file that ``defaults`` names."""
-    nodes, each = node_counts(request, plan)
+    nodes, each = node_counts(request, plan.num_gpus)
     algorithm = _algorithm(request) if GENERATION in on_gpus(plan) else _validation(request, plan)
     return {
         "defaults": _SCRIPTS[request.graph.name][1],
@@ -264,14 +250,14 @@ def _colocated(request: FlowRequest, plan: FlowPlan, item: Placed) -> Settings:
     """Whether engines are on the GPUs that train, and how many they have where they are not."""
     if not is_apart(plan):
         return {"enabled": True}
-    nodes, each = node_counts(request, plan)
+    nodes, each = node_counts(request, plan.num_gpus)
     own = (item.call.num_gpus, 1) if nodes == 1 else (each, item.call.num_gpus // each)
     return {"enabled": False, "resources": {"gpus_per_node": own[0], "num_nodes": own[1]}}
 
 
 def _yours(request: FlowRequest, plan: FlowPlan) -> tuple[str, ...]:
     graph, item, base = request.graph, trained(plan), _SCRIPTS[request.graph.name][1]
-    nodes = node_counts(request, plan)[0]
+    nodes = node_counts(request, plan.num_gpus)[0]
     found = [
         f"{CONFIG} goes into {_FOLDER} of NeMo-RL, beside {base}; {SCRIPT} runs at the root, in its container",
         "data, learning rates, validation and checkpoints: as that file has them, or arguments of train.sh, such as "
@@ -308,7 +294,9 @@ FLOW = FlowTarget(
     target=TARGET,
     workflows=tuple(_SCRIPTS),
     one_pool=False,
-    export=export_flow,
+    command=_command,
+    files=_files,
+    left_to_you=_yours,
     question_gaps=question_gaps,
     placement_gaps=placement_gaps,
     bases=bases,

@@ -21,7 +21,7 @@ from planner.dataflow.flow_request import COLOCATED, DISAGGREGATED, HYBRID, Flow
 from planner.dataflow.flow_results import FlowPlan
 from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN
 from planner.dataflow.rollouts import PARTIAL
-from planner.exporters.exported import Gap
+from planner.exporters.exported import Gap, gaps
 from planner.exporters.flow_target import (
     DEGREES,
     ENDS,
@@ -31,7 +31,13 @@ from planner.exporters.flow_target import (
     Pins,
     Placed,
     has_experts,
+    is_apart,
+    layout_gaps,
+    mesh_gaps,
     on_gpus,
+    on_trainers,
+    pin_gaps,
+    plain_checks,
     pool_pins,
     together,
 )
@@ -48,19 +54,12 @@ _MOST_LAYOUTS = 3  # of one answer on one division of the GPUs, each a search of
 
 def in_workers(plan: FlowPlan) -> dict[str, Placed]:
     """Calls that the workers of the policy run, training first."""
-    found = {name: item for name, item in on_gpus(plan).items() if item.call.kind != GENERATE and name != REWARD}
-    return dict(sorted(found.items(), key=lambda pair: pair[1].call.kind != TRAIN))
+    return on_trainers(plan, beside=(REWARD,))
 
 
 def trained(plan: FlowPlan) -> Placed:
     """The call that trains."""
     return next(item for item in in_workers(plan).values() if item.call.kind == TRAIN)
-
-
-def is_apart(plan: FlowPlan) -> bool:
-    """Whether generation has GPUs of its own."""
-    calls = on_gpus(plan)
-    return GENERATION in calls and calls[GENERATION].gpus != trained(plan).gpus
 
 
 def packs(request: FlowRequest, plan: FlowPlan) -> bool:
@@ -77,19 +76,14 @@ def placement_gaps(request: FlowRequest, plan: FlowPlan) -> tuple[Gap, ...]:
 
 def question_gaps(request: FlowRequest) -> tuple[Gap, ...]:
     """What of the question it cannot express, whatever the plan."""
-    checks = (*_of_roles(request), *_of_generation(request))
-    return tuple(Gap(field=field, problem=problem, hint=hint) for there, field, problem, hint in checks if there)
+    return gaps(*_of_roles(request), *_of_generation(request))
 
 
 def _of_roles(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
     graph, models = request.graph, request.models
     role = next(call.role for call in graph.calls if call.kind == TRAIN)
     megatron, task = request.stack.framework == MEGATRON, graph.role(role).task
-    problem = f"exports are written for bf16; got {request.precision}"
-    yield request.precision != "bf16", "precision", problem, "precision bf16"
-    yield len(request.cluster.groups) > 1, "cluster", "its nodes are of one kind", "machines of one kind"
-    other = models.get("ref", models[role]) != models[role]
-    yield other, "models.ref", "the reference is the policy as it was at first", "leave it out"
+    yield from plain_checks(request, role, called="policy")
     generates = any(call.kind == GENERATE for call in graph.calls)
     yield task == "qlora", "settings.task", "it trains no adapters on 4-bit weights", "task=full"
     weights = "the engine gets all weights merged, and the plan hands on adapters alone"
@@ -127,11 +121,7 @@ def _of_generation(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]
 def _meshes(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
     lead, total = trained(plan), plan.num_gpus
     apart, each = is_apart(plan), request.cluster.groups[0].node.devices_per_node
-    for name, item in in_workers(plan).items():
-        if item.gpus != lead.gpus:
-            first, last = lead.gpus[0], lead.gpus[1] - 1
-            problem = f"what the policy's workers run is on GPUs {first}-{last}; got {item.gpus[0]}-{item.gpus[1] - 1}"
-            yield Gap(field=f"plan.{name}.gpus", problem=problem, hint=f"pin {name}.gpus={first}-{last}")
+    yield from mesh_gaps(in_workers(plan), lead, "what the policy's workers run is")
     if not apart:
         if lead.gpus != (0, total):
             problem = f"all {total} GPUs train where none is for engines alone; got {lead.gpus[0]}-{lead.gpus[1] - 1}"
@@ -152,12 +142,7 @@ def _tied(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
     workers, lead = in_workers(plan), trained(plan)
     sharded = request.stack.framework != MEGATRON
     why = "FSDP shards all weights, and splits no further" if sharded else f"there is one layout, {lead.call.name}'s"
-    for name, wanted in tied(request, plan, lead.layout).items():
-        for column, value in wanted.items():
-            given = getattr(workers[name].layout, column)
-            if given != value:
-                problem = f"{why}; got {given}, not {value}"
-                yield Gap(field=f"plan.{name}.{column}", problem=problem, hint=f"pin {name}.{column}={value}")
+    yield from pin_gaps(workers, tied(request, plan, lead.layout), why)
 
 
 def _training(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
@@ -186,11 +171,7 @@ def _training(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
         ),
         (out, "offload_optimizer", "nothing is on the host while it trains", ""),
     )
-    for there, column, problem, hint in checks:
-        if there:
-            got = getattr(layout, column)
-            words = f"{problem}; got {got.name.lower() if isinstance(got, Recompute | ContextKind) else got}"
-            yield Gap(field=f"plan.{name}.{column}", problem=words, hint=hint)
+    yield from layout_gaps(name, layout, checks)
 
 
 def _engine(plan: FlowPlan) -> Iterator[Gap]:
@@ -218,11 +199,7 @@ def needs_async_engine(request: FlowRequest, plan: FlowPlan) -> bool:
 
 
 def _micro_batches(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
-    workers = in_workers(plan)
-    for name, size in _micro_batch_pins(request, plan).items():
-        given, value = workers[name].layout.micro_batch_size, size["micro_batch_size"]
-        problem = f"{_why_alike(request)}; got {given}, not {value}"
-        yield Gap(field=f"plan.{name}.micro_batch_size", problem=problem, hint=f"pin {name}.micro_batch={value}")
+    yield from pin_gaps(in_workers(plan), _micro_batch_pins(request, plan), _why_alike(request))
     generation = on_gpus(plan).get(GENERATION)
     if generation is not None and generation.attention_groups > 1 and needs_async_engine(request, plan):
         problem = "asynchronous engines have experts on their own tensor-parallel ranks alone"

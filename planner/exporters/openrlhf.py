@@ -4,22 +4,24 @@ Target: OpenRLHF 0.11 (openrlhf 0.11.2: ``openrlhf/cli/train_ppo_ray.py``), whos
 is installed. What it cannot express is in ``openrlhf_checks``.
 """
 
-from collections.abc import Sequence
-
 from costmodels.plan import Recompute
 from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_results import FlowPlan
 from planner.dataflow.graph import EXTERNAL
-from planner.exporters.exported import Exported, Target, scripted, written_for
+from planner.exporters.exported import Target
 from planner.exporters.flow_target import (
     GENERATION,
+    IN_LOSS,
     FlowTarget,
-    Placed,
-    about,
     checkpoint,
+    checkpoints_left,
+    is_apart,
     longest_response,
     memory_share,
+    node_counts,
     on_gpus,
+    on_trainers,
+    ray_left,
     responses,
 )
 from planner.exporters.openrlhf_checks import (
@@ -27,8 +29,6 @@ from planner.exporters.openrlhf_checks import (
     FURTHER,
     bases,
     further_pins,
-    in_workers,
-    is_apart,
     kept,
     offloads,
     other_pins,
@@ -47,20 +47,13 @@ _ADVANTAGES = {
     "rloo": "rloo",
     "reinforce++": "reinforce",
 }
-_IN_LOSS = ("grpo",)  # whose divergence from the reference is a term of the loss (arXiv:2402.03300), not of the reward
 
 Options = list[list[str]]
 
 
-def export_flow(request: FlowRequest, plan: FlowPlan, said: Sequence[str] = ()) -> Exported:
-    """The launch of ``train_ppo_ray`` that runs a plan.
-
-    Args:
-        request: The question.
-        plan: Its answer.
-        said: Sentences about the plan for the script.
-    """
-    options = [
+def _command(request: FlowRequest, plan: FlowPlan) -> Options:
+    return [
+        ["python3", "-m", "openrlhf.cli.train_ppo_ray"],
         *_placement(request, plan),
         *_engines(request, plan),
         *_strategy(request, plan),
@@ -68,21 +61,14 @@ def export_flow(request: FlowRequest, plan: FlowPlan, said: Sequence[str] = ()) 
         *_algorithm(request),
         *_models(request, plan),
     ]
-    return scripted(
-        TARGET,
-        [written_for(TARGET), about(request, plan), *said],
-        command=[["python3", "-m", "openrlhf.cli.train_ppo_ray"], *options],
-        gaps=(*placement_gaps(request, plan), *question_gaps(request)),
-        left_to_you=_yours(request, plan),
-    )
 
 
 def _placement(request: FlowRequest, plan: FlowPlan) -> Options:
     """GPUs of every role, and which roles share them."""
-    roles = {item.call.role: item for item in in_workers(plan).values()}
+    roles = {item.call.role: item for item in on_trainers(plan).values()}
     options: Options = []
     for role, item in roles.items():
-        nodes, each = _nodes(request, item)
+        nodes, each = node_counts(request, item.call.num_gpus)
         options += _set(role, num_nodes=nodes, num_gpus_per_node=each)
     if not is_apart(plan) or request.staleness:
         options.append(["--train.colocate_all"])
@@ -91,12 +77,6 @@ def _placement(request: FlowRequest, plan: FlowPlan) -> Options:
     if request.staleness:
         options += [["--train.async_enable"], *_set("train", async_queue_size=request.staleness)]
     return options
-
-
-def _nodes(request: FlowRequest, item: Placed) -> tuple[int, int]:
-    """Nodes, and GPUs of each, that a call has."""
-    each = min(request.cluster.groups[0].node.devices_per_node, item.call.num_gpus)
-    return item.call.num_gpus // each, each
 
 
 def _engines(request: FlowRequest, plan: FlowPlan) -> Options:
@@ -114,7 +94,7 @@ def _engines(request: FlowRequest, plan: FlowPlan) -> Options:
 
 def _strategy(request: FlowRequest, plan: FlowPlan) -> Options:
     """What DeepSpeed does with all models."""
-    layout = in_workers(plan)["actor_train"].layout
+    layout = on_trainers(plan)["actor_train"].layout
     options = _set("ds", zero_stage=layout.zero_stage)
     if layout.tensor_parallel > 1:
         options += _set("ds", tensor_parallel_size=layout.tensor_parallel)
@@ -133,7 +113,7 @@ def _strategy(request: FlowRequest, plan: FlowPlan) -> Options:
 
 
 def _batches(request: FlowRequest, plan: FlowPlan) -> Options:
-    train = in_workers(plan)["actor_train"]
+    train = on_trainers(plan)["actor_train"]
     scored = [item.layout.micro_batch_size for item in scoring(plan).values()]
     return [
         *_set(
@@ -158,7 +138,7 @@ def _algorithm(request: FlowRequest) -> Options:
     reference = any(call.name == "ref_inf" for call in graph.calls)
     if not reference:
         options += _set("algo", **{"kl.init_coef": 0})
-    elif graph.name in _IN_LOSS:
+    elif graph.name in IN_LOSS:
         options += [["--algo.kl.use_loss"], *_set("algo", **{"kl.estimator": "k3"})]
     if graph.call(GENERATION).factor > graph.call("actor_train").factor:
         options.append(["--algo.dynamic_filtering_enable"])
@@ -173,7 +153,7 @@ def _models(request: FlowRequest, plan: FlowPlan) -> Options:
 
 def _roles(plan: FlowPlan) -> list[str]:
     """Roles that a checkpoint is named for; the reference has the actor's."""
-    used = {item.call.role for item in in_workers(plan).values()}
+    used = {item.call.role for item in on_trainers(plan).values()}
     return [role for role in ("actor", "critic", "reward") if role in used]
 
 
@@ -184,12 +164,7 @@ def _yours(request: FlowRequest, plan: FlowPlan) -> tuple[str, ...]:
         found.append(
             "rewards: --reward.remote_url or --train.agent_func_path; without them it looks for a reward model"
         )
-    for role in _roles(plan):
-        if not checkpoint(request.models[role]):
-            found.append(f"--{role}.model_name_or_path: the checkpoint of {request.models[role].name}")
-    heads = [role for role in _roles(plan) if role != "actor"]
-    if heads:
-        found.append(f"checkpoints of {' and '.join(heads)}: those written are of language models of that size")
+    found += checkpoints_left(request, {role: f"--{role}.model_name_or_path" for role in _roles(plan)})
     found.append(
         f"vLLM runs as many sequences at once as it likes: train_ppo_ray sets no max_num_seqs, which the plan has at "
         f"{item.call.concurrent}"
@@ -197,12 +172,7 @@ def _yours(request: FlowRequest, plan: FlowPlan) -> tuple[str, ...]:
     if kept(plan):
         words = ", ".join(kept(plan))
         found.append(f"16-bit weights of {words} stay on the GPUs, where the plan has them on the host in between")
-    nodes = plan.num_gpus // min(request.cluster.groups[0].node.devices_per_node, plan.num_gpus)
-    if nodes > 1:
-        found.append(
-            f"Ray on the {nodes} nodes: ray start --head on one, ray start --address on others; train.sh there"
-        )
-    return tuple(found)
+    return (*found, *ray_left(node_counts(request, plan.num_gpus)[0]))
 
 
 def _set(where: str, **values: object) -> Options:
@@ -214,7 +184,8 @@ FLOW = FlowTarget(
     target=TARGET,
     workflows=tuple(_ADVANTAGES),
     one_pool=False,
-    export=export_flow,
+    command=_command,
+    left_to_you=_yours,
     question_gaps=question_gaps,
     placement_gaps=placement_gaps,
     bases=bases,

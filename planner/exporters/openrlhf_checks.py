@@ -18,17 +18,23 @@ from dataclasses import replace
 from costmodels.plan import ContextKind, ExecutionPlan, Recompute
 from planner.dataflow.flow_request import ASYNC, COLOCATED, DISAGGREGATED, HYBRID, FlowRequest
 from planner.dataflow.flow_results import FlowPlan
-from planner.dataflow.graph import GENERATE, TRAIN
+from planner.dataflow.graph import TRAIN
 from planner.dataflow.holdings import ALL_OUT, FETCHED, HOLDING_NAMES, RESIDENT
 from planner.dataflow.rollouts import WHOLE
-from planner.exporters.exported import Gap
+from planner.exporters.exported import Gap, gaps
 from planner.exporters.flow_target import (
     DEGREES,
     GENERATION,
     Pins,
     Placed,
     has_experts,
+    is_apart,
+    layout_gaps,
+    mesh_gaps,
     on_gpus,
+    on_trainers,
+    pin_gaps,
+    plain_checks,
     pool_pins,
     together,
 )
@@ -43,21 +49,9 @@ _MOST_LAYOUTS = 3  # of one answer on one division of the GPUs, each a search of
 _WIDER = (2, 4, 8)  # tensor-parallel degrees tried besides
 
 
-def in_workers(plan: FlowPlan) -> dict[str, Placed]:
-    """Calls that DeepSpeed runs, training first."""
-    found = {name: item for name, item in on_gpus(plan).items() if item.call.kind != GENERATE}
-    return dict(sorted(found.items(), key=lambda pair: pair[1].call.kind != TRAIN))
-
-
 def scoring(plan: FlowPlan) -> dict[str, Placed]:
-    """Those of them that train nothing."""
-    return {name: item for name, item in in_workers(plan).items() if item.call.kind != TRAIN}
-
-
-def is_apart(plan: FlowPlan) -> bool:
-    """Whether engines have GPUs of their own."""
-    calls = on_gpus(plan)
-    return calls[GENERATION].gpus != calls["actor_train"].gpus
+    """Calls of trainers that train nothing."""
+    return {name: item for name, item in on_trainers(plan).items() if item.call.kind != TRAIN}
 
 
 def placement_gaps(request: FlowRequest, plan: FlowPlan) -> tuple[Gap, ...]:
@@ -68,16 +62,11 @@ def placement_gaps(request: FlowRequest, plan: FlowPlan) -> tuple[Gap, ...]:
 
 def question_gaps(request: FlowRequest) -> tuple[Gap, ...]:
     """What of the question it cannot express, whatever the plan."""
-    return tuple(Gap(field=field, problem=problem, hint=hint) for there, field, problem, hint in _of(request) if there)
+    return gaps(*plain_checks(request, "actor", called="actor"), *_of(request))
 
 
 def _of(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
-    graph, models, options = request.graph, request.models, request.options
-    problem = f"exports are written for bf16; got {request.precision}"
-    yield request.precision != "bf16", "precision", problem, "precision bf16"
-    yield len(request.cluster.groups) > 1, "cluster", "its nodes are of one kind", "machines of one kind"
-    other = models.get("ref", models["actor"]) != models["actor"]
-    yield other, "models.ref", "the reference is the actor as it was at first", "leave it out"
+    graph, options = request.graph, request.options
     asked = options.engine or ENGINE
     yield asked != ENGINE, "engine", f"it generates with {ENGINE}; got {asked}", f"engine {ENGINE}"
     problem = "its reference has weights of its own, and the plan's is the policy without adapters"
@@ -95,11 +84,8 @@ def _of(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
 def _meshes(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
     calls, total = on_gpus(plan), plan.num_gpus
     lead, engine = calls["actor_train"].gpus, calls[GENERATION].gpus
-    for name, item in in_workers(plan).items():
-        if item.gpus != lead:
-            problem = f"all models are on GPUs {lead[0]}-{lead[1] - 1}; got {item.gpus[0]}-{item.gpus[1] - 1}"
-            yield Gap(field=f"plan.{name}.gpus", problem=problem, hint=f"pin {name}.gpus={lead[0]}-{lead[1] - 1}")
-    alone = all(item.call.role in ("actor", "ref") for item in in_workers(plan).values())
+    yield from mesh_gaps(on_trainers(plan), calls["actor_train"], "all models are")
+    alone = all(item.call.role in ("actor", "ref") for item in on_trainers(plan).values())
     if not is_apart(plan):
         if lead != (0, total):
             problem = f"all calls are on all {total} GPUs; got {lead[0]}-{lead[1] - 1}"
@@ -113,18 +99,13 @@ def _meshes(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
 
 
 def _tied(plan: FlowPlan) -> Iterator[Gap]:
-    workers = in_workers(plan)
-    for name, wanted in tied(plan, workers["actor_train"].layout).items():
-        for column, value in wanted.items():
-            given = getattr(workers[name].layout, column)
-            if given != value:
-                problem = f"one strategy holds for all models; got {given}, not {value}"
-                yield Gap(field=f"plan.{name}.{column}", problem=problem, hint=f"pin {name}.{column}={value}")
+    workers = on_trainers(plan)
+    yield from pin_gaps(workers, tied(plan, workers["actor_train"].layout), "one strategy holds for all models")
 
 
 def _training(plan: FlowPlan) -> Iterator[Gap]:
-    lead = in_workers(plan)["actor_train"].layout
-    for name, item in in_workers(plan).items():
+    lead = on_trainers(plan)["actor_train"].layout
+    for name, item in on_trainers(plan).items():
         layout = item.layout
         ring = layout.context_parallel == 1 or layout.context_kind == ContextKind.RING
         unlike = item.call.kind == TRAIN and layout.recompute != lead.recompute
@@ -141,11 +122,7 @@ def _training(plan: FlowPlan) -> Iterator[Gap]:
             (layout.offload_parameters, "offload_parameters", "weights stay where they are trained", ""),
             (layout.offload_activations, "offload_activations", "activations stay on the GPU", ""),
         )
-        for there, column, problem, hint in checks:
-            if there:
-                got = getattr(layout, column)
-                words = f"{problem}; got {got.name.lower() if isinstance(got, Recompute | ContextKind) else got}"
-                yield Gap(field=f"plan.{name}.{column}", problem=words, hint=hint)
+        yield from layout_gaps(name, layout, checks)
 
 
 def _engine(plan: FlowPlan) -> Iterator[Gap]:
@@ -161,17 +138,14 @@ def _engine(plan: FlowPlan) -> Iterator[Gap]:
 
 
 def _micro_batches(plan: FlowPlan) -> Iterator[Gap]:
-    workers = in_workers(plan)
-    for name, columns in _micro_batch_pins(plan).items():
-        given, value = workers[name].layout.micro_batch_size, columns["micro_batch_size"]
-        problem = f"what trains has one micro-batch, and what scores another; got {given}, not {value}"
-        yield Gap(field=f"plan.{name}.micro_batch_size", problem=problem, hint=f"pin {name}.micro_batch={value}")
+    why = "what trains has one micro-batch, and what scores another"
+    yield from pin_gaps(on_trainers(plan), _micro_batch_pins(plan), why)
 
 
 def _micro_batch_pins(plan: FlowPlan) -> Pins:
     """Micro-batches that differ: all take the smallest of those that train, and of those that score."""
     scored = scoring(plan)
-    trains = {name: item for name, item in in_workers(plan).items() if name not in scored}
+    trains = {name: item for name, item in on_trainers(plan).items() if name not in scored}
     found: Pins = {}
     for calls in (trains, scored):
         least = min((item.layout.micro_batch_size for item in calls.values()), default=1)
@@ -182,7 +156,7 @@ def _micro_batch_pins(plan: FlowPlan) -> Pins:
 
 def sleeps(plan: FlowPlan) -> bool:
     """Whether gradients and optimizer states of all that is trained are on the host between its runs."""
-    workers = in_workers(plan).values()
+    workers = on_trainers(plan).values()
     return any(item.call.kind == TRAIN and item.call.holding != HOLDING_NAMES[RESIDENT] for item in workers)
 
 
@@ -194,13 +168,13 @@ def offloads(item: Placed) -> bool:
 def kept(plan: FlowPlan) -> tuple[str, ...]:
     """Calls whose 16-bit weights stay on the GPUs, where the plan has them on the host."""
     away = (HOLDING_NAMES[FETCHED], HOLDING_NAMES[ALL_OUT])
-    return tuple(name for name, item in in_workers(plan).items() if item.call.holding in away and not offloads(item))
+    return tuple(name for name, item in on_trainers(plan).items() if item.call.holding in away and not offloads(item))
 
 
 def _between(request: FlowRequest, plan: FlowPlan) -> dict[str, float]:
     """Bytes on every GPU that OpenRLHF leaves there of each role between its calls, which share its weights."""
     found: dict[str, float] = {}
-    for name, item in in_workers(plan).items():
+    for name, item in on_trainers(plan).items():
         layout, call = item.layout, item.call
         ranks = layout.data_parallel * layout.context_parallel if layout.zero_stage == _SHARDED else 1
         weights = total_parameters(request.models[call.role]) * _WEIGHT_BYTES / layout.tensor_parallel / ranks
@@ -238,7 +212,7 @@ def _kept(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
 
 def tied(plan: FlowPlan, lead: ExecutionPlan) -> Pins:
     """What DeepSpeed's calls must have where one of them has the layout ``lead``."""
-    workers = in_workers(plan)
+    workers = on_trainers(plan)
     stage = lead.zero_stage or workers["actor_train"].layout.zero_stage
     found: Pins = {}
     for name, item in workers.items():
@@ -253,10 +227,10 @@ def bases(request: FlowRequest, plan: FlowPlan) -> list[tuple[str, Pins]]:
     calls = on_gpus(plan)
     engine: dict[str, object] = {"engine": ENGINE, "pipeline_parallel": 1, "context_parallel": 1}
     engine |= {"expert_parallel": 1} if has_experts(request, calls[GENERATION]) else {}
-    models = [name for name, item in in_workers(plan).items() if has_experts(request, item)]
+    models = [name for name, item in on_trainers(plan).items() if has_experts(request, item)]
     pins: Pins = {GENERATION: engine} | {name: {"expert_parallel": 1} for name in models}
-    sharded = together(pins, {name: {"zero_stage": _SHARDED} for name in in_workers(plan)})
-    alone = all(item.call.role in ("actor", "ref") for item in in_workers(plan).values())
+    sharded = together(pins, {name: {"zero_stage": _SHARDED} for name in on_trainers(plan)})
+    alone = all(item.call.role in ("actor", "ref") for item in on_trainers(plan).values())
     modes = (COLOCATED, DISAGGREGATED) if request.mode == HYBRID else (request.mode,)
     kept_modes = [mode for mode in modes if mode == COLOCATED or (plan.num_gpus > 1 and (alone or mode == ASYNC))]
     return [(mode, each) for mode in kept_modes for each in (pins, sharded)]
@@ -271,7 +245,7 @@ def other_pins(request: FlowRequest, plans: Iterable[FlowPlan], mode: str, base:
     found: list[Pins] = []
     for plan in plans:
         first = not found
-        workers = in_workers(plan)
+        workers = on_trainers(plan)
         layouts = [item.layout for item in sorted(workers.values(), key=lambda item: -item.call.time_s)][:_MOST_LAYOUTS]
         wider = [replace(workers["actor_train"].layout, tensor_parallel=degree) for degree in _WIDER]
         pools = pool_pins(request, plan, mode, lead=workers["actor_train"], names=[*workers])
@@ -285,10 +259,10 @@ def other_pins(request: FlowRequest, plans: Iterable[FlowPlan], mode: str, base:
 def further_pins(request: FlowRequest, plan: FlowPlan) -> list[Pins]:
     """Micro-batches alike, and trained models that recompute alike, or everything where there is no room."""
     sizes = _micro_batch_pins(plan)
-    trains = [name for name, item in in_workers(plan).items() if item.call.kind == TRAIN]
+    trains = [name for name, item in on_trainers(plan).items() if item.call.kind == TRAIN]
     unlike = any(gap.field.endswith(".recompute") for gap in _training(plan))
     ways = (Recompute.FULL, Recompute.NONE) if unlike else (Recompute.FULL,)
     recomputed = [together(sizes, {name: {"recompute": int(way)} for name in trains}) for way in ways]
-    whole = in_workers(plan)["actor_train"].layout.recompute == Recompute.FULL
+    whole = on_trainers(plan)["actor_train"].layout.recompute == Recompute.FULL
     crowded = any(_kept(request, plan)) and not whole
     return recomputed if unlike or crowded else [sizes] if sizes else []

@@ -5,7 +5,6 @@ installed. What it cannot express is in ``verl_checks``.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from costmodels.plan import ContextKind, ExecutionPlan, Recompute
@@ -13,18 +12,20 @@ from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_results import FlowPlan
 from planner.dataflow.graph import EXTERNAL
 from planner.dataflow.holdings import ALL_OUT, FETCHED, HOLDING_NAMES, STATES_OUT
-from planner.exporters.exported import Exported, Target, scripted, written_for
+from planner.exporters.exported import Target
 from planner.exporters.flow_target import (
+    IN_LOSS,
     REWARD,
     FlowTarget,
     Placed,
-    about,
     checkpoint,
+    checkpoints_left,
     longest_response,
     memory_share,
     node_counts,
     on_gpus,
     prefill_tokens,
+    ray_left,
     responses,
 )
 from planner.exporters.megatron_model import CONTEXT_NAMES, recomputation
@@ -37,22 +38,15 @@ TARGET = Target(name="verl", title="verl 0.9", stacks=("megatron-core", "hf-fsdp
 # Workflow to ``algorithm.adv_estimator`` (AdvantageEstimator of verl/trainer/ppo/core_algos.py).
 _ADVANTAGES = {"ppo": "gae", "grpo": "grpo", "dapo": "grpo", "rloo": "rloo", "reinforce++": "reinforce_plus_plus"}
 WORKFLOWS = tuple(_ADVANTAGES)
-_IN_LOSS = ("grpo",)  # whose divergence from the reference is a term of the loss (arXiv:2402.03300), not of the reward
 _ROLES = "actor_rollout_ref"
 _ACTOR, _REF, _ROLLOUT = f"{_ROLES}.actor", f"{_ROLES}.ref", f"{_ROLES}.rollout"
 
 Options = list[list[str]]
 
 
-def export_flow(request: FlowRequest, plan: FlowPlan, said: Sequence[str] = ()) -> Exported:
-    """The launch of ``main_ppo`` that runs a plan.
-
-    Args:
-        request: The question.
-        plan: Its answer.
-        said: Sentences about the plan for the script.
-    """
-    options = [
+def _command(request: FlowRequest, plan: FlowPlan) -> Options:
+    return [
+        ["python3", "-m", "verl.trainer.main_ppo"],
         *_algorithm(request),
         *_data(request),
         *_actor(request, plan),
@@ -62,19 +56,12 @@ def export_flow(request: FlowRequest, plan: FlowPlan, said: Sequence[str] = ()) 
         *_reward(request, plan),
         *_machines(request, plan),
     ]
-    return scripted(
-        TARGET,
-        [written_for(TARGET), about(request, plan), *said],
-        command=[["python3", "-m", "verl.trainer.main_ppo"], *options],
-        gaps=(*placement_gaps(request, plan), *question_gaps(request)),
-        left_to_you=_yours(request, plan),
-    )
 
 
 def _algorithm(request: FlowRequest) -> Options:
     graph = request.graph
     names = {call.name for call in graph.calls}
-    in_loss = graph.name in _IN_LOSS
+    in_loss = graph.name in IN_LOSS
     options = _set(
         "algorithm", adv_estimator=_ADVANTAGES[graph.name], use_kl_in_reward="ref_inf" in names and not in_loss
     )
@@ -241,32 +228,22 @@ def _reward(request: FlowRequest, plan: FlowPlan) -> Options:
 
 
 def _machines(request: FlowRequest, plan: FlowPlan) -> Options:
-    nodes, each = node_counts(request, plan)
+    nodes, each = node_counts(request, plan.num_gpus)
     return _set("trainer", nnodes=nodes, n_gpus_per_node=each)
 
 
 def _yours(request: FlowRequest, plan: FlowPlan) -> tuple[str, ...]:
-    graph, nodes = request.graph, node_counts(request, plan)[0]
     found = [
         "data.train_files and data.val_files, as arguments of train.sh, and so learning rates, clipping and the rest"
     ]
-    if any(call.kind == EXTERNAL for call in graph.calls):
+    if any(call.kind == EXTERNAL for call in request.graph.calls):
         found.append("rewards: reward.custom_reward_function.path, where verl does not know the data set")
     roles = {"actor": f"{_ROLES}.model.path", "critic": "critic.model.path", "reward": "reward.reward_model.model_path"}
     used = {item.call.role for item in on_gpus(plan).values()}
-    for role, option in roles.items():
-        if role in used and not checkpoint(request.models[role]):
-            found.append(f"{option}: the checkpoint of {request.models[role].name}")
-    heads = [role for role in ("critic", "reward") if role in used]
-    if heads:
-        found.append(f"checkpoints of {' and '.join(heads)}: those written are of language models of that size")
+    found += checkpoints_left(request, {role: option for role, option in roles.items() if role in used})
     if REWARD in on_gpus(plan):
         found.append("the reward model is planned as a pass of the trainer; verl runs it in an engine")
-    if nodes > 1:
-        found.append(
-            f"Ray on the {nodes} nodes: ray start --head on one, ray start --address on others; train.sh there"
-        )
-    return tuple(found)
+    return (*found, *ray_left(node_counts(request, plan.num_gpus)[0]))
 
 
 def _model(where: str, model: ModelSpec, *, key: str = "path") -> Options:
@@ -295,7 +272,8 @@ FLOW = FlowTarget(
     target=TARGET,
     workflows=WORKFLOWS,
     one_pool=True,
-    export=export_flow,
+    command=_command,
+    left_to_you=_yours,
     question_gaps=question_gaps,
     placement_gaps=placement_gaps,
     bases=bases,

@@ -16,7 +16,7 @@ from costmodels.plan import ExecutionPlan
 from planner.dataflow.flow_request import COLOCATED, FlowRequest
 from planner.dataflow.flow_results import FlowPlan
 from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN
-from planner.exporters.exported import Gap
+from planner.exporters.exported import Gap, gaps
 from planner.exporters.flow_target import (
     DEGREES,
     ENDS,
@@ -26,6 +26,7 @@ from planner.exporters.flow_target import (
     Placed,
     has_experts,
     on_gpus,
+    pin_gaps,
 )
 from planner.lora import linear_targets
 from planner.phrases import gib
@@ -49,8 +50,7 @@ def placement_gaps(request: FlowRequest, plan: FlowPlan) -> tuple[Gap, ...]:
 
 def question_gaps(request: FlowRequest) -> tuple[Gap, ...]:
     """What of the question it cannot express, whatever the plan."""
-    checks = (*_of_data(request), *_of_roles(request))
-    return tuple(Gap(field=field, problem=problem, hint=hint) for there, field, problem, hint in checks if there)
+    return gaps(*_of_data(request), *_of_roles(request))
 
 
 def _of_data(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
@@ -99,12 +99,7 @@ def _meshes(plan: FlowPlan) -> Iterator[Gap]:
 def _layouts(request: FlowRequest, plan: FlowPlan) -> Iterator[Gap]:
     workers = in_workers(plan)
     lead = workers["actor_train"].layout
-    for name, wanted in tied(request, plan, lead).items():
-        for column, value in wanted.items():
-            given = getattr(workers[name].layout, column)
-            if given != value:
-                problem = f"{_why_tied(request)}; got {given}, not {value}"
-                yield Gap(field=f"plan.{name}.{column}", problem=problem, hint=f"pin {name}.{column}={value}")
+    yield from pin_gaps(workers, tied(request, plan, lead), _why_tied(request))
     if request.stack.framework == MEGATRON and lead.zero_stage > 1:
         problem = f"its Megatron shards optimizer states alone; got ZeRO {lead.zero_stage}"
         yield Gap(field="plan.actor_train.zero_stage", problem=problem, hint="pin actor_train.zero_stage=1")

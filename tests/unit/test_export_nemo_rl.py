@@ -12,11 +12,12 @@ import planner
 from costmodels.plan import Recompute
 from planner.exporters.flow_api import FlowExportResult
 from planner.exporters.flow_document import flow_export_schema
-from planner.exporters.flow_target import on_gpus
-from planner.exporters.nemo_rl import FLOW, configuration, export_flow
-from planner.exporters.nemo_rl_checks import is_apart, trained
+from planner.exporters.flow_target import is_apart, on_gpus
+from planner.exporters.nemo_rl import FLOW, configuration
+from planner.exporters.nemo_rl_checks import trained
 from tests.command import Command, command_line
-from tests.nemo_rl import OUTSIDE, PIPELINE, SMALL, asked, grpo, plan_of, with_layout
+from tests.flow_exports import OUTSIDE, SMALL, plan_of, with_layout
+from tests.nemo_rl import PIPELINE, asked, grpo
 
 # Names of examples/configs/{grpo_math_1B,dpo,sft,rm}.yaml, and of the typed dictionaries behind them.
 KNOWN = {
@@ -142,11 +143,11 @@ def test_the_script_runs_the_file() -> None:
     assert sorted(result.exported.files) == ["planned.yaml", "train.sh"]
     assert any(words.startswith("planned.yaml goes into") for words in result.exported.left_to_you)
     held = replace(plan_of(result), calls=tuple(replace(call, holding="resident") for call in plan_of(result).calls))
-    told = " ".join(export_flow(result.flow.request, held).left_to_you)
+    told = " ".join(FLOW.export(result.flow.request, held).left_to_you)
     assert "the plan keeps them on the GPUs, and has no such traffic" in told
     assert "weights of the reference wait on the host" in told
     out = replace(held, calls=tuple(replace(call, holding="all_out") for call in held.calls))
-    assert "offload_before_refit" not in " ".join(export_flow(result.flow.request, out).left_to_you)
+    assert "offload_before_refit" not in " ".join(FLOW.export(result.flow.request, out).left_to_you)
 
 
 def test_micro_batches_have_tokens_of_mean_sequences_and_room_for_the_longest() -> None:

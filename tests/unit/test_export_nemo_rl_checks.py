@@ -11,7 +11,8 @@ from planner.exporters.flow_api import FlowExportResult, export_dataflow
 from planner.exporters.flow_target import merged
 from planner.exporters.nemo_rl_checks import placement_gaps
 from profiles.errors import SpecError
-from tests.nemo_rl import OUTSIDE, PIPELINE, SMALL, grpo, plan_of, with_layout
+from tests.flow_exports import OUTSIDE, SMALL, plan_of, with_layout
+from tests.nemo_rl import PIPELINE, grpo
 
 
 def test_a_number_of_gpus_and_a_range_of_so_many_agree() -> None:

@@ -3,7 +3,7 @@
 import json
 import shlex
 from dataclasses import replace
-from functools import cache
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,13 +14,14 @@ from planner.dataflow.flow_results import FlowPlan
 from planner.exporters.exported import Exported
 from planner.exporters.flow_api import FlowExportResult, export_dataflow
 from planner.exporters.flow_target import on_gpus
-from planner.exporters.openrlhf import FLOW, export_flow
+from planner.exporters.openrlhf import FLOW
 from planner.exporters.openrlhf_checks import placement_gaps
 from profiles.errors import SpecError
 from profiles.units import GIB
-from tests.nemo_rl import OUTSIDE, SMALL, plan_of, with_layout
+from tests.flow_exports import OUTSIDE, SMALL, exported_flow, plan_of, with_layout
 
 LAYOUT = {"tp": 2, "micro_batch": 4}
+asked = partial(exported_flow, "openrlhf")
 ALIKE = json.dumps(
     {
         "actor_gen": {"tp": 2, "engine": "vllm"},
@@ -45,13 +46,6 @@ def options(exported: Exported) -> dict[str, str]:
         else:
             found[name] = word
     return found
-
-
-@cache
-def asked(job: str, model: str, cluster: str, settings: str = "{}", **given: Any) -> FlowExportResult:
-    pins = json.loads(given.pop("pins", "{}"))
-    asked_for = SMALL | given | {"pins": pins, "settings": json.loads(settings)}
-    return export_dataflow(job, model, cluster, format="openrlhf", **asked_for)
 
 
 def grpo(cluster: str = "8xH100-80GB", **given: Any) -> FlowExportResult:
@@ -79,7 +73,7 @@ def test_a_whole_command() -> None:
     """Groups of 8 on 64 prompts; engines of two on all eight GPUs, which models share with tensor parallelism."""
     result = grpo(mode="colocated", pins=ALIKE)
     plan = small_engine(plan_of(result))
-    exported = export_flow(result.flow.request, plan)
+    exported = FLOW.export(result.flow.request, plan)
     assert exported.unsupported == ()
     found = options(exported)
     share = found.pop("--vllm.gpu_memory_utilization")
@@ -176,13 +170,13 @@ def test_frozen_weights_wait_on_the_host_where_they_are_sharded() -> None:
     plan = with_layout(with_layout(result.plan, "train", zero_stage=3), "inference", zero_stage=3)
     away = {"ref_inf", "reward_inf"}
     calls = [replace(call, holding="fetched") if call.name in away else call for call in plan.calls]
-    sharded = options(export_flow(result.request, replace(plan, calls=tuple(calls))))
+    sharded = options(FLOW.export(result.request, replace(plan, calls=tuple(calls))))
     assert {"--ref.offload", "--reward.offload"} <= sharded.keys()
     assert sharded["--ds.zero_stage"] == "3"
     whole = with_layout(
         with_layout(replace(plan, calls=tuple(calls)), "train", zero_stage=2), "inference", zero_stage=0
     )
-    exported = export_flow(result.request, whole)
+    exported = FLOW.export(result.request, whole)
     assert not {"--ref.offload", "--reward.offload"} & options(exported).keys()
     told = [words for words in exported.left_to_you if words.startswith("16-bit weights of")]
     assert len(told) == 1

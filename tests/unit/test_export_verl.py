@@ -3,7 +3,7 @@
 import json
 import shlex
 from dataclasses import replace
-from functools import cache
+from functools import partial
 from typing import Any
 
 import jsonschema_rs
@@ -16,14 +16,14 @@ from planner.exporters.exported import Exported
 from planner.exporters.flow_api import FlowExportResult, export_dataflow
 from planner.exporters.flow_document import flow_export_schema
 from planner.exporters.flow_target import merged, on_gpus
-from planner.exporters.verl import FLOW, TARGET, WORKFLOWS, export_flow
+from planner.exporters.verl import FLOW, TARGET, WORKFLOWS
 from planner.exporters.verl_checks import in_workers, placement_gaps
 from profiles.errors import SpecError
 from profiles.units import GIB
 from tests.command import Command, command_line
+from tests.flow_exports import OUTSIDE, SMALL, exported_flow, plan_of
 
-SMALL: dict[str, Any] = {"batch": 64, "prompt": 256, "generate": 512}
-OUTSIDE = {"reward": "external"}
+asked = partial(exported_flow, "verl")
 ACTOR, ROLLOUT = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
 
 
@@ -39,18 +39,8 @@ def overrides(exported: Exported) -> dict[str, str]:
     return found
 
 
-@cache
-def asked(job: str, model: str, cluster: str, settings: str = "{}", **options: Any) -> FlowExportResult:
-    return export_dataflow(job, model, cluster, format="verl", **SMALL | options, settings=json.loads(settings))
-
-
 def grpo(**options: Any) -> FlowExportResult:
     return asked("grpo", "qwen2.5-1.5b", "4xH100-80GB", json.dumps(OUTSIDE), **options)
-
-
-def plan_of(result: FlowExportResult) -> FlowPlan:
-    assert result.flow.plan is not None
-    return result.flow.plan
 
 
 def written(result: FlowExportResult) -> dict[str, str]:
@@ -131,7 +121,7 @@ def test_interleaved_stages_ends_of_their_own_and_blocks_are_said_for_all_roles(
         else item
         for item in plan_of(result).calls
     )
-    found = overrides(export_flow(result.flow.request, replace(plan_of(result), calls=calls)))
+    found = overrides(FLOW.export(result.flow.request, replace(plan_of(result), calls=calls)))
     for role in ("actor", "ref"):
         assert found[f"actor_rollout_ref.{role}.megatron.virtual_pipeline_model_parallel_size"] == "2"
     where = f"{ACTOR}megatron.override_transformer_config."
@@ -169,7 +159,7 @@ def test_what_leaves_the_gpus_between_calls(holding: str, weights: bool, states:
     calls = tuple(
         replace(call, holding=holding) if call.name == "actor_train" else call for call in plan_of(result).calls
     )
-    found = overrides(export_flow(result.flow.request, replace(plan_of(result), calls=calls)))
+    found = overrides(FLOW.export(result.flow.request, replace(plan_of(result), calls=calls)))
     names = ("param_offload", "optimizer_offload")
     assert [found[f"{ACTOR}megatron.{name}"] for name in names] == [str(bool(weights)), str(bool(states))]
 
@@ -183,7 +173,7 @@ def test_memory_of_the_engine_is_the_plan_s() -> None:
         replace(call, static_bytes=0.0, active_bytes=reported / 2) if call.name == "actor_gen" else call
         for call in plan.calls
     )
-    assert overrides(export_flow(request, replace(plan, calls=calls)))[ROLLOUT + "gpu_memory_utilization"] == "0.5"
+    assert overrides(FLOW.export(request, replace(plan, calls=calls)))[ROLLOUT + "gpu_memory_utilization"] == "0.5"
     generation = on_gpus(plan)["actor_gen"].call
     share = float(written(result)[ROLLOUT + "gpu_memory_utilization"])
     assert 0 <= share * reported - generation.static_bytes - generation.active_bytes <= 0.011 * reported
