@@ -1,13 +1,13 @@
-"""Sums and extremes over few columns: fast, and the same to the last bit however many plans there are."""
+"""Sums and extremes over few columns, and what lies between two bounds: the same to the last bit for many plans."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.plan import FloatArray, IntArray
+from costmodels.plan import BoolArray, FloatArray, IntArray
 
 
 def total(terms: Iterable[FloatArray]) -> FloatArray:
@@ -38,3 +38,21 @@ def at_column(table: NDArray[Any], column: IntArray) -> NDArray[Any]:
     """(N,) the value of each row of an (N, S) table in the given column."""
     picked: NDArray[Any] = np.take(table.ravel(), np.arange(len(table)) * table.shape[1] + column)
     return picked
+
+
+def halved(
+    low: FloatArray, high: FloatArray, below: Callable[[FloatArray], BoolArray], *, times: int
+) -> tuple[FloatArray, FloatArray]:
+    """The ends of intervals that were halved so often, of which each keeps the half with what is sought.
+
+    Args:
+        low: What is sought is not below these, of any shape.
+        high: Nor above these.
+        below: Whether each of such values lies below what is sought.
+        times: Halvings.
+    """
+    for _ in range(times):
+        middle = (low + high) / 2
+        up = below(middle)
+        low, high = np.where(up, middle, low), np.where(up, high, middle)
+    return low, high

@@ -10,9 +10,9 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.plan import FloatArray, PlanBatch
-from costmodels.stage_parameters import StageParameters, end_parameters, layer_unit_parameters
+from costmodels.stage_parameters import StageParameters, end_parameters, end_weights, layer_unit_parameters
 from costmodels.stages import StageTable
-from profiles.parameters import embedding_parameters, head_parameters, layer_norm_parameters, position_parameters
+from profiles.parameters import layer_norm_parameters, position_parameters
 from profiles.precision import NF4_BYTES
 
 
@@ -61,11 +61,7 @@ def unit_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
 def unquantised(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
     """(N, S) weights on one rank that quantisation leaves alone: embedding, norms and, but for some stacks, head."""
     model = context.model
-    embedding = embedding_parameters(model)
-    ends = stages.has_embedding * float(embedding + position_parameters(model))
-    if model.tie_word_embeddings:
-        ends = ends + (stages.has_head & ~stages.has_embedding) * float(embedding)
-    if not context.stack.quantises_head:
-        ends = ends + stages.has_head * float(head_parameters(model))
+    ends = end_weights(stages, model, head=not context.stack.quantises_head)
+    ends = ends + stages.has_embedding * float(position_parameters(model))
     found: FloatArray = ends / plans.tensor_parallel[:, None] + stages.layers * float(layer_norm_parameters(model))
     return found

@@ -15,9 +15,8 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.plan import FloatArray, PlanBatch
-from costmodels.stage_parameters import StageParameters
+from costmodels.stage_parameters import StageParameters, end_weights
 from costmodels.stages import StageTable
-from profiles.parameters import embedding_parameters, head_parameters
 
 _NARROW = ("fp8", "fp4")
 _ANY_LAYOUT = ("blackwell", "blackwell-rtx")  # architectures
@@ -32,9 +31,7 @@ def narrow_weight_bytes(
         return None
     whole = context.cluster.device.architecture in _ANY_LAYOUT and not numerics.scale_block
     each = numerics.linear_input_bytes * (1 if whole else 2)
-    model, t = context.model, plans.tensor_parallel[:, None]
-    tied = embedding_parameters(model) * (model.tie_word_embeddings & stages.has_head & ~stages.has_embedding)
-    ends = stages.has_embedding * embedding_parameters(model) + stages.has_head * head_parameters(model) + tied
-    layers = np.maximum(parameters.dense - ends / t, 0.0) + parameters.expert
+    ends = end_weights(stages, context.model) / plans.tensor_parallel[:, None]
+    layers = np.maximum(parameters.dense - ends, 0.0) + parameters.expert
     held: FloatArray = layers * each * (plans.zero_stage < 3)[:, None]
     return held

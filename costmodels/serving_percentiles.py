@@ -28,6 +28,7 @@ lengths that started together come back together.
 
 import numpy as np
 
+from costmodels.arrays import halved
 from costmodels.lengths import OutputLengths
 from costmodels.plan import BoolArray, FloatArray
 from costmodels.serving import ServingPoints, ServingPrices
@@ -72,13 +73,14 @@ def latency_within(
     waits_s = [_wait_within(points, prices, (k + 0.5) / _NODES) for k in range(_NODES)]
     first_s = np.where(told, points.own_s, 0.0)[..., None] + np.stack(waits_s, axis=-1)
     most_s = first_s[..., -1] + output.most * token_s[..., 0]
-    low_s, high_s = np.zeros_like(most_s + share), most_s + np.zeros_like(share)
-    for _ in range(_HALVINGS):
-        middle_s = (low_s + high_s) / 2
-        tokens = (middle_s[..., None] - first_s) / token_s + 1
+
+    def too_early(seconds: FloatArray) -> BoolArray:
+        tokens = (seconds[..., None] - first_s) / token_s + 1
         longer = np.where(tokens < output.most, output.longer_than(tokens), 0.0)  # no tokens yet: all are
-        over = longer.mean(axis=-1) > 1 - share
-        low_s, high_s = np.where(over, middle_s, low_s), np.where(over, high_s, middle_s)
+        return np.asarray(longer.mean(axis=-1) > 1 - share)
+
+    none_s = np.zeros_like(most_s + share)
+    _, high_s = halved(none_s, most_s + np.zeros_like(share), too_early, times=_HALVINGS)
     return np.where(told, high_s, np.inf)
 
 

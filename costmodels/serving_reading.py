@@ -26,6 +26,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from costmodels.arrays import halved
 from costmodels.plan import BoolArray, FloatArray
 from costmodels.queues import most_of, queue_s
 from costmodels.serving import ServingPoints, ServingPrices
@@ -92,11 +93,7 @@ def highest_rates(prices: ServingPrices, places: FloatArray, within: Callable[[F
     most = BUSIEST * reads_per_s(prices, places)[:, None]
     if within(most).all():
         return np.asarray(most[:, 0])
-    low, high = most / _FEW, most
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        kept = within(middle)
-        low, high = np.where(kept, middle, low), np.where(kept, high, middle)
+    low, _ = halved(most / _FEW, most, within, times=_HALVINGS)
     return np.where(within(most), most, low)[:, 0]
 
 
@@ -170,13 +167,13 @@ def _step_s(prices: ServingPrices, rate: FloatArray, most: FloatArray) -> tuple[
     def prompts(seconds: FloatArray) -> FloatArray:
         return np.minimum(rate * seconds + np.exp(-rate * seconds * groups) / groups, most)
 
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        mean = prompts(middle)
+    def too_short(seconds: FloatArray) -> BoolArray:
+        mean = prompts(seconds)
         # Groups that share experts wait for the one that reads most.
         met = np.maximum(routed * mean + (1 - routed) * np.minimum(most_of(groups, mean), most), 1.0)
-        longer = steps.next_s(met) > middle
-        low, high = np.where(longer, middle, low), np.where(longer, high, middle)
+        return np.asarray(steps.next_s(met) > seconds)
+
+    _, high = halved(low, high, too_short, times=_HALVINGS)
     return high, np.minimum(rate * high / prompts(high), 1.0)
 
 

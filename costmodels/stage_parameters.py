@@ -183,6 +183,14 @@ def unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
     return largest
 
 
+def end_weights(stages: StageTable, model: ModelSpec, *, head: bool = True) -> FloatArray:
+    """(N, S) weights of the embedding, its copy beside a tied output and, if asked for, the output layer, unsharded."""
+    embedded = stages.has_embedding | (stages.has_head & model.tie_word_embeddings)
+    output = head_parameters(model) if head else 0
+    ends: FloatArray = embedded * float(embedding_parameters(model)) + stages.has_head * float(output)
+    return ends
+
+
 def layer_unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
     """(N,) parameters of the largest layer on one rank, before ZeRO."""
     layer = layer_parameters(model, moe=False)

@@ -81,7 +81,7 @@ def larger_hosts(request: Request, searcher: Callable[[Request, ClusterSpec], Pr
         return None
     if not len(priced) or not priced.fits.any():
         return None
-    wanted = priced.likely if priced.likely is not None and priced.likely.any() else priced.fits
+    wanted = priced.fits if priced.likely is None or not priced.likely_any else priced.likely
     needed_bytes = ceil(float(priced.host_memory_bytes[wanted].min()) / GIGA) * GIGA
     if needed_bytes <= request.cluster.node.host_memory_bytes:
         return None

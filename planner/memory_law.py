@@ -13,6 +13,7 @@ from math import erfc, inf, sqrt
 
 import numpy as np
 
+from costmodels.arrays import halved
 from costmodels.context import CostContext
 from costmodels.evaluate import lean_peak_bytes
 from costmodels.memory import TensorMemory
@@ -28,7 +29,7 @@ SHARED = 0.4
 FAR_SHARE = 0.1
 _NO_SPREAD = 1e-9  # stands for certainty
 _FAR_LOG = 64.0  # nothing errs by so much
-_LOG_DIGITS = 1e-9
+_HALVINGS = 37  # of what lies that far on either side: to nine digits
 _ERFC = np.frompyfunc(erfc, 1, 1)  # SciPy has a faster one, for which reports of single plans would wait
 
 
@@ -93,11 +94,8 @@ class MemoryLaw:
 
 @lru_cache(maxsize=256)
 def _most_log(law: MemoryLaw, risk: float) -> float:
-    low, high = -_FAR_LOG, _FAR_LOG
-    while high - low > _LOG_DIGITS:
-        middle = (low + high) / 2
-        low, high = (low, middle) if float(law.risk(np.asarray(middle))) >= risk else (middle, high)
-    return high
+    far = np.asarray(_FAR_LOG)
+    return float(halved(-far, far, lambda log: np.asarray(law.risk(log) < risk), times=_HALVINGS)[1])
 
 
 def _over(memory_log: FloatArray, std: float) -> FloatArray:

@@ -198,7 +198,11 @@ class PlanEstimate:
     @property
     def risky(self) -> bool:
         """Whether it fits, and runs out of memory in ``RISKY`` of runs or more all the same."""
-        return self.fits and self.oom_probability >= RISKY
+        return self.fits and not self.lives(RISKY)
+
+    def lives(self, most_risk: float) -> bool:
+        """Whether it fits, and runs out of memory in less than that share of runs."""
+        return self.fits and self.oom_probability < most_risk
 
     @property
     def tokens_per_s_per_device(self) -> float:

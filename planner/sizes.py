@@ -337,7 +337,7 @@ def _size(model: ModelInput, cluster: ClusterSpec, job: JobInput, pins: PinsInpu
         num_nodes=cluster.num_nodes,
         batch=request.job.global_batch_size,
         best=best,
-        likely=best is not None and best.oom_probability < request.max_oom_risk,
+        likely=best is not None and best.lives(request.max_oom_risk),
         nearest_bytes=nearest,
         warnings=warnings_about(request, best),
     )

@@ -37,6 +37,7 @@ from service.values import (
     Name,
     NameOrMapping,
     Names,
+    Risk,
     Role,
     Tokens,
     few,
@@ -69,9 +70,7 @@ class EstimateRequest(Body):
     price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
     price_date: str | None = Field(default="", max_length=10, examples=["2026-11"])  # null as answers print it
     memory_reserve_bytes: Bytes = Field(default=0.0, description="Device memory to leave free.")
-    max_oom_risk: float = Field(
-        default=RISKY, gt=0, le=1, description="Share of runs that a ranked plan may run out of memory in."
-    )
+    max_oom_risk: Risk = Field(default=RISKY, description="Share of runs that a ranked plan may run out of memory in.")
 
 
 class PlanRequest(EstimateRequest):
@@ -117,9 +116,7 @@ class WorkflowRequest(Body):
         default=None, description="How iterations wait for each other; what the mode needs if null."
     )
     objective: Literal["time", "cost", "fewest_gpus"] = "time"
-    max_oom_risk: float = Field(
-        default=RISKY, gt=0, le=1, description="Share of runs that a call may run out of memory in."
-    )
+    max_oom_risk: Risk = Field(default=RISKY, description="Share of runs that a call may run out of memory in.")
     offload: bool = Field(default=True, description="Whether weights and states may lie on the host between calls.")
     engine: Name | None = Field(default=None, description="Engine of every generating call.")
     pins: Annotated[dict[Role, Annotated[dict[Role, int | Name], few(MAX_FIELDS)]], few(MAX_CALLS)] = Field(

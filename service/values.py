@@ -130,6 +130,7 @@ Role = Annotated[str, Field(min_length=1, max_length=40, pattern=ROLE_PATTERN)]
 Lengths = Annotated[str, Field(min_length=1, max_length=2000, pattern=LENGTHS_PATTERN)]
 Degree = Annotated[int, Field(ge=1, le=MAX_DEVICES)]
 Bytes = Annotated[float, Field(ge=0, le=1e15)]
+Risk = Annotated[float, Field(gt=0, le=1)]
 
 
 def _cell_kind(value: object) -> str | None:

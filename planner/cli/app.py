@@ -355,8 +355,7 @@ def _inputs(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, field in (("tokens", "train_tokens"), ("batch_tokens", "global_batch_tokens")):
         if values[name] is not None:
             job[field] = amount(f"job.{field}", values[name])
-    risk = {} if values["max_oom_risk"] is None else {"max_oom_risk": values["max_oom_risk"]}
-    return risk | {
+    return option.asked_risk(values) | {
         "model": one_model(values["model"]),
         "cluster": cluster_of(values["gpus"]),
         "job": job,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner.cli.options import given, option
+from planner.cli.options import asked_risk, given, option
 from planner.cli.output import EXIT_NOTHING_FITS, emit, progress, write_text
 from planner.flow_words import models_by_role, pins_from_words, settings_from_words
 from profiles.errors import SpecError
@@ -137,8 +137,7 @@ def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, A
     if objective is None:
         problem = f"unknown for workflows: {values['objective'][:40]!r}"
         raise SpecError("--objective", problem, "time, cost or fewest_gpus")
-    risk = {} if values["max_oom_risk"] is None else {"max_oom_risk": values["max_oom_risk"]}
-    return risk | {
+    return asked_risk(values) | {
         "batch": flow["batch"],
         "prompt": flow["prompt"],
         "generate": flow["generate"],

@@ -225,6 +225,11 @@ def asks(
     return asked
 
 
+def asked_risk(values: Mapping[str, Any]) -> dict[str, float]:
+    """The risk that was asked for, as a setting of the library; none where its own default holds."""
+    return {} if values["max_oom_risk"] is None else {"max_oom_risk": values["max_oom_risk"]}
+
+
 def given(values: Mapping[str, Any], command: Callable[..., None]) -> dict[str, Any]:
     """Those of a command's options that have another value than the one they are declared with."""
     declared = inspect.signature(command).parameters
