@@ -273,8 +273,10 @@ def _result(
 
 def _riskier(request: Request, priced: Priced, answers: list[PlanEstimate]) -> PlanEstimate | None:
     """The best of the plans that fit and are not ranked, where it is better than the first; it follows the answers."""
+    if not answers or len(priced) == 1:
+        return None
     left_out = priced.fits & ~priced.ranked
-    if not answers or not left_out.any():
+    if not left_out.any():
         return None
     rows = best_rows(priced, objective=request.objective, count=1, among=left_out)
     values = objective_values(priced, request.objective)
