@@ -28,6 +28,7 @@ from costmodels.kernels.memory_terms import memory_floor_s, memory_paths, memory
 from profiles.hardware import DeviceSpec
 
 COEFFICIENTS = "coefficients"  # key of a card's reference that holds them by group
+LARGE_PRODUCTS = 1 / 0.95  # time of products over that at the peak where no limit holds them (``ClockLaw.full``)
 DEVICES = "devices"  # likewise: rows in the fit by format class and device
 Paths = Sequence[NDArray[np.str_]]
 
@@ -42,6 +43,7 @@ class AdditiveClass:
         floor_s: (C,) seconds that no kernel on the device can undercut.
         levels: Groups of a path.
         named: Place in a path of the first that says who runs which operation; those ahead know other kernels only.
+        multiplied: Terms that are times of products at the peak.
     """
 
     terms: Callable[[KernelCallBatch, DeviceFormat], Mapping[str, FloatArray]]
@@ -49,14 +51,33 @@ class AdditiveClass:
     floor_s: Callable[[KernelCallBatch, DeviceFormat], FloatArray]
     levels: int
     named: int = 2
+    multiplied: tuple[str, ...] = ()
 
 
-_ATTENTION = AdditiveClass(terms=attention_terms, paths=attention_paths, floor_s=attention_floor_s, levels=5)
+_ATTENTION = AdditiveClass(
+    terms=attention_terms,
+    paths=attention_paths,
+    floor_s=attention_floor_s,
+    levels=5,
+    multiplied=("arithmetic", "tail", "block"),
+)
 ADDITIVE: Mapping[str, AdditiveClass] = {
     "attention_forward": replace(_ATTENTION, terms=forward_terms),
     "attention_backward": _ATTENTION,
-    "attention_decode": AdditiveClass(terms=decode_terms, paths=decode_paths, floor_s=attention_floor_s, levels=6),
-    "fused_experts": AdditiveClass(terms=expert_terms, paths=expert_paths, floor_s=expert_floor_s, levels=5),
+    "attention_decode": AdditiveClass(
+        terms=decode_terms,
+        paths=decode_paths,
+        floor_s=attention_floor_s,
+        levels=6,
+        multiplied=("arithmetic", "tail"),  # a block takes its keys, not its products
+    ),
+    "fused_experts": AdditiveClass(
+        terms=expert_terms,
+        paths=expert_paths,
+        floor_s=expert_floor_s,
+        levels=5,
+        multiplied=("arithmetic", "padded", "heaviest"),
+    ),
     "memory": AdditiveClass(terms=memory_terms, paths=memory_paths, floor_s=memory_floor_s, levels=5, named=3),
 }
 
@@ -87,10 +108,22 @@ def added_s(
         rows = np.flatnonzero(codes == code)
         path = [str(names[rows[0]]) for names in paths]
         found = next((place for place in range(len(path) - 1, -1, -1) if path[place] in coefficients), 0)
-        chosen = coefficients.get(path[found], coefficients[""])
+        chosen = _held_back(coefficients.get(path[found], coefficients[""]), kind.multiplied, described.held_back)
         seconds[rows] = sum((chosen[name] * values[rows] for name, values in terms.items()), np.zeros(len(rows)))
         steps[rows] = len(path) - 1 - found
     return seconds, steps
+
+
+def _held_back(chosen: Mapping[str, float], multiplied: Sequence[str], times: float) -> Mapping[str, float]:
+    """Coefficients on a device whose chip multiplies so many times as fast: what exceeds large products is the chip's.
+
+    A kernel that takes longer than products of its size waits for shared memory, schedulers and its own instructions,
+    which nobody held back with the matrix units.
+    """
+    if times == 1.0:
+        return chosen
+    own = {name: min(chosen[name], LARGE_PRODUCTS) for name in multiplied}
+    return dict(chosen) | {name: value + (chosen[name] - value) / times for name, value in own.items()}
 
 
 def unmet(op_class: str, steps: IntArray) -> NDArray[np.bool_]:

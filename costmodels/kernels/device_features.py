@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
+from costmodels.kernels.clocks import held_back
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
 
@@ -59,6 +60,7 @@ class DeviceFormat:
         l2_bytes: Last-level cache.
         generation: ``GENERATIONS`` of its architecture.
         power_w: Board power limit.
+        held_back: How many times as fast its chip multiplies per cycle (``costmodels.kernels.clocks``).
     """
 
     flops_per_s: FloatArray
@@ -67,6 +69,7 @@ class DeviceFormat:
     l2_bytes: float
     generation: float
     power_w: float
+    held_back: float
 
 
 def device_format(calls: KernelCallBatch, device: DeviceSpec) -> DeviceFormat:
@@ -85,4 +88,5 @@ def device_format(calls: KernelCallBatch, device: DeviceSpec) -> DeviceFormat:
         l2_bytes=device.l2_bytes,
         generation=GENERATIONS.get(device.architecture, _VENDOR_GENERATION.get(device.vendor, _UNKNOWN_GENERATION)),
         power_w=device.power_w,
+        held_back=held_back(device),
     )

@@ -9,7 +9,7 @@ import pytest
 from costmodels.calibration.additive_fit import fit_additive
 from costmodels.calibration.learned_fit import train
 from costmodels.calibration.training_rows import TrainingRows
-from costmodels.kernels.additive import COEFFICIENTS, added_s, floor_s
+from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, added_s, floor_s
 from costmodels.kernels.attention_terms import (
     attention_paths,
     attention_terms,
@@ -25,11 +25,14 @@ from costmodels.kernels.expert_terms import expert_terms
 from costmodels.kernels.implementations import REPLAYED, Engine, Library, code_of, implementation_of
 from costmodels.kernels.learned import AdditiveModel, Situation
 from costmodels.kernels.memory_terms import memory_terms
+from planner.price_lists import kernel_model_of
 from profiles.catalog import default_catalog
 from profiles.learned import LearnedFile, card_from
 from profiles.precision import GEMM_FORMATS
 
-H100, L40S, A100 = (default_catalog().device(name) for name in ("H100-SXM-80GB", "L40S", "A100-SXM-80GB"))
+H100, L40S, A100, H20 = (
+    default_catalog().device(name) for name in ("H100-SXM-80GB", "L40S", "A100-SXM-80GB", "H20-SXM-96GB")
+)
 BF16 = GEMM_FORMATS.index("bf16")
 FA3 = implementation_of("vllm-0.24.0;vllm_flash_attn_fa3") + REPLAYED
 
@@ -271,3 +274,43 @@ def test_bandwidth_bound_work_is_learned_where_it_is_said_who_runs_it():
     assert model.knows(work, H100).tolist() == [False, True, True, False]
     # PyTorch's kernels were timed on Hopper; elsewhere the roofline has the rates of the generation.
     assert model.knows(work, A100).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("op_class", "op", "multiplied"),
+    [
+        ("attention_forward", KernelOp.ATTENTION_FORWARD, {"arithmetic", "tail", "block"}),
+        ("attention_decode", KernelOp.ATTENTION_DECODE, {"arithmetic", "tail"}),
+        ("fused_experts", KernelOp.FUSED_EXPERTS, {"arithmetic", "padded", "heaviest"}),
+    ],
+)
+def test_only_what_large_products_take_slows_with_matrix_units_that_are_held_back(op_class, op, multiplied):
+    calls = attention(4096, 4096, op=op)
+    kind = ADDITIVE[op_class]
+    terms = kind.terms(calls, device_format(calls, H20))
+    rest = dict.fromkeys(terms, 0.0)
+    assert multiplied <= set(terms)
+    for name, seconds in terms.items():
+        for coefficient, kept in ((0.8, 0.8), (3.0, 1 / 0.95 + (3.0 - 1 / 0.95) / 4)):
+            found, _ = added_s(op_class, calls, H20, {"": rest | {name: coefficient}})
+            wanted = kept if name in multiplied else coefficient
+            assert found[0] == pytest.approx(wanted * seconds[0], rel=1e-12)
+    whole = kind.terms(calls, device_format(calls, H100))
+    found, _ = added_s(op_class, calls, H100, {"": rest | {"arithmetic": 3.0}})
+    assert found[0] == pytest.approx(3.0 * whole["arithmetic"][0], rel=1e-12)
+
+
+# Milliseconds of two sequences of 2,048 tokens, 2,048 wide, on an H20 (Dao-AILab/flash-attention, issue 1310, November
+# 2024): width of a head, share of the scores, cuDNN, FlashAttention-2. No fit has read them.
+@pytest.mark.parametrize(
+    ("width", "causal", "cudnn_ms", "flash_ms"),
+    [(64, 1.0, 0.545, 0.840), (64, 0.5, 0.315, 0.484), (128, 1.0, 0.532, 0.821), (128, 0.5, 0.319, 0.522)],
+)
+def test_attention_of_an_h20_is_priced_near_what_was_published(width, causal, cudnn_ms, flash_ms):
+    for library, measured_ms in ((Library.CUDNN, cudnn_ms), (Library.FLASH_2, flash_ms)):
+        calls = attention(
+            2048, 2048, batch=2, heads=2048 // width, kv_heads=2048 // width, width=width, causal=causal,
+            implementation=code_of(Engine.PYTORCH, library) + REPLAYED,
+        )  # fmt: skip
+        priced_ms = 1e3 * float(kernel_model_of(H20).predict(calls, H20).time_s[0])
+        assert priced_ms == pytest.approx(measured_ms, rel=0.26)
