@@ -65,10 +65,10 @@ class ExpertPlan:
     names_modules: bool
 
 
-@lru_cache(maxsize=1)
-def expert_plans() -> tuple[ExpertPlan, ...]:
-    """All rows of the table, in its order."""
-    return tuple(_plan(cells) for cells in packaged_rows(TABLE))
+@lru_cache(maxsize=2)
+def expert_plans(table: str = TABLE) -> tuple[ExpertPlan, ...]:
+    """All rows of a table of plans, in its order."""
+    return tuple(_plan(cells) for cells in packaged_rows(table))
 
 
 def _plan(cells: Mapping[str, str]) -> ExpertPlan:
