@@ -1,8 +1,8 @@
 """Writes ``docs/expert-plans.md``: what the planner says of the plans that NVIDIA tuned for its own GPUs.
 
 Run as ``python -m planner.validate.expert_page --out docs/expert-plans.md``. With ``--first`` and the path of
-``data/expert_plans_first.csv`` it says what has not been said yet and adds it, with the commit that is checked out; what
-is there stays.
+``data/expert_plans_first.csv`` it says what has not been said yet and adds it, with the commit that is checked out;
+what is there stays.
 """
 
 from collections.abc import Sequence

@@ -14,8 +14,8 @@ family share stands in the scripts beside them (NVIDIA-NeMo/Megatron-Bridge, scr
 - NVFP4, DeepSeek-V3 and Qwen3-235B on H100 split no tensor-parallel traffic (tp_comm_overlap False, ibidem);
 - adapters have rank 16 and sit on all linear layers (llama3_70b_finetune_config in recipes/llama/llama3.py).
 
-``recompute_layers_per_chunk`` is ``recompute_num_layers`` of method ``block``, which counts in every model chunk, ``ep``
-the degree of experts, whose tensors are whole (expert_tensor_parallel_size 1).
+``recompute_layers_per_chunk`` is ``recompute_num_layers`` of method ``block``, which counts in every model chunk,
+``ep`` the degree of experts, whose tensors are whole (expert_tensor_parallel_size 1).
 """
 
 from collections.abc import Mapping
