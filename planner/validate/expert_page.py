@@ -105,8 +105,11 @@ def _changes(earlier: ExpertPlan, later: ExpertPlan) -> str:
 
 def _every(rows: Sequence[ExpertPlan], first: Mapping[str, Verdict], now: Mapping[str, Verdict]) -> str:
     """Every plan in a line, under the address of its table."""
-    lines = ["## Every plan\n", "GiB of the fullest device, and its risk of running out of memory; ratios are the"]
-    lines += ["expert's step over that of the planner's best, which stands beside them.\n"]
+    lines = [
+        "## Every plan\n",
+        "GiB of the fullest device, and its risk of running out of memory; ratios are the expert's",
+    ]
+    lines += ["step over that of the planner's best, which stands beside them.\n"]
     for address in dict.fromkeys(row.address for row in rows):
         names = ["preset", "plan", "GiB: first", "now", "of", "risk", "step, s", "best, s", "ratio: first", "now"]
         lines += [f"{address}\n", *table_head([*names, "rank", "best"])]
@@ -123,7 +126,7 @@ def _line(row: ExpertPlan, before: Verdict, told: Verdict) -> str:
     ratio = f"{before.ratio:.2f}" if before.accepted else ""
     figures = (f"{told.peak_gib:.0f}", f"{told.usable_gib:.0f}", f"{told.oom:.0%}")
     steps = (f"{told.step_s:.2f}", f"{told.best_s:.2f}", ratio, f"{told.ratio:.2f}")
-    return table_row(*start, *figures, *steps, f"{told.rank} of {told.ranked:,}", told.best)
+    return table_row(*start, *figures, *steps, f"{told.rank:,} of {told.ranked:,}", told.best)
 
 
 def _pinned(row: ExpertPlan) -> str:

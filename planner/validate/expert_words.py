@@ -24,15 +24,15 @@ FOUND = """## What the errors were
   rule wanted a layer in every chunk. A second rule counted the layers between two fixed ends where there is no stage
   between them (Qwen3-Next on two stages). Both are mended, and exports lay such chunks out.
 - **NVFP4** was ranked with tensor-parallel traffic under products. Transformer Engine refuses that ("Unsupported
-  quantizer for Userbuffers"), and the recipes turn it off. Not ranked any more; the ratio of three presets falls from
-  1.2 to 1.36 to 1.17 to 1.22.
+  quantizer for Userbuffers"), and the recipes turn it off. Not ranked any more: the ratios of three presets fall from
+  1.21, 1.35 and 1.36 to 1.17, 1.22 and 1.21.
 - **FP8 weights on Blackwell** were taken for 2 bytes, as on Hopper, where a transposed copy is needed. Blackwell's
   units take any layout, and weights that live in 8 bits are 1 byte: Llama-3.1-405B on 256 GB200 fits, as NVIDIA's
   published run does.
 - **Four that do not fit.** Llama-3.1-405B on 128 B300 (three presets, 345 to 405 GiB of 268) and in bf16 on 256 GB200
-  (194 of 184) have never been in NVIDIA's tables of measured runs. On B300 tensor parallelism 2 with eight chunks keeps
-  the activations of all eight micro-batches, 2 GB a layer in bf16 without recomputation: 250 GiB by arithmetic, beside
-  130 GiB of weights, gradients and states.
+  (194 of 184) are in none of NVIDIA's tables of measured runs (its performance summaries of 25.09 to 26.08). On B300
+  tensor parallelism 2 with eight chunks keeps the activations of all eight micro-batches, 2 GB a layer in bf16 without
+  recomputation: 250 GiB by arithmetic, beside 130 GiB of weights, gradients and states.
 - **At risk.** Of those that fit, nine are told to die in 20 to 40 % of runs, among them MXFP8 of Llama-3-70B on four
   stages, Qwen3 in bf16 with large micro-batches on B300 and GB300, and Qwen3-235B in bf16 on H100. Experts fill GPUs to
   the brim; in all, seven deaths are told among 143 plans that fit. One of the nine, adapters on GB200, NVIDIA has since
@@ -42,10 +42,12 @@ FOUND = """## What the errors were
   network (gpt-oss, Kimi K2, DeepSeek-V3 and Qwen3 on H100 and B200). NVIDIA moved the same way in several (below).
   Whether full recomputation with micro-batches of eight sequences and no expert parallelism at all, which is what is
   told of Qwen3-235B on H100 and B200, is 1.2 to 1.5 times as fast, nobody has published.
-- **Not explained:** NVFP4 of large dense models (1.16 to 1.25, of which recomputation that NVIDIA dropped in its next
-  version is a part in two): Transformer Engine gathers tensor-parallel inputs in the format of the products, which is
-  priced in 16 bits. Captured attention and routing without DeepEP's kernels (gpt-oss on GB300) are no stack here.
-  Qwen3-Next's sequence length is that of one version of its script, another has 8,192.
+- **Left.** NVFP4 of large dense models (1.16 to 1.25): recomputation that NVIDIA dropped in its next version is a part
+  of it in two presets. Transformer Engine gathers tensor-parallel inputs in the format of the products, where 16 bits
+  are priced: that would take 0.04 to 0.06 off, but what is fitted on published steps in FP8 rests on such prices.
+  Captured attention and routing without DeepEP's kernels (gpt-oss on GB300) are no stack here. That a 1F1B which hides
+  the exchange gains a tenth on B300, where NVIDIA turned it off, rests on a share that is assumed. Qwen3-Next's
+  sequence length is that of one version of its script; another has 8,192.
 """
 REVISED = """## What NVIDIA changed later
 
