@@ -5,9 +5,10 @@ INTRODUCTION = """# Plans that NVIDIA tuned
 Written by `make expert-plans`; do not edit. Megatron-Bridge publishes presets of performance recipes: a plan for every
 model, GPU and format, tuned by the GPUs' own maker. Nobody measured most of them in public, but each is a claim: the
 framework takes it, it fits, and its authors knew none that is much faster. {rows} of them
-(`planner/validate/data/expert_plans.csv`, each under its address) were typed before any was priced. What was said
-*first* was written once, with its commit (`expert_plans_first.csv`); causes were mended afterwards, from the code of
-the frameworks, and nothing is fitted on any of them.
+(`planner/validate/data/expert_plans.csv`, each under its address) were typed before any was priced, but for one column,
+`tensor_overlap`, which was added after a trial and before anything was written down. What was said *first* was written
+once, with its commit (`expert_plans_first.csv`); causes were mended afterwards, from the code of the frameworks, and
+nothing is fitted on any of them.
 
 Each is asked twice: its plan as `planner estimate` prices one whose parts are given, and the same model, GPUs, batch,
 format and stack as `planner plan` answers it, which may recompute named modules where the recipe does. *Live* means to
