@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-versio
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint types contracts pytest format serve fit collectives models own-timings accuracy unseen trials
-.PHONY: text-models collectives-unseen serving-report dataflow-report bench search-report docs constraints clean
+.PHONY: text-models collectives-unseen expert-plans serving-report dataflow-report bench search-report docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ unseen: $(INSTALLED) ## Price published runs that no fit has read; rewrite the w
 
 collectives-unseen: $(INSTALLED) ## Price published logs of collectives, of which half no fit has read; rewrite docs/collectives-unseen.md
 	$(BIN)/python -m planner.validate.collective_page --out docs/collectives-unseen.md
+
+expert-plans: $(INSTALLED) ## Price the plans of NVIDIA's own recipes beside the best found; rewrite docs/expert-plans.md
+	$(BIN)/python -m planner.validate.expert_page --out docs/expert-plans.md
 
 serving-report: $(INSTALLED) ## Price published measurements of serving; rewrite the width they tell, docs/serving-runs.md, docs/serving-speculation.md and docs/serving-memory.md
 	$(BIN)/python -m planner.validate.serving_widths --out profiles/data/fits/serving.json

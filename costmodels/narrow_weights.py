@@ -1,4 +1,4 @@
-"""Copies of weights in 8 or 4 bits that layers keep beside the 16-bit ones.
+"""Weights of layers in 8 or 4 bits, beside the 16-bit ones or instead of them.
 
 Transformer Engine's layers quantise a weight in the first micro-batch of a step and keep the copies for the others
 (``get_weight_workspace`` of transformer_engine/pytorch/module/base.py, which Megatron-Core always asks for it), as its
@@ -8,7 +8,12 @@ one layout alone, and formats with block scales have others along the other axis
 of MXFP8, 1 of FP8 on Blackwell (issue 1880). FlagPerf's Llama-3-8B (tensor parallel 2, 6.5 GiB of such copies) takes 2
 to 3 GiB more in FP8 than in bf16, though its activations take less.
 
-Left out: weights that live in 8 bits (``--fp8-param-gather``), and what Megatron-FSDP does with copies under ZeRO-3.
+With ``--fp8-param-gather`` weights live in 8 bits and take just that (``update_usage`` of float8_tensor.py: no
+transpose where ``is_non_tn_fp8_gemm_supported``).
+
+Left out: what Megatron-FSDP does with either under ZeRO-3, and copies in 4 bits where others live in 8: they should be
+there ("fp4_param and fp4_param_gather are not supported for now", NVIDIA-NeMo/Megatron-Bridge, mixed_precision.py), but
+the one published peak in NVFP4 (Llama-3-8B on 8 B200, ``unseen_fifth.csv``) has no room for them.
 """
 
 import numpy as np
@@ -25,12 +30,15 @@ _ANY_LAYOUT = ("blackwell", "blackwell-rtx")  # architectures
 def narrow_weight_bytes(
     plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
 ) -> FloatArray | None:
-    """(N, S) bytes of the copies, of all weights but those of embedding and output; None where there are none."""
-    numerics = context.job.numerics
-    if not context.stack.caches_narrow_weights or numerics.gemm_format not in _NARROW:
+    """(N, S) bytes that weights take besides 16 bits each, embedding and output apart; None where there are none.
+
+    Negative where weights live in 8 bits and one layout does.
+    """
+    numerics, live = context.job.numerics, context.stack.narrow_weights == "live"
+    if not context.stack.narrow_weights or numerics.gemm_format not in (_NARROW[:1] if live else _NARROW):
         return None
     whole = context.cluster.device.architecture in _ANY_LAYOUT and not numerics.scale_block
-    each = numerics.linear_input_bytes * (1 if whole else 2)
+    each = numerics.linear_input_bytes * (1 if whole else 2) - live * numerics.storage_bytes
     ends = end_weights(stages, context.model) / plans.tensor_parallel[:, None]
     layers = np.maximum(parameters.dense - ends, 0.0) + parameters.expert
     held: FloatArray = layers * each * (plans.zero_stage < 3)[:, None]

@@ -202,11 +202,17 @@ def sharding(plan: ExecutionPlan) -> tuple[int, int]:
 
 
 def chunk_layers(plan: ExecutionPlan, model: ModelSpec) -> list[int]:
-    """Layers of every chunk of a pipeline, in the order of the model, as plans are priced (``costmodels.stages``)."""
+    """Layers of every chunk of a pipeline, in the order of the model, as plans are priced (``costmodels.stages``).
+
+    A last stage with a layer less than chunks has the chunk of the head without one.
+    """
     ranks, v = plan.pipeline_parallel, plan.schedule.chunks(plan.virtual_stages)
     layers = stage_table(PlanBatch.from_plans([plan]), model, full=True).layers[0, :ranks]
     ends = [0, *np.cumsum(layers).tolist()]
     chunks = [[(ends[rank + 1] + k) // v - (ends[rank] + k) // v for rank in range(ranks)] for k in range(v)]
+    if plan.last_stage_layers and layers[-1] == v - 1:
+        for k in range(v):
+            chunks[k][-1] = int(k < v - 1)
     if plan.schedule is Schedule.ZERO_BUBBLE_V:  # the second chunks run through the stages backwards
         chunks[1].reverse()
     return [count for chunk in chunks for count in chunk]

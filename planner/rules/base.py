@@ -103,8 +103,15 @@ def overlaps_tensor(columns: Mapping[str, Any], setting: Setting) -> Any:
     """(N,) whether tensor-parallel traffic runs under the GEMMs of a plan that says nothing of it: where it may."""
     if setting.framework == DEEPSPEED:
         return np.zeros_like(columns["sequence_parallel"])
+    if setting.framework == MEGATRON and not splits_products(setting.job):
+        return np.zeros_like(columns["sequence_parallel"])
     joined = setting.joined_devices if setting.framework == MEGATRON else MAX_DEVICES
     return columns["sequence_parallel"] * (columns["tensor_parallel"] <= joined)
+
+
+def splits_products(job: TrainingJob) -> bool:
+    """Whether Transformer Engine runs traffic under products in the format of a job, which it does not in 4 bits."""
+    return job.numerics.gemm_format != "fp4"
 
 
 Check = Callable[[PlanBatch, Setting], BoolArray]

@@ -65,22 +65,24 @@ def _laid_out(plans: PlanBatch, setting: Setting) -> BoolArray:
 
 def _enough_layers(plans: PlanBatch, setting: Setting) -> BoolArray:
     chunks = chunks_per_stage(plans.schedule, plans.virtual_stages)
-    ends = plans.first_stage_layers + plans.last_stage_layers
-    return mask((plans.pipeline_parallel * chunks <= setting.model.num_layers) & (ends < setting.model.num_layers + 1))
+    first, last = plans.first_stage_layers, plans.last_stage_layers
+    bare = sum((end > 0) & (end == chunks - 1) for end in (first, last)) if setting.free_layout else 0
+    enough = plans.pipeline_parallel * chunks <= setting.model.num_layers + bare
+    return mask(enough & (first + last <= setting.model.num_layers))
 
 
 def _even_chunks(plans: PlanBatch, setting: Setting) -> BoolArray:
     """Every rank's layers divide into its chunks, fixed first and last stages included; not where laid out by hand.
 
-    A free layout needs a layer for every chunk only.
+    A free layout needs a layer for every chunk only, but for those that hold embedding or head.
     """
     v = plans.virtual_stages
     first, last = plans.first_stage_layers, plans.last_stage_layers
-    free_stages = np.maximum(plans.pipeline_parallel - (first > 0) - (last > 0), 1)
-    middle = (setting.model.num_layers - first - last) // free_stages
+    free_stages = plans.pipeline_parallel - (first > 0) - (last > 0)
+    middle = np.where(free_stages > 0, (setting.model.num_layers - first - last) // np.maximum(free_stages, 1), v)
     laid = False if plans.stage_layers is None else plans.stage_layers.any(axis=1)
     if setting.free_layout:
-        held = ((first == 0) | (first >= v)) & ((last == 0) | (last >= v)) & (middle >= v)
+        held = ((first == 0) | (first >= v - 1)) & ((last == 0) | (last >= v - 1)) & (middle >= v)
     else:
         held = (first % v == 0) & (last % v == 0) & (middle % v == 0)
     return mask((v == 1) | held | laid)
@@ -143,8 +145,9 @@ PIPELINE_RULES = (
         name="stages_have_layers",
         frameworks=FRAMEWORKS,
         field="pipeline_parallel",
-        text="every stage, and every virtual stage, has a layer",
-        source=_TITAN_PIPELINE,
+        text="every stage, and every virtual stage, has a layer, but for those of embedding or head in a free layout",
+        source=f"{_TITAN_PIPELINE}; Megatron-LM account_for_embedding_in_pipeline_split (transformer_block.py: "
+        "num_layers_to_build >= 0 in the first and the last virtual stage)",
         columns=_STAGES | columns("virtual_stages", "schedule"),
         holds=_enough_layers,
         complaint=lambda plan, setting: (

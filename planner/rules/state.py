@@ -22,6 +22,7 @@ from planner.rules.base import (
     divisors,
     mask,
     one_of,
+    splits_products,
 )
 from planner.rules.modules import CORE, module_names, overlapping, present_modules, unrepeatable_modules
 from planner.rules.offload import FSDP_NEEDS, fsdp_wants, trainer_runs_fsdp
@@ -320,6 +321,20 @@ STATE_RULES = (
         holds=lambda plans, setting: ~plans.tensor_parallel_overlap | (plans.tensor_parallel <= setting.joined_devices),
         complaint=lambda plan, setting: (
             f"needs NVLink between {plan.tensor_parallel} devices; it joins {setting.joined_devices}",
+            "tensor_parallel_overlap off",
+        ),
+    ),
+    Rule(
+        name="tensor_overlap_has_formats",
+        frameworks=(MEGATRON,),
+        field="tensor_parallel_overlap",
+        text="tensor-parallel communication is not overlapped in NVFP4",
+        source="NVIDIA/TransformerEngine transformer_engine/pytorch/module/base.py: Unsupported quantizer for "
+        "Userbuffers; NVIDIA-NeMo/Megatron-Bridge llama3_llm_pretrain.py: tp_comm_overlap False with nvfp4",
+        columns=columns("tensor_parallel_overlap"),
+        holds=lambda plans, setting: ~plans.tensor_parallel_overlap | splits_products(setting.job),
+        complaint=lambda _plan, setting: (
+            f"Transformer Engine overlaps none in {setting.job.precision}",
             "tensor_parallel_overlap off",
         ),
     ),

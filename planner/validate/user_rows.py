@@ -139,7 +139,8 @@ def _may_overlap(reading: Reading, plan: ExecutionPlan, framework: str) -> bool:
     """Whether tensor-parallel traffic runs under products in a plan that says nothing of it."""
     setting = Setting(
         model=reading.model,
-        job=TrainingJob(sequence_length=1, global_batch_size=1),  # is not looked at
+        # Of which the format of products is looked at alone.
+        job=TrainingJob(sequence_length=1, global_batch_size=1, precision=wording.precision_of(reading.row) or "bf16"),
         num_devices=reading.cluster.num_devices,
         framework=framework,
         joined_devices=joined_devices(reading.cluster),

@@ -16,11 +16,11 @@ from tests.fakes import context, device, gpt, job, node, stack
 LAYERS = 8 * layer_parameters(gpt(), moe=False).total
 
 
-def copies(precision: str, architecture: str = "hopper", *, cached: bool = True, zero_stage: int = 1) -> float:
+def copies(precision: str, architecture: str = "hopper", *, narrow: str = "kept", zero_stage: int = 1) -> float:
     where = context(
         cluster=ClusterSpec(name="fake", node=node(device=device(architecture=architecture)), num_nodes=1),
         job=job(precision=precision),
-        stack=stack(caches_narrow_weights=cached),
+        stack=stack(narrow_weights=narrow),
     )
     plans = PlanBatch.from_plans([ExecutionPlan(data_parallel=8, zero_stage=zero_stage)])
     stages = stage_table(plans, where.model, full=True)
@@ -46,10 +46,26 @@ def test_weights_of_layers_have_copies_in_one_or_two_layouts(
 
 
 def test_where_nothing_is_kept_there_are_none() -> None:
-    assert copies("fp8", cached=False) == 0
+    assert copies("fp8", narrow="") == 0
     assert copies("fp8", zero_stage=3) == 0
-    assert load_stacks()["megatron-2024"].caches_narrow_weights
-    assert not load_stacks()["megatron-core"].caches_narrow_weights
+    assert load_stacks()["megatron-2024"].narrow_weights == "kept"
+    assert load_stacks()["megatron-core"].narrow_weights == "live"
+    assert not load_stacks()["fsdp"].narrow_weights
+
+
+@pytest.mark.parametrize(
+    ("precision", "architecture", "bytes_each"),
+    [
+        ("fp8", "hopper", 2.0),
+        ("fp8", "blackwell", 1.0),
+        ("mxfp8", "blackwell", 2 * (1 + 1 / 32)),
+        ("nvfp4", "blackwell", 2.0),  # none live in 4 bits
+        ("bf16", "blackwell", 2.0),
+    ],
+)
+def test_weights_that_live_in_8_bits_take_just_these(precision: str, architecture: str, bytes_each: float) -> None:
+    besides = copies(precision, architecture, narrow="live")
+    assert besides == pytest.approx((bytes_each - 2) * LAYERS, rel=2e-3, abs=1.0)
 
 
 @pytest.mark.parametrize(("devices", "measured_gib"), [(8, (71, 74)), (16, (62, 64))])
