@@ -85,7 +85,7 @@ def serving(
     resolved = resolve_named_model(model, allow_files=options.allow_files)
     machines = resolve_cluster(cluster, options.fabric)
     _check_context(job, resolved.spec)
-    program = check_engine(serving_engine(engine, machines.device, **settings), resolved.spec)
+    program = check_engine(serving_engine(engine, machines.device, **settings), resolved.spec, machines.device)
     _check_prompts_only(job, program, asked, disaggregated=disaggregated)
     stored, note = _format(precision, machines)
     form, published = served_weights(weights, resolved.spec, program, machines.device)
