@@ -13,9 +13,9 @@ count and once to take; and the numbers of the chosen keys, written and brought 
 Source:
     DeepSeek-V3.2-Exp, ``inference/model.py`` and its report, section 2.1. vLLM, model_executor/models/deepseek_v2.py
     (``Indexer``), v1/attention/backends/mla/indexer.py and flashmla_sparse.py. SGLang, layers/attention/nsa
-    (``csrc/topk.cu``). Short prompts: TensorRT-LLM's ``skip_indexer_for_short_seqs`` of DeepSeekSparseAttentionConfig,
-    on by default. Megatron-Core 0.19.2, transformer/experimental_attention_variant (``parallel_mode="duplicated"``,
-    ``AbsorbedMLASelfAttention``).
+    (``csrc/topk.cu``). Dense attention of short prompts: vLLM pull request 51298, SGLang's 11892, TensorRT-LLM's
+    ``skip_indexer_for_short_seqs``. Megatron-Core 0.19.2, transformer/experimental_attention_variant
+    (``parallel_mode="duplicated"``, ``AbsorbedMLASelfAttention``).
 
 Left out on purpose: the indexer's own loss (Megatron-Core's ``dsa_indexer_loss_coeff`` is off unless set), without
 which nothing flows back through it; the memory that scores take while keys are chosen (up to 512 MiB in vLLM).
@@ -80,19 +80,19 @@ def indexer_calls(
     indexer, latent = model.indexer, model.latent_attention
     if indexer is None or latent is None:
         return
-    outer, calls.share = calls.share, model.indexer_share
+    outer, calls.share, calls.detached = calls.share, model.indexer_share, True
     _made(calls, shape, context, indexer, latent)
     if scored:
         _scored(calls, shape.sequences, context, indexer, queries=queries, keys=keys, seen=seen)
-    calls.share = outer
+    calls.share, calls.detached = outer, False
 
 
 def _made(calls: CallList, shape: RankShape, context: CostContext, indexer: Indexer, latent: LatentAttention) -> None:
     """Queries, key and weights; engines keep the weights' product in 16 bits."""
-    tokens, hidden, trained = shape.tokens, context.model.hidden_size, False
-    calls.linear(tokens, latent.q_lora_rank, indexer.query_width, trained=trained, quantised=True)
-    calls.linear(tokens, hidden, indexer.head_dim, trained=trained, quantised=True)
-    calls.linear(tokens, hidden, indexer.num_heads, trained=trained, gemm_format=core_format(context))
+    tokens, hidden = shape.tokens, context.model.hidden_size
+    calls.linear(tokens, latent.q_lora_rank, indexer.query_width, trained=False, quantised=True)
+    calls.linear(tokens, hidden, indexer.head_dim, trained=False, quantised=True)
+    calls.linear(tokens, hidden, indexer.num_heads, trained=False, gemm_format=core_format(context))
     element, width = context.job.numerics.storage_bytes, float(indexer.query_width + indexer.head_dim)
     rotated = 2 * element * tokens * width
     calls.memory(Phase.FORWARD, rotated, family=KernelFamily.ROTARY, rows=tokens, width=width, kernels=2.0)
