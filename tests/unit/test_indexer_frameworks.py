@@ -1,6 +1,7 @@
 """Who trains and who serves models with an indexer: rules by name, devices, engines, workflows and launches."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
 from planner.constraints import rules_for
 from planner.dataflow.flow_request import FlowOptions, resolve_flow
 from planner.rules.base import FRAMEWORKS, Setting
+from planner.serving_launch import launch_words
 from profiles.engines import load_engines
 from profiles.errors import SpecError
 from profiles.indexer import Indexer
@@ -132,3 +134,17 @@ def test_megatron_lm_is_told_of_the_indexer_and_its_kernels() -> None:
     shared = request_of("glm-5.2", "64x8xH100", "megatron", **asked)
     told = export("megatron_lm", plan_of(shared, ep=64, zero=1), shared).unsupported
     assert [gap.field for gap in told] == ["model.indexer"]
+
+
+def test_servers_are_told_the_format_of_the_cache_that_was_priced() -> None:
+    asked = {"prompt": 8192, "generate": 256, "concurrency": 4}
+    given: dict[str, list[str]] = {}
+    for name in (None, "fp8"):
+        answer = planner.serving("deepseek-v3.2", "8xB200", engine="sglang", kv_cache_dtype=name, **asked)
+        words = launch_words(answer.plans[0], answer)
+        given[str(name)] = [word for before, word in pairwise(words) if before == "--kv-cache-dtype"]
+    assert given == {"None": ["bfloat16"], "fp8": ["fp8_e4m3"]}
+    with pytest.raises(
+        SpecError, match=r"kv_cache_dtype: tensorrt-llm attends to chosen keys of .* in 16 bits on H200"
+    ):
+        planner.serving("deepseek-v3.2", "8xH200", engine="tensorrt-llm", kv_cache_dtype="fp8", **asked)
