@@ -1,6 +1,7 @@
 """Who trains and who serves models with an indexer: rules by name, devices, engines, workflows and launches."""
 
 from dataclasses import replace
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -148,3 +149,12 @@ def test_servers_are_told_the_format_of_the_cache_that_was_priced() -> None:
         SpecError, match=r"kv_cache_dtype: tensorrt-llm attends to chosen keys of .* in 16 bits on H200"
     ):
         planner.serving("deepseek-v3.2", "8xH200", engine="tensorrt-llm", kv_cache_dtype="fp8", **asked)
+
+
+@pytest.mark.parametrize("target", ["verl", "nemo_rl"])
+def test_exports_of_workflows_say_that_they_turn_no_kernels_on(target: str) -> None:
+    """Before a plan is searched for."""
+    checks = import_module(f"planner.exporters.{target}_checks").question_gaps
+    for model, told in (("glm-5", ["models.actor"]), ("deepseek-v3", [])):
+        request = resolve_flow("grpo", {"": model}, "128x8xH100", FlowOptions(framework="megatron"))
+        assert [gap.field for gap in checks(request) if gap.field.startswith("models")] == told
