@@ -7,6 +7,7 @@ from planner.rules.base import (
     DEEPSPEED,
     FRAMEWORK_TITLES,
     FSDP,
+    HUGGINGFACE,
     MCORE,
     MEGATRON,
     NANOTRON,
@@ -72,7 +73,7 @@ def _heads_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
 INDEXER = (
     Rule(
         name="indexer_has_kernels",
-        frameworks=(DEEPSPEED, FSDP, NANOTRON),
+        frameworks=(DEEPSPEED, FSDP, HUGGINGFACE, NANOTRON),
         field="model.indexer",
         text="keys are chosen by an indexer under Megatron-Core only",
         source=_OTHERS,

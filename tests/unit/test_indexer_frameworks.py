@@ -58,6 +58,7 @@ def broken(plan: ExecutionPlan, framework: str, model: ModelSpec, **of_job: Any)
         (EIGHT, FSDP, CHOOSES, {"indexer_has_kernels"}),
         (EIGHT, DEEPSPEED, CHOOSES, {"indexer_has_kernels"}),
         (EIGHT, NANOTRON, CHOOSES, {"indexer_has_kernels"}),
+        (EIGHT, TRAINER, CHOOSES, {"indexer_has_kernels"}),
     ],
 )
 def test_what_a_framework_cannot_do_is_refused(
