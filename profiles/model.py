@@ -273,7 +273,9 @@ class ModelSpec:
         for item in fields(indexer):
             value, largest = getattr(indexer, item.name), most.get(item.name, MAX_DIMENSION)
             if not 1 <= value <= largest:
-                raise SpecError(f"model.indexer.{item.name}", f"must be between 1 and {largest}; got {value}")
+                problem = f"must be between 1 and {largest}; got {value}"
+                hint = "as many of the layers as choose keys themselves" if item.name == "layers" else ""
+                raise SpecError(f"model.indexer.{item.name}", problem, hint)
         if self.latent_attention is None or not self.latent_attention.q_lora_rank:
             problem = "makes its queries from the compressed queries of latent attention, and there are none"
             raise SpecError("model.indexer", problem, "latent_attention with a q_lora_rank")
