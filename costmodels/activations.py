@@ -119,7 +119,7 @@ def _layer_activations(
     over_t = tokens / plans.tensor_parallel
     over_r = tokens / sequence_divisor(plans)
     core = over_t * core_bytes(model, job, stack) * (1 - model.linear_share)
-    whole = kept.sequence * over_r + kept.tensor * over_t + core
+    whole = kept.sequence * over_r + kept.tensor * over_t + kept.replicated * tokens + core
     if stack.separate_products and job.lora is None:
         copied = (plans.tensor_parallel > 1) & ~plans.sequence_parallel
         whole += np.where(copied, _identity_copies(model, job, moe=moe) * tokens, 0.0)
@@ -174,7 +174,8 @@ def _module_bytes(
     found[row[RecomputeModule.LAYERNORM]] = ((latent is not None) + moe) * linear * model.hidden_size * over_r
     if latent is not None:
         width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
-        expanded = attention_bytes(job) * model.num_attention_heads * (2 * width + latent.v_head_dim)
+        made = width + latent.v_head_dim if model.indexer is None else latent.kv_lora_rank + latent.qk_rope_head_dim
+        expanded = attention_bytes(job) * model.num_attention_heads * (width + made)
         expanded *= 1 - model.linear_share
         found[row[RecomputeModule.MLA_UP_PROJ]] = expanded * over_t
     inner = _inner_bytes(model, job, stack)

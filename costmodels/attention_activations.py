@@ -12,12 +12,14 @@ from costmodels.autocast import fp32_stream
 from costmodels.linear_work import kept_elements
 from costmodels.plan import FloatArray
 from costmodels.workload import TrainingJob
+from profiles.indexer import Indexer
 from profiles.linear_attention import KIMI_DELTA, LinearAttention
 from profiles.model import LatentAttention, ModelSpec
 from profiles.stack import StackSpec
 
 _FP32 = 4.0  # bytes
 _FP8 = 1.0  # bytes
+_INT32 = 4.0  # bytes
 MASK = 1.0  # bytes per element of a dropout mask (arXiv:2205.05198 section 4.1)
 
 
@@ -28,6 +30,7 @@ class PerToken:
     sequence: float = 0.0  # sharded only by sequence parallelism
     tensor: float = 0.0  # sharded by tensor parallelism
     key_value: float = 0.0  # sharded by tensor parallelism up to one key/value head per rank
+    replicated: float = 0.0  # on every rank of a tensor-parallel group
     routed: float = 0.0  # per routed token copy, not sharded: inputs and outputs of an expert
     routed_inner: float = 0.0  # per routed token copy, sharded by expert-tensor parallelism
 
@@ -117,6 +120,8 @@ def _add_attention(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: St
             kept.key_value += element * key_value / 2
     else:
         query, output = _add_latent(kept, latent, model.num_attention_heads, element, kernel)
+        if model.indexer is not None:
+            _add_chosen(kept, model.indexer, latent, model.num_attention_heads, element=element, kernel=kernel)
     kept.tensor += kernel * query + dropped_bytes(job, "o") * output
     gated = model.attention_output_gate
     kept.tensor += element * query if gated else 0.0
@@ -148,6 +153,23 @@ def _add_latent(kept: PerToken, latent: LatentAttention, heads: int, element: fl
     width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
     kept.tensor += kernel * heads * (width + latent.v_head_dim)
     return heads * width, heads * latent.v_head_dim
+
+
+def _add_chosen(
+    kept: PerToken, indexer: Indexer, latent: LatentAttention, heads: int, *, element: float, kernel: float
+) -> None:
+    """Attention over chosen keys: latent queries, outputs and keys instead of expanded keys and values, and the choice.
+
+    Queries are kept before they are brought to the width of the keys too, and outputs after; a layer that takes the
+    choice of another keeps the same numbers.
+
+    Source:
+        What Megatron-Core 0.19.2 saves for the backward pass, experimental_attention_variant/ops/sparse_mla.py and
+        dsa_cudnn_kernels.py: queries, keys, numbers of the chosen keys (int32, on every rank), outputs and log sums.
+    """
+    expanded = latent.qk_nope_head_dim + latent.qk_rope_head_dim + latent.v_head_dim
+    kept.tensor += heads * (element * (2 * latent.kv_lora_rank + latent.qk_rope_head_dim) - kernel * expanded)
+    kept.replicated += element * (latent.kv_lora_rank + latent.qk_rope_head_dim) + _INT32 * indexer.chosen_keys
 
 
 def core_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:

@@ -38,14 +38,30 @@ def attention_core_flops_per_token(model: ModelSpec, sequence_length: int, *, ca
     Args:
         model: Heads and widths are read.
         sequence_length: Tokens that attend to each other.
-        causal: Count only the unmasked part of the score matrix.
+        causal: Count only the unmasked part of the score matrix. Where keys are chosen, only these count, at the
+            widths of uncompressed heads as for all latent attention, whatever kernels multiply.
     """
     latent = model.latent_attention
     width = 2 * model.head_dim
     if latent is not None:
         width = latent.qk_nope_head_dim + latent.qk_rope_head_dim + latent.v_head_dim
     share = score_share(model, sequence_length) if causal else 1.0
+    if model.indexer is not None and not causal:
+        share = min(1.0, model.indexer.chosen_keys / sequence_length)
     return 2.0 * model.full_attention_layers * model.num_attention_heads * width * sequence_length * share
+
+
+def index_scores_flops_per_token(model: ModelSpec, sequence_length: int, *, causal: bool) -> float:
+    """Forward FLOPs of the scores of indexers for one token, all layers that have one."""
+    if model.indexer is None:
+        return 0.0
+    pairs = sequence_length * (0.5 if causal else 1.0)
+    return 2.0 * model.indexer.layers * model.indexer.query_width * pairs
+
+
+def _indexer_parameters(model: ModelSpec) -> float:
+    """Weights of all indexers, which multiply every token forward only: nothing flows back through a choice."""
+    return 0.0 if model.indexer is None else 1.0 * model.indexer.layers * model.indexer_parameters
 
 
 def linear_core_flops_per_token(model: ModelSpec) -> float:
@@ -61,15 +77,19 @@ def model_flops_per_step(model: ModelSpec, job: TrainingJob, *, causal: bool) ->
         GPT-3 175B, 1536 sequences of 2048: 6 * 1.74e11 * 3.1e6 + attention = 4.5e18 FLOPs
         (arXiv:2104.04473 equation 3 without its recomputed forward).
     """
+    choosing = index_scores_flops_per_token(model, job.attended_tokens, causal=causal)
     per_token = 3 * forward_flops_per_token(model, job.attended_tokens, causal=causal)
+    per_token -= 2 * (choosing + 2 * _indexer_parameters(model))
     if job.lora is not None:
-        per_token += 6 * _visited_adapter_parameters(model, job.lora) - 2 * matmul_parameters(model)
+        trained = matmul_parameters(model) - _indexer_parameters(model)
+        per_token += 6 * _visited_adapter_parameters(model, job.lora) - 2 * trained
     return per_token * job.tokens_per_step
 
 
 def forward_flops_per_token(model: ModelSpec, sequence_length: int, *, causal: bool) -> float:
     """FLOPs of a forward pass for one token of a sequence, adapters left out."""
     cores = attention_core_flops_per_token(model, sequence_length, causal=causal) + linear_core_flops_per_token(model)
+    cores += index_scores_flops_per_token(model, sequence_length, causal=causal)
     return 2 * matmul_parameters(model) + cores
 
 
@@ -103,6 +123,7 @@ def hardware_flops_per_step(
         recomputed_layer_share: (N,) share of the layers recomputed in full.
     """
     core = attention_core_flops_per_token(model, job.attended_tokens, causal=True)
+    core += index_scores_flops_per_token(model, job.attended_tokens, causal=True)
     head = 1.0 * model.output_width * model.hidden_size
     layers_forward = 2 * (matmul_parameters(model) - head) + core + linear_core_flops_per_token(model)
     forward = {module: 2 * weights for module, weights in _module_parameters(model).items()}

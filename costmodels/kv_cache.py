@@ -1,8 +1,9 @@
 """Keys and values, and states of linear attention, that generation keeps per sequence, and how many sequences fit.
 
 Two vectors per key/value head and layer (arXiv:2305.13245 for grouped heads), or one latent vector for all heads
-under latent attention (arXiv:2405.04434 section 2.1), which every tensor-parallel rank holds whole. Windowed layers
-keep their window only. Layers of linear attention keep no token, but a state per sequence, however long it is.
+under latent attention (arXiv:2405.04434 section 2.1), which every tensor-parallel rank holds whole. Beside it layers
+with an indexer keep an index key (``profiles.indexer``). Windowed layers keep their window only. Layers of linear
+attention keep no token, but a state per sequence, however long it is.
 """
 
 import numpy as np
@@ -21,12 +22,27 @@ def layer_bytes_per_token(model: ModelSpec, element_bytes: float, tensor_paralle
     Example:
         Llama-2-70B in 16 bits: 2 x 8 heads x 128 x 2 bytes = 4096 on one rank, 512 on each of eight.
     """
-    latent = model.latent_attention
-    if latent is not None:
-        width = latent.kv_lora_rank + latent.qk_rope_head_dim
-        return np.full(len(tensor_parallel), float(element_bytes * width))
+    if model.latent_attention is not None:
+        return np.full(len(tensor_parallel), latent_key_bytes(model, element_bytes))
     heads = np.maximum(model.num_key_value_heads / tensor_parallel, 1.0)
     return np.asarray(2.0 * element_bytes * model.head_dim * heads)
+
+
+def latent_key_bytes(model: ModelSpec, element_bytes: float) -> float:
+    """Bytes of the latent key of one token, which holds its values; 0 without latent attention.
+
+    Beside an indexer an 8-bit cache has 8 bits for the compressed part only, with a scale in fp32 for every 128 of it:
+    656 bytes for DeepSeek-V3.2, where 576 numbers take 1,152 in 16 bits.
+
+    Source:
+        deepseek-ai/FlashMLA, README, "FP8 KV Cache"; vLLM's ``fp8_ds_mla`` and SGLang's ``quantize_k_cache`` write it.
+    """
+    latent = model.latent_attention
+    if latent is None:
+        return 0.0
+    if model.indexer is None or element_bytes != 1:
+        return float(element_bytes * (latent.kv_lora_rank + latent.qk_rope_head_dim))
+    return float(latent.kv_lora_rank + 4 * -(-latent.kv_lora_rank // 128) + 2 * latent.qk_rope_head_dim)
 
 
 def kept_tokens(model: ModelSpec, tokens: FloatArray | float) -> FloatArray:
@@ -41,7 +57,10 @@ def kept_tokens(model: ModelSpec, tokens: FloatArray | float) -> FloatArray:
 def bytes_per_cached_token(plans: PlanBatch, model: ModelSpec, element_bytes: float) -> FloatArray:
     """(N,) bytes per token on the rank that keeps most layers."""
     layers = -(-model.full_attention_layers // plans.pipeline_parallel)
-    return layers * layer_bytes_per_token(model, element_bytes, plans.tensor_parallel)
+    held = layers * layer_bytes_per_token(model, element_bytes, plans.tensor_parallel)
+    if model.indexer is None:
+        return held
+    return np.asarray(held + -(-model.indexer.layers // plans.pipeline_parallel) * model.indexer.key_bytes)
 
 
 def bytes_per_sequence(

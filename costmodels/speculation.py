@@ -74,6 +74,7 @@ def head_of(model: ModelSpec, *, vocab_size: int | None = None, experts: bool = 
         vocab_size: Of the draft; the model's if None.
         experts: Whether its layer is a mixture of experts where the model's are.
     """
+    indexer = None if model.indexer is None else replace(model.indexer, layers=1)
     moe = replace(model.moe, first_dense_layers=0, layer_interval=1) if experts and model.moe is not None else None
     return replace(
         model,
@@ -85,6 +86,7 @@ def head_of(model: ModelSpec, *, vocab_size: int | None = None, experts: bool = 
         vocab_size=min(vocab_size or model.vocab_size, model.vocab_size),
         moe=moe,
         linear_attention=None,
+        indexer=indexer,
         published_parameters=0,
         checkpoint_weights="",
     )

@@ -13,6 +13,7 @@ from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
 from planner.rules.base import FRAMEWORKS, Rule, Setting
 from planner.rules.experts import EXPERT
 from planner.rules.formats import FORMAT_RULES
+from planner.rules.indexer import INDEXER
 from planner.rules.layout import LAYOUT, TENSOR
 from planner.rules.linear import LINEAR
 from planner.rules.offload import OFFLOAD_RULES
@@ -24,7 +25,7 @@ from planner.rules.transformers_code import TRANSFORMERS
 from profiles.errors import SpecError, did_you_mean
 
 RULES: tuple[Rule, ...] = (
-    *(*LAYOUT, *TENSOR, *LINEAR, *CONTEXT, *EXPERT, *TRANSFORMERS),
+    *(*LAYOUT, *TENSOR, *LINEAR, *INDEXER, *CONTEXT, *EXPERT, *TRANSFORMERS),
     *(*PIPELINE_RULES, *STATE_RULES, *OFFLOAD_RULES, *FORMAT_RULES, *OPTIMIZER_RULES),
 )
 

@@ -48,6 +48,7 @@ def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
     if job.fp8_attention and "fp8" not in cluster.device.peak_flops_per_s:
         raise SpecError("job.fp8_attention", f"{cluster.device.name} has no fp8 arithmetic", "leave it out")
     _check_attention_library(job, cluster.device)
+    _check_indexer(model, cluster.device)
     check_adapted(job.lora, model)
     if model.learned_positions and job.sequence_length > model.learned_positions:
         raise SpecError(
@@ -61,6 +62,18 @@ def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
     if job.train_tokens is not None and job.train_tokens < step_tokens:
         problem = f"is less than the {step_tokens:.12g} of one step; got {job.train_tokens:.12g}"
         raise SpecError("job.train_tokens", problem, f"{step_tokens:.12g}, or a smaller global_batch_size")
+
+
+def _check_indexer(model: ModelSpec, device: DeviceSpec) -> None:
+    """Refuse keys that an indexer chooses where nobody has kernels that train with them.
+
+    Source:
+        megatron-core 0.19.2, experimental_attention_variant/dsa_cudnn_kernels.py: cuDNN's and FlashMLA's require Hopper
+        or later, and none are built for consumer Blackwell (deepseek-ai/FlashMLA, README, support matrix).
+    """
+    if model.indexer is not None and device.architecture not in ("hopper", "blackwell"):
+        problem = f"no framework has kernels on {device.name} for keys that an indexer chooses, as {model.name} has"
+        raise SpecError("model.indexer", problem, "a GPU of Hopper or data-centre Blackwell")
 
 
 def _check_attention_library(job: TrainingJob, device: DeviceSpec) -> None:

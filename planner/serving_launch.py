@@ -135,6 +135,8 @@ def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
     words += ["--max-running-requests", f"{groups * stages * _most_in_stage(plan, result)}"]
     words += ["--chunked-prefill-size", f"{groups * result.engine.prefill_tokens}"]
     words += ["--mem-fraction-static", _share(plan, result), *_formats(result, "fp8_e4m3")]
+    if result.model.indexer is not None and result.kv_cache_dtype != EIGHT_BITS:
+        words += ["--kv-cache-dtype", "bfloat16"]  # else 8 bits on Blackwell (_set_default_nsa_kv_cache_dtype)
     words += [] if result.engine.captures_graphs else ["--disable-cuda-graph"]
     words += [] if result.speculation is None else _sglang_drafts(result.speculation)
     if nodes > 1:

@@ -40,6 +40,7 @@ from profiles.weights import SIXTEEN_BITS
 PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
 MOST_TOP = 1000
 _WITHOUT_EIGHT_BIT_CACHE = ("pascal", "volta", "turing", "cdna1", "cdna2")
+_TENSORRT_LLM = "tensorrt-llm"
 _SETTINGS = ("memory_utilization", "max_num_seqs", "max_num_batched_tokens", "eager")
 _OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
 
@@ -85,7 +86,7 @@ def serving(
     resolved = resolve_named_model(model, allow_files=options.allow_files)
     machines = resolve_cluster(cluster, options.fabric)
     _check_context(job, resolved.spec)
-    program = check_engine(serving_engine(engine, machines.device, **settings), resolved.spec)
+    program = check_engine(serving_engine(engine, machines.device, **settings), resolved.spec, machines.device)
     _check_prompts_only(job, program, asked, disaggregated=disaggregated)
     stored, note = _format(precision, machines)
     form, published = served_weights(weights, resolved.spec, program, machines.device)
@@ -99,7 +100,7 @@ def serving(
         precision=stored,
         weights=form,
         speculation=drafts,
-        kv_cache_dtype=_cache_format(kv_cache_dtype, stored, machines.device),
+        kv_cache_dtype=_cache_format(kv_cache_dtype, stored, machines.device, program, resolved.spec),
         price=price_of(options),
         assumptions=(*_notes(resolved, machines, options), *note, *published, *_notes_of(drafts), *_waves(job)),
     )
@@ -179,12 +180,15 @@ def _is_one(value: object, words: Sequence[str]) -> bool:
     return isinstance(value, str) and value in words
 
 
-def _cache_format(kv_cache_dtype: str | None, precision: str, device: DeviceSpec) -> str:
+def _cache_format(
+    kv_cache_dtype: str | None, precision: str, device: DeviceSpec, engine: EngineSpec, model: ModelSpec
+) -> str:
     """The format of keys and values; devices before Ampere and before the MI300 have no kernels for 8 bits.
 
     FlashInfer's read them from compute capability 8.0 on, also where no tensor core does (vLLM pull request 45375);
     those in Triton, which older devices are left with, from 8.9 on (vLLM issues 47549 and 26431, "type fp8e4nv not
-    supported in this architecture").
+    supported in this architecture"). Keys that an indexer chooses TensorRT-LLM reads on Hopper in 16 bits only
+    (NVIDIA/Model-Optimizer issue 763).
     """
     if kv_cache_dtype is None or _is_one(kv_cache_dtype, ("auto", precision)):
         return precision
@@ -194,6 +198,9 @@ def _cache_format(kv_cache_dtype: str | None, precision: str, device: DeviceSpec
     if device.architecture in _WITHOUT_EIGHT_BIT_CACHE:
         problem = f"{device.name} has no kernels of attention that read {EIGHT_BITS}"
         raise SpecError("kv_cache_dtype", problem, "leave it out: 16 bits")
+    if model.indexer is not None and engine.name == _TENSORRT_LLM and device.architecture == "hopper":
+        problem = f"{engine.name} attends to chosen keys of {model.name} in 16 bits on {device.name}"
+        raise SpecError("kv_cache_dtype", problem, "leave it out: 16 bits, or engine vllm or sglang")
     return kv_cache_dtype
 
 

@@ -10,6 +10,7 @@ from costmodels.serving import most_per_s
 from costmodels.serving_reading import reads_per_s
 from planner.phrases import gib, seconds
 from planner.request import full_node, part_of
+from planner.rules.indexer import shares_choices
 from planner.serving_deployed import deployment
 from planner.serving_job import MOST_REQUESTS, MOST_SECONDS, bound_words, serving_engine
 from planner.serving_layouts import fewest_devices, replica_layouts
@@ -42,6 +43,8 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     elif model.linear_attention is not None and not model.linear_attention.splits_over(t):
         linear = model.linear_attention
         why = f"{linear.num_key_heads} and {linear.num_value_heads} heads of linear attention do not divide by tp {t}"
+    elif shares_choices(model) and pins.get("pipeline_parallel", 1) > 1:
+        why = f"layers of {model.name} take the choice of keys of one before them, which has to be on their stage"
     elif e > 1 and model.moe is None:
         why = f"{model.name} has no experts for ep {e}"
     elif e > 1 and "tensor_parallel" in pins and e != t and not (asked.engine.attention_data_parallel and e % t == 0):

@@ -37,7 +37,8 @@ OF_WEIGHTS_AND_CACHE = (
 )
 OF_FREE = "free"  # of what weights and activations leave, for the cache
 _SHARES = (OF_ALL, OF_ALL_BUT_GRAPHS, OF_WEIGHTS_AND_CACHE, OF_FREE)
-_TUPLES = ("unsupported", "linear_attention", "speculates", "speculates_ungrouped")  # fields that are lists in YAML
+# Fields that are lists in YAML.
+_TUPLES = ("unsupported", "linear_attention", "sparse_attention", "speculates", "speculates_ungrouped")
 _FITTED_AS = "fitted_as"  # in YAML: another engine, whose fits are this one's, too
 _HOST_TIMES = (
     *("kernel_launch_s", "prefill_launch_s", "eager_launch_s", "collective_launch_s"),
@@ -118,6 +119,8 @@ class EngineSpec:
         apart_tensor_s, apart_bytes_per_s: The same where the trainer has GPUs of its own.
         unsupported: Architectures of devices that it does not run on (``DeviceSpec.architecture``).
         linear_attention: Kinds of linear attention whose models it runs (``profiles.linear_attention``).
+        sparse_attention: Architectures of devices for which it has kernels of DeepSeek sparse attention; none where it
+            has no code for indexers (``profiles.indexer``).
         float32_states: Those whose recurrent states it keeps in 32 bits; others are in the model's format, but for
             models that ask for 32 (``LinearAttention.float32_states``).
         expert_multiples: Format of weights and architecture of devices to the multiples that its kernels' matrices of
@@ -176,6 +179,7 @@ class EngineSpec:
     apart_bytes_per_s: float = inf
     unsupported: tuple[str, ...] = ()
     linear_attention: tuple[str, ...] = ()
+    sparse_attention: tuple[str, ...] = ()
     float32_states: tuple[str, ...] = LINEAR_KINDS
     weights_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     expert_multiples: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict, hash=False)
@@ -243,9 +247,14 @@ class EngineSpec:
         return weights if padded is None else replace(weights, expert_multiples=padded)
 
     def knows(self, model: ModelSpec) -> bool:
-        """Whether it has code for the linear attention that a model has, if any."""
+        """Whether it has code for the linear attention and the indexers that a model has, if any."""
         linear = model.linear_attention
-        return linear is None or linear.kind in self.linear_attention
+        sparse = model.indexer is None or bool(self.sparse_attention)
+        return sparse and (linear is None or linear.kind in self.linear_attention)
+
+    def chooses_on(self, model: ModelSpec, device: DeviceSpec) -> bool:
+        """Whether it has kernels on a device for keys that an indexer of the model chooses, if it has one."""
+        return model.indexer is None or device.architecture in self.sparse_attention
 
     def widens_states(self, linear: LinearAttention) -> bool:
         """Whether it keeps recurrent states in 32 bits, whatever the model's format."""
@@ -363,15 +372,19 @@ def find_engine(name: str) -> EngineSpec:
     return engines[name]
 
 
-def check_engine(engine: EngineSpec, model: ModelSpec) -> EngineSpec:
-    """The engine, which has code for the linear attention a model has.
+def check_engine(engine: EngineSpec, model: ModelSpec, device: DeviceSpec | None = None) -> EngineSpec:
+    """The engine, which has code for the linear attention or the indexers a model has, and kernels on the device.
 
     Raises:
         SpecError: If it has none.
     """
-    linear = model.linear_attention
-    if linear is not None and not engine.knows(model):
-        others = [name for name, other in load_engines().items() if other.knows(model)]
-        problem = f"{engine.name} runs no model with {KIND_TITLES[linear.kind]}, as {model.name} has"
-        raise SpecError("engine", problem, " or ".join(name for name in others if name != TRAINER))
+    others = [name for name, other in load_engines().items() if other.knows(model) and name != TRAINER]
+    if not engine.knows(model):
+        linear = model.linear_attention
+        what = "an indexer that chooses keys" if linear is None else KIND_TITLES[linear.kind]
+        raise SpecError("engine", f"{engine.name} runs no model with {what}, as {model.name} has", " or ".join(others))
+    if device is not None and not engine.chooses_on(model, device):
+        able = [name for name in others if load_engines()[name].chooses_on(model, device)]
+        problem = f"{engine.name} has no kernels on {device.name} for keys that an indexer chooses, as {model.name} has"
+        raise SpecError("engine", problem, " or ".join(able) or "a GPU of Hopper or data-centre Blackwell")
     return engine

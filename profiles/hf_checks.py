@@ -17,8 +17,9 @@ MAX_HEAD_DIM = 1 << 14  # of a key that says so; the widest heads known have 576
 _MIXTURES = (
     *("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "deepseek_v2", "deepseek_v3", "kimi_k2"),
     *("olmoe", "glm4_moe", "dots1", "gpt_oss", "phimoe", "llama4_text", "kimi_linear"),
+    *("deepseek_v32", "glm_moe_dsa"),
 )
-_LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2")
+_LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2")
 _OF_STATES = (
     *("ssm_cfg", "state_size", "mamba_d_state", "ssm_state_size"),
     *("linear_attn_config", "linear_num_value_heads", "attn_type_list"),
@@ -34,6 +35,8 @@ _OTHER_LAYERS = {
     "num_attention_groups": "attention of factorised matrices",
     "moe_layers_enum": "layers with experts by a list",
     "block_configs": "layers of different widths",
+    "index_kpool": "keys that an indexer chooses in groups",
+    "compress_ratios": "keys that are compressed before an indexer chooses among them",
 }
 
 
@@ -55,12 +58,12 @@ def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) ->
     layers = STATES if kind in STATE_SPACE or foreign else UNPRICED.get(kind)
     if layers is not None:
         raise SpecError(where, f"{shown(kind)} has {layers}, which have no cost model")
-    if config.get("index_topk"):
-        problem = "an indexer chooses the keys (DeepSeek sparse attention), which has no cost model"
-        raise SpecError(f"{FIELD}.index_topk", problem)
     for key, layers in _OTHER_LAYERS.items():
         if config.get(key):
             raise SpecError(f"{FIELD}.{key}", f"says that there are {layers}, which have no cost model")
+    if config.get("index_topk") and not (family and family.indexer):
+        problem = f"an indexer chooses the keys, which has no cost model in {shown(kind) if kind else 'no family'}"
+        raise SpecError(f"{FIELD}.index_topk", problem, "model_type deepseek_v32 or glm_moe_dsa where it is one")
     if kind in VISION or ("image_size" in config and "vocab_size" not in config):
         raise SpecError(where, f"{shown(kind)} is a vision model, not a language model")
 

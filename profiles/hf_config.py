@@ -14,6 +14,7 @@ from profiles.checkpoint_names import IN_QLORA, configured_format
 from profiles.errors import SpecError
 from profiles.hf_checks import check_priced, check_said, key_of
 from profiles.hf_families import FAMILIES, LLAMA, SYNONYMS, Family, Rule
+from profiles.hf_indexer import indexer_of
 from profiles.hf_layers import FIELD, at_least, layer_mask_of_experts, windowed_layers
 from profiles.hf_linear import linear_attention
 from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, MoESpec
@@ -196,7 +197,9 @@ def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
     latent = _latent(reader)
     moe = _moe(reader, num_layers)
     linear = linear_attention(reader.config, family, num_layers, reader.notes)
-    windows = (0, 0, 0) if family.linear else windowed_layers(reader.config, family, num_layers, reader.notes)
+    indexer = indexer_of(reader.config, family, num_layers)
+    full = bool(family.linear) or family.indexer
+    windows = (0, 0, 0) if full else windowed_layers(reader.config, family, num_layers, reader.notes)
     window, windowed, full_every = windows
     max_length = reader.dimension("max_sequence_length") or 0
     embedding = reader.integer("word_embed_proj_dim") or 0
@@ -228,6 +231,7 @@ def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
         embedding_norm=family.embedding_norm,
         embedding_dim=0 if embedding == hidden else embedding,
         latent_attention=latent,
+        indexer=indexer,
         moe=moe,
         sliding_window=window,
         windowed_layers=windowed,
@@ -336,14 +340,8 @@ def _latent(reader: _Reader) -> LatentAttention | None:
 
 # Whose intermediate_size is that of dense layers, never of an expert (transformers 5, their configuration classes).
 _OWN_EXPERT_WIDTH = (
-    "qwen2_moe",
-    "qwen3_moe",
-    "qwen3_vl_moe",
-    "qwen3_next",
-    "qwen3_5_moe",
-    "deepseek_",
-    "glm4_moe",
-    "dots1",
+    *("qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "qwen3_next", "qwen3_5_moe"),
+    *("deepseek_", "glm4_moe", "glm_moe_dsa", "dots1"),
 )
 
 

@@ -42,6 +42,7 @@ class Family:
             or ``chunk`` (Llama 4).
         window_default: Window when the key is absent.
         linear: Kind of linear attention that some of its layers have; "" for none.
+        indexer: An indexer chooses the keys that latent attention attends to.
         output_gate: Queries bring a gate for the output of attention: rule.
         dense_key: Key with the width of an MLP without experts, where it is not the usual one.
         defaults: Dimensions of the configuration class that its files really leave out.
@@ -72,6 +73,7 @@ class Family:
     window: str = "none"
     window_default: int = 0
     linear: str = ""
+    indexer: bool = False
     output_gate: Rule = ("", False)
     dense_key: str = ""
     defaults: Mapping[str, int] = field(default_factory=dict)
@@ -123,6 +125,8 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_moe": replace(_QWEN3, key_value_heads=4),
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": replace(_DEEPSEEK, router_bias=True),
+    "deepseek_v32": replace(_DEEPSEEK, router_bias=True, indexer=True),
+    "glm_moe_dsa": replace(_DEEPSEEK, router_bias=True, indexer=True),
     "kimi_k2": replace(_DEEPSEEK, router_bias=True),
     "gemma": replace(_GEMMA, key_value_heads=16, defaults={"head_dim": 256}),
     "gemma2": replace(
@@ -223,7 +227,8 @@ UNPRICED_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("-nemotron-h-", "-jamba-", "-falcon-h-1-", "-mamba-", "-bamba-"), STATES),
     **dict.fromkeys(("-zamba-", "-rwkv-", "-recurrentgemma-"), STATES),
     "-gemma-3n-": _ALTUP,
-    "-deepseek-v-3-2-": "keys that an indexer chooses (DeepSeek sparse attention)",
+    "-deepseek-v-4-": "keys that are compressed before an indexer chooses among them",
+    "-glm-5-3-flash-": "keys that an indexer chooses in groups",
 }
 VISION = frozenset({
     "vit", "vit_mae", "vit_msn", "deit", "beit", "swin", "swinv2", "clip", "clip_vision_model",

@@ -46,6 +46,9 @@ def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
     if isinstance(explicit, list):  # Llama 4
         chosen = _numbered(explicit, "moe_layers", num_layers)
         return [index in chosen for index in range(num_layers)]
+    kinds = config.get("mlp_layer_types")
+    if isinstance(kinds, list):  # GLM-5
+        return [item == "sparse" for item in one_each(kinds, "mlp_layer_types", num_layers)]
     frequency = config.get("moe_layer_freq")
     if isinstance(frequency, list):
         return [item in (1, True) for item in one_each(frequency, "moe_layer_freq", num_layers)]

@@ -8,6 +8,7 @@ by ``hf_config``.
 from dataclasses import dataclass, field, fields, replace
 
 from profiles.errors import SpecError, did_you_mean
+from profiles.indexer import Indexer, indexer_parameters
 from profiles.linear_attention import LINEAR_KINDS, LinearAttention
 from profiles.weights import WEIGHT_FORMATS
 
@@ -102,6 +103,7 @@ class ModelSpec:
         embedding_dim: Width of the embedding where it is projected to ``hidden_size`` and back
             (OPT-350M); 0 when it is ``hidden_size`` itself.
         latent_attention: MLA dimensions, when used.
+        indexer: What chooses the keys that latent attention attends to (DeepSeek sparse attention), when used.
         moe: Expert structure, when used.
         sliding_window: Window of the windowed layers, in tokens; 0 for none.
         windowed_layers: How many layers use the window.
@@ -143,6 +145,7 @@ class ModelSpec:
     embedding_norm: bool = False
     embedding_dim: int = 0
     latent_attention: LatentAttention | None = None
+    indexer: Indexer | None = None
     moe: MoESpec | None = None
     sliding_window: int = 0
     windowed_layers: int = 0
@@ -183,6 +186,8 @@ class ModelSpec:
             self._check_moe(self.moe)
         if self.linear_attention is not None:
             self._check_linear(self.linear_attention)
+        if self.indexer is not None:
+            self._check_indexer(self.indexer)
 
     def _check_optional(self) -> None:
         bounds = {
@@ -262,6 +267,40 @@ class ModelSpec:
             raise SpecError(f"{where}.num_key_heads", problem)
         if self.windowed_layers:
             raise SpecError("model.windowed_layers", "windows beside linear attention have no cost model", "0")
+
+    def _check_indexer(self, indexer: Indexer) -> None:
+        most = {"layers": self.num_layers, "chosen_keys": MAX_SEQUENCE}
+        for item in fields(indexer):
+            value, largest = getattr(indexer, item.name), most.get(item.name, MAX_DIMENSION)
+            if not 1 <= value <= largest:
+                problem = f"must be between 1 and {largest}; got {value}"
+                hint = "as many of the layers as choose keys themselves" if item.name == "layers" else ""
+                raise SpecError(f"model.indexer.{item.name}", problem, hint)
+        if self.latent_attention is None or not self.latent_attention.q_lora_rank:
+            problem = "makes its queries from the compressed queries of latent attention, and there are none"
+            raise SpecError("model.indexer", problem, "latent_attention with a q_lora_rank")
+        if self.linear_attention is not None or self.windowed_layers:
+            raise SpecError("model.indexer", "beside windows or linear attention has no cost model", "leave it out")
+
+    @property
+    def bounded_keys(self) -> tuple[int, float]:
+        """Keys that a query attends to at most where layers bound them, and the share of these layers; 0 for none."""
+        if self.indexer is not None:
+            return self.indexer.chosen_keys, 1.0
+        return self.sliding_window, self.windowed_layers / self.num_layers
+
+    @property
+    def indexer_share(self) -> float:
+        """Share of the layers that have an indexer."""
+        return 0.0 if self.indexer is None else self.indexer.layers / self.num_layers
+
+    @property
+    def indexer_parameters(self) -> int:
+        """Parameters of one indexer; 0 where nothing chooses keys."""
+        if self.indexer is None or self.latent_attention is None:
+            return 0
+        rank = self.latent_attention.q_lora_rank
+        return indexer_parameters(self.indexer, hidden_size=self.hidden_size, query_rank=rank)
 
     @property
     def full_attention_layers(self) -> int:

@@ -1,7 +1,7 @@
 """From a mapping of our own field names (catalogue entry, request body) to a checked ModelSpec.
 
-Keys are exactly the fields of ``ModelSpec``, with ``moe``, ``latent_attention`` and ``linear_attention`` nested;
-unknown keys are errors. Three fields may be left out where the rest decides them: see ``_fill``.
+Keys are exactly the fields of ``ModelSpec``, with ``moe``, ``latent_attention``, ``linear_attention`` and
+``indexer`` nested; unknown keys are errors. Three fields may be left out where the rest decides them: see ``_fill``.
 """
 
 from collections.abc import Mapping
@@ -9,17 +9,19 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from profiles.errors import SpecError, did_you_mean
+from profiles.indexer import Indexer
 from profiles.linear_attention import LinearAttention
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 
 MAX_TEXT = 256
 LARGEST = 10**30
 
-_Nested = type[MoESpec] | type[LatentAttention] | type[LinearAttention]
+_Nested = type[MoESpec] | type[LatentAttention] | type[LinearAttention] | type[Indexer]
 _NESTED: dict[str, _Nested] = {
     "moe": MoESpec,
     "latent_attention": LatentAttention,
     "linear_attention": LinearAttention,
+    "indexer": Indexer,
 }
 
 
@@ -30,7 +32,7 @@ def model_from_fields(
 
     Args:
         name: The model's name.
-        values: Field name to value; nested mappings for ``moe``, ``latent_attention`` and ``linear_attention``.
+        values: Field name to value; nested mappings for ``moe`` and other parts.
         field: Dotted path of the mapping in the user's input, for messages.
         source: Where the figures come from, when ``values`` does not say.
 

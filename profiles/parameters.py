@@ -26,7 +26,7 @@ _TENSORS_PER_LAYER = 9  # norms, attention and dense matrices
 class LayerParameters:
     """Parameters of one layer, by part, and how tensor parallelism splits them.
 
-    Where some layers of a model attend linearly, ``attention`` and ``replicated`` are means over its layers.
+    Where some layers attend linearly or have an indexer, ``attention`` and ``replicated`` are means over all layers.
 
     ``total == column_row_sharded + replicated + routed_experts``: the routed experts stand apart
     because expert and expert-tensor parallelism divide them, not tensor parallelism.
@@ -40,7 +40,7 @@ class LayerParameters:
         norms: The norms of width h.
         replicated: Of everything but the routed experts, what every tensor-parallel rank holds in
             full: norms, biases of row-parallel layers, router, shared-expert gate, query/key norms
-            and the down-projections of latent attention.
+            the down-projections of latent attention and indexers.
         routed_experts_replicated: Of ``routed_experts``, the biases of row-parallel layers, which
             expert-tensor parallelism does not divide.
     """
@@ -177,7 +177,8 @@ def _mean_attention(model: ModelSpec) -> tuple[float, float]:
     whole = attention_parameters(model)
     replicated = _out_bias(model) + (_latent_down(model, latent) if latent else _qk_norm(model))
     if linear is None:
-        return whole, replicated
+        beside = model.indexer_parameters * model.indexer_share
+        return whole + beside, replicated + beside
     pairs = (
         (whole, linear_parameters(linear, model.hidden_size)),
         (replicated, replicated_linear_parameters(linear, model.hidden_size)),
@@ -191,7 +192,8 @@ def _mean_attention(model: ModelSpec) -> tuple[float, float]:
 def largest_mixer_parameters(model: ModelSpec) -> int:
     """Parameters of the token mixer of whichever layers have more of them, those that attend in full or linearly."""
     linear = model.linear_attention
-    return max(attention_parameters(model), 0 if linear is None else linear_parameters(linear, model.hidden_size))
+    full = attention_parameters(model) + model.indexer_parameters
+    return max(full, 0 if linear is None else linear_parameters(linear, model.hidden_size))
 
 
 def whole_head_parameters(model: ModelSpec) -> tuple[tuple[float, int], ...]:
@@ -256,6 +258,7 @@ def total_parameters(model: ModelSpec) -> int:
     moe_layers, linear = model.num_moe_layers, model.linear_attention
     total = non_layer_parameters(model) + model.num_layers * layer_norm_parameters(model)
     total += model.full_attention_layers * attention_parameters(model)
+    total += 0 if model.indexer is None else model.indexer.layers * model.indexer_parameters
     if linear is not None:
         total += linear.layers * linear_parameters(linear, model.hidden_size)
     total += (model.num_layers - moe_layers) * mlp_parameters(model)

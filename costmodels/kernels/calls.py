@@ -25,6 +25,8 @@ class KernelOp(IntEnum):
     ATTENTION_DECODE = 5  # fused, one query token per sequence, or a few
     FUSED_EXPERTS = 6  # a whole expert layer in one call (``costmodels.kernels.expert_terms`` names the columns)
     LINEAR_ATTENTION = 7  # m tokens in chunks of n, batch * heads states of key width k (``costmodels.linear_work``)
+    INDEX_SCORES = 8  # m rows, queries of all index heads, x n keys of width k (``kernels.sparse_attention``)
+    CHOSEN_KEYS = 9  # m queries, each with n latent keys of width k of its own, for heads heads; causal: share of peak
 
 
 class KernelFamily(IntEnum):

@@ -43,6 +43,8 @@ _OP_CLASS: Mapping[KernelOp, str] = {
     KernelOp.MEMORY: "memory",
     KernelOp.FUSED_EXPERTS: "fused_experts",
     KernelOp.LINEAR_ATTENTION: "linear_attention",
+    KernelOp.INDEX_SCORES: "index_scores",
+    KernelOp.CHOSEN_KEYS: "chosen_keys",
 }
 _BY_CODE = np.array([_OP_CLASS[op] for op in KernelOp], dtype="<U24")
 

@@ -29,6 +29,7 @@ from costmodels.kernels.clocks import clock_hz, held_back
 from costmodels.kernels.device_features import OPERAND_BYTES, shared_cache_bytes
 from costmodels.kernels.implementations import Engine, copies_of, engine_of, is_bare, is_narrow
 from costmodels.kernels.shared_memory import backward_stretch
+from costmodels.kernels.sparse_attention import is_sparse, sparse_time_s, spread_of
 from profiles.fits import Fit, KernelFits
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -63,6 +64,8 @@ OP_NAMES = {
     KernelOp.ATTENTION_DECODE: "attention_forward",
     KernelOp.FUSED_EXPERTS: "grouped_gemm",
     KernelOp.LINEAR_ATTENTION: "attention_forward",
+    KernelOp.INDEX_SCORES: "attention_forward",
+    KernelOp.CHOSEN_KEYS: "attention_forward",
 }
 # Of linear attention, which is priced at what fused attention reaches: ends of the interval. Published times of Gated
 # DeltaNet's and Kimi's forward pass over what is priced are 0.9 to 1.9 of FLA's kernels on H100, H20 and RTX 5090, more
@@ -295,9 +298,13 @@ class RooflineKernelModel:
             op, format_index = divmod(int(group), len(GEMM_FORMATS))
             part = take(calls, rows)
             fit, fit_basis, rates = self._resolve(KernelOp(op), GEMM_FORMATS[format_index], device)
-            price_s = FORMULAS[fit.op](part, fit.parameters, rates)
-            untimed = KernelOp(op) is KernelOp.LINEAR_ATTENTION
-            low, high = LINEAR_SPREAD if untimed else (fit.low_factor, fit.high_factor)
+            if is_sparse(KernelOp(op)):
+                price_s = sparse_time_s(KernelOp(op), part, fit.parameters, rates)
+                low, high = spread_of(KernelOp(op))
+            else:
+                price_s = FORMULAS[fit.op](part, fit.parameters, rates)
+                untimed = KernelOp(op) is KernelOp.LINEAR_ATTENTION
+                low, high = LINEAR_SPREAD if untimed else (fit.low_factor, fit.high_factor)
             time_s[rows], low_s[rows], high_s[rows] = price_s, price_s * low, price_s * high
             basis[rows] = int(fit_basis)
             extrapolated[rows] = _outside(part, fit)

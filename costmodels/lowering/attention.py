@@ -3,6 +3,8 @@
 Symbols as in ``costmodels``; T = b*s/c tokens per rank, T/t where sequence parallelism shards them.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from costmodels.collectives import CollectiveOp
@@ -21,6 +23,7 @@ from costmodels.lowering.formats import core_format
 from costmodels.lowering.linear_attention import linear_mixer
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
+from costmodels.lowering.sparse_attention import chooses, chosen_core, gathered_width, indexer_calls
 from costmodels.plan import ContextKind, FloatArray
 from profiles.model import ModelSpec
 
@@ -36,14 +39,13 @@ _ALIGNED_BYTES = 16
 def score_share(model: ModelSpec, sequence_length: int) -> float:
     """Share of the s x s score matrix that is computed, averaged over the layers.
 
-    One half for causal attention; a window of w keeps w*s - w^2/2 of s^2 scores.
+    One half for causal attention; a window of w keeps w*s - w^2/2 of s^2 scores, and so does a choice of w keys.
     """
     causal = 0.5
-    window = model.sliding_window
+    window, share = model.bounded_keys
     if not window or window >= sequence_length:
         return causal
     windowed = window / sequence_length - 0.5 * (window / sequence_length) ** 2
-    share = model.windowed_layers / model.num_layers
     return causal * (1 - share) + windowed * share
 
 
@@ -54,7 +56,9 @@ def lower_attention(shape: RankShape, context: CostContext) -> CallList:
     linear = context.model.linear_attention
     calls.share = 1 - context.model.linear_share
     projections(calls, shape, context)
-    if context.job.attention == "flash":
+    if context.model.indexer is not None:
+        _chosen_core(calls, shape, context)
+    elif context.job.attention == "flash":
         _fused_core(calls, shape, context)
     else:
         _unfused_core(calls, shape, context)
@@ -187,6 +191,30 @@ def _fused_core(calls: CallList, shape: RankShape, context: CostContext) -> None
         )
 
 
+def _chosen_core(calls: CallList, shape: RankShape, context: CostContext) -> None:
+    """An indexer and attention over what it chose; dense attention where a sequence has no more keys than that."""
+    model, attended = context.model, context.job.attended_tokens
+    samples = context.job.sequence_length / attended
+    queries, heads, _ = _core_shape(shape, context)
+    asked = replace(shape, sequences=shape.sequences * samples)
+    sparse = chooses(model, attended) or not context.by_engine  # frameworks that train have no other code
+    indexer_calls(calls, asked, context, queries=queries / samples, keys=attended, seen=0.5, scored=sparse)
+    if model.latent_attention is None or not sparse:
+        _fused_core(calls, shape, context)
+        return
+    keys = score_share(model, attended) * attended
+    chosen_core(
+        calls,
+        context,
+        model.latent_attention,
+        tokens=shape.tokens,
+        heads=heads,
+        keys=keys,
+        read=np.minimum(shape.tokens * keys, asked.sequences * attended),
+        decodes=False,
+    )
+
+
 def _unfused_core(calls: CallList, shape: RankShape, context: CostContext) -> None:
     """Two batched GEMMs with scores in memory; the masked half is computed too."""
     queries, heads, _ = _core_shape(shape, context)
@@ -260,6 +288,8 @@ def _context_traffic(calls: CallList, shape: RankShape, context: CostContext) ->
     kv_heads = _attended_kv_heads(shape, context)
     per_rank = shape.tokens * kv_heads * (qk_width + v_width) * element
     ulysses = shape.context_kind == int(ContextKind.ULYSSES)
+    if context.model.indexer is not None and context.model.latent_attention is not None:
+        per_rank = shape.tokens * gathered_width(context.model, context.model.latent_attention) * element
     gathered = np.where(shape.context_kind == int(ContextKind.ALL_GATHER), per_rank * c, 0.0)
     ring = np.where(shape.context_kind == int(ContextKind.RING), per_rank * (c - 1), 0.0)
     heads = context.model.num_attention_heads / t

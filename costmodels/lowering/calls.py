@@ -60,6 +60,7 @@ class CallList:
     shapes: int
     part: Part | None = None  # of the calls that follow
     share: float = 1.0  # of the layers that run the calls that follow
+    detached: bool = False  # nothing flows back through the calls that follow
     _columns: list[dict[str, FloatArray | float]] = field(default_factory=list)
     _phases: list[Phase] = field(default_factory=list)
     _parts: list[Part | None] = field(default_factory=list)
@@ -232,7 +233,7 @@ class CallList:
 
     def add(self, phase: Phase, **columns: FloatArray | float) -> None:
         """A kernel call from columns of ``KernelCallBatch``; columns left out are zero."""
-        if self.context.forward_only and phase in _BACKWARD_PHASES:
+        if (self.context.forward_only or self.detached) and phase in _BACKWARD_PHASES:
             return
         self._columns.append(columns)
         self._phases.append(phase)

@@ -24,6 +24,7 @@ from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
 from costmodels.lowering.linear_attention import linear_step
 from costmodels.lowering.mlp import dense_matrices
 from costmodels.lowering.shapes import RankShape
+from costmodels.lowering.sparse_attention import chosen_core, indexer_calls
 from costmodels.plan import FloatArray
 from profiles.model import ModelSpec
 from profiles.precision import GEMM_FORMATS
@@ -35,11 +36,9 @@ _SAMPLING_KERNELS = 5.0
 
 
 def windowed_keys(model: ModelSpec, keys: float) -> float:
-    """Keys that a layer's new token attends to, averaged over the layers."""
-    if not model.sliding_window:
-        return keys
-    share = model.windowed_layers / model.num_layers
-    return (1 - share) * keys + share * min(keys, model.sliding_window)
+    """Keys that a layer's new token attends to, averaged over the layers: within windows, or chosen."""
+    window, share = model.bounded_keys
+    return (1 - share) * keys + share * min(keys, window)
 
 
 def lower_decode_attention(shape: RankShape, context: CostContext, *, keys: float) -> CallList:
@@ -54,6 +53,7 @@ def lower_decode_attention(shape: RankShape, context: CostContext, *, keys: floa
     norm_and_residual(calls, shape)
     calls.share = 1 - context.model.linear_share
     projections(calls, shape, context)
+    indexer_calls(calls, shape, context, queries=shape.tokens / shape.sequences, keys=keys, seen=1.0)
     _cached_core(calls, shape, context, windowed_keys(context.model, keys))
     if context.model.linear_attention is not None:
         calls.share = context.model.linear_share
@@ -72,6 +72,12 @@ def _cached_core(calls: CallList, shape: RankShape, context: CostContext, keys: 
         qk_width, v_width = head_widths(model)
         kv_heads: FloatArray = shape.kv_heads
         cached = kv_heads * (qk_width + v_width)
+    elif model.indexer is not None:
+        heads = model.num_attention_heads / shape.tensor
+        chosen_core(
+            calls, context, latent, tokens=shape.tokens, heads=heads, keys=keys, read=shape.tokens * keys, decodes=True
+        )
+        return
     else:
         qk_width, v_width = float(latent.kv_lora_rank + latent.qk_rope_head_dim), float(latent.kv_lora_rank)
         kv_heads = np.ones(len(shape))

@@ -32,7 +32,8 @@ def kernel_time_scale(calls: KernelCallBatch, context: CostContext) -> FloatArra
         attention *= stack.hopper_attention_time_scale
     is_gemm = (calls.op == int(KernelOp.GEMM)) | (calls.op == int(KernelOp.GROUPED_GEMM))
     is_served = (calls.op == int(KernelOp.ATTENTION_DECODE)) | (calls.op == int(KernelOp.FUSED_EXPERTS))
-    is_served |= calls.op == int(KernelOp.LINEAR_ATTENTION)  # nor was its scale fitted in training
+    for op in (KernelOp.LINEAR_ATTENTION, KernelOp.INDEX_SCORES, KernelOp.CHOSEN_KEYS):
+        is_served |= calls.op == int(op)  # nor were their scales fitted in training
     if not context.implementation:
         board = context.cluster.device.training_time_scale
         by_format, attention = by_format * board, attention * board

@@ -17,6 +17,7 @@ from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from planner.constraints import rules_for, sieve
 from planner.dataflow.strategies import WAIVED_WITHOUT_TRAINING, Columns, degrees, training_job
 from planner.rules.base import Setting
+from planner.rules.indexer import shares_choices
 from profiles.engines import TRAINER, EngineSpec
 from profiles.model import ModelSpec
 
@@ -75,12 +76,15 @@ def _engine_accepts(model: ModelSpec, columns: Columns, engine: EngineSpec) -> B
         Linear attention: ``divide`` of its heads in ``mamba_utils.py``, where a single group of keys goes to all ranks.
         Experts: ``FusedMoEParallelConfig``: expert parallelism takes the whole tensor-parallel group, or none of it;
         with data-parallel attention, those of all groups, which some engines make of single ranks.
+        Layers that take the choice of keys of a layer before (``planner.rules.indexer``) are not cut off from it.
     """
     t = columns["tensor_parallel"]
     kv_heads = model.num_attention_heads if model.latent_attention is not None else model.num_key_value_heads
     accepted: BoolArray = (kv_heads % t == 0) | (t % kv_heads == 0)
     if model.linear_attention is not None:
         accepted &= np.isin(t, [each for each in np.unique(t) if model.linear_attention.splits_over(int(each))])
+    if shares_choices(model):
+        accepted &= columns["pipeline_parallel"] == 1
     if model.num_moe_layers < model.num_layers:
         accepted &= model.ffn_hidden_size % t == 0
     if model.moe is None:

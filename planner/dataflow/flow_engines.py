@@ -56,10 +56,12 @@ def engines_of(
         problem = f"{engine.name} cannot interrupt responses: its batches end together"
         raise SpecError("engine", problem, "use one of " + ", ".join(DEFAULT_ENGINES))
     for model in generating:
-        check_engine(engine, model)
+        check_engine(engine, model, next((each for each in devices if engine.chooses_on(model, each)), devices[0]))
     return (engine.name,)
 
 
 def _runs(name: str, models: Sequence[ModelSpec], devices: Sequence[DeviceSpec]) -> bool:
     engine = find_engine(name)
-    return any(map(engine.runs_on, devices)) and all(map(engine.knows, models))
+    somewhere = any(engine.runs_on(device) and all(engine.chooses_on(model, device) for model in models)
+                    for device in devices)  # fmt: skip
+    return somewhere and all(map(engine.knows, models))

@@ -28,6 +28,7 @@ from planner.machines import ClusterInput, fabric_notes, mixed_of, resolve_clust
 from planner.option_kinds import check_kinds, check_oom_risk, in_small_letters
 from planner.request import ModelInput, resolve_named_model
 from planner.results import RISKY, Note
+from planner.rules.indexer import check_indexer_trained
 from planner.rules.linear import check_trained
 from profiles.errors import SpecError
 from profiles.mixed_cluster import MixedCluster, alone
@@ -197,6 +198,7 @@ def resolve_flow(
     stacks, stack_notes = stacks_of(graph, options.framework, pins)
     for role in {call.role for call in graph.calls if call.kind in (INFERENCE, TRAIN)}:
         check_trained(specs[role], stacks[role].framework)
+        check_indexer_trained(specs[role], stacks[role].framework)
         check_adapted(graph.role(role).adapters(specs[role]).lora, specs[role], where=f"job.roles.{role}")
     notes += [*adapter_notes(graph, specs), *stack_notes]
     notes += fused_or_not(graph, stacks, specs, machines)

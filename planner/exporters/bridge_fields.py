@@ -67,6 +67,13 @@ _ELSEWHERE = (
     *("--multi-latent-attention", "--q-lora-rank", "--kv-lora-rank", "--qk-head-dim", "--qk-pos-emb-head-dim"),
     *("--v-head-dim", "--experimental-attention-variant", "--linear-attention-freq", "--linear-num-key-heads"),
     *("--linear-num-value-heads", "--linear-key-head-dim", "--linear-value-head-dim", "--linear-conv-kernel-dim"),
+    *(
+        "--dsa-indexer-n-heads",
+        "--dsa-indexer-head-dim",
+        "--dsa-indexer-topk",
+        "--dsa-kernel-backend",
+        "--no-rope-fusion",
+    ),
 )
 _LISTS = ("--recompute-modules",)
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "uint8"}

@@ -191,7 +191,17 @@ def plain_checks(request: FlowRequest, role: str, *, called: str) -> tuple[tuple
         (request.precision != "bf16", "precision", problem, "precision bf16"),
         (len(request.cluster.groups) > 1, "cluster", "its nodes are of one kind", "machines of one kind"),
         (other, "models.ref", f"the reference is the {called} as it was at first", "leave it out"),
+        chosen_keys(request, role),
     )
+
+
+def chosen_keys(request: FlowRequest, role: str) -> tuple[bool, str, str, str]:
+    """That what trains has an indexer: exports turn on none of Megatron-Core's kernels for the keys that it chooses.
+
+    Without these it goes over PyTorch's operations (``dsa_kernel_backend``, "none" unless set), which has no price.
+    """
+    problem = "exports do not turn on the kernels that chosen keys are priced with (dsa_kernel_backend)"
+    return request.models[role].indexer is not None, f"models.{role}", problem, "a model without an indexer"
 
 
 def _count(gpus: str | int) -> int:

@@ -5,6 +5,7 @@ from itertools import groupby
 from costmodels.plan import ContextKind, ExecutionPlan, Recompute
 from planner.exporters.exported import Gap, end_checks, gaps
 from planner.results import Request
+from planner.rules.indexer import shares_choices
 from planner.rules.modules import module_names
 from profiles.linear_attention import DELTA_NET
 from profiles.model import ModelSpec
@@ -53,7 +54,8 @@ def shape_options(model: ModelSpec) -> list[list[str]]:
     options += [[name] for name, on in flags.items() if on]
     if model.attention_sinks:
         options.append(["--softmax-type", "learnable"])
-    return options + _windows(model) + _attention(model) + _linear_attention(model) + _experts(model)
+    mixers = _attention(model) + _linear_attention(model) + _sparse_attention(model)
+    return options + _windows(model) + mixers + _experts(model)
 
 
 def run_options(plan: ExecutionPlan, request: Request) -> list[list[str]]:
@@ -122,6 +124,26 @@ def _linear_attention(model: ModelSpec) -> list[list[str]]:
     ]
 
 
+def _sparse_attention(model: ModelSpec) -> list[list[str]]:
+    """An indexer in every layer, with cuDNN's kernels and FlashMLA's, and without a loss of its own.
+
+    Source:
+        megatron-core 0.19.2, transformer_config.py (``dsa_``) and dsa_kernels.py: fused only where
+        ``dsa_kernel_backend`` says so. RoPE fusion is refused.
+    """
+    indexer = model.indexer
+    if indexer is None:
+        return []
+    return [
+        ["--experimental-attention-variant", "dsa"],
+        ["--dsa-indexer-n-heads", str(indexer.num_heads)],
+        ["--dsa-indexer-head-dim", str(indexer.head_dim)],
+        ["--dsa-indexer-topk", str(indexer.chosen_keys)],
+        ["--dsa-kernel-backend", "cudnn"],
+        ["--no-rope-fusion"],
+    ]
+
+
 def _experts(model: ModelSpec) -> list[list[str]]:
     moe = model.moe
     if moe is None:
@@ -157,6 +179,7 @@ def model_gaps(request: Request) -> tuple[Gap, ...]:
     ragged = linear is not None and model.num_layers % model.full_attention_layers > 0
     other = linear is not None and linear.kind != DELTA_NET
     some = bool(model.sliding_window) and not _windows_known(model)
+    shared = shares_choices(model)
     biases = (model.qkv_bias, model.attention_out_bias, model.mlp_bias)
     plain = biases in ((True, True, True), (True, False, False), (False, False, False))
     return gaps(
@@ -169,5 +192,6 @@ def model_gaps(request: Request) -> tuple[Gap, ...]:
         *end_checks(model),
         (other, "model.linear_attention", "linear attention is Gated DeltaNet", ""),
         (ragged, "model.linear_attention", "which layers attend in full is not known here, if not every n-th", ""),
+        (shared, "model.indexer", "which layers take the choice of one before is not known here", ""),
         (some, "model.windowed_layers", f"which {model.windowed_layers} layers have a window is not known here", ""),
     )

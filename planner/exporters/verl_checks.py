@@ -24,6 +24,7 @@ from planner.exporters.flow_target import (
     REWARD,
     Pins,
     Placed,
+    chosen_keys,
     has_experts,
     on_gpus,
     pin_gaps,
@@ -75,6 +76,7 @@ def _of_roles(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
     yield len(request.cluster.groups) > 1, "cluster", "its pool has machines of one kind", "machines of one kind"
     other = models.get("ref", models["actor"]) != models["actor"]
     yield other, "models.ref", "the reference is the actor as it was at first", "leave it out"
+    yield chosen_keys(request, "actor")
     yield role.task == "qlora", "settings.task", "it trains no adapters on 4-bit weights", "task=lora"
     lora, all_of_them = role.adapters(models["actor"]).lora, _all_linear(request)
     some = lora is not None and set(lora.targets) != set(all_of_them)

@@ -144,6 +144,9 @@ def _with(preset: ModelSpec, changed: Mapping[str, int | None], row: Row) -> Mod
         linear = round(preset.linear_attention.layers * layers / preset.num_layers)
         kept = dataclasses.replace(preset.linear_attention, layers=min(linear, layers - 1))
         values["linear_attention"] = kept if kept.layers else None
+    if layers and preset.indexer is not None:
+        own = max(round(preset.indexer.layers * layers / preset.num_layers), 1)
+        values["indexer"] = dataclasses.replace(preset.indexer, layers=own)
     return _tying(dataclasses.replace(preset, **values), row)  # type: ignore[arg-type]
 
 

@@ -103,7 +103,7 @@ def test_a_model_without_linear_layers_is_read_as_such() -> None:
         ({"model_type": "nemotron_h", "num_hidden_layers": 52}, "model_type"),
         (QWEN3_NEXT | {"model_type": "brandnew"}, "model_type"),
         (QWEN3_NEXT | {"model_type": "llama", "index_topk": 2048}, "model_type"),
-        ({"model_type": "deepseek_v32", "index_topk": 2048, "kv_lora_rank": 512}, "index_topk: an indexer chooses"),
+        ({"model_type": "deepseek_v2", "index_topk": 2048, "kv_lora_rank": 512}, "index_topk: an indexer chooses"),
     ],
 )
 def test_what_cannot_be_priced_is_refused(config: dict[str, Any], message: str) -> None:

@@ -16,6 +16,7 @@ from costmodels.kernels.implementations import is_bare
 from costmodels.kernels.mlir import bandwidth, contractions
 from costmodels.kernels.mlir.kernel import ATTENTION, ELEMENT_BYTES, FORMAT_ELEMENT, MEMORY, Kernel
 from costmodels.kernels.mlir.text import Body, Value
+from costmodels.kernels.sparse_attention import is_sparse
 from profiles.errors import SpecError
 from profiles.precision import GEMM_FORMATS
 
@@ -66,8 +67,8 @@ def kernel_of(calls: KernelCallBatch, row: int) -> Kernel:
     family, with its launches and its traffic stated where those differ from that operation's own.
 
     Raises:
-        SpecError: If the call does nothing, is a whole expert layer or linear attention, or is of the family ``OTHER``,
-            which is read from texts only.
+        SpecError: If the call does nothing, is a whole expert layer, linear or sparse attention, or is of the family
+            ``OTHER``, which is read from texts only.
     """
     op, element_bytes = KernelOp(int(calls.op[row])), float(calls.element_bytes[row])
     format_name = GEMM_FORMATS[int(calls.gemm_format[row])]
@@ -77,6 +78,8 @@ def kernel_of(calls: KernelCallBatch, row: int) -> Kernel:
         raise SpecError("kernel.op", "a fused expert layer has no text", "write its grouped GEMMs")
     if op is KernelOp.LINEAR_ATTENTION:
         raise SpecError("kernel.op", "linear attention has no text", "write its products")
+    if is_sparse(op):
+        raise SpecError("kernel.op", "sparse attention has no text", "write its products")
     kernel = Kernel(
         op={KernelOp.GEMM: "gemm", KernelOp.GROUPED_GEMM: "grouped_gemm"}.get(op) or _attention_name(op),
         format=format_name,
