@@ -54,7 +54,7 @@ def sparse_time_s(op: KernelOp, calls: KernelCallBatch, fit: Mapping[str, float]
         rates: Of the device in the format of the calls (``roofline.Rates``).
     """
     share = fit["efficiency_128"] if op is KernelOp.INDEX_SCORES else calls.causal
-    arithmetic_s = calls.flops / (rates.flops_per_s * share)
+    arithmetic_s = calls.flops / (rates.flops_per_s * np.where(calls.flops > 0, share, 1.0))
     memory_s = calls.bytes / (rates.bytes_per_s * fit["memory_efficiency"])
     larger, smaller = np.maximum(arithmetic_s, memory_s), np.minimum(arithmetic_s, memory_s)
     if op is KernelOp.CHOSEN_KEYS:
