@@ -253,6 +253,7 @@ def test_recipes_that_run_transformer_engines_loss(cells: dict[str, str], fused:
     [
         (DGXC | {"notes": "release v25.02; "}, True, True),
         (BRIDGE, True, True),
+        (BRIDGE | {"precision": "nvfp4", "gpu": "GB200"}, False, True),
         ({"framework": "Megatron-Core 0.6.0 + TE", "source": "FlagPerf"}, False, False),
         ({"framework": "FlagScale (Megatron-LM)", "source": "FlagPerf"}, False, False),
         ({"framework": "Megatron-LM", "source": "MegaScale (NSDI24, arXiv 2402.15627)"}, False, False),
