@@ -14,8 +14,10 @@ from costmodels.calibration.robust import significant
 from costmodels.calibration.training_rows import SEED, TrainingRows
 from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES
 from costmodels.kernels.calls import FloatArray, IntArray, take
+from costmodels.kernels.clocks import ClockLaw, law_of
 from costmodels.kernels.device_features import device_format
 from profiles.catalog import default_catalog
+from profiles.learned import packaged_learned
 
 DRAW = 0.02  # weight of the coarser group, as a share of the group's own rows
 # By class and place in the path, where another weight was chosen: of bandwidth-bound work what families have in common
@@ -24,14 +26,20 @@ _DRAWS: Mapping[str, Mapping[int, float]] = {"memory": {1: 0.1, 2: 1.0}}
 FEWEST_ROWS = 8  # of a group with coefficients of its own
 _MOST_ROWS = 8_000  # of a group; more do not move a dozen coefficients
 _UNSEEN = 0.003  # share of each row's time that a term the rows do not show is taken to have, in the draw
+_PRODUCTS = "gemm"  # class whose model holds the law of clocks
 _ROUNDS = 6  # of reweighting; the errors settle after four
 _ROBUST = 0.25  # log error beyond which a row weighs less
 
 
 def fit_additive(rows: TrainingRows) -> dict[str, dict[str, dict[str, float]]]:
-    """Coefficients of the terms by group, of which "" holds for all rows; and rows by format class and device."""
+    """Coefficients of the terms by group, of which "" holds for all rows; and rows by format class and device.
+
+    Terms that need the law of clocks rest on that of the packaged products' model, which the card repeats.
+    """
     devices = {str(name): _counted(rows.device[rows.format == name]) for name in np.unique(rows.format)}
-    return {COEFFICIENTS: _fit_groups(rows), DEVICES: devices}
+    law = law_of(packaged_learned()[_PRODUCTS].card.reference) if ADDITIVE[rows.op_class].clocked else None
+    clocks = {} if law is None else law.as_reference()
+    return {COEFFICIENTS: _fit_groups(rows, law), DEVICES: devices} | clocks
 
 
 def _counted(names: NDArray[np.str_]) -> dict[str, float]:
@@ -39,8 +47,8 @@ def _counted(names: NDArray[np.str_]) -> dict[str, float]:
     return {str(name): float(count) for name, count in zip(found, counts, strict=True)}
 
 
-def _fit_groups(rows: TrainingRows) -> dict[str, dict[str, float]]:
-    names, terms, levels = _taken_apart(rows)
+def _fit_groups(rows: TrainingRows, law: ClockLaw | None) -> dict[str, dict[str, float]]:
+    names, terms, levels = _taken_apart(rows, law)
     weights = rows.weights()
     every, draws = np.arange(len(rows)), _DRAWS.get(rows.op_class, {})
     found = {"": _solve(terms, rows.time_s, weights, every, None)}
@@ -67,7 +75,7 @@ def _above(parents: NDArray[np.str_], found: Mapping[str, FloatArray]) -> FloatA
     return np.asarray(np.average([found[str(name)] for name in names], axis=0, weights=counts))
 
 
-def _taken_apart(rows: TrainingRows) -> tuple[list[str], FloatArray, list[NDArray[np.str_]]]:
+def _taken_apart(rows: TrainingRows, law: ClockLaw | None) -> tuple[list[str], FloatArray, list[NDArray[np.str_]]]:
     """Names of the terms, the (K, T) terms, and the groups of every row from coarse to fine."""
     kind = ADDITIVE[rows.op_class]
     names: list[str] = []
@@ -75,7 +83,7 @@ def _taken_apart(rows: TrainingRows) -> tuple[list[str], FloatArray, list[NDArra
     for device in np.unique(rows.device):
         mine = np.flatnonzero(rows.device == device)
         calls = take(rows.calls, mine)
-        described = device_format(calls, default_catalog().device(str(device)))
+        described = device_format(calls, default_catalog().device(str(device)), law)
         terms, paths = kind.terms(calls, described), kind.paths(calls, described)
         if not names:
             names = list(terms)

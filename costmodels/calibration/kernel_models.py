@@ -16,6 +16,7 @@ from costmodels.calibration.learned_fit import ROUNDS, Trained, train
 from costmodels.calibration.learned_splits import Fold, best_shares, folds, own_folds, report, residuals
 from costmodels.calibration.learned_spreads import spread_of
 from costmodels.calibration.own_rows import kept_out, own_rows
+from costmodels.calibration.published_rows import published_rows
 from costmodels.calibration.robust import significant
 from costmodels.calibration.training_rows import (
     TrainingRows,
@@ -31,7 +32,7 @@ from costmodels.calibration.training_rows import (
 MOST_ROWS = 24_000  # of one device, source and format in the shipped fit
 MOST_ROWS_OF_A_FOLD = 5_000  # where a whole device or source is held out, which more rows do not help
 
-# Published rows of each class; None where only we timed it.
+# Tables of each class; None where only we timed it.
 TRAINING: Mapping[str, Callable[[Path], TrainingRows] | None] = {
     "gemm": gemm_training_rows,
     "gemm_fp32": fp32_training_rows,
@@ -57,9 +58,9 @@ VERSIONS = 1.23
 
 
 def every_row(op_class: str, data: Path) -> TrainingRows:
-    """Published rows of an operation class and our own."""
-    published = TRAINING[op_class]
-    return own_rows(op_class) if published is None else published(data).joined(own_rows(op_class))
+    """Rows of the tables of an operation class, single published figures and our own."""
+    tables, ours = TRAINING[op_class], own_rows(op_class).joined(published_rows(op_class))
+    return ours if tables is None else tables(data).joined(ours)
 
 
 def build(rows: TrainingRows, folder: Path) -> list[dict[str, Any]]:

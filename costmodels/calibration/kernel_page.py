@@ -74,7 +74,11 @@ the kernel library, the engine and the device's generation. How many kernels ban
 each reads and writes its tensor, is counted in the code that runs (`costmodels/kernels/memory_work.py`), with how a
 version of PyTorch holds the rows of a softmax (`row_work.py`), which tiles of attention FlashAttention-2 masks, and
 where it splits keys (`flash_tiles.py`); a family that
-nobody timed takes the coefficients of other work of the same library on the same generation. Where no held-out device
+nobody timed takes the coefficients of other work of the same library on the same generation. Interfaces of
+FlashAttention run AMD's own kernels on AMD's devices, *aiter*: fitted on what AMD publishes of them
+(`costmodels/calibration/published.py`), and held back by the board as products are. Where a board runs matrix units at
+a part of what its chip can (GeForce, L40, A10G, H20), only the time that large products take is longer; what a kernel
+takes beyond that is the chip's. Where no held-out device
 shows the spread of a relative, it is taken to be a factor of {VERSIONS:g} wider than inside the fit. LLMServingSim's
 eager norms are two kernels that its tables do not tell apart; rows under 0.6 of the longest time of their shape count
 as the short one, so their own times have a say in what they are called, and the errors of norms are smaller for it.

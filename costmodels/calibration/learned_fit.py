@@ -12,14 +12,14 @@ from costmodels.calibration.kernel_fit import fit_on
 from costmodels.calibration.kernel_ranges import NUISANCES
 from costmodels.calibration.robust import PRIOR_ROWS, significant, split
 from costmodels.calibration.training_rows import SEED, TrainingRows
-from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES, added_s
+from costmodels.kernels.additive import ADDITIVE, DEVICES, added_s
 from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import FloatArray, take
 from costmodels.kernels.clocks import ClockLaw, sustained_share
 from costmodels.kernels.device_features import BLOCK_SCALING
 from costmodels.kernels.features import features_of
 from costmodels.kernels.implementations import is_bare
-from costmodels.kernels.learned import BLOCK_SCALED, CLOCKS, POOLED, SCALING, arithmetics, device_reference, formula_s
+from costmodels.kernels.learned import BLOCK_SCALED, POOLED, SCALING, arithmetics, device_reference, formula_s
 from costmodels.tables.gemm_rows import TUNED_SOURCE
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
@@ -130,7 +130,7 @@ def fit_reference(rows: TrainingRows) -> dict[str, dict[str, dict[str, float]]]:
         found[str(name)] = _of_arithmetic(mine, str(name), law)
         found |= _bare_references(mine, found[str(name)])
     if law is not None:
-        found[CLOCKS] = {POOLED: law.as_parameters()}
+        found |= law.as_reference()
         blocks = rows.device[(arithmetic == "fp8" + BLOCK_SCALED) & (rows.source != TUNED_SOURCE)]
         _lean_blocks(found, sum(not _scales(str(device)) for device in np.unique(blocks)))
     return found | {DEVICES: devices_by_format(rows)}
@@ -273,7 +273,7 @@ def reference_times_s(rows: TrainingRows, reference: References) -> FloatArray:
         spec = default_catalog().device(str(device))
         if rows.op_class in ADDITIVE:
             mine = np.flatnonzero(rows.device == device)
-            seconds[mine], _ = added_s(rows.op_class, take(rows.calls, mine), spec, reference[COEFFICIENTS])
+            seconds[mine], _ = added_s(rows.op_class, take(rows.calls, mine), spec, reference)
             continue
         for name in np.unique(classes[rows.device == device]):
             mine = np.flatnonzero((rows.device == device) & (classes == name))

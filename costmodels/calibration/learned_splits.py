@@ -32,7 +32,7 @@ from costmodels.calibration.op_identity import families, named_columns
 from costmodels.calibration.own_rows import DRAWN, LATTICE, kept_out
 from costmodels.calibration.robust import significant
 from costmodels.calibration.training_rows import SEED, TrainingRows, capped
-from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, added_s, unmet
+from costmodels.kernels.additive import ADDITIVE, added_s, unmet
 from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import FloatArray, KernelOp, take
 from costmodels.kernels.learned import arithmetics, format_classes, spread_groups
@@ -153,7 +153,7 @@ def _situations(trained: Trained, known: TrainingRows, part: TrainingRows) -> ND
     Empty where a relative was timed, but too little to say how prices of relatives err.
     """
     spec = default_catalog().device(str(part.device[0]))
-    _, steps = added_s(part.op_class, part.calls, spec, trained.reference[COEFFICIENTS])
+    _, steps = added_s(part.op_class, part.calls, spec, trained.reference)
     found = np.where(unmet(part.op_class, steps), "unmet", np.where(steps == 0, "related", "foreign"))
     names, counts = np.unique(found, return_counts=True)
     few = np.isin(found, names[counts < FEWEST_ROWS])

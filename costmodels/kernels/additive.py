@@ -22,6 +22,7 @@ from costmodels.kernels.attention_terms import (
     forward_terms,
 )
 from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch
+from costmodels.kernels.clocks import law_of
 from costmodels.kernels.device_features import DeviceFormat, device_format
 from costmodels.kernels.expert_terms import expert_floor_s, expert_paths, expert_terms
 from costmodels.kernels.memory_terms import memory_floor_s, memory_paths, memory_terms
@@ -44,6 +45,7 @@ class AdditiveClass:
         levels: Groups of a path.
         named: Place in a path of the first that says who runs which operation; those ahead know other kernels only.
         multiplied: Terms that are times of products at the peak.
+        clocked: Whether terms rest on what boards let products hold of it.
     """
 
     terms: Callable[[KernelCallBatch, DeviceFormat], Mapping[str, FloatArray]]
@@ -52,6 +54,7 @@ class AdditiveClass:
     levels: int
     named: int = 2
     multiplied: tuple[str, ...] = ()
+    clocked: bool = False
 
 
 _ATTENTION = AdditiveClass(
@@ -60,6 +63,7 @@ _ATTENTION = AdditiveClass(
     floor_s=attention_floor_s,
     levels=5,
     multiplied=("arithmetic", "tail", "block"),
+    clocked=True,
 )
 ADDITIVE: Mapping[str, AdditiveClass] = {
     "attention_forward": replace(_ATTENTION, terms=forward_terms),
@@ -70,6 +74,7 @@ ADDITIVE: Mapping[str, AdditiveClass] = {
         floor_s=attention_floor_s,
         levels=6,
         multiplied=("arithmetic", "tail"),  # a block takes its keys, not its products
+        clocked=True,
     ),
     "fused_experts": AdditiveClass(
         terms=expert_terms,
@@ -83,7 +88,10 @@ ADDITIVE: Mapping[str, AdditiveClass] = {
 
 
 def added_s(
-    op_class: str, calls: KernelCallBatch, device: DeviceSpec, coefficients: Mapping[str, Mapping[str, float]]
+    op_class: str,
+    calls: KernelCallBatch,
+    device: DeviceSpec,
+    reference: Mapping[str, Mapping[str, Mapping[str, float]]],
 ) -> tuple[FloatArray, IntArray]:
     """(C,) seconds of the reference, and how many groups of the path coarser than its finest one had to be taken.
 
@@ -91,12 +99,14 @@ def added_s(
         op_class: Operation class of every call.
         calls: The calls.
         device: Where they run.
-        coefficients: By group: coefficient of each term, dimensionless. The group "" always exists.
+        reference: Of a model's card: by group the coefficient of each term, dimensionless, of which the group "" always
+            exists, and the law of clocks that the terms rest on.
 
     Raises:
         SpecError: If the device cannot multiply in a format that a call asks for.
     """
-    described, kind = device_format(calls, device), ADDITIVE[op_class]
+    described, kind = device_format(calls, device, law_of(reference)), ADDITIVE[op_class]
+    coefficients = reference[COEFFICIENTS]
     terms = kind.terms(calls, described)
     paths = kind.paths(calls, described)
     seconds, steps = np.empty(len(calls)), np.empty(len(calls), dtype=np.int64)

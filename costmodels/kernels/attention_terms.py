@@ -34,7 +34,8 @@ _OUTGROWN = 1.0  # log2 of traffic over cache from which nothing is served twice
 CACHE_EDGE = 8.0  # how sharply traffic moves from cache to memory where the operands outgrow it
 _SHARES = 20.0  # of a score matrix, that are told apart: timings count the diagonal of a causal mask, plans do not
 _BACKWARD = 2.5  # arithmetic of the backward pass over the forward's (arXiv:2205.14135)
-_HOPPER, _BLACKWELL = GENERATIONS["hopper"], GENERATIONS["blackwell"]
+_HOPPER, _BLACKWELL, _CDNA = GENERATIONS["hopper"], GENERATIONS["blackwell"], GENERATIONS["cdna1"]
+_INTERFACES = (Library.UNKNOWN, Library.FLASH_2, Library.FLASH_3, Library.CUDNN)
 
 
 def value_width(calls: KernelCallBatch) -> FloatArray:
@@ -96,12 +97,13 @@ def attention_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str
     keys, queries = traffic(calls)
     scores = calls.batch * calls.heads * calls.m * calls.n * calls.causal
     stretch = backward_stretch(calls, device.flops_per_s, device.num_sms)
-    arithmetic_s = stretch * calls.flops * padded / device.flops_per_s
+    held_flops_per_s = device.flops_per_s * device.held
+    arithmetic_s = stretch * calls.flops * padded / held_flops_per_s
     waves = count / device.num_sms
     missed = missed_share(keys + queries, calls, device)
     cache_bytes_per_s = device.num_sms * CACHE_BYTES_PER_S_PER_SM
     width = value_width(calls)
-    sm_flops_per_s = device.flops_per_s / device.num_sms
+    sm_flops_per_s = held_flops_per_s / device.num_sms
     # A block on its own takes its keys at one multiprocessor's rate.
     block_s = np.where(
         decode,
@@ -218,8 +220,14 @@ def _by_flash_2(calls: KernelCallBatch, device: DeviceFormat) -> NDArray[np.bool
 
 
 def resolved(calls: KernelCallBatch, device: DeviceFormat) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(C,) ``Library`` and ``Engine`` codes; an unknown library is the one that frameworks pick on the device."""
+    """(C,) ``Library`` and ``Engine`` codes; an unknown library is the one that frameworks pick on the device.
+
+    On AMD's, interfaces of FlashAttention run AMD's kernels, whoever calls them. Of decoding none of theirs was timed.
+    """
     library, engine = library_of(calls.implementation), engine_of(calls.implementation)
+    if device.generation >= _CDNA:
+        ours = np.isin(library, _INTERFACES) & (calls.op != KernelOp.ATTENTION_DECODE)
+        library, engine = np.where(ours, int(Library.AITER), library), np.where(ours, int(Engine.UNKNOWN), engine)
     usual = Library.FLASH_2
     if device.generation == _HOPPER:
         usual = Library.FLASH_3

@@ -35,9 +35,21 @@ LAUNCHED: Mapping[str, int] = {
 }
 # Dense 16-bit operations of a multiprocessor per cycle, the newest generation first (whitepapers of H100 and A100).
 OPERATIONS: Mapping[str, float] = {"hopper": 4096.0, "ampere": 2048.0}
-_ONE_CHIP = "hopper"  # whose multiprocessors are all alike; Ampere's smaller chips have others than the A100
+# What a chip's multiprocessor makes before boards are held back to part of it, one after the other where an
+# architecture has several: Ampere's smaller chips make half of the A100's (whitepapers and data sheets of the T4, the
+# RTX A6000, the RTX 6000 Ada and the RTX PRO 6000).
+_WHOLE: Mapping[str, tuple[float, ...]] = {
+    "turing": (1024.0,),
+    "ampere": (1024.0, 2048.0),
+    "ada": (1024.0,),
+    "blackwell-rtx": (1024.0,),
+    "hopper": (4096.0,),
+}
 _SINCE = 2020
+CLOCKS = "clocks"  # key of a reference that holds the constants of a law
+_EVERY = "*"  # below it: they hold for every device
 _USUAL_CLOCK_HZ = 1.8e9
+_QUICK, _QUICK_CLOCK_HZ = frozenset({"ada", "blackwell-rtx"}), 2.4e9  # chips of a process that boosts higher
 _SCALED = (1e12, 1e18)  # FLOP/s per watt and square of the clock are near 1 in these units
 
 
@@ -63,6 +75,15 @@ class ClockLaw:
         """As the card of a model holds it."""
         return asdict(self)
 
+    def as_reference(self) -> dict[str, dict[str, dict[str, float]]]:
+        """As the reference of a card holds it, for ``law_of``."""
+        return {CLOCKS: {_EVERY: self.as_parameters()}}
+
+
+def law_of(reference: Mapping[str, Mapping[str, Mapping[str, float]]]) -> ClockLaw | None:
+    """The law that the reference of a learned model rests on; None where it rests on none."""
+    return ClockLaw(**reference[CLOCKS][_EVERY]) if CLOCKS in reference else None
+
 
 def clock_hz(device: DeviceSpec) -> float:
     """Clock at which the peak of a device is stated: a multiprocessor multiplies a power of two per cycle.
@@ -70,8 +91,13 @@ def clock_hz(device: DeviceSpec) -> float:
     Example:
         An H100 makes 989.4e12 operations per second in 132 multiprocessors: 4,096 each at 1.83 GHz.
     """
-    per_processor = device.peak_flops_per_s["fp16"] / device.num_sms
-    return per_processor / float(operations_per_cycle(per_processor))
+    return device.peak_flops_per_s["fp16"] / device.num_sms / _runs(device)
+
+
+def _runs(device: DeviceSpec) -> float:
+    """16-bit operations per cycle of a multiprocessor of a device that has a 16-bit peak."""
+    usual_hz = _QUICK_CLOCK_HZ if device.architecture in _QUICK else _USUAL_CLOCK_HZ
+    return float(operations_per_cycle(device.peak_flops_per_s["fp16"] / device.num_sms, usual_hz))
 
 
 def held_back(device: DeviceSpec) -> float:
@@ -79,17 +105,23 @@ def held_back(device: DeviceSpec) -> float:
 
     Example:
         An H20 makes 148e12 operations per second in 78 multiprocessors: 1,024 per cycle, where its chip, the H100's,
-        has 4,096. Its shared memory, caches and schedulers are the chip's: 4.
+        has 4,096. Its shared memory, caches and schedulers are the chip's: 4. A GeForce that adds up in 32 bits runs at
+        half of what the workstation card with its chip does: 2.
     """
-    if device.architecture != _ONE_CHIP or "fp16" not in device.peak_flops_per_s:
+    if device.architecture not in _WHOLE or "fp16" not in device.peak_flops_per_s:
         return 1.0
-    runs = float(operations_per_cycle(device.peak_flops_per_s["fp16"] / device.num_sms))
-    return max(OPERATIONS[_ONE_CHIP] / runs, 1.0)
+    runs = _runs(device)
+    return next((whole / runs for whole in _WHOLE[device.architecture] if whole >= runs), 1.0)
 
 
-def operations_per_cycle(flops_per_s: FloatArray | float) -> FloatArray:
-    """Operations in one cycle of a multiprocessor that makes so many per second at its peak: a power of two."""
-    return np.asarray(2.0 ** np.round(np.log2(np.maximum(flops_per_s / _USUAL_CLOCK_HZ, 1.0))))
+def operations_per_cycle(flops_per_s: FloatArray | float, usual_hz: float = _USUAL_CLOCK_HZ) -> FloatArray:
+    """Operations in one cycle of a multiprocessor that makes so many per second at its peak: a power of two.
+
+    Args:
+        flops_per_s: Of one multiprocessor.
+        usual_hz: Clock of chips like it, to within a factor of 1.4.
+    """
+    return np.asarray(2.0 ** np.round(np.log2(np.maximum(flops_per_s / usual_hz, 1.0))))
 
 
 def heat(device: DeviceSpec) -> float | None:

@@ -55,6 +55,7 @@ class Library(IntEnum):
     REREAD_ROWS = 21  # PyTorch before 2.4, whose softmax reads a row of more than 1,024 elements for every sum over it
     SHARED_ROWS = 22  # PyTorch before 2.7, whose softmax keeps it in shared memory
     ROOT_MEAN_SQUARE = 23  # PyTorch's own norm without a mean, which saves a division per element
+    AITER = 24  # AMD's fused attention, in assembly, under whatever interface it is called by
 
 
 _ENGINES = (

@@ -31,7 +31,7 @@ from costmodels.kernels.calls import (
     Prediction,
     take,
 )
-from costmodels.kernels.clocks import ClockLaw, sustained_share
+from costmodels.kernels.clocks import law_of, sustained_share
 from costmodels.kernels.device_features import BLOCK_SCALING, GENERATIONS, device_format
 from costmodels.kernels.features import FEATURES, features_of, op_classes
 from costmodels.kernels.implementations import REPLAYED, Engine, Library, engine_of, is_bare, library_of, one_by_one
@@ -49,7 +49,6 @@ PACKED_SPREAD = (0.88, 1.94)
 _ROUNDING = 1e-5  # the card writes the ends of a range with six digits
 POOLED = "*"  # name of the parameters of all devices together
 SCALING = "* scaling"  # likewise of those whose multipliers apply the scales of blocks themselves
-CLOCKS = "clocks"  # of the constants of ``ClockLaw`` in a reference
 _EVEN = 64.0  # elements; a weight whose rows are no multiple of it is odd
 ANY_GROUP = "*"  # name of the spread of kernels whose group has none of its own
 GROUPED_ALONE = "grouped_alone"  # products of experts by PyTorch's kernel
@@ -73,6 +72,7 @@ class Situation(IntEnum):
 _SPREAD_NAMES = tuple(situation.name.lower() for situation in Situation)
 
 
+_SEQUENCES = ("attention_forward", "attention_backward")
 _PRODUCTS = ("gemm", "gemm_fp32", "grouped_gemm", GROUPED_ALONE)
 BLOCK_SCALED = "-block"  # behind fp8 with a scale per block
 _COARSE_BLOCK = 128  # elements per scale of DeepSeek-V3's recipe, whose kernels rescale between steps of k
@@ -149,10 +149,10 @@ def _of_stranger(
     reference: Mapping[str, Mapping[str, Mapping[str, float]]], pooled: Mapping[str, float], device: DeviceSpec
 ) -> Mapping[str, float]:
     """Pooled parameters, with the efficiency of the share of its peak that a device holds, where that is known."""
-    if CLOCKS not in reference:
+    law = law_of(reference)
+    if law is None:
         return pooled
-    share = sustained_share(device, ClockLaw(**reference[CLOCKS][POOLED]))
-    return {**pooled, "max_efficiency": pooled["max_efficiency"] * share}
+    return {**pooled, "max_efficiency": pooled["max_efficiency"] * sustained_share(device, law)}
 
 
 def formula_s(op_class: str, calls: KernelCallBatch, device: DeviceSpec, parameters: Mapping[str, float]) -> FloatArray:
@@ -252,14 +252,19 @@ class AdditiveModel(OpModel):
     def knows(self, calls: KernelCallBatch, device: DeviceSpec) -> NDArray[np.bool_]:
         """(C,) whether the format of each call was fitted, and with it the kernels that it stands for.
 
-        Attention of sequences and bandwidth-bound work are known where it is said who runs them. What PyTorch runs was
-        timed on Hopper: on another generation it has a calibrated roofline, whose rates are of that generation.
+        Attention of sequences and bandwidth-bound work are known where it is said who runs them; attention on AMD's is,
+        since it has one library. What PyTorch runs was timed on Hopper: on another generation it has a calibrated
+        roofline, whose rates are of that generation.
         """
         fitted = np.isin(format_classes(calls), list(self.card.ranges))
-        if self.card.op_class not in ("attention_forward", "attention_backward", "memory"):
+        if self.card.op_class not in (*_SEQUENCES, "memory"):
             return fitted
-        fitted &= calls.implementation > 0
-        asked = np.flatnonzero(fitted & (engine_of(calls.implementation) == int(Engine.PYTORCH)))
+        said = calls.implementation > 0
+        if self.card.op_class in _SEQUENCES and device.vendor == "amd":
+            said = np.ones(len(calls), dtype=np.bool_)
+        fitted &= said
+        ours = (calls.implementation == 0) | (engine_of(calls.implementation) == int(Engine.PYTORCH))
+        asked = np.flatnonzero(fitted & ours)
         if len(asked):
             finest = finest_groups(self.card.op_class, take(calls, asked), device)
             fitted[asked] = np.isin(finest, list(self.card.reference[COEFFICIENTS]))
@@ -270,7 +275,7 @@ class AdditiveModel(OpModel):
     ) -> tuple[FloatArray, IntArray]:
         """(C,) seconds, and the ``Situation`` of each call; where the groups are foreign, only a share of the trees."""
         del families  # relatives are those of the same generation, which the groups name
-        base, steps = added_s(self.card.op_class, calls, device, self.card.reference[COEFFICIENTS])
+        base, steps = added_s(self.card.op_class, calls, device, self.card.reference)
         features = self.features(calls, device)
         # The groups of an architecture that nothing is known of are those of the nearest one, which is another.
         kin = (steps == 0) & (device.architecture in GENERATIONS)

@@ -17,16 +17,18 @@ L40S = CATALOG.device("L40S")
 @pytest.mark.parametrize(
     ("name", "ghz"),
     [("V100-SXM-16GB", 1.53), ("A100-SXM-80GB", 1.41), ("RTX-3090", 1.69), ("L40S", 2.49), ("H100-SXM-80GB", 1.83),
-     ("MI300X", 2.10)],
+     ("MI300X", 2.10), ("RTX-PRO-6000-WS-96GB", 2.62), ("P100-PCIe-16GB", 1.30)],
 )  # fmt: skip
 def test_boost_clocks_of_data_sheets_follow_from_their_peaks(name, ghz):
     assert clock_hz(CATALOG.device(name)) == pytest.approx(ghz * 1e9, rel=0.01)
 
 
-def test_an_h20_multiplies_at_a_quarter_of_what_its_chip_can():
+def test_an_h20_multiplies_at_a_quarter_of_what_its_chip_can_and_a_geforce_at_half():
     assert held_back(CATALOG.device("H20-SXM-96GB")) == 4
-    whole = ("H100-SXM-80GB", "H100-PCIe-80GB", "H200-SXM-141GB", "A100-SXM-80GB", "RTX-3090", "B200-SXM-180GB")
-    assert {held_back(CATALOG.device(name)) for name in (*whole, "P100-PCIe-16GB", "MI308X")} == {1.0}
+    assert {held_back(CATALOG.device(f"RTX-{name}")) for name in ("2080-Ti", "3090", "4090", "5090")} == {2.0}
+    whole = ("H100-SXM-80GB", "H100-PCIe-80GB", "H200-SXM-141GB", "A100-SXM-80GB", "A30", "RTX-A6000", "B200-SXM-180GB")
+    others = ("T4", "L40S", "RTX-6000-Ada", "RTX-PRO-6000-WS-96GB", "V100-SXM-16GB", "P100-PCIe-16GB", "MI308X")
+    assert {held_back(CATALOG.device(name)) for name in (*whole, *others)} == {1.0}
 
 
 def test_a_board_with_an_eighth_of_the_power_holds_half_of_the_clock():

@@ -177,11 +177,11 @@ def test_a_family_nobody_timed_takes_what_the_same_code_reaches_on_the_generatio
 
     groups = {"": only(9), "pytorch": only(7), "pytorch/g5": only(5), "eager/norm": only(3)}
     calls = concatenate([norm, work(KernelFamily.SOFTMAX, Library.EAGER, 2)])
-    seconds, steps = added_s("memory", calls, H100, groups)
+    seconds, steps = added_s("memory", calls, H100, {COEFFICIENTS: groups})
     assert seconds == pytest.approx([3e-6, 5e-6])
     assert unmet("memory", steps).tolist() == [False, True]
     # Timed on Hopper, a norm is foreign to another generation, not unmet.
-    seconds, steps = added_s("memory", norm, A100, groups)
+    seconds, steps = added_s("memory", norm, A100, {COEFFICIENTS: groups})
     assert (seconds[0], bool(unmet("memory", steps)[0])) == (pytest.approx(3e-6), False)
 
 
@@ -201,7 +201,7 @@ def test_the_reference_says_what_an_unseen_family_takes():
         op_class="memory", calls=calls, time_s=time_s, device=device, source=source, kind=families.astype(np.str_)
     )
     gated = work(KernelFamily.GATED_ACTIVATION, Library.EAGER, 3, rows=65536)
-    seconds, steps = added_s("memory", gated, H100, fit_additive(known)[COEFFICIENTS])
+    seconds, steps = added_s("memory", gated, H100, fit_additive(known))
     assert unmet("memory", steps).all()
     assert seconds[0] == pytest.approx(2 * 3e-6 + 1.2 * 5 * 65536 * 4096 * 2 / 3.35e12, rel=0.03)
 

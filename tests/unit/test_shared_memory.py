@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from costmodels.kernels.additive import added_s
+from costmodels.kernels.additive import COEFFICIENTS, added_s
 from costmodels.kernels.attention_terms import attention_terms
 from costmodels.kernels.calls import KernelCallBatch, KernelOp, kernel_calls
 from costmodels.kernels.device_features import device_format
@@ -66,7 +66,7 @@ def test_groups_of_kernels_without_timings_are_held_up_too() -> None:
     }
     one[""]["arithmetic"] = 1.0
     seconds = [
-        added_s("attention_backward", attention(BACKWARD), DEVICES[name], one)[0]
+        added_s("attention_backward", attention(BACKWARD), DEVICES[name], {COEFFICIENTS: one})[0]
         for name in ("B200-SXM-180GB", "H100-SXM-80GB")
     ]
     peaks = DEVICES["B200-SXM-180GB"].peak("bf16") / DEVICES["H100-SXM-80GB"].peak("bf16")
