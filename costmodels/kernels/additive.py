@@ -22,14 +22,13 @@ from costmodels.kernels.attention_terms import (
     forward_terms,
 )
 from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch
-from costmodels.kernels.clocks import law_of
+from costmodels.kernels.clocks import law_of, on_held_back
 from costmodels.kernels.device_features import DeviceFormat, device_format
 from costmodels.kernels.expert_terms import expert_floor_s, expert_paths, expert_terms
 from costmodels.kernels.memory_terms import memory_floor_s, memory_paths, memory_terms
 from profiles.hardware import DeviceSpec
 
 COEFFICIENTS = "coefficients"  # key of a card's reference that holds them by group
-LARGE_PRODUCTS = 1 / 0.95  # time of products over that at the peak where no limit holds them (``ClockLaw.full``)
 DEVICES = "devices"  # likewise: rows in the fit by format class and device
 Paths = Sequence[NDArray[np.str_]]
 
@@ -118,22 +117,11 @@ def added_s(
         rows = np.flatnonzero(codes == code)
         path = [str(names[rows[0]]) for names in paths]
         found = next((place for place in range(len(path) - 1, -1, -1) if path[place] in coefficients), 0)
-        chosen = _held_back(coefficients.get(path[found], coefficients[""]), kind.multiplied, described.held_back)
+        chosen = dict(coefficients.get(path[found], coefficients[""]))
+        chosen |= {name: on_held_back(chosen[name], described.held_back) for name in kind.multiplied}
         seconds[rows] = sum((chosen[name] * values[rows] for name, values in terms.items()), np.zeros(len(rows)))
         steps[rows] = len(path) - 1 - found
     return seconds, steps
-
-
-def _held_back(chosen: Mapping[str, float], multiplied: Sequence[str], times: float) -> Mapping[str, float]:
-    """Coefficients on a device whose chip multiplies so many times as fast: what exceeds large products is the chip's.
-
-    A kernel that takes longer than products of its size waits for shared memory, schedulers and its own instructions,
-    which nobody held back with the matrix units.
-    """
-    if times == 1.0:
-        return chosen
-    own = {name: min(chosen[name], LARGE_PRODUCTS) for name in multiplied}
-    return dict(chosen) | {name: value + (chosen[name] - value) / times for name, value in own.items()}
 
 
 def unmet(op_class: str, steps: IntArray) -> NDArray[np.bool_]:

@@ -13,6 +13,7 @@ The constants, one of them for AMD, whose libraries reach less of what their boa
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,7 @@ CLOCKS = "clocks"  # key of a reference that holds the constants of a law
 _EVERY = "*"  # below it: they hold for every device
 _USUAL_CLOCK_HZ = 1.8e9
 _QUICK, _QUICK_CLOCK_HZ = frozenset({"ada", "blackwell-rtx"}), 2.4e9  # chips of a process that boosts higher
+_LARGE_PRODUCTS = 1 / 0.95  # time of products over that at the peak where no limit holds them (``ClockLaw.full``)
 _SCALED = (1e12, 1e18)  # FLOP/s per watt and square of the clock are near 1 in these units
 
 
@@ -112,6 +114,23 @@ def held_back(device: DeviceSpec) -> float:
         return 1.0
     runs = _runs(device)
     return next((whole / runs for whole in _WHOLE[device.architecture] if whole >= runs), 1.0)
+
+
+def on_held_back(coefficient: Any, times: float) -> Any:
+    """Time over that at the peak on a board that runs its chip's matrix units at one part of so many of their rate.
+
+    What a kernel takes beyond large products it waits for shared memory, schedulers and its own instructions, which
+    nobody held back with the matrix units.
+
+    Args:
+        coefficient: Number or array; the same on a board that runs all of them.
+        times: ``held_back`` of the device.
+
+    Example:
+        Three times as long as at the peak, on an H20: 1.05, as large products take, and a quarter of the other 1.95.
+    """
+    own = np.minimum(coefficient, _LARGE_PRODUCTS)
+    return own + (coefficient - own) / times
 
 
 def operations_per_cycle(flops_per_s: FloatArray | float, usual_hz: float = _USUAL_CLOCK_HZ) -> FloatArray:

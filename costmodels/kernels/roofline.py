@@ -25,7 +25,7 @@ from costmodels.kernels.calls import (
     concatenate,
     take,
 )
-from costmodels.kernels.clocks import clock_hz, held_back
+from costmodels.kernels.clocks import clock_hz, held_back, on_held_back
 from costmodels.kernels.device_features import OPERAND_BYTES, shared_cache_bytes
 from costmodels.kernels.implementations import Engine, copies_of, engine_of, is_bare, is_narrow
 from costmodels.kernels.shared_memory import backward_stretch
@@ -222,6 +222,7 @@ def attention_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> F
     efficiency = np.interp(
         widths, (6.0, 7.0, 8.0), (fit["efficiency_64"], fit["efficiency_128"], fit["efficiency_256"])
     )
+    efficiency = 1.0 / on_held_back(1.0 / efficiency, rates.held_back)
     query_blocks = np.ceil(calls.m / QUERY_TILE)
     blocks = np.maximum(calls.batch * calls.heads * query_blocks, 1.0)
     padding = query_blocks * QUERY_TILE / np.maximum(calls.m, 1.0)

@@ -12,7 +12,7 @@ import pytest
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls
 from costmodels.kernels.device_features import shared_cache_bytes
 from costmodels.kernels.implementations import REPLAYED, Engine, Library, code_of
-from costmodels.kernels.roofline import Rates, RooflineKernelModel, gemm_time_s
+from costmodels.kernels.roofline import Rates, RooflineKernelModel, attention_time_s, gemm_time_s
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.fits import Fit, FitCard, KernelFits, default_fits, parse_kernel_fits
@@ -149,6 +149,18 @@ def test_a_processor_takes_as_many_operands_per_cycle_whatever_its_clock() -> No
     ratio = gemm_time_s(calls, fit, slow) / gemm_time_s(calls, fit, fast)
     assert ratio == pytest.approx(fast.clock_hz / slow.clock_hz, rel=1e-3)
     assert float(gemm_time_s(calls, fit, slow)[0]) == pytest.approx((64 + 64) * 4096 * 2 / 1e9 * 1.84e9 / slow.clock_hz)
+
+
+def test_attention_slows_with_matrix_units_that_are_held_back_as_large_products_do() -> None:
+    """At half of the peak it takes twice as long as it; 1.05 of that are products, which double, and the rest stays."""
+    whole = Rates(flops_per_s=1e14, bytes_per_s=1e15, num_sms=1, l2_bytes=1, shared_cache_bytes=1)
+    held = replace(whole, flops_per_s=0.5e14, held_back=2.0)
+    fit = ATTENTION | {"floor_s": 0.0, "kv_half": 0.0}
+    shape = {"m": 128, "n": 4096, "k": 128, "batch": 1, "heads": 1, "kv_heads": 1, "causal": 1.0}
+    calls = call(KernelOp.ATTENTION_FORWARD, flops=4 * 128 * 4096 * 128, bytes=1.0, **shape)
+    before, after = (float(attention_time_s(calls, fit, rates)[0]) for rates in (whole, held))
+    assert before == pytest.approx(2 * float(calls.flops[0]) / 1e14, rel=1e-6)
+    assert after == pytest.approx((1 / 0.95 + (2 - 1 / 0.95) / 2) * float(calls.flops[0]) / 0.5e14, rel=1e-6)
 
 
 def test_small_tiles_lose_nothing_on_a_chip_that_is_held_back_by_as_much() -> None:
