@@ -107,6 +107,8 @@ class StackSpec:
         joint_adapters: Queries, keys and values have one adapter together where all three are adapted, because one
             product makes them (their parameters are counted apart all the same).
         repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.
+        gathers_quantised: Tensor-parallel ranks gather inputs of products, and gradients of outputs, in the format
+            that is multiplied (Transformer Engine).
         separate_products: Queries, keys and values, and gate and up, come from products of their own, and not from one
             product together: tensor parallelism sums their inputs' gradients one by one and, unless sequences are
             split, copies the input for each.
@@ -284,6 +286,7 @@ class StackSpec:
     adapters: str = "linear"
     joint_adapters: bool = False
     repeats_key_values: bool = False
+    gathers_quantised: bool = False
     separate_products: bool = False
     strided_heads: bool = False
     scatters_boundaries: bool = False

@@ -249,22 +249,42 @@ def _unfused_format(context: CostContext) -> str:
 def _tensor_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:
     """One all-reduce each way per block, or all-gather + reduce-scatter (arXiv:2205.05198, figure 5)."""
     row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
-    tensor_block_traffic(calls, shape, row_bytes, products=3 if context.stack.separate_products else 1)
+    products = 3 if context.stack.separate_products else 1
+    tensor_block_traffic(calls, shape, row_bytes, products=products, gathered=gathered_share(context))
 
 
-def tensor_block_traffic(calls: CallList, shape: RankShape, row_bytes: float, *, products: int = 1) -> None:
+def gathered_share(context: CostContext) -> float:
+    """Bytes of an input of a layer's products as tensor-parallel ranks gather it, over those of its output.
+
+    Transformer Engine quantises the input, and the gradient of an output, before ranks gather it; sums are scattered in
+    16 bits.
+
+    Source:
+        NVIDIA/TransformerEngine, transformer_engine/pytorch/module/layernorm_linear.py (the norm's output is in 8 bits
+        when ``gather_along_first_dim`` takes it, ahead and for the weight gradient) and base.py
+        (``grad_output_preprocess``).
+    """
+    numerics = context.job.numerics
+    return numerics.linear_input_bytes / numerics.storage_bytes if context.stack.gathers_quantised else 1.0
+
+
+def tensor_block_traffic(
+    calls: CallList, shape: RankShape, row_bytes: float, *, products: int = 1, gathered: float = 1.0
+) -> None:
     """Tensor-parallel collectives round one column-row pair of linear layers.
 
     Args:
         calls: Where the transfers go.
         shape: K rank shapes.
-        row_bytes: Bytes of the pair's input per token.
-        products: Column-parallel products that each take that input, and sum its gradient, for themselves.
+        row_bytes: Bytes of the pair's output per token.
+        products: Column-parallel products that each take the pair's input, and sum its gradient, for themselves.
+        gathered: Of these bytes, what ranks that split the sequence gather of an input.
     """
     size = shape.tokens * row_bytes
     one = np.ones_like(shape.tensor)
     plain = np.where(shape.sequence_parallel, 0.0, size)
     scattered = np.where(shape.sequence_parallel, size, 0.0)
+    inputs = gathered * scattered
 
     def transfer(axis: Axis, op: CollectiveOp, size_bytes: FloatArray, times: int) -> None:
         for _ in range(times):
@@ -272,10 +292,10 @@ def tensor_block_traffic(calls: CallList, shape: RankShape, row_bytes: float, *,
 
     for axis, gathers, sums in ((Axis.TENSOR_FORWARD, products, 1), (Axis.TENSOR_BACKWARD, 1, products)):
         transfer(axis, CollectiveOp.ALL_REDUCE, plain, sums)
-        transfer(axis, CollectiveOp.ALL_GATHER, scattered, gathers)
+        transfer(axis, CollectiveOp.ALL_GATHER, inputs, gathers)
         transfer(axis, CollectiveOp.REDUCE_SCATTER, scattered, sums)
     # The saved input is sharded, so the weight gradient gathers it once more.
-    transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_GATHER, scattered, products)
+    transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_GATHER, inputs, products)
 
 
 def _context_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:

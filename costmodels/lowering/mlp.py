@@ -8,7 +8,7 @@ from costmodels.expert_exchange import groups_hit, groups_of_neighbours
 from costmodels.experts_run import as_run, runs_all_experts
 from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.adapters import lora_pair
-from costmodels.lowering.attention import tensor_block_traffic
+from costmodels.lowering.attention import gathered_share, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import activation, beside_product, norm_and_residual
 from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
@@ -112,7 +112,7 @@ def _leaf_copies(calls: CallList, shape: RankShape, local_experts: FloatArray, w
 def _tensor_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:
     row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
     apart = context.stack.separate_products and context.model.gated_mlp
-    tensor_block_traffic(calls, shape, row_bytes, products=2 if apart else 1)
+    tensor_block_traffic(calls, shape, row_bytes, products=2 if apart else 1, gathered=gathered_share(context))
 
 
 def dense_matrices(

@@ -85,6 +85,20 @@ def test_sequence_parallelism_splits_them_in_two_and_gathers_the_saved_input_aga
     }
 
 
+@pytest.mark.parametrize(
+    ("precision", "share"), [("bf16", 1.0), ("fp8", 0.5), ("mxfp8", (1 + 1 / 32) / 2), ("nvfp4", (0.5 + 1 / 16) / 2)]
+)
+@pytest.mark.parametrize("block", ["attention", "dense_mlp"])
+def test_transformer_engine_gathers_what_it_multiplies_and_scatters_16_bits(block, precision, share):
+    plan, asked = ExecutionPlan(tensor_parallel=4, sequence_parallel=True), job(precision=precision)
+    found = sent(block, plan, context(job=asked, stack=stack(gathers_quantised=True)))
+    assert found == {
+        Axis.TENSOR_FORWARD: {AG: share * ROWS, RS: ROWS},
+        Axis.TENSOR_BACKWARD: {AG: 2 * share * ROWS, RS: ROWS},
+    }
+    assert sent(block, plan, context(job=asked))[Axis.TENSOR_FORWARD] == {AG: ROWS, RS: ROWS}
+
+
 def test_sequence_parallelism_sends_as_much_forward():
     """An all-reduce is a reduce-scatter and an all-gather (arXiv:2205.05198 section 4.2.2)."""
     where = context(collectives=RingCollectives())
