@@ -85,6 +85,7 @@ def head_of(model: ModelSpec, *, vocab_size: int | None = None, experts: bool = 
         vocab_size=min(vocab_size or model.vocab_size, model.vocab_size),
         moe=moe,
         linear_attention=None,
+        layer_pattern="",
         published_parameters=0,
         checkpoint_weights="",
     )

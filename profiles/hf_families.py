@@ -42,6 +42,7 @@ class Family:
             or ``chunk`` (Llama 4).
         window_default: Window when the key is absent.
         linear: Kind of linear attention that some of its layers have; "" for none.
+        halves: A layer is a mixer or an MLP alone, by a pattern (``profiles.hf_pattern``).
         output_gate: Queries bring a gate for the output of attention: rule.
         dense_key: Key with the width of an MLP without experts, where it is not the usual one.
         defaults: Dimensions of the configuration class that its files really leave out.
@@ -72,6 +73,7 @@ class Family:
     window: str = "none"
     window_default: int = 0
     linear: str = ""
+    halves: bool = False
     output_gate: Rule = ("", False)
     dense_key: str = ""
     defaults: Mapping[str, int] = field(default_factory=dict)
@@ -187,6 +189,10 @@ FAMILIES: Mapping[str, Family] = {
     "kimi_linear": replace(_DEEPSEEK, router_bias=True, linear=KIMI_DELTA),
     "minimax": replace(LLAMA, qkv_bias=_NO, out_bias=_NO, mlp_bias=_NO, linear=LIGHTNING),
     "granitemoehybrid": replace(LLAMA, mlp_bias=_NO, linear=MAMBA2, dense_key="shared_intermediate_size"),
+    "nemotron_h": replace(
+        LLAMA, gated=False, norms=1, mlp_bias=("mlp_bias", False), router_bias=True, key_value_heads=8, linear=MAMBA2,
+        halves=True,
+    ),
     "dots1": replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True),
 }  # fmt: skip
 
@@ -210,7 +216,7 @@ ENCODERS = frozenset({
 })  # fmt: skip
 STATE_SPACE = frozenset({
     "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "rwkv", "rwkv5",
-    "rwkv6", "rwkv7", "recurrent_gemma", "retnet", "xlstm", "nemotron_h", "lfm2", "lfm2_moe",
+    "rwkv6", "rwkv7", "recurrent_gemma", "retnet", "xlstm", "lfm2", "lfm2_moe",
     "hyena", "stripedhyena", "plamo2",
 })  # fmt: skip
 STATES = "state-space or recurrent layers"
@@ -220,7 +226,7 @@ _ALTUP = "AltUp, per-layer embeddings and layers that share keys and values"
 UNPRICED: Mapping[str, str] = {"gemma3n": _ALTUP, "gemma3n_text": _ALTUP}
 # Words in names of models without one, canonical and between hyphens.
 UNPRICED_NAMES: Mapping[str, str] = {
-    **dict.fromkeys(("-nemotron-h-", "-jamba-", "-falcon-h-1-", "-mamba-", "-bamba-"), STATES),
+    **dict.fromkeys(("-jamba-", "-falcon-h-1-", "-mamba-", "-bamba-"), STATES),
     **dict.fromkeys(("-zamba-", "-rwkv-", "-recurrentgemma-"), STATES),
     "-gemma-3n-": _ALTUP,
     "-deepseek-v-3-2-": "keys that an indexer chooses (DeepSeek sparse attention)",

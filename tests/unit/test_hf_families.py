@@ -64,7 +64,6 @@ ALTUP = "AltUp, per-layer embeddings and layers that share keys and values, whic
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        ("nvidia/Nemotron-H-8B-Base-8K", STATES),
         ("ai21labs/AI21-Jamba-1.5-Mini", STATES),
         ("tiiuae/Falcon-H1-7B-Base", STATES),
         ("state-spaces/mamba-2.8b", STATES),
