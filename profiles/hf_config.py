@@ -281,6 +281,9 @@ _OWN_EXPERT_WIDTH = (
     "glm4_moe",
     "dots1",
     "nemotron_h",
+    "afmoe",
+    "bailing_moe",
+    "exaone_moe",
 )
 
 
@@ -309,7 +312,7 @@ def _moe(reader: Reader, num_layers: int, pattern: str) -> MoESpec | None:
         first_dense_layers=first,
         layer_interval=interval,
         shared_expert_gate=reader.family.shared_gate,
-        router_bias=reader.family.router_bias,
+        router_bias=reader.boolean(("moe_router_enable_expert_bias", reader.family.router_bias)),
         latent_size=reader.integer("moe_latent_size") or 0,
         all_run_by_transformers=_is_llama_4(reader),
         **_router_groups(reader),

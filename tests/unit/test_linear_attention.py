@@ -87,6 +87,7 @@ TOTALS = {
     "qwen3.5-397b-a17b": 396_346_350_336,
     "kimi-linear-48b-a3b": 49_122_681_728,
     "minimax-text-01": 456_089_655_296,
+    "olmo-hybrid-7b": 7_430_870_688,
     "granite-4.0-h-micro": 3_191_396_096,
     "granite-4.0-h-tiny": 6_939_037_248,
     "granite-4.0-h-small": 32_207_337_984,
