@@ -257,6 +257,7 @@ UNPRICED_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("-lfm-2-", "-ring-mini-linear-", "-ring-flash-linear-"), STATES),
     **dict.fromkeys(("-ling-2-5-", "-ling-2-6-", "-ring-2-5-", "-ring-2-6-"), "groups of layers that attend linearly"),
     **dict.fromkeys(("-mimo-v-2-", "-step-3-5-"), "windowed layers with other numbers of heads"),
+    **dict.fromkeys(("-11b-vision-", "-90b-vision-"), "layers that attend to images"),
     "-longcat-flash-": "experts that compute nothing",
     "-hunyuan-large-": "layers that share keys and values",
     "-deepseek-v-3-2-": "keys that an indexer chooses (DeepSeek sparse attention)",
