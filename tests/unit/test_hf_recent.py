@@ -117,6 +117,12 @@ def test_k_exaone_says_in_several_ways_which_layers_have_experts(said: dict[str,
     assert read_hf_config(config | said, "x")[0] == read_hf_config(K_EXAONE, "x")[0]
 
 
+def test_no_leading_layer_may_be_dense() -> None:
+    moe = read_hf_config(K_EXAONE | {"first_k_dense_replace": 0}, "x")[0].moe
+    assert moe is not None
+    assert moe.first_dense_layers == 0
+
+
 def test_a_pattern_of_windows_that_is_none_is_refused() -> None:
     with pytest.raises(SpecError, match=r"^config\.json\.sliding_window_pattern: must be a whole number"):
         read_hf_config(K_EXAONE | {"sliding_window_pattern": "LGLG"}, "x")
@@ -156,3 +162,18 @@ def test_keys_of_layers_without_a_price_are_named(key: str, value: object) -> No
 def test_names_of_models_without_a_price_say_what_has_none(name: str) -> None:
     with pytest.raises(SpecError, match=r" has .*, which have no cost model$"):
         resolve_model(name, default_catalog())
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "weights"),
+    [
+        ("Nemotron_3_Nano", "nemotron-3-nano-30b-a3b", ""),  # as Megatron-Bridge's tables write it
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-FP8", "nemotron-3-nano-30b-a3b", "fp8"),
+        ("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4", "nemotron-3-super-120b-a12b", "nvfp4"),
+        ("nvidia/NVIDIA-Nemotron-Nano-9B-v2-FP8", "nemotron-nano-9b-v2", "fp8"),
+        ("inclusionAI/Ling-1T-FP8", "ling-1t", "fp8"),
+    ],
+)
+def test_checkpoints_in_other_weights_are_known_by_name(name: str, model: str, weights: str) -> None:
+    spec = resolve_model(name, default_catalog()).spec
+    assert (spec.name, spec.checkpoint_weights) == (model, weights)
