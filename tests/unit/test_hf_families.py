@@ -102,6 +102,21 @@ def test_images_are_left_out_of_what_is_made_from_them() -> None:
     assert resolve_model("qwen3-8b", catalog).assumptions == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("mistral-small-3.2", "mistral-small-3.2-24b"),
+        ("google/gemma-3-27b-pt", "gemma-3-27b"),
+        ("meta-llama/Llama-4-Scout-17B-16E", "llama-4-scout"),
+        ("Qwen/Qwen3.6-27B", "qwen3.5-27b"),
+        ("moonshotai/Kimi-K2.6", "kimi-k2.5"),
+    ],
+)
+def test_all_that_see_say_that_images_are_left_out(name: str, preset: str) -> None:
+    found = resolve_model(name, default_catalog())
+    assert (found.spec.name, found.assumptions) == (preset, (BY_NAME,))
+
+
 def test_a_text_part_is_true_or_false() -> None:
     entry = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 128, "vocab_size": 100}
     with pytest.raises(SpecError, match=r"^models\.mine\.text_part: must be true or false; got 'yes'"):
