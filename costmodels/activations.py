@@ -50,7 +50,8 @@ _READ_TOGETHER = ("q", "k", "v", JOINT_TARGET)  # adapters that read what attent
 class LayerActivations:
     """Bytes of one layer and one micro-batch on one rank, each (N,).
 
-    Where some layers of a model attend linearly, these are means over its layers, but for ``backward``.
+    Where layers of a model are not alike, some of them attend linearly or are a mixer or an MLP alone, these are means
+    over its layers, but for ``backward``.
 
     Attributes:
         whole: All that is kept without recomputation.
@@ -113,12 +114,16 @@ def _layer_activations(
     element = job.numerics.storage_bytes
     kept = PerToken()
     _add_norms(kept, model, job, stack, moe=moe)
-    apart = add_mixers(kept, model, job, stack)
-    _add_mlp(kept, model, job, stack, moe=moe)
+    kinds = add_mixers(kept, model, job, stack)
+    mlp = PerToken()
+    _add_mlp(mlp, model, job, stack, moe=moe)
+    kept.add(mlp, 1.0 if moe else model.dense_mlp_share)
+    if model.layer_pattern and not moe:
+        kinds = (*kinds, (mlp, model.dense_mlp_share))
     tokens = tokens_per_rank(plans, job)
     over_t = tokens / plans.tensor_parallel
     over_r = tokens / sequence_divisor(plans)
-    core = over_t * core_bytes(model, job, stack) * (1 - model.linear_share)
+    core = over_t * core_bytes(model, job, stack) * model.full_share
     whole = kept.sequence * over_r + kept.tensor * over_t + kept.replicated * tokens + core
     if stack.separate_products and job.lora is None:
         copied = (plans.tensor_parallel > 1) & ~plans.sequence_parallel
@@ -138,13 +143,12 @@ def _layer_activations(
     if moe and model.moe is not None:
         copies = model.moe.experts_per_token * over_t
         whole += copies * (kept.routed * plans.expert_tensor_parallel + kept.routed_inner)
-        backward = 2 * stream * (tokens + copies * plans.expert_tensor_parallel)
+        routed = stream * model.expert_hidden_size / model.hidden_size
+        backward = 2 * (stream * tokens + routed * copies * plans.expert_tensor_parallel)
         backward += _mlp_gradient(model, job, stack, moe=True) * copies
     if model.linear_attention is not None:
         element_gradients = element * gradient_elements(model.linear_attention) * over_t
-        backward = np.maximum(backward, 2 * stream * tokens + element_gradients) + beyond_mean(
-            apart, model.linear_share, over_t, over_r
-        )
+        backward = np.maximum(backward, 2 * stream * tokens + element_gradients) + beyond_mean(kinds, over_t, over_r)
     dropped = core
     if stack.selective == "products":
         dropped = whole - saved_bytes(plans, model, job, stack, moe=moe, tokens=tokens, sharded_tokens=over_r)
@@ -176,11 +180,11 @@ def _module_bytes(
         width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
         made = width + latent.v_head_dim if model.indexer is None else latent.kv_lora_rank + latent.qk_rope_head_dim
         expanded = attention_bytes(job) * model.num_attention_heads * (width + made)
-        expanded *= 1 - model.linear_share
+        expanded *= model.full_share
         found[row[RecomputeModule.MLA_UP_PROJ]] = expanded * over_t
     inner = _inner_bytes(model, job, stack)
     if not moe or model.moe is None:
-        found[row[RecomputeModule.MLP]] = inner * model.ffn_hidden_size * over_t
+        found[row[RecomputeModule.MLP]] = model.dense_mlp_share * inner * model.ffn_hidden_size * over_t
         return found
     copies = model.moe.experts_per_token * over_t
     shared = inner * model.moe.shared_ffn_hidden_size * over_t
@@ -248,16 +252,18 @@ def _add_norms(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackS
         kept.sequence += inputs * ((_FP32 - stream) + (stream if job.lora is None else 0.0)) * h
     attention_input = _shared_input_bytes(job, stack, *_READ_TOGETHER, readers=3) * adapted_share(model, job)
     mlp_input = _shared_input_bytes(job, stack, "gate", "up", readers=model.mlp_matrices - 1)
+    with_mlp = 1.0 if moe else model.dense_mlp_share
     if moe:  # a router reads it in any case
         mlp_input = max(mlp_input, job.numerics.linear_input_bytes)
+    mlp_input *= with_mlp
     shared = model.parallel_residual and norms == 1
     kept.sequence += (max(attention_input, mlp_input) if shared else attention_input + mlp_input) * h
     adapted = dropped_bytes(job, *_READ_TOGETHER, joint=stack.joint_projection) * adapted_share(model, job)
     kept.sequence += (adapted + (
-        0.0 if moe else dropped_bytes(job, "gate", "up")
+        0.0 if moe else with_mlp * dropped_bytes(job, "gate", "up")
     )) * h  # fmt: skip
     if job.dropout:
-        kept.sequence += 2 * MASK * h
+        kept.sequence += 2 * MASK * h if not model.layer_pattern else MASK * h
 
 
 def _add_mlp(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
@@ -282,8 +288,9 @@ def _inner_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
 def _add_experts(kept: PerToken, model: ModelSpec, experts: MoESpec, job: TrainingJob, stack: StackSpec) -> None:
     """Routing, and inputs and outputs of routed experts."""
     kept.sequence += 2 * _FP32 * experts.num_experts  # router logits and probabilities in fp32
-    kept.routed += input_bytes(job, stack, "gate", "up") * model.hidden_size
-    kept.routed += job.numerics.storage_bytes * model.hidden_size if stack.weighs_expert_outputs else 0.0
+    kept.routed += input_bytes(job, stack, "gate", "up") * model.expert_hidden_size
+    kept.routed += job.numerics.storage_bytes * model.expert_hidden_size if stack.weighs_expert_outputs else 0.0
+    kept.sequence += input_bytes(job, stack) * experts.latent_size  # of the product back from there
     kept.routed_inner += _inner_bytes(model, job, stack) * experts.ffn_hidden_size
 
 

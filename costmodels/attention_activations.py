@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from costmodels.arrays import total
 from costmodels.autocast import fp32_stream
 from costmodels.linear_work import kept_elements
 from costmodels.plan import FloatArray
@@ -40,6 +41,9 @@ class PerToken:
             setattr(self, item.name, getattr(self, item.name) + share * getattr(other, item.name))
 
 
+Kinds = tuple[tuple[PerToken, float], ...]  # what each kind of layer keeps, and its share of the layers
+
+
 def input_bytes(job: TrainingJob, stack: StackSpec, *targets: str) -> float:
     """Bytes per value of the input that these linear layers keep, or adapters on them; these run in 16 bits."""
     if job.lora is None or (stack.keeps_quantised_inputs and job.task == "qlora"):
@@ -67,30 +71,32 @@ def dropped_bytes(job: TrainingJob, *targets: str, joint: bool = False) -> float
     return min(adapted, 1 if joint else adapted) * (job.numerics.storage_bytes + MASK)
 
 
-def add_mixers(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> tuple[PerToken, PerToken]:
+def add_mixers(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> Kinds:
     """What attention keeps, linear in some layers, on average over all; returned too as each kind of layer keeps it."""
     full, other = PerToken(), PerToken()
     _add_attention(full, model, job, stack)
     if model.linear_attention is None:
-        kept.add(full, 1.0)
-        return full, full
+        kept.add(full, model.full_share)
+        return ((full, model.full_share),)
     _add_linear(other, model.linear_attention, job, stack)
-    kept.add(full, 1 - model.linear_share)
-    kept.add(other, model.linear_share)
-    return full, other
+    kinds = ((full, model.full_share), (other, model.linear_share))
+    for kind, share in kinds:
+        kept.add(kind, share)
+    return kinds
 
 
-def beyond_mean(kinds: tuple[PerToken, PerToken], share: float, over_t: FloatArray, over_r: FloatArray) -> FloatArray:
-    """(N,) bytes that the layers which keep more keep beyond the mean of both kinds, ``share`` of which are linear."""
-    full, linear = (kind.sequence * over_r + (kind.tensor + kind.key_value) * over_t for kind in kinds)
-    return np.maximum(full, linear) - ((1 - share) * full + share * linear)
+def beyond_mean(kinds: Kinds, over_t: FloatArray, over_r: FloatArray) -> FloatArray:
+    """(N,) bytes that the layers which keep more keep beyond the mean of all kinds."""
+    each = [kind.sequence * over_r + (kind.tensor + kind.key_value) * over_t for kind, _ in kinds]
+    mean = total([share * kept for (_, share), kept in zip(kinds, each, strict=True)])
+    return np.asarray(np.max(each, axis=0) - mean)
 
 
 def adapted_share(model: ModelSpec, job: TrainingJob) -> float:
     """Share of the layers whose mixer has adapters on what queries, keys and values are called: without them, all."""
     linear = model.linear_attention
     named = linear is None or linear.kind == KIMI_DELTA
-    return 1.0 if job.lora is None or named else 1 - model.linear_share
+    return model.mixer_share if job.lora is None or named else model.full_share
 
 
 def _add_linear(kept: PerToken, linear: LinearAttention, job: TrainingJob, stack: StackSpec) -> None:

@@ -14,8 +14,9 @@ from costmodels.lowering.attention import score_share
 from costmodels.plan import FloatArray, IntArray, Recompute, RecomputeModule, chosen_modules
 from costmodels.saved_products import layer_products
 from costmodels.workload import LoraSpec, TrainingJob
+from profiles.adapter_parameters import total_lora_parameters
 from profiles.model import ModelSpec
-from profiles.parameters import layer_parameters, total_lora_parameters
+from profiles.parameters import layer_parameters
 from profiles.stack import StackSpec
 
 
@@ -28,7 +29,7 @@ def matmul_parameters(model: ModelSpec) -> float:
     if model.moe is not None:
         mixed = layer_parameters(model, moe=True)
         visited = mixed.routed_experts * model.moe.experts_per_token / model.moe.num_experts
-        total += moe_layers * (mixed.attention + mixed.shared_experts + mixed.router + visited)
+        total += moe_layers * (mixed.attention + mixed.shared_experts + mixed.router + mixed.latent + visited)
     return total
 
 
@@ -162,5 +163,7 @@ def _module_parameters(model: ModelSpec) -> dict[RecomputeModule, float]:
         mixed = layer_parameters(model, moe=True)
         visited = mixed.routed_experts * model.moe.experts_per_token / model.moe.num_experts
         found[RecomputeModule.SHARED_EXPERTS] = 1.0 * model.num_moe_layers * mixed.shared_experts
-        found[RecomputeModule.MOE] = model.num_moe_layers * (mixed.shared_experts + mixed.router + visited)
+        found[RecomputeModule.MOE] = model.num_moe_layers * (
+            mixed.shared_experts + mixed.router + mixed.latent + visited
+        )
     return found

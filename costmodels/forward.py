@@ -130,8 +130,8 @@ def _padding(plans: PlanBatch, context: CostContext) -> FloatArray:
         return np.zeros(len(plans))
     whole, part = form.expert_multiples
     own = model.moe.ffn_hidden_size / plans.expert_tensor_parallel
-    padded = np.ceil(model.hidden_size / whole) * whole * np.ceil(own / part) * part
-    share: FloatArray = padded / (model.hidden_size * own) - 1
+    padded = np.ceil(model.expert_hidden_size / whole) * whole * np.ceil(own / part) * part
+    share: FloatArray = padded / (model.expert_hidden_size * own) - 1
     return share
 
 

@@ -22,8 +22,9 @@ import numpy as np
 from costmodels.plan import FloatArray, IntArray
 from profiles.linear_attention import DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2, LinearAttention
 
-# Tokens of a chunk: fla-org/flash-linear-attention, ops/gated_delta_rule/chunk.py and ops/kda/chunk.py; block_size of
-# transformers' configuration_minimax.py; mamba_chunk_size of configuration_granitemoehybrid.py.
+# Tokens of a chunk, unless a model says: fla-org/flash-linear-attention, ops/gated_delta_rule/chunk.py and
+# ops/kda/chunk.py; block_size of transformers' configuration_minimax.py; mamba_chunk_size of
+# configuration_granitemoehybrid.py.
 CHUNK_TOKENS = {DELTA_NET: 64, KIMI_DELTA: 64, LIGHTNING: 256, MAMBA2: 256}
 # Kernels forward and backward: the same files, and state-spaces/mamba, ops/triton/ssd_combined.py.
 CHUNK_KERNELS = {DELTA_NET: (4.0, 8.0), KIMI_DELTA: (5.0, 9.0), LIGHTNING: (4.0, 7.0), MAMBA2: (5.0, 8.0)}
@@ -71,6 +72,11 @@ class RankHeads:
         return 2 * self.key_width(linear) + beside_keys * self.values / linear.num_value_heads
 
 
+def chunk_tokens(linear: LinearAttention) -> int:
+    """Tokens that a chunk has."""
+    return linear.chunk_tokens or CHUNK_TOKENS[linear.kind]
+
+
 def has_delta_rule(linear: LinearAttention) -> bool:
     """Whether a token corrects what the state holds, rather than only adding to it."""
     return linear.kind in (DELTA_NET, KIMI_DELTA)
@@ -83,7 +89,7 @@ def recurrence_flops(linear: LinearAttention) -> float:
 
 def chunk_flops(linear: LinearAttention, heads: RankHeads) -> FloatArray:
     """(K,) FLOPs per token and layer of the chunked form, forward."""
-    d, e, chunk = linear.key_head_dim, linear.value_head_dim, CHUNK_TOKENS[linear.kind]
+    d, e, chunk = linear.key_head_dim, linear.value_head_dim, chunk_tokens(linear)
     if has_delta_rule(linear):
         return 2.0 * heads.values * (3 * d * e + chunk * (3 * d + 2 * e))
     scores = heads.keys if linear.kind == MAMBA2 else heads.values
@@ -97,7 +103,7 @@ def chunk_elements(linear: LinearAttention, heads: RankHeads) -> FloatArray:
     the inverse and the states of chunks written and read; Kimi's kernels besides scaled queries and keys, and decays
     per channel in 32 bits, six times. Others: queries and keys twice, values twice, states in 32 bits written and read.
     """
-    d, e, chunk = linear.key_head_dim, linear.value_head_dim, CHUNK_TOKENS[linear.kind]
+    d, e, chunk = linear.key_head_dim, linear.value_head_dim, chunk_tokens(linear)
     of_keys = heads.keys * 4 * d
     if has_delta_rule(linear):
         of_values = 2 * d + 6 * e + 2 * d * e / chunk + 2 * chunk
@@ -127,14 +133,14 @@ def kept_elements(linear: LinearAttention) -> float:
     per_head = linear.key_head_dim if linear.kind == KIMI_DELTA else 1
     kept += _FP32_ELEMENTS * linear.num_value_heads * (0 if linear.kind == LIGHTNING else per_head)
     if has_delta_rule(linear):
-        kept += linear.num_value_heads * (CHUNK_TOKENS[linear.kind] + 1.0)
+        kept += linear.num_value_heads * (chunk_tokens(linear) + 1.0)
     return kept
 
 
 def gradient_elements(linear: LinearAttention) -> float:
     """16-bit elements per token alive while the mixer is differentiated: w, u, states, and gradients of these."""
     d, e = linear.key_head_dim, linear.value_head_dim
-    states = 2 * d * e / CHUNK_TOKENS[linear.kind]
+    states = 2 * d * e / chunk_tokens(linear)
     made_again = 2 * (d + 2 * e) if has_delta_rule(linear) else e
     return linear.mixed_width + linear.num_value_heads * (states + made_again)
 

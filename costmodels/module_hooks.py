@@ -16,7 +16,7 @@ import numpy as np
 from costmodels.context import CostContext
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import FloatArray
-from profiles.parameters import MLP_TARGETS
+from profiles.adapter_parameters import MLP_TARGETS
 
 # Hooks of what PEFT puts round a linear layer, over that layer's: adapters on all seven of them added 3.4 ms to the
 # three passes through a layer, timed as ``module_hooks_s`` was (data/stacks/stacks.yaml).

@@ -143,7 +143,9 @@ def saved_bytes(
     projected = [product for product in every if not product.mlp][-1].inputs
     elements = elements + projected * tokens / t
     if moe and model.moe is not None:  # what the exchanges bring to the experts and back
-        received = 2 * model.moe.experts_per_token * model.hidden_size * plans.expert_tensor_parallel * tokens / t
+        received = (
+            2 * model.moe.experts_per_token * model.expert_hidden_size * plans.expert_tensor_parallel * tokens / t
+        )
         elements = elements + np.where(plans.expert_parallel > 1, received, 0.0)
     entered = stream_bytes(job, stack) * model.hidden_size * sharded_tokens
     log_sums = _FP32 * model.num_attention_heads * tokens / t  # one per head and token, of fused attention

@@ -87,6 +87,7 @@ def head_of(model: ModelSpec, *, vocab_size: int | None = None, experts: bool = 
         moe=moe,
         linear_attention=None,
         indexer=indexer,
+        layer_pattern="",
         published_parameters=0,
         checkpoint_weights="",
     )

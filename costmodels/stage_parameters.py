@@ -14,6 +14,7 @@ from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stages import StageTable
 from costmodels.workload import LoraSpec, TrainingJob
+from profiles.adapter_parameters import lora_parameters
 from profiles.model import ModelSpec
 from profiles.parameters import (
     embedding_norm_parameters,
@@ -21,8 +22,9 @@ from profiles.parameters import (
     final_norm_parameters,
     head_parameters,
     largest_mixer_parameters,
+    layer_norm_parameters,
     layer_parameters,
-    lora_parameters,
+    mlp_parameters,
     position_parameters,
     whole_head_parameters,
 )
@@ -193,6 +195,8 @@ def end_weights(stages: StageTable, model: ModelSpec, *, head: bool = True) -> F
 
 def layer_unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
     """(N,) parameters of the largest layer on one rank, before ZeRO."""
+    if model.layer_pattern:
+        return _largest_half(plans, model)
     layer = layer_parameters(model, moe=False)
     beyond_mean = largest_mixer_parameters(model) - layer.attention
     sharded, replicated = float(layer.column_row_sharded), float(layer.replicated)
@@ -203,6 +207,17 @@ def layer_unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
         experts = mixed.routed_experts / (plans.expert_parallel * plans.expert_tensor_parallel)
     per_layer: FloatArray = (sharded + beyond_mean) / plans.tensor_parallel + replicated + experts
     return per_layer
+
+
+def _largest_half(plans: PlanBatch, model: ModelSpec) -> FloatArray:
+    """(N,) the same where a layer is a mixer, an MLP or a mixture of experts alone, with one norm."""
+    dense = mlp_parameters(model) if model.dense_mlp_layers else 0
+    plain: FloatArray = max(largest_mixer_parameters(model), dense) / plans.tensor_parallel
+    if model.moe is not None:
+        mixed = layer_parameters(model, moe=True)
+        experts = mixed.routed_experts / (plans.expert_parallel * plans.expert_tensor_parallel)
+        plain = np.maximum(plain, mixed.shared_experts / plans.tensor_parallel + mixed.router + mixed.latent + experts)
+    return plain + layer_norm_parameters(model)
 
 
 def end_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:

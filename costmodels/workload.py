@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from profiles.adapter_parameters import MLP_TARGETS
 from profiles.errors import SpecError
 from profiles.model import MAX_SEQUENCE
-from profiles.parameters import MLP_TARGETS
 from profiles.precision import Precision, find_recipe
 
 MAX_GLOBAL_BATCH = 1 << 22

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodels.workload import ADAPTER_TASKS, JOINT_TARGET, LORA_TARGETS, LoraSpec
+from profiles.adapter_parameters import MLP_TARGETS
 from profiles.errors import SpecError, did_you_mean
 from profiles.model import ModelSpec
-from profiles.parameters import MLP_TARGETS
 
 MAX_RANK = 1 << 14
 _JOINT_NAMES = dict.fromkeys(("c_attn", "query_key_value", "wqkv", "qkv_proj"), JOINT_TARGET)

@@ -24,9 +24,9 @@ from planner.request import cost_context, full_node, part_of, space_of
 from planner.results import Remedy, Request
 from planner.risks import oom_risks
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON, divisors
+from profiles.adapter_parameters import MLP_TARGETS
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, ClusterSpec
-from profiles.parameters import MLP_TARGETS
 from profiles.stacks import find_stack, load_stacks
 from profiles.units import GIGA
 

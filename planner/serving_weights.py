@@ -108,7 +108,7 @@ def _cut_widths(plans: PlanBatch, model: ModelSpec, weights: WeightFormat) -> It
         return
     cut = ranks > 1
     yield np.where(cut, model.num_attention_heads * model.head_dim / ranks, 0.0)
-    if model.num_moe_layers < model.num_layers:
+    if model.dense_mlp_layers:
         yield np.where(cut, model.ffn_hidden_size / ranks, 0.0)
     if moe is not None and moe.shared_ffn_hidden_size:
         yield np.where(cut, moe.shared_ffn_hidden_size / ranks, 0.0)

@@ -18,6 +18,7 @@ _MIXTURES = (
     *("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "deepseek_v2", "deepseek_v3", "kimi_k2"),
     *("olmoe", "glm4_moe", "dots1", "gpt_oss", "phimoe", "llama4_text", "kimi_linear"),
     *("deepseek_v32", "glm_moe_dsa"),
+    *("afmoe", "bailing_moe", "exaone_moe"),
 )
 _LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2")
 _OF_STATES = (
@@ -32,6 +33,11 @@ _OTHER_LAYERS = {
     "num_kv_shared_layers": "layers that share keys and values",
     "hidden_size_per_layer_input": "embeddings of every layer",
     "num_key_value_heads_per_layer": "layers with different numbers of key/value heads",
+    "attention_other_setting": "windowed layers with other numbers of heads",
+    "swa_num_key_value_heads": "windowed layers with other numbers of heads",
+    "layer_group_size": "groups of layers that attend linearly",
+    "use_cla": "layers that share keys and values",
+    "zero_expert_num": "experts that compute nothing",
     "num_attention_groups": "attention of factorised matrices",
     "moe_layers_enum": "layers with experts by a list",
     "block_configs": "layers of different widths",
@@ -107,7 +113,7 @@ _KEYS = {
         *("shared_expert_intermediate_size", "shared_intermediate_size", "n_shared_experts", "num_shared_experts"),
         "moe_num_shared_experts",
     ),
-    "moe.first_dense_layers": ("first_k_dense_replace",),
+    "moe.first_dense_layers": ("first_k_dense_replace", "first_last_k_dense_replace", "num_dense_layers"),
     "moe.router_groups": ("n_group",),
     "moe.groups_per_token": ("topk_group",),
     "embedding_dim": ("word_embed_proj_dim",),

@@ -2,106 +2,28 @@
 
 Dimensions come from the file; structure that the file leaves to code comes from ``hf_families``. A
 key that the family defaults is filled in and reported as an assumption; a key nobody defaults is a
-``SpecError`` naming it. Left out on purpose: encoders, vision models and state-space layers without an MLP (rejected),
-and the vision part of a multimodal model (ignored, and said so).
+``SpecError`` naming it. Left out on purpose: encoders, vision models and most state-space layers (rejected), and the
+vision part of a multimodal model (ignored, and said so).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from profiles.checkpoint_names import IN_QLORA, configured_format
 from profiles.errors import SpecError
 from profiles.hf_checks import check_priced, check_said, key_of
-from profiles.hf_families import FAMILIES, LLAMA, SYNONYMS, Family, Rule
+from profiles.hf_families import FAMILIES, LLAMA, SYNONYMS, Family
 from profiles.hf_indexer import indexer_of
-from profiles.hf_layers import FIELD, at_least, layer_mask_of_experts, windowed_layers
+from profiles.hf_layers import FIELD, layer_mask_of_experts, windowed_layers
 from profiles.hf_linear import linear_attention
+from profiles.hf_pattern import pattern_mixer, read_pattern
+from profiles.hf_reader import NAMES, Reader
+from profiles.layer_pattern import EXPERTS
 from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, MoESpec
 from profiles.model_fields import shown
 
-# Names under which families keep one dimension, most common first.
-_NAMES = {
-    "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "hidden_size": ("hidden_size", "n_embd", "d_model", "n_embed"),
-    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
-    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num"),
-    "head_dim": ("head_dim", "kv_channels", "attention_head_dim"),
-    "ffn_hidden_size": ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"),
-    "vocab_size": ("vocab_size", "padded_vocab_size"),
-    "max_sequence_length": (
-        "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx",
-        "model_max_length",
-    ),
-    "num_experts": ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts"),
-    "experts_per_token": ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k"),
-    "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
-}  # fmt: skip
 _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
-
-
-@dataclass(slots=True)
-class _Reader:
-    """Typed access to one configuration; collects what had to be assumed."""
-
-    config: Mapping[str, Any]
-    family: Family
-    notes: list[str] = field(default_factory=list)
-
-    def raw(self, *keys: str) -> Any:
-        """The first of these keys that is present and not null."""
-        for key in keys:
-            value = self.config.get(key)
-            if value is not None:
-                return value
-        return None
-
-    def integer(self, *keys: str) -> int | None:
-        """A non-negative whole number, or None when absent."""
-        for key in keys:
-            value = self.config.get(key)
-            if value is not None:
-                return at_least(value, key, 0)
-        return None
-
-    def boolean(self, rule: Rule) -> bool:
-        """The value of a rule's key when present, else its default."""
-        key, default = rule[0].removeprefix("!"), rule[1]
-        value = self.config.get(key) if key else None
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise SpecError(f"{FIELD}.{key}", f"must be true or false; got {shown(value)}")
-        return value is not rule[0].startswith("!")
-
-    def dimension(self, name: str) -> int | None:
-        """One dimension by its usual names, or the family's default for it."""
-        value = self.integer(*_NAMES[name])
-        default = self.family.defaults.get(_NAMES[name][0])
-        if value is None and default is not None:
-            self.assume(_NAMES[name][0], str(default))
-            return default
-        return value
-
-    def required(self, name: str) -> int:
-        """A dimension that has to be there and positive."""
-        value = self.dimension(name)
-        key = next((key for key in _NAMES[name] if self.config.get(key) is not None), _NAMES[name][0])
-        if value is None:
-            raise self.missing(key)
-        if value < 1:
-            raise SpecError(f"{FIELD}.{key}", f"must be at least 1; got {value}")
-        return value
-
-    def missing(self, key: str) -> SpecError:
-        """What to say of a key that is not there; text parts of LLaVA name the model that has it instead."""
-        made_from = self.config.get("_name_or_path")
-        named = isinstance(made_from, str) and made_from
-        hint = f"name what it was made from, {made_from!s:.80}, or give its config.json" if named else ""
-        return SpecError(f"{FIELD}.{key}", "is missing", hint or "this family has no default for it")
-
-    def assume(self, key: str, value: str) -> None:
-        self.notes.append(f"{FIELD}.{key} is absent: taken as {value}")
 
 
 def model_from_hf_config(config: Mapping[str, Any], name: str) -> ModelSpec:
@@ -131,13 +53,13 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
     kind = model_type if isinstance(model_type, str) else ""
     check_priced(text, kind, FAMILIES.get(SYNONYMS.get(kind, kind)))
     flat = _flattened(text)
-    check_said(flat, SYNONYMS.get(kind, kind), experts=_NAMES["num_experts"], lengths=_NAMES["max_sequence_length"])
-    reader = _Reader(flat, _family(text, kind, notes), notes)
+    check_said(flat, SYNONYMS.get(kind, kind), experts=NAMES["num_experts"], lengths=NAMES["max_sequence_length"])
+    reader = Reader(flat, _family(text, kind, notes), notes)
     try:
         spec = _build(reader, name, source)
     except SpecError as error:
         where = error.field.removeprefix("model.")
-        key = key_of(where, flat, _NAMES)
+        key = key_of(where, flat, NAMES)
         raise error.at(where if where == error.field else f"{FIELD}.{key}" if key else f"{FIELD}: {where}") from None
     form, called = configured_format({**text, **config})
     if called and not form:
@@ -188,15 +110,19 @@ def _family(config: Mapping[str, Any], kind: str, notes: list[str]) -> Family:
     return replace(LLAMA, gated=gated, tied=True, router_bias=False)
 
 
-def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
+def _build(reader: Reader, name: str, source: str) -> ModelSpec:
     family = reader.family
-    num_layers, hidden = reader.required("num_layers"), reader.required("hidden_size")
+    pattern = read_pattern(reader.config) if family.halves else ""
+    num_layers, hidden = _num_layers(reader, pattern), reader.required("hidden_size")
     if num_layers > MAX_LAYERS:
-        raise SpecError(f"{FIELD}.{_NAMES['num_layers'][0]}", f"must be at most {MAX_LAYERS}; got {shown(num_layers)}")
+        raise SpecError(f"{FIELD}.{NAMES['num_layers'][0]}", f"must be at most {MAX_LAYERS}; got {shown(num_layers)}")
     heads, vocab = reader.required("num_attention_heads"), reader.required("vocab_size")
     latent = _latent(reader)
-    moe = _moe(reader, num_layers)
-    linear = linear_attention(reader.config, family, num_layers, reader.notes)
+    moe = _moe(reader, num_layers, pattern)
+    if pattern:
+        linear = pattern_mixer(reader.config, pattern, reader.notes)
+    else:
+        linear = linear_attention(reader.config, family, num_layers, reader.notes)
     indexer = indexer_of(reader.config, family, num_layers)
     full = bool(family.linear) or family.indexer
     windows = (0, 0, 0) if full else windowed_layers(reader.config, family, num_layers, reader.notes)
@@ -238,11 +164,21 @@ def _build(reader: _Reader, name: str, source: str) -> ModelSpec:
         full_attention_every=full_every,
         attention_output_gate=reader.boolean(family.output_gate),
         linear_attention=linear,
+        layer_pattern=pattern,
         source=source,
     )
 
 
-def _key_value_heads(reader: _Reader, heads: int) -> int:
+def _num_layers(reader: Reader, pattern: str) -> int:
+    """Layers; those of a pattern where there is one, which a file may leave unsaid."""
+    said = reader.dimension("num_layers") if pattern else reader.required("num_layers")
+    if pattern and said not in (None, len(pattern)):
+        problem = f"is {said}, and the pattern has {len(pattern)} layers"
+        raise SpecError(f"{FIELD}.num_hidden_layers", problem, "leave it out")
+    return len(pattern) or reader.required("num_layers")
+
+
+def _key_value_heads(reader: Reader, heads: int) -> int:
     kind = reader.config.get("model_type")
     grouped = reader.boolean(("new_decoder_architecture", False))
     if kind in ("falcon", "RefinedWeb", "RefinedWebModel", "gpt_bigcode") and not grouped:
@@ -260,7 +196,7 @@ def _key_value_heads(reader: _Reader, heads: int) -> int:
     return default
 
 
-def _head_dim(reader: _Reader, hidden: int, heads: int) -> int:
+def _head_dim(reader: Reader, hidden: int, heads: int) -> int:
     value = reader.dimension("head_dim")
     if value is not None:
         return value
@@ -271,14 +207,14 @@ def _head_dim(reader: _Reader, hidden: int, heads: int) -> int:
     return hidden // heads
 
 
-def _ffn(reader: _Reader, hidden: int, moe: MoESpec | None) -> int:
+def _ffn(reader: Reader, hidden: int, moe: MoESpec | None) -> int:
     family = reader.family
     if moe is not None:
         dense = reader.integer("intermediate_size_mlp")  # Llama 4: the width of its dense layers
         if dense:
             return dense
     own = (family.dense_key,) if family.dense_key and moe is None else ()
-    value = reader.integer(*own, *_NAMES["ffn_hidden_size"])
+    value = reader.integer(*own, *NAMES["ffn_hidden_size"])
     if value is None and reader.config.get("expansion_ratio") is not None:
         value = (reader.integer("expansion_ratio") or 0) * hidden  # MPT
     if value is None and family.ffn_multiple:
@@ -290,13 +226,13 @@ def _ffn(reader: _Reader, hidden: int, moe: MoESpec | None) -> int:
     return value // family.ffn_divisor
 
 
-def _tied(reader: _Reader) -> bool:
+def _tied(reader: Reader) -> bool:
     if reader.raw("tie_word_embeddings") is None:
         reader.assume("tie_word_embeddings", f"{str(reader.family.tied).lower()}, as the family does")
     return reader.boolean(("tie_word_embeddings", reader.family.tied))
 
 
-def _learned_positions(reader: _Reader) -> int:
+def _learned_positions(reader: Reader) -> int:
     family = reader.family
     if reader.config.get("model_type") == "mpt":
         rotary_or_alibi = reader.boolean(("alibi", False)) or reader.boolean(("rope", False))
@@ -310,13 +246,13 @@ def _learned_positions(reader: _Reader) -> int:
     return value + family.positions_offset
 
 
-def _norm_bias(reader: _Reader) -> bool:
+def _norm_bias(reader: Reader) -> bool:
     if reader.config.get("model_type") == "mpt":
         return reader.boolean(("!no_bias", False))
     return reader.family.norm_bias
 
 
-def _norms(reader: _Reader) -> int:
+def _norms(reader: Reader) -> int:
     """Falcon has one norm per layer with parallel attention, two in its newer architecture."""
     kind = reader.config.get("model_type")
     if kind in ("falcon", "RefinedWeb", "RefinedWebModel") and reader.boolean(("parallel_attn", True)):
@@ -325,7 +261,7 @@ def _norms(reader: _Reader) -> int:
     return reader.family.norms
 
 
-def _latent(reader: _Reader) -> LatentAttention | None:
+def _latent(reader: Reader) -> LatentAttention | None:
     rank = reader.integer("kv_lora_rank")
     if not rank:
         return None
@@ -340,24 +276,35 @@ def _latent(reader: _Reader) -> LatentAttention | None:
 
 # Whose intermediate_size is that of dense layers, never of an expert (transformers 5, their configuration classes).
 _OWN_EXPERT_WIDTH = (
-    *("qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "qwen3_next", "qwen3_5_moe"),
-    *("deepseek_", "glm4_moe", "glm_moe_dsa", "dots1"),
+    "qwen2_moe",
+    "qwen3_moe",
+    "qwen3_vl_moe",
+    "qwen3_next",
+    "qwen3_5_moe",
+    "deepseek_",
+    "glm4_moe",
+    "glm_moe_dsa",
+    "dots1",
+    "nemotron_h",
+    "afmoe",
+    "bailing_moe",
+    "exaone_moe",
 )
 
 
-def _moe(reader: _Reader, num_layers: int) -> MoESpec | None:
-    experts = reader.integer(*_NAMES["num_experts"])
-    if not experts:
+def _moe(reader: Reader, num_layers: int, pattern: str) -> MoESpec | None:
+    experts = reader.integer(*NAMES["num_experts"])
+    if not experts or (pattern and EXPERTS not in pattern):
         return None
-    placement = layer_mask_of_experts(reader.config, num_layers)
+    placement = (0, 1) if pattern else layer_mask_of_experts(reader.config, num_layers)
     if placement is None:
         return None
-    per_token = reader.integer(*_NAMES["experts_per_token"])
+    per_token = reader.integer(*NAMES["experts_per_token"])
     if per_token is None:
         raise SpecError(f"{FIELD}.num_experts_per_tok", "is missing", "it says how many experts a token visits")
     kind = reader.config.get("model_type")
     own = isinstance(kind, str) and kind.startswith(_OWN_EXPERT_WIDTH)
-    dense = () if own else _NAMES["ffn_hidden_size"]
+    dense = () if own else NAMES["ffn_hidden_size"]
     width = reader.integer("moe_intermediate_size", "expert_ffn_hidden_size", *dense)
     if width is None:
         raise SpecError(f"{FIELD}.moe_intermediate_size", "is missing", "it is the width of one expert")
@@ -370,13 +317,14 @@ def _moe(reader: _Reader, num_layers: int) -> MoESpec | None:
         first_dense_layers=first,
         layer_interval=interval,
         shared_expert_gate=reader.family.shared_gate,
-        router_bias=reader.family.router_bias,
+        router_bias=reader.boolean(("moe_router_enable_expert_bias", reader.family.router_bias)),
+        latent_size=reader.integer("moe_latent_size") or 0,
         all_run_by_transformers=_is_llama_4(reader),
         **_router_groups(reader),
     )
 
 
-def _router_groups(reader: _Reader) -> dict[str, int]:
+def _router_groups(reader: Reader) -> dict[str, int]:
     """Groups the router chooses from before it chooses experts; ``greedy`` routing has none whatever else is said."""
     groups, chosen = reader.integer("n_group") or 1, reader.integer("topk_group") or 1
     if groups == 1 or reader.config.get("topk_method") == "greedy":
@@ -384,12 +332,14 @@ def _router_groups(reader: _Reader) -> dict[str, int]:
     return {"router_groups": groups, "groups_per_token": chosen}
 
 
-def _is_llama_4(reader: _Reader) -> bool:
+def _is_llama_4(reader: Reader) -> bool:
     return reader.config.get("model_type") in ("llama4", "llama4_text")
 
 
-def _shared_width(reader: _Reader, width: int) -> int:
+def _shared_width(reader: Reader, width: int) -> int:
     if _is_llama_4(reader):
         return width  # one shared expert, always, as wide as a routed one
-    explicit = reader.integer("shared_expert_intermediate_size", "shared_intermediate_size")
-    return explicit if explicit is not None else (reader.integer(*_NAMES["shared_experts"]) or 0) * width
+    explicit = reader.integer(
+        "shared_expert_intermediate_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size"
+    )
+    return explicit if explicit is not None else (reader.integer(*NAMES["shared_experts"]) or 0) * width

@@ -30,7 +30,7 @@ class Family:
         embedding_norm: A norm follows the embedding.
         sinks: Learned attention sinks.
         softcap: Attention's logits are capped where ``attn_logit_softcapping`` is absent.
-        router_bias: One number per expert beside the router's matrix.
+        router_bias: One number per expert beside the router's matrix, unless moe_router_enable_expert_bias says.
         shared_gate: The shared expert has a gate.
         positions_key: Key with the rows of the learned position embedding; "" for none.
         positions_offset: Rows on top of that (OPT keeps two).
@@ -38,11 +38,12 @@ class Family:
         ffn_divisor: What the given MLP width is divided by (Qwen counts both halves).
         key_value_heads: When no key gives them: 0 for as many as query heads, else this number.
         window: Which layers a sliding window applies to: ``none``, ``all`` (where the key is not
-            null), ``qwen`` (switched by use_sliding_window), ``every:n`` (all but each n-th layer)
-            or ``chunk`` (Llama 4).
+            null), ``qwen`` (switched by use_sliding_window), ``every:n`` (all but each n-th layer),
+            ``apart:n`` (the same, and the n-th differ in their positions too) or ``chunk`` (Llama 4).
         window_default: Window when the key is absent.
         linear: Kind of linear attention that some of its layers have; "" for none.
         indexer: An indexer chooses the keys that latent attention attends to.
+        halves: A layer is a mixer or an MLP alone, by a pattern (``profiles.hf_pattern``).
         output_gate: Queries bring a gate for the output of attention: rule.
         dense_key: Key with the width of an MLP without experts, where it is not the usual one.
         defaults: Dimensions of the configuration class that its files really leave out.
@@ -74,6 +75,7 @@ class Family:
     window_default: int = 0
     linear: str = ""
     indexer: bool = False
+    halves: bool = False
     output_gate: Rule = ("", False)
     dense_key: str = ""
     defaults: Mapping[str, int] = field(default_factory=dict)
@@ -100,6 +102,10 @@ _COHERE = replace(
 )  # fmt: skip
 _OLMO2 = replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, qk_norm_all_heads=True)
 _GLM = replace(LLAMA, qkv_bias=("attention_bias", True), out_bias=_NO, mlp_bias=_NO)
+_ERNIE = replace(
+    LLAMA, tied=True, qkv_bias=("use_bias", False), out_bias=("use_bias", False), mlp_bias=("use_bias", False)
+)
+_EXAONE4 = replace(LLAMA, qkv_bias=_NO, out_bias=_NO, mlp_bias=_NO, qk_norm=_YES, window="apart:4", window_default=4096)
 # Gemma3TextConfig; the multimodal checkpoints write only what differs from it.
 _GEMMA3_DEFAULTS = {
     "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
@@ -114,6 +120,7 @@ FAMILIES: Mapping[str, Family] = {
     "granite": LLAMA,
     "internlm": replace(LLAMA, qkv_bias=("bias", True), out_bias=("bias", True)),
     "internlm2": replace(LLAMA, qkv_bias=("bias", True), out_bias=("bias", True)),
+    "internlm3": replace(LLAMA, qkv_bias=("qkv_bias", False), out_bias=("bias", False), mlp_bias=("bias", False)),
     "smollm3": replace(LLAMA, tied=True, key_value_heads=4),
     "mistral": replace(_MISTRAL, window_default=4096),
     "ministral": replace(_MISTRAL, window_default=4096),
@@ -183,7 +190,15 @@ FAMILIES: Mapping[str, Family] = {
         defaults={"head_dim": 128},
     ),
     "olmo2": _OLMO2,
+    "olmo3": replace(_OLMO2, window="apart:4", window_default=4096),
     "olmoe": _OLMO2,
+    "olmo_hybrid": replace(
+        _OLMO2, linear=DELTA_NET,
+        defaults={
+            "linear_num_key_heads": 30, "linear_num_value_heads": 30, "linear_key_head_dim": 96,
+            "linear_value_head_dim": 192,
+        },
+    ),
     "nemotron": replace(LLAMA, gated=False, rms=False),
     "qwen3_next": replace(_QWEN3_NEXT, key_value_heads=2),
     "qwen3_5_text": replace(_QWEN3_NEXT, key_value_heads=4),
@@ -191,6 +206,22 @@ FAMILIES: Mapping[str, Family] = {
     "kimi_linear": replace(_DEEPSEEK, router_bias=True, linear=KIMI_DELTA),
     "minimax": replace(LLAMA, qkv_bias=_NO, out_bias=_NO, mlp_bias=_NO, linear=LIGHTNING),
     "granitemoehybrid": replace(LLAMA, mlp_bias=_NO, linear=MAMBA2, dense_key="shared_intermediate_size"),
+    "nemotron_h": replace(
+        LLAMA, gated=False, norms=1, mlp_bias=("mlp_bias", False), router_bias=True, key_value_heads=8, linear=MAMBA2,
+        halves=True,
+    ),
+    "afmoe": replace(
+        LLAMA, norms=4, qkv_bias=_NO, out_bias=_NO, mlp_bias=_NO, qk_norm=_YES, output_gate=_YES, router_bias=True,
+        window="apart:4", window_default=1024, defaults={"head_dim": 128},
+    ),
+    "bailing_moe": replace(
+        LLAMA, qkv_bias=("use_qkv_bias", False), out_bias=("use_bias", False), mlp_bias=_NO,
+        qk_norm=("use_qk_norm", False),
+    ),
+    "ernie4_5": _ERNIE,
+    "ernie4_5_moe": replace(_ERNIE, router_bias=True),
+    "exaone4": _EXAONE4,
+    "exaone_moe": replace(_EXAONE4, router_bias=True),
     "dots1": replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True),
 }  # fmt: skip
 
@@ -199,7 +230,7 @@ SYNONYMS: Mapping[str, str] = {
     "gemma3": "gemma3_text", "llama4": "llama4_text", "RefinedWeb": "falcon", "RefinedWebModel": "falcon",
     "phi-msft": "phi", "InternLM2ForCausalLM": "internlm2", "BaichuanForCausalLM": "baichuan",
     "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "minimax_text_01": "minimax", "minimax_m1": "minimax",
-    "nemotron4": "nemotron", "phi4mm": "phi3", "starcoder": "gpt_bigcode",
+    "nemotron4": "nemotron", "bailing_moe_v2": "bailing_moe", "phi4mm": "phi3", "starcoder": "gpt_bigcode",
     # Text parts: Qwen2_5_VLAttention has Qwen2's biases, Qwen3VLTextAttention Qwen3's norms.
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
     "qwen3_vl": "qwen3", "qwen3_vl_text": "qwen3", "qwen3_vl_moe": "qwen3_moe", "qwen3_vl_moe_text": "qwen3_moe",
@@ -214,7 +245,7 @@ ENCODERS = frozenset({
 })  # fmt: skip
 STATE_SPACE = frozenset({
     "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "rwkv", "rwkv5",
-    "rwkv6", "rwkv7", "recurrent_gemma", "retnet", "xlstm", "nemotron_h", "lfm2", "lfm2_moe",
+    "rwkv6", "rwkv7", "recurrent_gemma", "retnet", "xlstm", "lfm2", "lfm2_moe",
     "hyena", "stripedhyena", "plamo2",
 })  # fmt: skip
 STATES = "state-space or recurrent layers"
@@ -224,11 +255,17 @@ _ALTUP = "AltUp, per-layer embeddings and layers that share keys and values"
 UNPRICED: Mapping[str, str] = {"gemma3n": _ALTUP, "gemma3n_text": _ALTUP}
 # Words in names of models without one, canonical and between hyphens.
 UNPRICED_NAMES: Mapping[str, str] = {
-    **dict.fromkeys(("-nemotron-h-", "-jamba-", "-falcon-h-1-", "-mamba-", "-bamba-"), STATES),
+    **dict.fromkeys(("-jamba-", "-falcon-h-1-", "-mamba-", "-bamba-"), STATES),
     **dict.fromkeys(("-zamba-", "-rwkv-", "-recurrentgemma-"), STATES),
     "-gemma-3n-": _ALTUP,
     "-deepseek-v-4-": "keys that are compressed before an indexer chooses among them",
     "-glm-5-3-flash-": "keys that an indexer chooses in groups",
+    **dict.fromkeys(("-lfm-2-", "-ring-mini-linear-", "-ring-flash-linear-"), STATES),
+    **dict.fromkeys(("-ling-2-5-", "-ling-2-6-", "-ring-2-5-", "-ring-2-6-"), "groups of layers that attend linearly"),
+    **dict.fromkeys(("-mimo-v-2-", "-step-3-5-"), "windowed layers with other numbers of heads"),
+    **dict.fromkeys(("-11b-vision-", "-90b-vision-"), "layers that attend to images"),
+    "-longcat-flash-": "experts that compute nothing",
+    "-hunyuan-large-": "layers that share keys and values",
 }
 VISION = frozenset({
     "vit", "vit_mae", "vit_msn", "deit", "beit", "swin", "swinv2", "clip", "clip_vision_model",

@@ -13,6 +13,11 @@ from profiles.model_fields import is_integer, shown
 
 FIELD = "config.json"
 _BOUNDED = ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval")
+_EACH = ("sliding_window_pattern", "global_attn_every_n_layers")
+# Lists that say of every layer whether it has experts: DeepSeek's, and the two of K-EXAONE.
+_LISTS = ("moe_layer_freq", "mlp_layer_types", "is_moe_layer")
+# Leading dense layers: DeepSeek's key, the older one of K-EXAONE, and AFMoE's.
+_LEADING = ("first_k_dense_replace", "first_last_k_dense_replace", "num_dense_layers")
 _LOCAL = ("sliding_attention", "chunked_attention")
 
 
@@ -31,7 +36,7 @@ def layer_mask_of_experts(config: Mapping[str, Any], num_layers: int) -> tuple[i
     first = indices[0] - (interval - 1)
     if first >= 0 and indices == list(range(indices[0], num_layers, interval)):
         return first, interval
-    said = ("mlp_only_layers", "moe_layers", "moe_layer_freq", "first_k_dense_replace", *_BOUNDED)
+    said = ("mlp_only_layers", "moe_layers", *_LISTS, *_LEADING, *_BOUNDED)
     shown_layers = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
     raise SpecError(
         f"{FIELD}.{next((key for key in said if config.get(key)), 'decoder_sparse_step')}",
@@ -50,9 +55,10 @@ def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
     if isinstance(kinds, list):  # GLM-5
         return [item == "sparse" for item in one_each(kinds, "mlp_layer_types", num_layers)]
     frequency = config.get("moe_layer_freq")
-    if isinstance(frequency, list):
-        return [item in (1, True) for item in one_each(frequency, "moe_layer_freq", num_layers)]
-    first = _whole(config, "first_k_dense_replace", 0)
+    for key in _LISTS:
+        if isinstance(config.get(key), list):
+            return [item in (1, True, "sparse") for item in one_each(config[key], key, num_layers)]
+    first = next((_whole(config, key, 0, smallest=0) for key in _LEADING if config.get(key) is not None), 0)
     if any(config.get(key) is not None for key in _BOUNDED):
         return _between(config, num_layers)
     if is_integer(frequency):  # DeepSeek counts from layer 0
@@ -113,9 +119,8 @@ def windowed_layers(
         mask = _windowed_by_type(types, num_layers)
     elif family.window == "chunk":
         mask = _chunked(config, num_layers)
-    elif family.window.startswith("every:"):
-        every = _whole(config, "sliding_window_pattern", int(family.window.removeprefix("every:")))
-        mask = _all_but_every(every, num_layers)
+    elif ":" in family.window:
+        mask = _all_but_every(_interval(config, int(family.window.rpartition(":")[2])), num_layers)
     elif family.window == "qwen":
         full = _whole(config, "max_window_layers", num_layers, smallest=0)
         mask = [config.get("use_sliding_window") is True and index >= full for index in range(num_layers)]
@@ -128,6 +133,15 @@ def windowed_layers(
     alternates = range(2, num_layers + 1) if family.window.startswith("every:") else ()
     every = next((n for n in alternates if mask == _all_but_every(n, num_layers)), 0)
     return window, sum(mask), every
+
+
+def _interval(config: Mapping[str, Any], default: int) -> int:
+    """Every how manieth layer attends in full; EXAONE also writes it in letters, ``LLLG``."""
+    key = next((key for key in _EACH if config.get(key) is not None), _EACH[0])
+    letters = config.get(key)
+    if isinstance(letters, str) and letters == "L" * (len(letters) - 1) + "G":
+        return len(letters)
+    return _whole(config, key, default)
 
 
 def one_each(listed: list[Any], key: str, num_layers: int) -> list[Any]:

@@ -48,7 +48,8 @@ def linear_attention(
         return None
     if linear == num_layers:
         raise SpecError(f"{FIELD}.layer_types", "no layer attends in full", "every n-th has to")
-    dimensions = _DIMENSIONS[family.linear](config, notes)
+    said = {key: value for key, value in config.items() if value is not None}
+    dimensions = _DIMENSIONS[family.linear]({**family.defaults, **said}, notes)
     wide = config.get("mamba_ssm_dtype") == "float32"
     return LinearAttention(kind=family.linear, layers=linear, float32_states=wide, **dimensions)
 

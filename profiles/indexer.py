@@ -13,9 +13,12 @@ Source:
     are chosen in blocks or compressed before (DeepSeek-V4, GLM-5.3-Flash's ``index_kpool``).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from profiles.errors import SpecError
 
 _BITS_8 = 1  # byte per number of an index key
+_MOST = {"num_heads": 1 << 22, "head_dim": 1 << 22, "chosen_keys": 1 << 24}  # bounds of other widths and lengths
 _SCALED, _SCALE_BYTES = 128, 4  # so many numbers share a scale in fp32
 
 
@@ -68,3 +71,28 @@ def indexer_parameters(indexer: Indexer, *, hidden_size: int, query_rank: int) -
     """
     matrices = indexer_products(indexer, hidden_size=hidden_size, query_rank=query_rank)
     return sum(inputs * outputs for inputs, outputs in matrices) + 2 * indexer.head_dim
+
+
+def check_indexer(indexer: Indexer, *, num_layers: int, query_rank: int, alone: bool) -> None:
+    """Refuse sizes that no indexer has, and one beside what it is not priced with.
+
+    Args:
+        indexer: The indexers of a model.
+        num_layers: Layers of the model.
+        query_rank: Rank of the compressed query of latent attention; 0 where there is none.
+        alone: No layer attends linearly or within a window.
+
+    Raises:
+        SpecError: With the field, the value and what would do.
+    """
+    for item in fields(indexer):
+        value, largest = getattr(indexer, item.name), _MOST.get(item.name, num_layers)
+        if not 1 <= value <= largest:
+            problem = f"must be between 1 and {largest}; got {value}"
+            hint = "as many of the layers as choose keys themselves" if item.name == "layers" else ""
+            raise SpecError(f"model.indexer.{item.name}", problem, hint)
+    if not query_rank:
+        problem = "makes its queries from the compressed queries of latent attention, and there are none"
+        raise SpecError("model.indexer", problem, "latent_attention with a q_lora_rank")
+    if not alone:
+        raise SpecError("model.indexer", "beside windows or linear attention has no cost model", "leave it out")

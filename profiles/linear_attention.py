@@ -13,8 +13,7 @@ tokens. Kinds, by what is projected and how the state forgets:
   groups are key heads, z is the output gate, and a step size per head decays the state.
 
 Symbols: h hidden_size, K = key heads x key width, V = value heads x value width, a value heads. Counts are those of the
-Hugging Face implementations. Left out on purpose: layers that are a mixer or an MLP alone (Nemotron-H), mixers side by
-side with attention (Falcon-H1), and sparse attention.
+Hugging Face implementations. Left out on purpose: mixers side by side with attention (Falcon-H1), and sparse attention.
 """
 
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ class LinearAttention:
         key_head_dim: Width of a query or key head; the state size of Mamba-2.
         value_head_dim: Width of a value head.
         conv_kernel_dim: Tokens that the causal convolution of queries, keys and values reaches over; 0 for none.
+        chunk_tokens: Tokens of a chunk, where its configuration says so; 0 for those of the kind's kernels.
         float32_states: Its configuration asks engines for states in 32 bits (``mamba_ssm_dtype``), as Qwen3.5's does.
     """
 
@@ -51,6 +51,7 @@ class LinearAttention:
     key_head_dim: int
     value_head_dim: int
     conv_kernel_dim: int = 0
+    chunk_tokens: int = 0
     float32_states: bool = False
 
     @property

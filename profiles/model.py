@@ -1,14 +1,15 @@
 """ModelSpec: the facts about a decoder-only transformer that costs depend on.
 
 Dimension names are those of Hugging Face configurations. What it leaves out, on purpose: encoders,
-vision towers and layers that are no token mixer with an MLP; a configuration that needs them is rejected
-by ``hf_config``.
+vision towers and layers that are neither a token mixer with an MLP nor one of the two; a configuration that needs them
+is rejected by ``hf_config``.
 """
 
 from dataclasses import dataclass, field, fields, replace
 
 from profiles.errors import SpecError, did_you_mean
-from profiles.indexer import Indexer, indexer_parameters
+from profiles.indexer import Indexer, check_indexer, indexer_parameters
+from profiles.layer_pattern import ATTENTION, EXPERTS, MLP, check_pattern
 from profiles.linear_attention import LINEAR_KINDS, LinearAttention
 from profiles.weights import WEIGHT_FORMATS
 
@@ -53,6 +54,8 @@ class MoESpec:
         router_bias: One number per expert beside the router's matrix: a bias (gpt-oss) or the
             load-balancing correction of DeepSeek-V3.
         router_groups: Groups of neighbouring experts the router chooses from first (DeepSeek ``n_group``); 1 for none.
+        latent_size: Width that tokens are brought to before they go to experts, and back after (LatentMoE, Nemotron 3,
+            arXiv:2512.20856); 0 where experts work on the residual stream's. Router and shared experts do in any case.
         groups_per_token: How many of them a token's experts are in at most (``topk_group``).
         all_run_by_transformers: Hugging Face's model code runs every expert on every token, and weights with zero what
             the router did not choose (``Llama4TextMoe``); other code runs the experts that were chosen.
@@ -66,6 +69,7 @@ class MoESpec:
     layer_interval: int = 1
     shared_expert_gate: bool = False
     router_bias: bool = False
+    latent_size: int = 0
     router_groups: int = 1
     groups_per_token: int = 1
     all_run_by_transformers: bool = False
@@ -111,6 +115,8 @@ class ModelSpec:
             where all or none have it, or it is not known.
         attention_output_gate: Queries bring a gate for every value of attention's output (Qwen3-Next).
         linear_attention: Linear attention of some layers, when used.
+        layer_pattern: One letter per layer where each is a mixer or an MLP alone (``profiles.layer_pattern``); "" where
+            each is both. It says which layers have experts, whatever ``moe`` does.
         checkpoint_weights: Format of the published checkpoint's matrices (``profiles.weights``); "" for 16 bits.
         family: Hugging Face's ``model_type`` where it is a known one, whose code names the layers; else "".
         published_parameters: Parameter count as published; None when there is none.
@@ -152,6 +158,7 @@ class ModelSpec:
     full_attention_every: int = field(default=0, compare=False)
     attention_output_gate: bool = False
     linear_attention: LinearAttention | None = None
+    layer_pattern: str = ""
     checkpoint_weights: str = ""
     family: str = field(default="", compare=False)
     published_parameters: float | None = None
@@ -187,7 +194,17 @@ class ModelSpec:
         if self.linear_attention is not None:
             self._check_linear(self.linear_attention)
         if self.indexer is not None:
-            self._check_indexer(self.indexer)
+            rank = 0 if self.latent_attention is None else self.latent_attention.q_lora_rank
+            alone = self.linear_attention is None and not self.windowed_layers
+            check_indexer(self.indexer, num_layers=self.num_layers, query_rank=rank, alone=alone)
+        if self.layer_pattern:
+            linear = 0 if self.linear_attention is None else self.linear_attention.layers
+            check_pattern(
+                self.layer_pattern,
+                num_layers=self.num_layers,
+                linear_layers=linear,
+                mixture=self.moe is not None,
+            )
 
     def _check_optional(self) -> None:
         bounds = {
@@ -214,21 +231,20 @@ class ModelSpec:
                     )
 
     def _check_moe(self, moe: MoESpec) -> None:
-        if not 1 <= moe.num_experts <= MAX_EXPERTS:
-            raise SpecError("model.moe.num_experts", f"must be between 1 and {MAX_EXPERTS}; got {moe.num_experts}")
+        bounds = {
+            "num_experts": (1, MAX_EXPERTS),
+            "ffn_hidden_size": (1, MAX_DIMENSION),
+            "shared_ffn_hidden_size": (0, MAX_DIMENSION),
+            "latent_size": (0, MAX_DIMENSION),
+        }
+        for name, (smallest, largest) in bounds.items():
+            value = getattr(moe, name)
+            if not smallest <= value <= largest:
+                raise SpecError(f"model.moe.{name}", f"must be between {smallest} and {largest}; got {value}")
         if not 1 <= moe.experts_per_token <= moe.num_experts:
             raise SpecError(
                 "model.moe.experts_per_token",
                 f"must be between 1 and num_experts={moe.num_experts}; got {moe.experts_per_token}",
-            )
-        if not 1 <= moe.ffn_hidden_size <= MAX_DIMENSION:
-            raise SpecError(
-                "model.moe.ffn_hidden_size", f"must be between 1 and {MAX_DIMENSION}; got {moe.ffn_hidden_size}"
-            )
-        if not 0 <= moe.shared_ffn_hidden_size <= MAX_DIMENSION:
-            raise SpecError(
-                "model.moe.shared_ffn_hidden_size",
-                f"must be between 0 and {MAX_DIMENSION}; got {moe.shared_ffn_hidden_size}",
             )
         if not 0 <= moe.first_dense_layers <= self.num_layers:
             raise SpecError("model.moe.first_dense_layers", f"must be between 0 and num_layers={self.num_layers}")
@@ -258,7 +274,7 @@ class ModelSpec:
         for item in fields(linear):
             if item.name in ("kind", "layers", "float32_states"):
                 continue
-            value, smallest = getattr(linear, item.name), int(item.name != "conv_kernel_dim")
+            value, smallest = getattr(linear, item.name), int(item.name not in ("conv_kernel_dim", "chunk_tokens"))
             if not smallest <= value <= MAX_DIMENSION:
                 problem = f"must be between {smallest} and {MAX_DIMENSION}; got {value}"
                 raise SpecError(f"{where}.{item.name}", problem)
@@ -267,20 +283,6 @@ class ModelSpec:
             raise SpecError(f"{where}.num_key_heads", problem)
         if self.windowed_layers:
             raise SpecError("model.windowed_layers", "windows beside linear attention have no cost model", "0")
-
-    def _check_indexer(self, indexer: Indexer) -> None:
-        most = {"layers": self.num_layers, "chosen_keys": MAX_SEQUENCE}
-        for item in fields(indexer):
-            value, largest = getattr(indexer, item.name), most.get(item.name, MAX_DIMENSION)
-            if not 1 <= value <= largest:
-                problem = f"must be between 1 and {largest}; got {value}"
-                hint = "as many of the layers as choose keys themselves" if item.name == "layers" else ""
-                raise SpecError(f"model.indexer.{item.name}", problem, hint)
-        if self.latent_attention is None or not self.latent_attention.q_lora_rank:
-            problem = "makes its queries from the compressed queries of latent attention, and there are none"
-            raise SpecError("model.indexer", problem, "latent_attention with a q_lora_rank")
-        if self.linear_attention is not None or self.windowed_layers:
-            raise SpecError("model.indexer", "beside windows or linear attention has no cost model", "leave it out")
 
     @property
     def bounded_keys(self) -> tuple[int, float]:
@@ -305,6 +307,8 @@ class ModelSpec:
     @property
     def full_attention_layers(self) -> int:
         """Layers that attend to keys and values of earlier tokens, within a window or not."""
+        if self.layer_pattern:
+            return self.layer_pattern.count(ATTENTION)
         return self.num_layers - (0 if self.linear_attention is None else self.linear_attention.layers)
 
     @property
@@ -325,8 +329,35 @@ class ModelSpec:
         return 0.0 if self.linear_attention is None else self.linear_attention.layers / self.num_layers
 
     @property
+    def full_share(self) -> float:
+        """Share of the layers that attend in full."""
+        return self.full_attention_layers / self.num_layers
+
+    @property
+    def mixer_share(self) -> float:
+        """Share of the layers that have a token mixer, linear or not: all but in models of halves."""
+        return self.full_share + self.linear_share if self.layer_pattern else 1.0
+
+    @property
+    def dense_mlp_layers(self) -> int:
+        """Layers with an MLP that is no mixture of experts."""
+        return self.layer_pattern.count(MLP) if self.layer_pattern else self.num_layers - self.num_moe_layers
+
+    @property
+    def dense_mlp_share(self) -> float:
+        """Of the layers that are no mixture of experts, the share that has an MLP: all but in models of halves."""
+        return self.dense_mlp_layers / max(self.num_layers - self.num_moe_layers, 1) if self.layer_pattern else 1.0
+
+    @property
+    def norms_per_block(self) -> float:
+        """Norms of width h, and residuals, of one block: a mixer or an MLP."""
+        return 1.0 * self.norms_per_layer if self.layer_pattern else max(self.norms_per_layer / 2, 0.5)
+
+    @property
     def layer_is_moe(self) -> tuple[bool, ...]:
         """For each layer in order, whether its MLP is a mixture of experts."""
+        if self.layer_pattern:
+            return tuple(letter == EXPERTS for letter in self.layer_pattern)
         moe = self.moe
         if moe is None:
             return (False,) * self.num_layers
@@ -340,6 +371,11 @@ class ModelSpec:
     def num_moe_layers(self) -> int:
         """Layers whose MLP is a mixture of experts."""
         return sum(self.layer_is_moe)
+
+    @property
+    def expert_hidden_size(self) -> int:
+        """Width of what routed experts read and give: the residual stream's, or a latent one."""
+        return self.hidden_size if self.moe is None else self.moe.latent_size or self.hidden_size
 
     @property
     def output_width(self) -> int:

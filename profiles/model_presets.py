@@ -27,7 +27,8 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_PATH = 4096
 
 # Keys of a catalogue entry that describe the entry, not the model.
-_ENTRY_KEYS = ("aliases", "default_for")
+_ENTRY_KEYS = ("aliases", "default_for", "text_part")
+_TEXT_PART = "multimodal model: only its text part is planned for, without images"
 # Endings that name a fine-tune or a file format of the same architecture.
 _VARIANT = re.compile(r"[-_ ](hf|base|chat|instruct|it|pt)$")
 _TELLING = 4  # letters of a kind of encoder that no other word of a name has
@@ -100,7 +101,7 @@ def model_from_entry(name: str, entry: Mapping[str, Any], source: str = "") -> M
 
     Args:
         name: Preset name.
-        entry: Its raw mapping: ``ModelSpec`` fields plus ``aliases`` and ``default_for``.
+        entry: Its raw mapping: ``ModelSpec`` fields plus ``aliases``, ``default_for`` and ``text_part``.
         source: The file the entry comes from, used when the entry has no ``source`` of its own.
 
     Raises:
@@ -109,6 +110,8 @@ def model_from_entry(name: str, entry: Mapping[str, Any], source: str = "") -> M
     field = f"models.{name}"
     if not isinstance(entry, Mapping):
         raise SpecError(field, f"must be a mapping; got {shown(entry)}")
+    if not isinstance(entry.get("text_part", False), bool):
+        raise SpecError(f"{field}.text_part", f"must be true or false; got {shown(entry['text_part'])}")
     values = {key: value for key, value in entry.items() if key not in _ENTRY_KEYS}
     return model_from_fields(name, values, field=field, source=source)[0]
 
@@ -137,18 +140,22 @@ def _by_name(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
     names |= {canonical_name(name): name for name in entries}  # a name wins over another entry's alias
     preset = names.get(canonical_name(text))
     if preset is not None:
-        return ResolvedModel(spec=model_from_entry(preset, entries[preset]))
+        return _preset(preset, entries)
     sizes = {size.lower(): name for name, entry in entries.items() for size in _texts(entry, "default_for")}
     size = text.lower().replace(" ", "")
     if size in sizes:
-        spec = model_from_entry(sizes[size], entries[sizes[size]])
-        return ResolvedModel(spec=spec, assumptions=(f"size '{size}' taken as {spec.name}",))
+        return _preset(sizes[size], entries, f"size '{size}' taken as {sizes[size]}")
     for shorter in _shorter_names(text):
         preset = names.get(canonical_name(shorter))
         if preset is not None:
-            spec = model_from_entry(preset, entries[preset])
-            return ResolvedModel(spec=spec, assumptions=(f"model {shown(text)} taken as {preset}",))
+            return _preset(preset, entries, f"model {shown(text)} taken as {preset}")
     return _quantised(text, catalog)
+
+
+def _preset(name: str, entries: Mapping[str, Mapping[str, Any]], *taken: str) -> ResolvedModel:
+    """The model of an entry, and what was assumed on the way; of a multimodal checkpoint also that images are not."""
+    text_part = (_TEXT_PART,) if entries[name].get("text_part") is True else ()
+    return ResolvedModel(spec=model_from_entry(name, entries[name]), assumptions=(*taken, *text_part))
 
 
 def _quantised(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
@@ -166,7 +173,7 @@ def _quantised(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
     taken = f"model {shown(text)} taken as {spec.name}"
     why = IN_QLORA if "bnb" in text.lower() else "has no price"
     taken += f", its weights in {form} where engines serve it" if form else f" in 16 bits: its own format {why}"
-    return ResolvedModel(spec=spec, assumptions=(taken,))
+    return ResolvedModel(spec=spec, assumptions=(taken, *(note for note in model.assumptions if note == _TEXT_PART)))
 
 
 def _by_bare_name(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
@@ -178,7 +185,7 @@ def _by_bare_name(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
         for alias in _texts(entry, "aliases")
     }
     name = bare.get(canonical_name(text.rpartition("/")[2]))
-    return None if name is None else ResolvedModel(spec=model_from_entry(name, entries[name]))
+    return None if name is None else _preset(name, entries)
 
 
 def _shorter_names(text: str) -> list[str]:

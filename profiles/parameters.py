@@ -10,15 +10,12 @@ of a quantised checkpoint.
 from dataclasses import dataclass
 
 from profiles.linear_attention import (
-    KIMI_DELTA,
-    LinearAttention,
     linear_key_parameters,
     linear_parameters,
     replicated_linear_parameters,
 )
 from profiles.model import LatentAttention, ModelSpec
 
-MLP_TARGETS = ("gate", "up", "down")  # linear layers of an MLP that an adapter may be attached to
 _TENSORS_PER_LAYER = 9  # norms, attention and dense matrices
 
 
@@ -26,7 +23,8 @@ _TENSORS_PER_LAYER = 9  # norms, attention and dense matrices
 class LayerParameters:
     """Parameters of one layer, by part, and how tensor parallelism splits them.
 
-    Where some layers attend linearly or have an indexer, ``attention`` and ``replicated`` are means over all layers.
+    Where layers of a model are not alike (some attend linearly, have an indexer, or are a mixer or an MLP alone),
+    ``attention``, ``dense_mlp`` and ``replicated`` are means over its layers.
 
     ``total == column_row_sharded + replicated + routed_experts``: the routed experts stand apart
     because expert and expert-tensor parallelism divide them, not tensor parallelism.
@@ -37,19 +35,22 @@ class LayerParameters:
         routed_experts: All routed experts of the layer with their biases; 0 in a dense layer.
         shared_experts: Always-active experts and their gate; 0 where there are none.
         router: The routing matrix and its bias; 0 in a dense layer.
+        latent: The products that bring tokens to the experts' width and back, where that is a latent one; else 0.
         norms: The norms of width h.
         replicated: Of everything but the routed experts, what every tensor-parallel rank holds in
-            full: norms, biases of row-parallel layers, router, shared-expert gate, query/key norms
-            the down-projections of latent attention and indexers.
+            full: norms, biases of row-parallel layers, router, shared-expert gate, query/key norms, the
+            down-projections of latent attention, indexers and the projections round latent experts
+            (megatron/core/transformer/moe/moe_layer.py: TELinear, ``parallel_mode="duplicated"``).
         routed_experts_replicated: Of ``routed_experts``, the biases of row-parallel layers, which
             expert-tensor parallelism does not divide.
     """
 
     attention: float
-    dense_mlp: int
+    dense_mlp: float
     routed_experts: int
     shared_experts: int
     router: int
+    latent: int
     norms: int
     replicated: float
     routed_experts_replicated: int
@@ -57,7 +58,8 @@ class LayerParameters:
     @property
     def total(self) -> float:
         """All parameters of the layer."""
-        return self.attention + self.dense_mlp + self.routed_experts + self.shared_experts + self.router + self.norms
+        mixtures = self.routed_experts + self.shared_experts + self.router + self.latent
+        return self.attention + self.dense_mlp + mixtures + self.norms
 
     @property
     def column_row_sharded(self) -> float:
@@ -116,7 +118,20 @@ def mlp_parameters(model: ModelSpec) -> int:
 
 def expert_parameters(model: ModelSpec) -> int:
     """Parameters of one routed expert; 0 for a dense model."""
-    return _mlp(model, model.moe.ffn_hidden_size) if model.moe else 0
+    return _mlp(model, model.moe.ffn_hidden_size, model.expert_hidden_size) if model.moe else 0
+
+
+def latent_parameters(model: ModelSpec) -> int:
+    """Parameters of a MoE layer's products to and from the width of its experts; 0 where that is the model's.
+
+    Example:
+        Nemotron 3 Super: 2 x 4096 x 1024 = 8388608.
+    """
+    moe = model.moe
+    if moe is None or not moe.latent_size:
+        return 0
+    biases = model.hidden_size + moe.latent_size if model.mlp_bias else 0
+    return 2 * model.hidden_size * moe.latent_size + biases
 
 
 def shared_expert_parameters(model: ModelSpec) -> int:
@@ -150,24 +165,26 @@ def layer_parameters(model: ModelSpec, *, moe: bool) -> LayerParameters:
         without MLP, which no model has.
     """
     row_bias = model.hidden_size if model.mlp_bias else 0
+    dense = model.dense_mlp_share
     attention, of_attention = _mean_attention(model)
     replicated = layer_norm_parameters(model) + of_attention
     shared = shared_expert_parameters(model) if moe else 0
     if model.moe and shared:
         replicated += row_bias + (model.hidden_size if model.moe.shared_expert_gate else 0)
     if not moe:
-        replicated += row_bias
+        replicated += dense * row_bias
     num_experts = model.moe.num_experts if model.moe and moe else 0
-    router = router_parameters(model) if moe else 0
+    router, latent = (router_parameters(model), latent_parameters(model)) if moe else (0, 0)
     return LayerParameters(
         attention=attention,
-        dense_mlp=0 if moe else mlp_parameters(model),
+        dense_mlp=0 if moe else dense * mlp_parameters(model),
         routed_experts=num_experts * expert_parameters(model),
         shared_experts=shared,
         router=router,
+        latent=latent,
         norms=layer_norm_parameters(model),
-        replicated=replicated + router,
-        routed_experts_replicated=num_experts * row_bias,
+        replicated=replicated + router + latent,
+        routed_experts_replicated=num_experts * (model.expert_hidden_size if row_bias else 0),
     )
 
 
@@ -178,7 +195,7 @@ def _mean_attention(model: ModelSpec) -> tuple[float, float]:
     replicated = _out_bias(model) + (_latent_down(model, latent) if latent else _qk_norm(model))
     if linear is None:
         beside = model.indexer_parameters * model.indexer_share
-        return whole + beside, replicated + beside
+        return model.full_share * whole + beside, model.full_share * replicated + beside
     pairs = (
         (whole, linear_parameters(linear, model.hidden_size)),
         (replicated, replicated_linear_parameters(linear, model.hidden_size)),
@@ -201,12 +218,11 @@ def whole_head_parameters(model: ModelSpec) -> tuple[tuple[float, int], ...]:
 
     Beyond so many tensor-parallel ranks each holds one head of them whole.
     """
-    full = (key_value_parameters(model), model.num_key_value_heads)
+    full = (model.full_share * key_value_parameters(model), model.num_key_value_heads)
     linear = model.linear_attention
     if linear is None:
         return (full,)
-    of_linear = model.linear_share * linear_key_parameters(linear, model.hidden_size)
-    return ((1 - model.linear_share) * full[0], full[1]), (of_linear, linear.num_key_heads)
+    return full, (model.linear_share * linear_key_parameters(linear, model.hidden_size), linear.num_key_heads)
 
 
 def embedding_parameters(model: ModelSpec) -> int:
@@ -261,10 +277,10 @@ def total_parameters(model: ModelSpec) -> int:
     total += 0 if model.indexer is None else model.indexer.layers * model.indexer_parameters
     if linear is not None:
         total += linear.layers * linear_parameters(linear, model.hidden_size)
-    total += (model.num_layers - moe_layers) * mlp_parameters(model)
+    total += model.dense_mlp_layers * mlp_parameters(model)
     if model.moe is not None:
         experts = model.moe.num_experts * expert_parameters(model) + shared_expert_parameters(model)
-        total += moe_layers * (experts + router_parameters(model))
+        total += moe_layers * (experts + router_parameters(model) + latent_parameters(model))
     return total
 
 
@@ -280,90 +296,10 @@ def active_parameters(model: ModelSpec) -> int:
     return total_parameters(model) - model.num_moe_layers * idle * expert_parameters(model)
 
 
-def lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...], *, moe: bool | None = None) -> float:
-    """Trainable parameters that low-rank adapters add to one layer: r (in + out) per adapted matrix.
-
-    Args:
-        model: The model.
-        rank: Inner width r of every adapter.
-        targets: Names among q, k, v, o, gate, up, down; qkv where one matrix makes all three. Under latent
-            attention q adapts both query projections, k the joint key/value down-projection and v its
-            up-projection. ``gate`` adds nothing to an MLP without gate. Of linear attention they adapt what carries
-            these names: Kimi's products; those of the other kinds have names of their own.
-        moe: Whether the layer is a MoE layer; by default whether the model has experts. There gate,
-            up and down adapt every routed expert and the shared expert; the router has no adapter.
-
-    Returns:
-        A count for one layer, a mean where only some layers attend linearly.
-
-    Source:
-        Hu et al., arXiv:2106.09685, section 4.1.
-    """
-    is_moe = model.moe is not None if moe is None else moe
-    in_attention: float = _adapters(_attention_matrices(model), rank, targets)
-    if model.linear_attention is not None:
-        of_linear = _adapters(_linear_matrices(model, model.linear_attention), rank, targets)
-        in_attention += model.linear_share * (of_linear - in_attention)
-    return in_attention + _mlp_adapters(model, rank, targets, is_moe)
-
-
-def total_lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...]) -> int:
-    """Trainable parameters that low-rank adapters add to the whole model (see ``lora_parameters``)."""
-    moe_layers, linear = model.num_moe_layers, model.linear_attention
-    total = model.full_attention_layers * _adapters(_attention_matrices(model), rank, targets)
-    if linear is not None:
-        total += linear.layers * _adapters(_linear_matrices(model, linear), rank, targets)
-    total += (model.num_layers - moe_layers) * _mlp_adapters(model, rank, targets, False)
-    return total + moe_layers * _mlp_adapters(model, rank, targets, True)
-
-
-def _adapters(matrices: list[tuple[str, tuple[int, int]]], rank: int, targets: tuple[str, ...]) -> int:
-    return sum(rank * (rows + columns) for name, (rows, columns) in matrices if name in targets)
-
-
-def _mlp_adapters(model: ModelSpec, rank: int, targets: tuple[str, ...], is_moe: bool) -> int:
-    matrices = sum(name in targets and (name != "gate" or model.gated_mlp) for name in MLP_TARGETS)
-    return sum(copies * matrices * rank * (model.hidden_size + width) for width, copies in _mlp_widths(model, is_moe))
-
-
-def _attention_matrices(model: ModelSpec) -> list[tuple[str, tuple[int, int]]]:
-    """The linear layers of attention as (adapter target, (in, out))."""
-    h, heads, latent = model.hidden_size, model.num_attention_heads, model.latent_attention
-    if latent is None:
-        width, kv_width = heads * model.head_dim, model.num_key_value_heads * model.head_dim
-        q_width = model.query_parts * width
-        joint = ("qkv", (h, q_width + 2 * kv_width))
-        return [("q", (h, q_width)), ("k", (h, kv_width)), ("v", (h, kv_width)), joint, ("o", (width, h))]
-    q_width = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
-    query = [(h, latent.q_lora_rank), (latent.q_lora_rank, q_width)] if latent.q_lora_rank else [(h, q_width)]
-    return [
-        *(("q", shape) for shape in query),
-        ("k", (h, latent.kv_lora_rank + latent.qk_rope_head_dim)),
-        ("v", (latent.kv_lora_rank, heads * (latent.qk_nope_head_dim + latent.v_head_dim))),
-        ("o", (heads * latent.v_head_dim, h)),
-    ]
-
-
-def _linear_matrices(model: ModelSpec, linear: LinearAttention) -> list[tuple[str, tuple[int, int]]]:
-    """The products of linear attention that adapters of these names meet: Kimi's q_proj, k_proj, v_proj and o_proj."""
-    h, keys, values = model.hidden_size, linear.key_width, linear.value_width
-    if linear.kind != KIMI_DELTA:
-        return []
-    return [("q", (h, keys)), ("k", (h, keys)), ("v", (h, values)), ("o", (values, h))]
-
-
-def _mlp_widths(model: ModelSpec, is_moe: bool) -> list[tuple[int, int]]:
-    """Inner width and number of the MLPs in one layer."""
-    moe = model.moe
-    if moe is None or not is_moe:
-        return [(model.ffn_hidden_size, 1)]
-    shared = [(moe.shared_ffn_hidden_size, 1)] if moe.shared_ffn_hidden_size else []
-    return [(moe.ffn_hidden_size, moe.num_experts), *shared]
-
-
-def _mlp(model: ModelSpec, width: int) -> int:
-    biases = (model.mlp_matrices - 1) * width + model.hidden_size if model.mlp_bias else 0
-    return model.mlp_matrices * model.hidden_size * width + biases
+def _mlp(model: ModelSpec, width: int, hidden: int | None = None) -> int:
+    outer = model.hidden_size if hidden is None else hidden
+    biases = (model.mlp_matrices - 1) * width + outer if model.mlp_bias else 0
+    return model.mlp_matrices * outer * width + biases
 
 
 def _out_bias(model: ModelSpec) -> int:

@@ -50,10 +50,8 @@ class StackSpec:
         attention_library: Library of the fused attention kernel, ``flash_2`` or ``cudnn``; empty where it is not known
             or has not been measured: the calibrated roofline prices it then.
         blackwell_attention_library: The same on data-centre Blackwell; empty: no difference.
-        fused_attention: On which devices it has one: ``all``, those from ``ampere`` on (and no older ones of NVIDIA's),
-            or ``none``.
-        own_attention: Attention with sinks or capped logits, which Hugging Face's model code runs op by op unless told
-            otherwise, is fused here all the same.
+        fused_attention: Devices it has one on: ``all``, of NVIDIA's those from ``ampere`` on, or ``none``.
+        own_attention: Attention with sinks or capped logits is fused, which Hugging Face's model code runs op by op.
         memory_time_scale: The same for bandwidth-bound kernels.
         collective_time_scale: The same for collectives within a scale-up domain.
         scale_out_time_scale: The same for collectives that cross domains: training shares the network
@@ -107,8 +105,7 @@ class StackSpec:
         joint_adapters: Queries, keys and values have one adapter together where all three are adapted, because one
             product makes them (their parameters are counted apart all the same).
         repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.
-        gathers_quantised: Tensor-parallel ranks gather inputs of products, and gradients of outputs, in the format
-            that is multiplied (Transformer Engine).
+        gathers_quantised: Tensor-parallel ranks gather what is multiplied in the format of products (Transformer Engine).
         separate_products: Queries, keys and values, and gate and up, come from products of their own, and not from one
             product together: tensor parallelism sums their inputs' gradients one by one and, unless sequences are
             split, copies the input for each.

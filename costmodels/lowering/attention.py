@@ -52,9 +52,10 @@ def score_share(model: ModelSpec, sequence_length: int) -> float:
 def lower_attention(shape: RankShape, context: CostContext) -> CallList:
     """Calls of the attention block for every distinct rank shape."""
     calls = CallList(context, len(shape))
+    calls.share = context.model.mixer_share
     norm_and_residual(calls, shape)
     linear = context.model.linear_attention
-    calls.share = 1 - context.model.linear_share
+    calls.share = context.model.full_share
     projections(calls, shape, context)
     if context.model.indexer is not None:
         _chosen_core(calls, shape, context)
@@ -66,7 +67,7 @@ def lower_attention(shape: RankShape, context: CostContext) -> CallList:
     if linear is not None:
         calls.share = context.model.linear_share
         linear_mixer(calls, shape, context, linear)
-    calls.share = 1.0
+    calls.share = context.model.mixer_share
     _tensor_traffic(calls, shape, context)
     return calls
 

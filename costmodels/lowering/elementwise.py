@@ -182,7 +182,7 @@ def norm_and_residual(calls: CallList, shape: RankShape) -> None:
     """Norm before and residual after one block, over h per token; sharded by sequence parallelism."""
     context = calls.context
     code, hidden, tokens = context.stack.norm, context.model.hidden_size, shape.sharded_tokens
-    norms = max(context.model.norms_per_layer / 2, 0.5)
+    norms = context.model.norms_per_block
     calls.part = Part.NORM
     issue = NORM_ISSUE.get(code, _MEMORY_BOUND)
     passes(calls, _norm_work(calls), KernelFamily.NORM, rows=tokens, width=hidden, times=norms, issue=issue)

@@ -17,10 +17,10 @@ from costmodels.kernels.calls import KernelFamily, KernelOp
 from costmodels.linear_work import (
     BACKWARD,
     CHUNK_KERNELS,
-    CHUNK_TOKENS,
     RankHeads,
     chunk_elements,
     chunk_flops,
+    chunk_tokens,
     decay_bytes,
     has_delta_rule,
 )
@@ -112,7 +112,7 @@ def _chunks(calls: CallList, shape: RankShape, context: CostContext, linear: Lin
             op=float(KernelOp.LINEAR_ATTENTION),
             gemm_format=float(GEMM_FORMATS.index(core_format(context))),
             m=float(context.job.sequence_length),
-            n=float(CHUNK_TOKENS[linear.kind]),
+            n=float(chunk_tokens(linear)),
             k=float(linear.key_head_dim),
             batch=shape.sequences,
             heads=heads.values,

@@ -21,7 +21,7 @@ from profiles.model import MoESpec
 
 def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
     """Calls of the dense MLP block for every distinct rank shape."""
-    calls = CallList(context, len(shape))
+    calls = CallList(context, len(shape), share=context.model.dense_mlp_share)
     if not context.model.parallel_residual:
         norm_and_residual(calls, shape)
         _tensor_traffic(calls, shape, context)
@@ -50,11 +50,13 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         return calls
     norm_and_residual(calls, shape)
     element = context.job.numerics.storage_bytes
-    hidden = context.model.hidden_size
+    hidden, outer = context.model.hidden_size, context.model.expert_hidden_size
     trained = not context.job.trains_adapters_only
     # Each token is routed once per tensor-parallel group, by the rank that owns it after splitting.
     own_tokens = shape.tokens / shape.tensor
     calls.linear(own_tokens, hidden, moe.num_experts, trained=trained, gemm_format=core_format(context))
+    if moe.latent_size:
+        latent_products(calls, own_tokens, hidden, moe.latent_size, trained=trained)
     local_experts = moe.num_experts / shape.expert
     routed_rows = moe.experts_per_token * own_tokens * shape.expert_tensor
     dense_matrices(
@@ -62,6 +64,7 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         context,
         rows=routed_rows / local_experts,
         width=moe.ffn_hidden_size / shape.expert_tensor,
+        hidden=outer,
         batch=local_experts,
         activated=Part.ACTIVATION,
     )
@@ -80,11 +83,17 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         _tensor_traffic(calls, shape, context)
     if context.stack.leaf_experts:
         _leaf_copies(calls, shape, local_experts, moe.ffn_hidden_size / shape.expert_tensor)
-    sent = own_tokens * _copies(shape, context, moe) * hidden
+    sent = own_tokens * _copies(shape, context, moe) * outer
     far = _between_nodes(shape, context)
     there = np.where(far & context.sends_eight_bits, EIGHT_BIT_BYTES, element)
     _dispatch_traffic(calls, shape, sent * there, sent * element)
     return calls
+
+
+def latent_products(calls: CallList, tokens: FloatArray, hidden: int, latent: int, *, trained: bool) -> None:
+    """The products that bring tokens to the width of their experts and back, before and after these are sent."""
+    calls.linear(tokens, hidden, latent, trained=trained)
+    calls.linear(tokens, latent, hidden, trained=trained)
 
 
 def _leaf_copies(calls: CallList, shape: RankShape, local_experts: FloatArray, width: FloatArray) -> None:
@@ -101,7 +110,7 @@ def _leaf_copies(calls: CallList, shape: RankShape, local_experts: FloatArray, w
         of each parameter. A module of one parameter is gathered into place.
     """
     context = calls.context
-    hidden, element = float(context.model.hidden_size), context.job.numerics.storage_bytes
+    hidden, element = float(context.model.expert_hidden_size), context.job.numerics.storage_bytes
     copies = 2.0 * shape.hooked * context.model.mlp_matrices * local_experts
     moved = 2.0 * element * copies * width * hidden
     calls.memory(
@@ -121,6 +130,7 @@ def dense_matrices(
     *,
     rows: FloatArray,
     width: FloatArray,
+    hidden: int | None = None,
     batch: FloatArray | None = None,
     activated: Part | None = None,
     projected: Part | None = None,
@@ -131,9 +141,10 @@ def dense_matrices(
     The matrices belong to the part of the list, or to ``PRODUCT`` where it has none and they are not grouped; the down
     matrix to ``projected`` if that is given. The activation function belongs to ``activated``, the rest to the list's.
     ``quantised`` as of ``CallList.linear``, of their input. Experts of a loop each have their own activation, and gate
-    and up apart (``Qwen2MoeMLP`` of transformers 4.46): three products, two kernels between them.
+    and up apart (``Qwen2MoeMLP`` of transformers 4.46): three products, two kernels between them. ``hidden`` is the
+    width of what comes in and goes out, where that is not the residual stream's.
     """
-    hidden = context.model.hidden_size
+    hidden = hidden or context.model.hidden_size
     trained = not context.job.trains_adapters_only
     grouped = batch is not None
     count: FloatArray | float = 1.0 if batch is None else batch

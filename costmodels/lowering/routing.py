@@ -80,7 +80,7 @@ def permuted_dispatch(
         tokens: (K,) tokens of a rank.
         arrive: (K,) 1 where ranks with several experts sort what came from others, else 0.
     """
-    stack, hidden = context.stack, float(context.model.hidden_size)
+    stack, hidden = context.stack, float(context.model.expert_hidden_size)
     each = 1.0 if stack.grouped_experts else local_experts
     works = zip(_PHASES, ROUTINGS[stack.routing], ARRIVALS[stack.routing], strict=True)
     for phase, (passes, kernels), (again, kernels_again) in works:
@@ -100,7 +100,7 @@ def repeated_dispatch(calls: CallList, context: CostContext, rows: FloatArray) -
     """
     for phase, (passes, kernels) in zip(_PHASES, _REPEAT, strict=True):
         each = np.ones(len(rows))
-        _copies(calls, phase, passes * each, rows, kernels * each, float(context.model.hidden_size))
+        _copies(calls, phase, passes * each, rows, kernels * each, float(context.model.expert_hidden_size))
 
 
 def _copies(
@@ -124,7 +124,7 @@ def masked_dispatch(calls: CallList, context: CostContext, moe: MoESpec, own_tok
     Source:
         GShard (arXiv:2006.16668) algorithm 2, as Alpa's model runs it (alpa/model/moe.py): GSEC,GSM->EGCM and back.
     """
-    group, hidden = float(context.job.sequence_length), float(context.model.hidden_size)
+    group, hidden = float(context.job.sequence_length), float(context.model.expert_hidden_size)
     places = moe.experts_per_token * group
     forward, backward = Phase.FORWARD, Phase.INPUT_GRADIENT
     there, back, weights = (places, hidden, group), (group, hidden, places), (group, places, hidden)

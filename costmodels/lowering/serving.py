@@ -22,7 +22,7 @@ from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import norm_and_residual
 from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
 from costmodels.lowering.linear_attention import linear_step
-from costmodels.lowering.mlp import dense_matrices
+from costmodels.lowering.mlp import dense_matrices, latent_products
 from costmodels.lowering.shapes import RankShape
 from costmodels.lowering.sparse_attention import chosen_core, indexer_calls
 from costmodels.plan import FloatArray
@@ -50,15 +50,16 @@ def lower_decode_attention(shape: RankShape, context: CostContext, *, keys: floa
         keys: Tokens in the cache per sequence.
     """
     calls = CallList(context, len(shape))
+    calls.share = context.model.mixer_share
     norm_and_residual(calls, shape)
-    calls.share = 1 - context.model.linear_share
+    calls.share = context.model.full_share
     projections(calls, shape, context)
     indexer_calls(calls, shape, context, queries=shape.tokens / shape.sequences, keys=keys, seen=1.0)
     _cached_core(calls, shape, context, windowed_keys(context.model, keys))
     if context.model.linear_attention is not None:
         calls.share = context.model.linear_share
         linear_step(calls, shape, context, context.model.linear_attention)
-    calls.share = 1.0
+    calls.share = context.model.mixer_share
     tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
     return calls
 
@@ -119,8 +120,10 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
     if moe is None:
         return calls
     norm_and_residual(calls, shape)
-    element, hidden = min(context.job.numerics.storage_bytes, 4.0), model.hidden_size
+    element, hidden, outer = min(context.job.numerics.storage_bytes, 4.0), model.hidden_size, model.expert_hidden_size
     calls.linear(shape.tokens, hidden, moe.num_experts, trained=False, gemm_format=core_format(context))
+    if moe.latent_size:
+        latent_products(calls, shape.tokens, hidden, moe.latent_size, trained=False)
     tokens = shape.tokens * shape.attention_groups
     local = np.maximum(moe.num_experts / shape.expert, 1.0)
     rows = np.maximum(tokens * moe.experts_per_token / shape.expert, 1.0)
@@ -134,13 +137,13 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
         gemm_format=float(GEMM_FORMATS.index(context.job.numerics.gemm_format)),
         m=rows,
         n=width,
-        k=float(hidden),
+        k=float(outer),
         batch=active,
         heads=each,
         kv_heads=active * np.ceil(each / TILE_ROWS) * TILE_ROWS,
         causal=matrices / 2,
-        flops=2.0 * matrices * rows * width * hidden,
-        bytes=element * (active * matrices * width * hidden + rows * (4.0 * hidden + 3.0 * width)),
+        flops=2.0 * matrices * rows * width * outer,
+        bytes=element * (active * matrices * width * outer + rows * (4.0 * outer + 3.0 * width)),
         element_bytes=element,
         scale_block=float(context.job.numerics.scale_block),
         packed_bytes=context.packed_bytes(experts=True),
@@ -149,7 +152,7 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
     if moe.shared_ffn_hidden_size:
         dense_matrices(calls, context, rows=shape.tokens, width=moe.shared_ffn_hidden_size / shape.tensor)
     tensor_block_traffic(calls, shape, hidden * element)
-    _exchange(calls, shape, context, hidden * element)
+    _exchange(calls, shape, context, outer * element)
     return calls
 
 
@@ -188,8 +191,9 @@ def _exchange(calls: CallList, shape: RankShape, context: CostContext, row_bytes
     for op in (CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER):
         calls.transfer(Axis.EXPERT_FORWARD, op, gathered, group=groups, stride=shape.tensor)
     copies = np.where(far, shape.tokens / shape.tensor * moe.experts_per_token, 0.0)
-    there = EIGHT_BIT_BYTES if context.sends_eight_bits else row_bytes / context.model.hidden_size
-    for sent in (copies * there * context.model.hidden_size, copies * row_bytes):
+    width = context.model.expert_hidden_size
+    there = EIGHT_BIT_BYTES if context.sends_eight_bits else row_bytes / width
+    for sent in (copies * there * width, copies * row_bytes):
         calls.transfer(
             Axis.EXPERT_FORWARD, CollectiveOp.ALL_TO_ALL, sent, group=shape.expert, stride=shape.expert_tensor
         )

@@ -85,7 +85,7 @@ def _engine_accepts(model: ModelSpec, columns: Columns, engine: EngineSpec) -> B
         accepted &= np.isin(t, [each for each in np.unique(t) if model.linear_attention.splits_over(int(each))])
     if shares_choices(model):
         accepted &= columns["pipeline_parallel"] == 1
-    if model.num_moe_layers < model.num_layers:
+    if model.dense_mlp_layers:
         accepted &= model.ffn_hidden_size % t == 0
     if model.moe is None:
         return accepted

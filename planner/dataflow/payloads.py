@@ -9,8 +9,9 @@ A copy into another role carries merged weights, which are all of them.
 from dataclasses import dataclass
 
 from planner.dataflow.flow_request import FlowRequest
+from profiles.adapter_parameters import MLP_TARGETS, total_lora_parameters
 from profiles.model import ModelSpec
-from profiles.parameters import MLP_TARGETS, checkpoint_tensors, total_lora_parameters, total_parameters
+from profiles.parameters import checkpoint_tensors, total_parameters
 from profiles.precision import parse_precision
 
 _PER_ADAPTER = 2  # the matrices A and B
@@ -53,5 +54,6 @@ def _adapter_tensors(model: ModelSpec, targets: tuple[str, ...]) -> int:
     """Tensors of adapters, about: two per adapted matrix, those of every expert one by one."""
     in_mlp = sum(target in MLP_TARGETS for target in targets)
     experts = 0 if model.moe is None else model.num_moe_layers * model.moe.num_experts
-    mlps = model.num_layers - model.num_moe_layers + experts
-    return _PER_ADAPTER * ((len(targets) - in_mlp) * model.num_layers + in_mlp * mlps)
+    mlps = model.dense_mlp_layers + experts
+    mixers = round(model.mixer_share * model.num_layers)
+    return _PER_ADAPTER * ((len(targets) - in_mlp) * mixers + in_mlp * mlps)

@@ -1,4 +1,4 @@
-"""Megatron-LM: arguments of its ``pretrain_gpt.py``.
+"""Megatron-LM: arguments of its ``pretrain_gpt.py``, or ``pretrain_hybrid.py`` (``megatron_model``).
 
 Target: Megatron-LM of megatron-core 0.19, whose parser (``megatron/training/arguments.py``) the tests feed where it is
 installed. The model's shape is in ``megatron_model``.
@@ -17,7 +17,14 @@ from planner.exporters.exported import (
     torchrun,
     whole_steps,
 )
-from planner.exporters.megatron_model import CONTEXT_NAMES, model_gaps, recomputation, run_options, shape_options
+from planner.exporters.megatron_model import (
+    CONTEXT_NAMES,
+    hybrid_pattern,
+    model_gaps,
+    recomputation,
+    run_options,
+    shape_options,
+)
 from planner.layouts import needs_layout
 from planner.results import Request
 from planner.rules.formats import weights_format
@@ -35,7 +42,7 @@ _OF_STACK: dict[str, list[list[str]]] = {
     ],
 }
 TARGET = Target(name="megatron-lm", title="Megatron-LM (megatron-core 0.19)", stacks=tuple(_OF_STACK))
-_SCRIPT = "pretrain_gpt.py"
+_SCRIPT, _OF_HALVES = "pretrain_gpt.py", "pretrain_hybrid.py"
 _DISPATCHER = "--moe-token-dispatcher-type"  # among the options of the model
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 _PRECISION: dict[str, list[list[str]]] = {
@@ -49,14 +56,15 @@ _PRECISION: dict[str, list[list[str]]] = {
 
 
 def export(plan: ExecutionPlan, request: Request) -> Exported:
-    """The launch of ``pretrain_gpt.py`` that runs a plan.
+    """The launch of ``pretrain_gpt.py`` or ``pretrain_hybrid.py`` that runs a plan.
 
     Args:
         plan: The plan.
         request: Model, job, the devices that the plan uses, and the stack it was priced for.
     """
     options = [*shape_options(request.model), *megatron_options(plan, request)]
-    script = [*torchrun(request.cluster), [_SCRIPT]]
+    name = _OF_HALVES if request.model.layer_pattern else _SCRIPT
+    script = [*torchrun(request.cluster), [name]]
     mock = ["--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(request.model.vocab_size)]
     mock += ["--lr", "1e-4", *([] if request.job.train_tokens else ["--train-iters", "20"])]
     return finished(
@@ -68,7 +76,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         gaps=(
             *model_gaps(request),
             *gaps(*plan_checks(PlanBatch.from_plans([plan]), request)),
-            *job_gaps(request, f"{_SCRIPT} trains all weights"),
+            *job_gaps(request, f"{name} trains all weights"),
             *_eight_bits(request),
         ),
         left_to_you=(*_yours(request), *on_every_node(request.cluster)),
@@ -78,6 +86,8 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
 
 def megatron_options(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     """Plan, job and stack as options of ``pretrain_gpt.py``, each with its values; the model's shape is not in them.
+
+    Of a model whose layers are a mixer or an MLP alone, which layer is which is: stages are part of that.
 
     Args:
         plan: The plan.
@@ -116,6 +126,8 @@ def _parallel(plan: ExecutionPlan, request: Request) -> list[list[str]]:
 
 
 def _stages(plan: ExecutionPlan, request: Request) -> list[list[str]]:
+    if request.model.layer_pattern:
+        return [["--hybrid-layer-pattern", hybrid_pattern(request.model, chunk_layers(plan, request.model))]]
     if needs_layout(plan, request):
         return [["--pipeline-model-parallel-layout", _layout(plan, request)]]
     options = []

@@ -1,18 +1,23 @@
-"""The shape of a model in Megatron-LM's arguments, and what of a shape ``pretrain_gpt.py`` cannot say."""
+"""The shape of a model in Megatron-LM's arguments, and what of a shape its scripts cannot say.
 
-from itertools import groupby
+Those are ``pretrain_gpt.py`` and, for models whose layers are a mixer or an MLP alone, ``pretrain_hybrid.py``.
+"""
+
+from collections.abc import Iterable
+from itertools import accumulate, groupby, pairwise
 
 from costmodels.plan import ContextKind, ExecutionPlan, Recompute
 from planner.exporters.exported import Gap, end_checks, gaps
 from planner.results import Request
 from planner.rules.indexer import shares_choices
 from planner.rules.modules import module_names
-from profiles.linear_attention import DELTA_NET
+from profiles.linear_attention import DELTA_NET, MAMBA2
 from profiles.model import ModelSpec
 
 # Of Transformer Engine: flash-attn of the version that is installed, or cuDNN's fused attention.
 _BACKENDS = {"": "auto", "flash_2": "flash", "flash_3": "flash", "cudnn": "fused"}
 
+_TAPS = 4  # d_conv of MambaMixer (megatron/core/ssm/mamba_mixer.py)
 # Of ``--cp-comm-type``.
 CONTEXT_NAMES = {ContextKind.RING: "p2p", ContextKind.ALL_GATHER: "all_gather", ContextKind.ULYSSES: "a2a"}
 
@@ -33,16 +38,18 @@ def recomputation(plan: ExecutionPlan) -> dict[str, str | int | tuple[str, ...]]
 
 def shape_options(model: ModelSpec) -> list[list[str]]:
     """What a model is, whatever plan and job: a recipe of the model knows it."""
+    positions = "learned_absolute" if model.learned_positions else "none" if model.layer_pattern else "rope"
     options = [
-        ["--num-layers", str(model.num_layers)],
+        *([] if model.layer_pattern else [["--num-layers", str(model.num_layers)]]),  # the pattern says how many
         ["--hidden-size", str(model.hidden_size)],
         ["--ffn-hidden-size", str(model.ffn_hidden_size)],
         ["--num-attention-heads", str(model.num_attention_heads)],
-        ["--position-embedding-type", "learned_absolute" if model.learned_positions else "rope"],
+        ["--position-embedding-type", positions],
         ["--normalization", "RMSNorm" if model.rms_norm else "LayerNorm"],
     ]
     flags = {
         "--swiglu": model.gated_mlp,
+        "--squared-relu": bool(model.layer_pattern),  # of Nemotron-H, whose code alone has such patterns
         "--untie-embeddings-and-output-weights": not model.tie_word_embeddings,
         "--disable-bias-linear": not model.mlp_bias,
         "--add-qkv-bias": model.qkv_bias and not model.mlp_bias,
@@ -109,10 +116,21 @@ def _attention(model: ModelSpec) -> list[list[str]]:
 
 
 def _linear_attention(model: ModelSpec) -> list[list[str]]:
-    """Gated DeltaNet in all layers but every n-th, as a model of the catalogue has it (megatron-core 0.19)."""
+    """Gated DeltaNet in all layers but every n-th, as a model of the catalogue has it (megatron-core 0.19).
+
+    Or Mamba-2 of a hybrid stack, whose layers a pattern names.
+    """
     linear = model.linear_attention
     if linear is None:
         return []
+    if model.layer_pattern:
+        return [
+            ["--spec", "megatron.core.models.hybrid.hybrid_layer_specs", "hybrid_stack_spec"],
+            ["--mamba-num-heads", str(linear.num_value_heads)],
+            ["--mamba-head-dim", str(linear.value_head_dim)],
+            ["--mamba-state-dim", str(linear.key_head_dim)],
+            ["--mamba-num-groups", str(linear.num_key_heads)],
+        ]
     return [
         ["--experimental-attention-variant", linear.kind],
         ["--linear-attention-freq", str(model.num_layers // model.full_attention_layers)],
@@ -156,7 +174,9 @@ def _experts(model: ModelSpec) -> list[list[str]]:
     if moe.router_groups > 1:
         options.append(["--moe-router-num-groups", str(moe.router_groups)])
         options.append(["--moe-router-group-topk", str(moe.groups_per_token)])
-    if model.num_moe_layers < model.num_layers:
+    if moe.latent_size:
+        options.append(["--moe-latent-size", str(moe.latent_size)])
+    if model.num_moe_layers < model.num_layers and not model.layer_pattern:
         runs = [f"[{int(sparse)}]*{len(list(layers))}" for sparse, layers in groupby(model.layer_is_moe)]
         options.append(["--moe-layer-freq", "(" + "+".join(runs) + ")"])
     if moe.shared_ffn_hidden_size:
@@ -166,6 +186,20 @@ def _experts(model: ModelSpec) -> list[list[str]]:
     return options
 
 
+def hybrid_pattern(model: ModelSpec, chunks: Iterable[int]) -> str:
+    """The layers of a model of halves, with a ``|`` between the chunks of its pipeline.
+
+    Args:
+        model: Its pattern.
+        chunks: Layers of every chunk, those of all ranks' first chunks first.
+
+    Source:
+        megatron/core/models/hybrid/hybrid_layer_allocation.py, ``select_pipeline_segment``.
+    """
+    ends = [0, *accumulate(chunks)]
+    return "|".join(model.layer_pattern[first:last] for first, last in pairwise(ends))
+
+
 def _windows_known(model: ModelSpec) -> bool:
     """Whether it is known which layers have the window, of as many as have one."""
     layers, every = model.num_layers, model.full_attention_every
@@ -173,11 +207,13 @@ def _windows_known(model: ModelSpec) -> bool:
 
 
 def model_gaps(request: Request) -> tuple[Gap, ...]:
-    """What ``pretrain_gpt.py`` cannot build."""
+    """What ``pretrain_gpt.py`` cannot build, nor ``pretrain_hybrid.py``."""
     model = request.model
-    linear = model.linear_attention
-    ragged = linear is not None and model.num_layers % model.full_attention_layers > 0
-    other = linear is not None and linear.kind != DELTA_NET
+    linear, halves = model.linear_attention, bool(model.layer_pattern)
+    ragged = linear is not None and not halves and model.num_layers % model.full_attention_layers > 0
+    other = linear is not None and linear.kind != (MAMBA2 if halves else DELTA_NET)
+    taps = halves and linear is not None and linear.conv_kernel_dim != _TAPS
+    norms = 1 if halves else 2
     some = bool(model.sliding_window) and not _windows_known(model)
     shared = shares_choices(model)
     biases = (model.qkv_bias, model.attention_out_bias, model.mlp_bias)
@@ -185,12 +221,18 @@ def model_gaps(request: Request) -> tuple[Gap, ...]:
     return gaps(
         (not plain, "model.attention_out_bias", "all linear layers have biases, those of q, k and v, or none", ""),
         (not model.rms_norm and not model.norm_bias, "model.norm_bias", "a LayerNorm has a bias", ""),
-        (model.norms_per_layer != 2, "model.norms_per_layer", f"a layer has 2 norms; got {model.norms_per_layer}", ""),
+        (
+            model.norms_per_layer != norms,
+            "model.norms_per_layer",
+            f"a layer has {norms} norms; got {model.norms_per_layer}",
+            "",
+        ),
         (model.attention_softcap, "model.attention_softcap", "attention caps no logits", ""),
         (model.qk_norm_all_heads, "model.qk_norm_all_heads", "norms of queries and keys span one head", ""),
         (model.parallel_residual, "model.parallel_residual", "the MLP follows attention", ""),
         *end_checks(model),
         (other, "model.linear_attention", "linear attention is Gated DeltaNet", ""),
+        (taps, "model.linear_attention.conv_kernel_dim", f"Mamba-2's convolution reaches over {_TAPS} tokens", ""),
         (ragged, "model.linear_attention", "which layers attend in full is not known here, if not every n-th", ""),
         (shared, "model.indexer", "which layers take the choice of one before is not known here", ""),
         (some, "model.windowed_layers", f"which {model.windowed_layers} layers have a window is not known here", ""),

@@ -91,7 +91,7 @@ def _kv_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
 def _dense_width(setting: Setting) -> list[int]:
     """Widths of the MLPs tensor parallelism splits."""
     model = setting.model
-    widths = [model.ffn_hidden_size] if model.num_moe_layers < model.num_layers else []
+    widths = [model.ffn_hidden_size] if model.dense_mlp_layers else []
     if model.moe is not None and model.moe.shared_ffn_hidden_size:
         widths.append(model.moe.shared_ffn_hidden_size)
     return widths

@@ -4,7 +4,7 @@ from math import gcd
 
 import numpy as np
 
-from costmodels.plan import BoolArray, ContextKind, ExecutionPlan, PlanBatch, Recompute
+from costmodels.plan import BoolArray, ContextKind, ExecutionPlan, IntArray, PlanBatch, Recompute
 from planner.rules.base import (
     DEEPSPEED,
     FRAMEWORK_TITLES,
@@ -20,12 +20,13 @@ from planner.rules.base import (
     one_of,
 )
 from profiles.errors import SpecError
-from profiles.linear_attention import DELTA_NET, KIND_TITLES, LINEAR_KINDS
+from profiles.linear_attention import DELTA_NET, KIND_TITLES, LINEAR_KINDS, MAMBA2, LinearAttention
 from profiles.model import ModelSpec
 
 _TRANSFORMERS = (
-    "transformers 5.24 base_model_tp_plan of qwen3_next gathers what in_proj gives, and those of kimi_linear, minimax "
-    "and granitemoehybrid leave linear layers whole; torchtitan 0.3.0 has no model with linear attention"
+    "transformers 5.24 base_model_tp_plan of qwen3_next gathers what in_proj gives, those of kimi_linear, minimax and "
+    "granitemoehybrid leave linear layers whole, and nemotron_h has none; torchtitan 0.3.0 has no model with linear "
+    "attention"
 )
 
 
@@ -35,48 +36,75 @@ def check_trained(model: ModelSpec, framework: str) -> None:
     Raises:
         SpecError: If it has none.
     """
-    linear = model.linear_attention
-    if linear is None or _trains(linear.kind, framework):
-        return
-    problem, hint = _untrained(linear.kind, framework)
-    raise SpecError("model.linear_attention", problem, hint)
+    if not _trains(model, framework):
+        problem, hint = _untrained(model, framework)
+        raise SpecError("model.linear_attention", problem, hint)
 
 
-def _trains(kind: str, framework: str) -> bool:
-    known = {MEGATRON: (DELTA_NET,), NANOTRON: ()}
-    return kind in known.get(framework, LINEAR_KINDS)
+def _trains(model: ModelSpec, framework: str) -> bool:
+    """Whether a framework has code for the linear attention of a model, if it has any.
+
+    Megatron-LM's Mamba-2 is in layers without an MLP (its ``HybridModel``), its Gated DeltaNet in layers with one.
+    """
+    known = {MEGATRON: (MAMBA2 if model.layer_pattern else DELTA_NET,), NANOTRON: ()}
+    return model.linear_attention is None or model.linear_attention.kind in known.get(framework, LINEAR_KINDS)
 
 
-def _untrained(kind: str, framework: str) -> tuple[str, str]:
+def _untrained(model: ModelSpec, framework: str) -> tuple[str, str]:
+    kind = _kind_of(model)
     only = f", in layers that have an MLP {KIND_TITLES[DELTA_NET]} only" if framework == MEGATRON else ""
-    others = ", megatron" if kind == DELTA_NET else ""
+    others = ", megatron" if _trains(model, MEGATRON) else ""
     return (
         f"{FRAMEWORK_TITLES[framework]} trains no {KIND_TITLES[kind]}{only}",
         f"framework fsdp, deepspeed{others} or huggingface",
     )
 
 
+def _or_megatron(setting: Setting) -> str:
+    """The rest of a hint, where Megatron-LM trains the model."""
+    kind = KIND_TITLES.get(_kind(setting), "")
+    return f", or framework megatron for {kind}" if _trains(setting.model, MEGATRON) else ""
+
+
+def _kind_of(model: ModelSpec) -> str:
+    return "" if model.linear_attention is None else model.linear_attention.kind
+
+
 def _kind(setting: Setting) -> str:
-    linear = setting.model.linear_attention
-    return "" if linear is None else linear.kind
+    return _kind_of(setting.model)
 
 
 def _exists(plans: PlanBatch, setting: Setting) -> BoolArray:
-    kind = _kind(setting)
-    return np.full(len(plans), not kind or _trains(kind, setting.framework))
+    return np.full(len(plans), _trains(setting.model, setting.framework))
 
 
 def _over_heads(plans: PlanBatch, setting: Setting) -> BoolArray:
-    linear, group = setting.model.linear_attention, plans.tensor_parallel * plans.context_parallel
+    linear, t, c = setting.model.linear_attention, plans.tensor_parallel, plans.context_parallel
     if linear is None:
         return np.ones(len(plans), dtype=np.bool_)
-    return mask((linear.num_key_heads % group == 0) & (linear.num_value_heads % group == 0))
+    whole = linear.num_value_heads % (t * c) == 0
+    if linear.kind == MAMBA2:
+        return mask(whole & (linear.num_key_heads % t == 0) & _groups_over(linear, t, c))
+    return mask(whole & (linear.num_key_heads % (t * c) == 0))
+
+
+def _groups_over(linear: LinearAttention, tensor: IntArray, context: IntArray) -> BoolArray:
+    """(N,) whether the groups of a tensor-parallel rank go over its context-parallel ranks, whole or each to several.
+
+    Source:
+        NVIDIA/Megatron-LM, megatron/core/ssm/mamba_context_parallel.py.
+    """
+    groups = np.maximum(linear.num_key_heads // tensor, 1)
+    return np.asarray((groups % context == 0) | (context % groups == 0))
 
 
 def _over_heads_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
     linear = setting.model.linear_attention
     keys, values = (0, 0) if linear is None else (linear.num_key_heads, linear.num_value_heads)
     group = plan.tensor_parallel * plan.context_parallel
+    if _kind(setting) == MAMBA2:
+        problem = f"tp must divide the {keys} groups and tp x cp the {values} heads of Mamba-2; got {group}"
+        return problem, f"tp {one_of(divisors(gcd(max(keys, 1), setting.num_devices)))}"
     problem = f"tp x cp must divide the {keys} key heads and {values} value heads of linear attention; got {group}"
     return problem, f"tp x cp {one_of(divisors(gcd(max(keys, 1), values, setting.num_devices)))}"
 
@@ -90,18 +118,21 @@ LINEAR = (
         name="linear_attention_exists",
         frameworks=(MEGATRON, NANOTRON),
         field="model.linear_attention",
-        text="linear attention is of a kind that the framework trains: Megatron-LM Gated DeltaNet, nanotron none",
-        source=f"{MCORE}: experimental_attention_variant gated_delta_net or dsa (megatron-core 0.19); nanotron/models",
+        text="linear attention is of a kind that the framework trains: Megatron-LM Gated DeltaNet, and Mamba-2 where a "
+        "layer is a mixer or an MLP alone, nanotron none",
+        source=f"{MCORE}: experimental_attention_variant gated_delta_net or dsa (megatron-core 0.19); "
+        "megatron/core/models/hybrid; nanotron/models",
         columns=columns(),
         holds=_exists,
-        complaint=lambda _plan, setting: _untrained(_kind(setting), setting.framework),
+        complaint=lambda _plan, setting: _untrained(setting.model, setting.framework),
     ),
     Rule(
         name="linear_attention_over_heads",
         frameworks=(MEGATRON,),
         field="tensor_parallel",
-        text="tp x cp divides the key and value heads of linear attention",
-        source=f"{MCORE}: linear_num_key_heads and linear_num_value_heads must be multiples of tp_cp_size",
+        text="tp x cp divides the key and value heads of linear attention; of Mamba-2 tp divides the groups",
+        source=f"{MCORE}: linear_num_key_heads and linear_num_value_heads must be multiples of tp_cp_size; "
+        "megatron/core/ssm/mamba_mixer.py and mamba_context_parallel.py: ngroups, nheads",
         columns=columns("tensor_parallel", "context_parallel"),
         holds=_over_heads,
         complaint=_over_heads_complaint,
@@ -116,7 +147,7 @@ LINEAR = (
         holds=lambda plans, setting: _none(plans, setting) | (plans.tensor_parallel == 1),
         complaint=lambda _plan, setting: (
             f"{FRAMEWORK_TITLES[setting.framework]} does not split linear attention over ranks",
-            "tp 1, or framework megatron for Gated DeltaNet",
+            f"tp 1{_or_megatron(setting)}",
         ),
     ),
     Rule(
@@ -131,7 +162,7 @@ LINEAR = (
         ),
         complaint=lambda _plan, setting: (
             f"{FRAMEWORK_TITLES[setting.framework]} has no pipeline and no expert parallelism for linear attention",
-            "pp 1 and ep 1, or framework megatron for Gated DeltaNet",
+            f"pp 1 and ep 1{_or_megatron(setting)}",
         ),
     ),
     Rule(
@@ -144,7 +175,7 @@ LINEAR = (
         holds=lambda plans, setting: _none(plans, setting) | (plans.context_parallel == 1),
         complaint=lambda _plan, setting: (
             f"{FRAMEWORK_TITLES[setting.framework]} cuts sequences for attention in full only",
-            "cp 1, or framework megatron for Gated DeltaNet",
+            f"cp 1{_or_megatron(setting)}",
         ),
     ),
     Rule(
@@ -152,7 +183,8 @@ LINEAR = (
         frameworks=(MEGATRON,),
         field="context_kind",
         text="beside linear attention, whose ranks exchange tokens for heads, context parallelism is no ring",
-        source="megatron/core/ssm/gated_delta_net: all-to-alls whatever cp_comm_type says, under which nothing runs",
+        source="megatron/core/ssm, gated_delta_net and mamba_context_parallel.py: all-to-alls whatever cp_comm_type "
+        "says, under which nothing runs",
         columns=columns("context_parallel", "context_kind"),
         holds=lambda plans, setting: (
             _none(plans, setting) | (plans.context_parallel == 1) | (plans.context_kind != int(ContextKind.RING))

@@ -22,7 +22,7 @@ def present_modules(model: ModelSpec) -> RecomputeModule:
     found = RecomputeModule.CORE_ATTN
     if model.latent_attention is not None:
         found |= RecomputeModule.LAYERNORM | RecomputeModule.MLA_UP_PROJ
-    if model.num_moe_layers < model.num_layers:
+    if model.dense_mlp_layers:
         found |= RecomputeModule.MLP
     if model.moe is not None:
         found |= RecomputeModule.LAYERNORM | RecomputeModule.MOE_ACT | RecomputeModule.MOE

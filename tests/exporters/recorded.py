@@ -20,8 +20,9 @@ BRIDGE_FIELDS = {
         "context_parallel_size cp_comm_type cpu_offloading cpu_offloading_num_layers cross_entropy_fusion_impl "
         "cross_entropy_loss_fusion cuda_graph_impl delay_wgrad_compute expert_model_parallel_size "
         "expert_tensor_parallel_size ffn_hidden_size fp16 fp4 fp4_recipe fp8 fp8_recipe gated_linear_unit "
-        "hidden_dropout hidden_size init_model_with_meta_device kv_channels moe_expert_capacity_factor "
-        "moe_ffn_hidden_size moe_flex_dispatcher_backend moe_grouped_gemm moe_pad_expert_input_to_capacity "
+        "hidden_dropout hidden_size hybrid_layer_pattern init_model_with_meta_device kv_channels "
+        "moe_expert_capacity_factor moe_ffn_hidden_size moe_flex_dispatcher_backend moe_grouped_gemm "
+        "moe_pad_expert_input_to_capacity "
         "moe_router_group_topk moe_router_num_groups moe_router_topk moe_shared_expert_gate "
         "moe_shared_expert_intermediate_size moe_shared_expert_overlap moe_token_dispatcher_type mtp_num_layers "
         "normalization num_attention_heads num_layers num_layers_in_first_pipeline_stage "
@@ -42,7 +43,8 @@ BRIDGE_FIELDS = {
     "tokenizer": "vocab_size",
     "train": "global_batch_size micro_batch_size train_iters",
 }
-# Recipes that Megatron-Bridge 0.6.2 exports (src/megatron/bridge/recipes/*/*.py), of models of the catalogue.
+# Recipes that Megatron-Bridge 0.6.2 exports (src/megatron/bridge/recipes/*/*.py), of models of the catalogue; those of
+# Nemotron, and their hybrid_layer_pattern, as its main branch of summer 2026 has them.
 BRIDGE_RECIPES = (
     "deepseek_v2_lite_pretrain_config deepseek_v2_pretrain_config deepseek_v3_pretrain_config "
     "gemma2_27b_pretrain_config gemma2_2b_pretrain_config gemma2_9b_pretrain_config glm45_355b_pretrain_config "
@@ -50,6 +52,9 @@ BRIDGE_RECIPES = (
     "gpt_oss_20b_pretrain_config kimi_k2_pretrain_config llama2_7b_pretrain_config llama31_405b_pretrain_config "
     "llama31_70b_pretrain_config llama31_8b_pretrain_config llama32_1b_pretrain_config llama32_3b_pretrain_config "
     "llama3_70b_pretrain_config llama3_8b_pretrain_config moonlight_16b_pretrain_config olmoe_7b_pretrain_config "
+    "nemotron_3_nano_pretrain_config nemotron_3_super_pretrain_config nemotron_3_ultra_pretrain_config "
+    "nemotron_nano_12b_v2_pretrain_config nemotron_nano_9b_v2_pretrain_config nemotronh_47b_pretrain_config "
+    "nemotronh_56b_pretrain_config nemotronh_8b_pretrain_config "
     "qwen25_14b_pretrain_config qwen25_1p5b_pretrain_config qwen25_32b_pretrain_config "
     "qwen25_500m_pretrain_config qwen25_72b_pretrain_config qwen25_7b_pretrain_config qwen2_1p5b_pretrain_config "
     "qwen2_500m_pretrain_config qwen2_72b_pretrain_config qwen2_7b_pretrain_config qwen3_14b_pretrain_config "

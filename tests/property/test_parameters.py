@@ -6,16 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from profiles.adapter_parameters import lora_parameters, total_lora_parameters
 from profiles.linear_attention import LINEAR_KINDS, LinearAttention
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 from profiles.parameters import (
     active_parameters,
     attention_parameters,
     layer_parameters,
-    lora_parameters,
     mlp_parameters,
     non_layer_parameters,
-    total_lora_parameters,
     total_parameters,
 )
 

@@ -1,5 +1,6 @@
 """Text parts of vision models are read as their family, and families without a price say what has none."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from planner.request import Options, resolve_request
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.hf_config import read_hf_config
-from profiles.model_presets import resolve_model
+from profiles.model_presets import model_from_entry, resolve_model
 from profiles.parameters import active_parameters, total_parameters
 
 WITHOUT_IMAGES = "multimodal model: only its text part is planned for, without the images of vision_config"
@@ -57,6 +58,76 @@ def test_the_answer_says_that_images_are_left_out() -> None:
     assert WITHOUT_IMAGES in [note.message for note in request.assumptions]
 
 
+BY_NAME = "multimodal model: only its text part is planned for, without images"
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "length"),
+    [
+        ("Qwen/Qwen2-VL-2B-Instruct", 1_543_714_304, 32768),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 3_085_938_688, 128000),
+        ("Qwen/Qwen2.5-VL-72B-Instruct", 72_706_203_648, 128000),
+        ("Qwen/Qwen3-VL-32B-Thinking", 32_762_123_264, 262144),
+        ("Qwen/Qwen3-VL-235B-A22B-Instruct", 235_093_634_560, 262144),
+        ("OpenGVLab/InternVL3-1B", 629_697_920, 32768),  # 938 million with InternViT-300M and what joins them
+        ("OpenGVLab/InternVL3-78B", 72_699_813_888, 32768),
+    ],
+)
+def test_names_of_multimodal_checkpoints_are_their_text_part(name: str, total: int, length: int) -> None:
+    found = resolve_model(name, default_catalog())
+    assert (total_parameters(found.spec), found.spec.max_sequence_length) == (total, length)
+    assert found.assumptions == (BY_NAME,)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("qwen2.5-vl-7b", QWEN_25_VL),
+        ("qwen3-vl-8b", {"model_type": "qwen3_vl", "text_config": QWEN_3_VL_TEXT, "tie_word_embeddings": False}),
+        ("qwen3-vl-30b-a3b", {"model_type": "qwen3_vl_moe", "text_config": MIXTURE, "tie_word_embeddings": False}),
+    ],
+)
+def test_by_name_and_by_file_they_are_the_same(name: str, config: dict[str, Any]) -> None:
+    known = resolve_model(name, default_catalog()).spec
+    read = read_hf_config(config, name)[0]
+    assert replace(read, source=known.source) == known
+    assert read.family == known.family
+
+
+def test_images_are_left_out_of_what_is_made_from_them() -> None:
+    """A size under another ending, a checkpoint in other weights, and a model with other fields."""
+    catalog = default_catalog()
+    for given in ("Qwen/Qwen3-VL-8B-Instruct-FP8", "someone/qwen2.5-vl-7b-chat", {"base": "qwen3-vl-8b", "name": "x"}):
+        assert resolve_model(given, catalog).assumptions[-1] == BY_NAME
+    assert resolve_model("qwen3-8b", catalog).assumptions == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("mistral-small-3.2", "mistral-small-3.2-24b"),
+        ("google/gemma-3-27b-pt", "gemma-3-27b"),
+        ("meta-llama/Llama-4-Scout-17B-16E", "llama-4-scout"),
+        ("Qwen/Qwen3.6-27B", "qwen3.5-27b"),
+        ("moonshotai/Kimi-K2.6", "kimi-k2.5"),
+    ],
+)
+def test_all_that_see_say_that_images_are_left_out(name: str, preset: str) -> None:
+    found = resolve_model(name, default_catalog())
+    assert (found.spec.name, found.assumptions) == (preset, (BY_NAME,))
+
+
+def test_a_text_part_is_true_or_false() -> None:
+    entry = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 128, "vocab_size": 100}
+    with pytest.raises(SpecError, match=r"^models\.mine\.text_part: must be true or false; got 'yes'"):
+        model_from_entry("mine", entry | {"text_part": "yes"})
+
+
+def test_llama_3_2_vision_attends_to_images() -> None:
+    with pytest.raises(SpecError, match=r"has layers that attend to images, which have no cost model$"):
+        resolve_model("meta-llama/Llama-3.2-11B-Vision-Instruct", default_catalog())
+
+
 STATES = "state-space or recurrent layers, which have no cost model"
 ALTUP = "AltUp, per-layer embeddings and layers that share keys and values, which have no cost model"
 
@@ -64,7 +135,6 @@ ALTUP = "AltUp, per-layer embeddings and layers that share keys and values, whic
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        ("nvidia/Nemotron-H-8B-Base-8K", STATES),
         ("ai21labs/AI21-Jamba-1.5-Mini", STATES),
         ("tiiuae/Falcon-H1-7B-Base", STATES),
         ("state-spaces/mamba-2.8b", STATES),

@@ -100,7 +100,6 @@ def test_a_model_without_linear_layers_is_read_as_such() -> None:
         (KIMI | {"attn_res_block_size": 4}, "attn_res_block_size: belongs to layers that have no cost model"),
         (GRANITE | {"mamba_proj_bias": True}, "mamba_proj_bias"),
         (GRANITE | {"mamba_d_state": 0}, "mamba_d_state: must be a whole number"),
-        ({"model_type": "nemotron_h", "num_hidden_layers": 52}, "model_type"),
         (QWEN3_NEXT | {"model_type": "brandnew"}, "model_type"),
         (QWEN3_NEXT | {"model_type": "llama", "index_topk": 2048}, "model_type"),
         ({"model_type": "deepseek_v2", "index_topk": 2048, "kv_lora_rank": 512}, "index_topk: an indexer chooses"),

@@ -12,9 +12,9 @@ from costmodels.stage_parameters import stage_parameters
 from costmodels.stages import stage_table
 from costmodels.workload import LoraSpec, TrainingJob
 from planner.jobs import resolve_job
+from profiles.adapter_parameters import lora_parameters, total_lora_parameters
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
-from profiles.parameters import lora_parameters, total_lora_parameters
 from tests.fakes import RateKernels, context, job, latent, llama, stack
 
 MODEL = llama(num_key_value_heads=4)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from profiles.adapter_parameters import lora_parameters, total_lora_parameters
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.linear_attention import (
@@ -16,14 +17,7 @@ from profiles.linear_attention import (
 )
 from profiles.model import LatentAttention, ModelSpec
 from profiles.model_presets import resolve_model
-from profiles.parameters import (
-    active_parameters,
-    attention_parameters,
-    layer_parameters,
-    lora_parameters,
-    total_lora_parameters,
-    total_parameters,
-)
+from profiles.parameters import active_parameters, attention_parameters, layer_parameters, total_parameters
 from tests.fakes import hybrid, llama, mixture
 
 
@@ -93,9 +87,18 @@ TOTALS = {
     "qwen3.5-397b-a17b": 396_346_350_336,
     "kimi-linear-48b-a3b": 49_122_681_728,
     "minimax-text-01": 456_089_655_296,
+    "olmo-hybrid-7b": 7_430_870_688,
     "granite-4.0-h-micro": 3_191_396_096,
     "granite-4.0-h-tiny": 6_939_037_248,
     "granite-4.0-h-small": 32_207_337_984,
+    "nemotron-h-8b": 8_100_852_736,
+    "nemotron-h-47b": 46_791_554_816,
+    "nemotron-h-56b": 56_324_350_464,
+    "nemotron-nano-9b-v2": 8_888_227_328,
+    "nemotron-nano-12b-v2": 12_310_001_152,
+    "nemotron-3-nano-30b-a3b": 31_577_940_288,
+    "nemotron-3-super-120b-a12b": 120_668_707_840,
+    "nemotron-3-ultra-550b-a55b": 549_308_993_536,
 }
 
 

@@ -17,6 +17,16 @@ from tests.fakes import hybrid, job, llama
 
 MEGATRON, DEEPSPEED, FSDP, NANOTRON, TRAINER = FRAMEWORKS
 KIMI = hybrid(linear={"kind": "kimi_delta", "num_key_heads": 16})
+GRANITE = hybrid(linear={"kind": "mamba2"})
+
+
+def halved(**linear: Any) -> ModelSpec:
+    """Mamba-2 in three of eight layers, one that attends and four MLPs."""
+    dims = {"kind": "mamba2", "layers": 3} | linear
+    return hybrid(linear=dims, layer_pattern="M-M-M-*-", norms_per_layer=1, attention_output_gate=False, qk_norm=False)
+
+
+HALVES = halved()
 EIGHT = ExecutionPlan(data_parallel=8, num_microbatches=8)
 HALVED = ExecutionPlan(data_parallel=4, num_microbatches=16)
 
@@ -69,6 +79,21 @@ CASES = [
         replace(HALVED, context_parallel=2, context_kind=ContextKind.ULYSSES), DEEPSPEED, hybrid(),
         {"linear_attention_reads_whole_sequences"}, id="ulysses",
     ),
+    pytest.param(EIGHT, MEGATRON, GRANITE, {"linear_attention_exists"}, id="mamba with an mlp"),
+    pytest.param(replace(HALVED, tensor_parallel=2), MEGATRON, HALVES, set(), id="mamba alone"),
+    pytest.param(
+        replace(HALVED, tensor_parallel=2), MEGATRON, halved(num_key_heads=1), {"linear_attention_over_heads"},
+        id="too few groups",
+    ),
+    pytest.param(
+        replace(EIGHT, tensor_parallel=2, context_parallel=4, context_kind=ContextKind.ULYSSES, data_parallel=1),
+        MEGATRON, halved(num_key_heads=4), set(), id="a group to two context ranks",
+    ),
+    pytest.param(
+        replace(EIGHT, tensor_parallel=2, context_parallel=4, context_kind=ContextKind.ULYSSES, data_parallel=1),
+        MEGATRON, halved(num_key_heads=6, num_value_heads=48), {"linear_attention_over_heads"}, id="three over four",
+    ),
+    pytest.param(replace(HALVED, tensor_parallel=2), FSDP, HALVES, {"linear_attention_is_whole"}, id="tp of mamba"),
     pytest.param(
         replace(EIGHT, recompute=Recompute.SELECTIVE), FSDP, hybrid(), {"linear_attention_recomputes_layers"},
         id="selective",
@@ -157,6 +182,33 @@ def test_megatron_lm_is_told_of_gated_delta_net() -> None:
     other = request_of("llama-2-7b", "8xH100", "megatron", **JOB)
     plain = options(script_words(export("megatron_lm", plan_of(other, zero=1), other)))
     assert not set(wanted) & set(plain)
+
+
+def test_megatron_lm_is_told_of_a_hybrid_pattern() -> None:
+    request = request_of("nemotron-3-super-120b-a12b", "8x8xH200", "megatron", **JOB)
+    exported = export("megatron_lm", plan_of(request, tp=2, sp=True, pp=2, vpp=2, ep=16, zero=1), request)
+    assert exported.unsupported == ()
+    words = script_words(exported)
+    assert "pretrain_hybrid.py" in words
+    assert "pretrain_gpt.py" not in words
+    read, pattern = options(words), request.model.layer_pattern
+    wanted = {
+        "--hybrid-layer-pattern": ["|".join(pattern[at : at + 22] for at in range(0, 88, 22))],
+        "--mamba-num-heads": ["128"],
+        "--mamba-head-dim": ["64"],
+        "--mamba-state-dim": ["128"],
+        "--mamba-num-groups": ["8"],
+        "--moe-latent-size": ["1024"],
+        "--position-embedding-type": ["none"],
+        "--squared-relu": [],
+    }
+    assert {name: read.get(name) for name in wanted} == wanted
+    assert not {"--num-layers", "--moe-layer-freq", "--num-virtual-stages-per-pipeline-rank"} & set(read)
+    bridge = export("megatron_bridge", plan_of(request, tp=2, sp=True, pp=2, ep=16, zero=1), request)
+    assert bridge.unsupported == ()
+    said = script_words(bridge)
+    assert f"model.hybrid_layer_pattern={pattern[:44]}|{pattern[44:]}" in said
+    assert said[said.index("--recipe") + 1] == "nemotron_3_super_pretrain_config"
 
 
 def test_an_uneven_pattern_cannot_be_said() -> None:

@@ -16,12 +16,8 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.stage_parameters import expert_shard_degree, stage_parameters, unit_parameters
 from costmodels.stages import stage_table
 from costmodels.workload import LoraSpec
-from profiles.parameters import (
-    embedding_parameters,
-    layer_parameters,
-    total_lora_parameters,
-    total_parameters,
-)
+from profiles.adapter_parameters import total_lora_parameters
+from profiles.parameters import embedding_parameters, layer_parameters, total_parameters
 from profiles.precision import NF4_BYTES
 from tests.fakes import context, gpt, job, llama, mixture, stack
 

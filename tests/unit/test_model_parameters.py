@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from profiles.adapter_parameters import lora_parameters, total_lora_parameters
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 from profiles.parameters import (
     active_parameters,
@@ -16,14 +17,12 @@ from profiles.parameters import (
     key_value_parameters,
     layer_norm_parameters,
     layer_parameters,
-    lora_parameters,
     mlp_parameters,
     non_layer_parameters,
     norm_parameters,
     position_parameters,
     router_parameters,
     shared_expert_parameters,
-    total_lora_parameters,
     total_parameters,
 )
 

@@ -156,7 +156,6 @@ def test_bare_size_resolves_to_its_documented_default_and_says_so(size, preset):
         ("zai-org/GLM-4.7", "glm-4.6"),
         ("MiniMaxAI/MiniMax-M2.5", "minimax-m2"),
         ("Qwen/Qwen3-Coder-30B-A3B-Instruct", "qwen3-30b-a3b-2507"),
-        ("mistral-small-3.2", "mistral-small-3.2-24b"),
     ],
 )
 def test_names_and_aliases_tolerate_case_and_separators(text, preset):

@@ -7,7 +7,8 @@ from costmodels.plan import ExecutionPlan, PlanBatch, Schedule
 from costmodels.stage_parameters import StageParameters, stage_parameters
 from costmodels.stages import StageTable, stage_table
 from costmodels.workload import LoraSpec
-from profiles.parameters import embedding_parameters, layer_parameters, total_lora_parameters, total_parameters
+from profiles.adapter_parameters import total_lora_parameters
+from profiles.parameters import embedding_parameters, layer_parameters, total_parameters
 from tests.fakes import GPT3, gpt, hybrid, job, latent, llama, mixture
 
 MODELS = {
