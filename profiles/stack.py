@@ -105,7 +105,7 @@ class StackSpec:
         joint_adapters: Queries, keys and values have one adapter together where all three are adapted, because one
             product makes them (their parameters are counted apart all the same).
         repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.
-        gathers_quantised: Tensor-parallel ranks gather what is multiplied in the format of products (Transformer Engine).
+        gathers_quantised: Tensor-parallel ranks gather inputs in the format of products (Transformer Engine).
         separate_products: Queries, keys and values, and gate and up, come from products of their own, and not from one
             product together: tensor parallelism sums their inputs' gradients one by one and, unless sequences are
             split, copies the input for each.
