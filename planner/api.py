@@ -241,6 +241,7 @@ def _result(
     infeasible = None if fitting else _infeasible(request, priced, answers, rejected)
     told = _with_wishes(request, priced, answers[0].plan) if answers and fitting and len(priced) > 1 else priced
     front = told.take(pareto_rows(told) if fitting else np.zeros(0, dtype=np.int64))
+    risks = oom_risks(front.plans, cost_context(request)) if len(front) else np.zeros(0)
     return PlanResult(
         kind=kind,
         request=request,
@@ -252,6 +253,7 @@ def _result(
                 num_devices=plan.num_devices,
                 step_time_s=float(front.step_time_s[row]),
                 peak_memory_bytes=float(front.peak_memory_bytes[row]),
+                oom_probability=float(risks[row]),
             )
             for row in range(len(front))
         ),

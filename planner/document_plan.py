@@ -243,6 +243,7 @@ def _point(point: FrontierPoint) -> dict[str, Any]:
         "num_devices": point.num_devices,
         "step_time_s": point.step_time_s,
         "peak_memory_bytes": point.peak_memory_bytes,
+        "oom_probability": point.oom_probability,
     }
 
 

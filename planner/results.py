@@ -217,12 +217,21 @@ class PlanEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:
-    """A plan no other beats in step time, peak memory and devices at once."""
+    """A plan no other beats in step time, peak memory and devices at once.
+
+    Attributes:
+        plan: The plan.
+        num_devices: Devices it uses.
+        step_time_s: Its step.
+        peak_memory_bytes: Memory of its fullest stage.
+        oom_probability: Probability that the run dies of memory: plans that do are on the front too.
+    """
 
     plan: ExecutionPlan
     num_devices: int
     step_time_s: float
     peak_memory_bytes: float
+    oom_probability: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

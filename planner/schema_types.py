@@ -226,15 +226,20 @@ def _explanation() -> Shape:
 
 def infeasible_shape() -> Shape:
     """Why nothing fits, and what would."""
-    remedy = _priced_plan()
     remedy = closed_object(
-        code=TEXT, sentence=TEXT, fits=FLAG, likely=FLAG, device=TEXT, **remedy["properties"], oom_probability=SHARE
+        code=TEXT, sentence=TEXT, fits=FLAG, likely=FLAG, device=TEXT, **_priced_plan()["properties"]
     )
     return closed_object(reasons=map_of(COUNT), nearest=or_null({"$ref": "#/$defs/estimate"}), remedies=list_of(remedy))
 
 
 def _priced_plan() -> Shape:
-    return closed_object(plan={"$ref": "#/$defs/plan"}, num_devices=COUNT, step_time_s=AMOUNT, peak_memory_bytes=AMOUNT)
+    return closed_object(
+        plan={"$ref": "#/$defs/plan"},
+        num_devices=COUNT,
+        step_time_s=AMOUNT,
+        peak_memory_bytes=AMOUNT,
+        oom_probability=SHARE,
+    )
 
 
 def _switch() -> Shape:

@@ -371,13 +371,14 @@ def render_front(result: PlanResult, console: Console) -> None:
     """Plans that trade step time, memory and devices."""
     console.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("step", "memory", "gpus"):
+    for title in ("step", "memory", "risk", "gpus"):
         table.add_column(title, justify="right")
     table.add_column("plan")
     for point in result.pareto[:_MOST_FRONT]:
         table.add_row(
             seconds(point.step_time_s),
             gib(point.peak_memory_bytes),
+            percent(point.oom_probability),
             str(point.num_devices),
             plan_label(point.plan),
         )

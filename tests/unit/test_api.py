@@ -216,6 +216,8 @@ def test_the_front_trades_time_for_memory(ranking: PlanResult) -> None:
     assert times == sorted(times)
     assert peaks == sorted(peaks, reverse=True)
     assert ranking.pareto[0].plan == ranking.plans[0].plan
+    assert ranking.pareto[0].oom_probability == pytest.approx(ranking.plans[0].oom_probability)
+    assert ranking.pareto[-1].oom_probability < ranking.pareto[0].oom_probability
 
 
 def test_inputs_in_every_form(tmp_path: Path) -> None:

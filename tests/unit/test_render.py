@@ -183,5 +183,5 @@ def test_front(ranking: PlanResult) -> None:
     stream = io.StringIO()
     render_front(ranking, Console(file=stream, width=100))
     lines = stream.getvalue().strip().splitlines()
-    assert lines[0].split() == ["step", "memory", "gpus", "plan"]
+    assert lines[0].split() == ["step", "memory", "risk", "gpus", "plan"]
     assert len(lines) == 1 + min(len(ranking.pareto), 12)
