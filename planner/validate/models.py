@@ -11,9 +11,7 @@ from profiles.errors import SpecError
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 from profiles.model_presets import resolve_model
 
-_NOT_DECODER_ONLY = re.compile(
-    r"\bT5\b|\bT0_|mt0|\bBERT|encoder.decoder|nemotron[-_ ]?(h|3)(?![0-9])|mamba|jamba|vision|whisper", re.IGNORECASE
-)
+_NOT_DECODER_ONLY = re.compile(r"\bT5\b|\bT0_|mt0|\bBERT|encoder.decoder|mamba|jamba|vision|whisper", re.IGNORECASE)
 _VOCABULARY_GPT2 = 50257
 # Keys of configurations, as the notes quote them after "moe:".
 _EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "expert_num", "experts")
