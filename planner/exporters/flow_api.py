@@ -104,13 +104,8 @@ def export_dataflow(
         True
     """
     target = _check_target(job, format, settings)
-    first = plan_dataflow(job, models, cluster, **settings)
-    stacks, said = target.target.stacks, tuple[str, ...]()
-    if settings.get("framework") is None and first.request.stack.name not in stacks:
-        settings = {**settings, "framework": stacks[0]}
-        first = plan_dataflow(job, models, cluster, **settings)
-        said = (f"Planned with --framework {stacks[0]}.",)
-    request = first.request
+    first, settings, said = _planned((job, models, cluster), settings, target)
+    request, stacks = first.request, target.target.stacks
     if request.stack.name not in stacks:
         problem = f"plans for {request.stack.name} are not plans for {target.target.title}"
         raise SpecError("framework", problem, f"framework {' or '.join(stacks)}")
@@ -125,6 +120,29 @@ def export_dataflow(
     said = (*said, _said(first.plan, again.flow, gaps))
     exported = _checked(target.export(*again.parts, said), allow_partial)
     return FlowExportResult(format=format, flow=again.flow, exported=exported, searched=first.plan, in_the_way=gaps)
+
+
+def _planned(
+    question: _Question, settings: dict[str, Any], target: FlowTarget
+) -> tuple[FlowResult, dict[str, Any], tuple[str, ...]]:
+    """The answer, the settings it was asked with and what is to be said of them.
+
+    Where no framework is given and the usual one is none of the target's, or cannot express the question under it, that
+    is the first of the target's that can.
+    """
+    usual, stacks = plan_dataflow(*question, **settings), target.target.stacks
+    here = usual.request.stack.name in stacks
+    if settings.get("framework") is not None or (here and not target.question_gaps(usual.request)):
+        return usual, settings, ()
+    others = []
+    for stack in stacks:
+        if stack == usual.request.stack.name:
+            continue
+        asked = {**settings, "framework": stack}
+        others.append((plan_dataflow(*question, **asked), asked, (f"Planned with --framework {stack}.",)))
+        if not target.question_gaps(others[-1][0].request):
+            return others[-1]
+    return (usual, settings, ()) if here else others[0]
 
 
 def _check_target(job: GraphInput, format: str, settings: Mapping[str, Any]) -> FlowTarget:

@@ -260,12 +260,14 @@ def test_the_plan_written_is_the_answer_with_the_options_it_names() -> None:
 @pytest.mark.parametrize("job", FLOW.workflows)
 def test_every_workflow_is_written(job: str) -> None:
     settings = OUTSIDE if job in ("grpo", "rloo", "reinforce++") else {}
-    options = {"framework": "hf-fsdp"} if job == "rm" else {}
-    result = asked(job, "qwen2.5-1.5b", "4xH100-80GB", json.dumps(settings), **options)
+    result = asked(job, "qwen2.5-1.5b", "4xH100-80GB", json.dumps(settings))
     found = written(result)
     assert found["cluster"] == {"gpus_per_node": 4, "num_nodes": 1}
     assert result.exported is not None
-    assert result.exported.files["planned.yaml"].startswith("# Written by planner export for NeMo-RL 0.7.\n")
+    text = result.exported.files["planned.yaml"]
+    assert text.startswith("# Written by planner export for NeMo-RL 0.7.\n")
+    # Its reward models run under FSDP alone, which is taken unasked.
+    assert ("# Planned with --framework hf-fsdp." in text) == (job == "rm")
     sequences, items = trained(plan_of(result)).call.sequences, 2 if job in ("dpo", "rm") else 1
     steps = trained(plan_of(result)).call.mini_batches
     assert found["policy"]["train_global_batch_size"] * steps * items == sequences
