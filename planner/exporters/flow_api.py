@@ -127,12 +127,16 @@ def _planned(
 ) -> tuple[FlowResult, dict[str, Any], tuple[str, ...]]:
     """The answer, the settings it was asked with and what is to be said of them.
 
-    Where no framework is given and the usual one is none of the target's, or cannot express the question under it, that
-    is the first of the target's that can.
+    Where no framework is given and the usual one is none of the target's, or what the target says would do is another,
+    that is the first of the target's under which it says so no more.
     """
     usual, stacks = plan_dataflow(*question, **settings), target.target.stacks
     here = usual.request.stack.name in stacks
-    if settings.get("framework") is not None or (here and not target.question_gaps(usual.request)):
+
+    def another(answer: FlowResult) -> bool:
+        return any(gap.hint.startswith("framework ") for gap in target.question_gaps(answer.request))
+
+    if settings.get("framework") is not None or (here and not another(usual)):
         return usual, settings, ()
     others = []
     for stack in stacks:
@@ -140,7 +144,7 @@ def _planned(
             continue
         asked = {**settings, "framework": stack}
         others.append((plan_dataflow(*question, **asked), asked, (f"Planned with --framework {stack}.",)))
-        if not target.question_gaps(others[-1][0].request):
+        if not another(others[-1][0]):
             return others[-1]
     return (usual, settings, ()) if here else others[0]
 

@@ -102,8 +102,8 @@ def test_engines_that_it_does_not_run() -> None:
         ("grpo", {"framework": "deepspeed"}, "framework"),
         ("grpo", {"precision": "fp16"}, "precision"),
         ("grpo", {"engine": "sglang"}, "engine"),
-        ("rm", {"settings": {}}, "framework"),
-        ("sft", {"settings": {"task": "lora"}}, "settings.task"),
+        ("rm", {"settings": {}, "framework": "megatron-core"}, "framework"),
+        ("sft", {"settings": {"task": "lora"}, "framework": "megatron-core"}, "settings.task"),
         ("sft", {"settings": {"task": "lora", "lora_targets": "q,v"}, "framework": "hf-fsdp"}, "settings.lora_targets"),
     ],
 )
