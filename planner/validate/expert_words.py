@@ -43,12 +43,12 @@ FOUND = """## What the errors were
   network (gpt-oss, Kimi K2, DeepSeek-V3 and Qwen3 on H100 and B200). NVIDIA moved the same way in several (below).
   Whether full recomputation with micro-batches of eight sequences and no expert parallelism at all, which is what is
   told of Qwen3-235B on H100 and B200, is 1.2 to 1.5 times as fast, nobody has published.
-- **Left.** NVFP4 of large dense models (1.16 to 1.25): recomputation that NVIDIA dropped in its next version is a part
-  of it in two presets. Transformer Engine gathers tensor-parallel inputs in the format of the products, where 16 bits
-  are priced: that would take 0.04 to 0.06 off, but what is fitted on published steps in FP8 rests on such prices.
-  Captured attention and routing without DeepEP's kernels (gpt-oss on GB300) are no stack here. That a 1F1B which hides
-  the exchange gains a tenth on B300, where NVIDIA turned it off, rests on a share that is assumed. Qwen3-Next's
-  sequence length is that of one version of its script; another has 8,192.
+- **Gathered in 16 bits.** Transformer Engine gathers tensor-parallel inputs in the format of the products, which is
+  priced now; stacks were fitted again since, and attention's prices are other ones than at first.
+- **Left.** NVFP4 of large dense models: recomputation that NVIDIA dropped in its next version is a part of it in two
+  presets. Captured attention and routing without DeepEP's kernels (gpt-oss on GB300) are no stack here. That a 1F1B
+  which hides the exchange gains a tenth on B300, where NVIDIA turned it off, rests on a share that is assumed.
+  Qwen3-Next's sequence length is that of one version of its script; another has 8,192.
 """
 REVISED = """## What NVIDIA changed later
 
