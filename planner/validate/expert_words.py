@@ -15,8 +15,8 @@ format and stack as `planner plan` answers it, which may recompute named modules
 fit and to run out of memory in less than a fifth of runs. *Rank* is the place of the expert's plan among all that are
 ranked. Eight presets move activations of some layers to the host, which the planner says of all layers or of none: they
 count as accepted or not, and not among the {said} whose memory and step are judged. Kimi K2 is trained with Muon, which
-the planner has not: asked with an optimizer of as many moments. Presets of Nemotron-H are left out, as no layer of its
-kind is priced, and those of MXFP8 on H100, which has no such units.
+the planner has not: asked with an optimizer of as many moments. Presets of Nemotron-H are left out: no layer of its
+kind was priced when these were typed; so are those of MXFP8 on H100, which has no such units.
 """
 FOUND = """## What the errors were
 
