@@ -67,6 +67,17 @@ three figures or more, weighing alike), {tuning_alone} of steps of fine-tuning (
 peaks ({memory_names}). Those packaged then, framework by framework as wide as the publishers of all six rounds told
 ([below](#how-wide-intervals-must-be)), hold {pretrain_packaged}, {tuning_packaged} and {memory_packaged}.
 """,
+    8: """## Eighth round
+
+Looked up at the end of November 2026 for AMD's devices first, whose attention had just been rested on AMD's own figures:
+Primus and AXLearn on MI300X, torchtitan on Frontier's MI250X, beside Megatron-Bridge on H100, H200, B200 and B300 and
+FSDP2 on H100. Four of its seven publishers are in no earlier table; torchtitan's, NVIDIA's and AMD's are, with other
+pages. Steps of pre-training alone were found: what is published of fine-tuning states too little. Its {lines} lines
+were committed before any of them was priced, at commit `{commit}`; none was left out for its error. The intervals of
+the fits alone hold, blind, {pretrain_alone} of steps ({pretrain_names} publishers with three figures or more, weighing
+alike) and {memory_alone} of peaks ({memory_names}); those packaged then, as wide as the publishers of all seven earlier
+rounds told for each framework ([below](#how-wide-intervals-must-be)), hold {pretrain_packaged} and {memory_packaged}.
+""",
 }
 
 FOUND_LATER = {
