@@ -11,6 +11,11 @@ to 3 GiB more in FP8 than in bf16, though its activations take less.
 With ``--fp8-param-gather`` weights live in 8 bits and take just that (``update_usage`` of float8_tensor.py: no
 transpose where ``is_non_tn_fp8_gemm_supported``).
 
+Those copies are no parameters, and FSDP2 does not shard them: every device keeps all of them under Megatron's
+``use_torch_fsdp2``, in one layout where the other is not kept (``keep_fp8_weight_transpose_cache`` of
+ROCm/TransformerEngine, which Primus's ``no_fp8_weight_transpose_cache`` turns off in its llama2_70B-FP8-pretrain.yaml).
+Llama-2-70B and Llama-3.1-70B on MI325X were 74 and 78 GiB above their prices without, 64 of which they are.
+
 Left out: what Megatron-FSDP does with either under ZeRO-3, and copies in 4 bits where others live in 8: they should be
 there ("fp4_param and fp4_param_gather are not supported for now", NVIDIA-NeMo/Megatron-Bridge, mixed_precision.py), but
 the one published peak in NVFP4 (Llama-3-8B on 8 B200, ``unseen_fifth.csv``) has no room for them.
@@ -35,11 +40,12 @@ def narrow_weight_bytes(
     Negative where weights live in 8 bits and one layout does.
     """
     numerics, live = context.job.numerics, context.stack.narrow_weights == "live"
+    unsharded = context.stack.narrow_weights == "whole"
     if not context.stack.narrow_weights or numerics.gemm_format not in (_NARROW[:1] if live else _NARROW):
         return None
-    whole = context.cluster.device.architecture in _ANY_LAYOUT and not numerics.scale_block
-    each = numerics.linear_input_bytes * (1 if whole else 2) - live * numerics.storage_bytes
+    any_layout = context.cluster.device.architecture in _ANY_LAYOUT and not numerics.scale_block
+    each = numerics.linear_input_bytes * (1 if any_layout or unsharded else 2) - live * numerics.storage_bytes
     ends = end_weights(stages, context.model) / plans.tensor_parallel[:, None]
     layers = np.maximum(parameters.dense - ends, 0.0) + parameters.expert
-    held: FloatArray = layers * each * (plans.zero_stage < 3)[:, None]
+    held: FloatArray = layers * each * (unsharded | (plans.zero_stage < 3))[:, None]
     return held

@@ -201,7 +201,7 @@ class StackSpec:
         shards_master_weights: The only weights that stay are shards of the master copy, gathered in 16 bits for use, as
             under the framework ``fsdp``: FSDP1 under Hugging Face's Trainer.
         quantises_head: 4-bit weights include the output head.
-        narrow_weights: Layers' weights in 8 bits are ``kept`` beside those in 16, or ``live`` instead; "": only in 16.
+        narrow_weights: Weights in 8 bits are ``kept`` beside those in 16, ``whole`` beside shards, or ``live`` instead.
         unpacks_weights: A frozen 4-bit weight is made 16 bits wide by PyTorch's own kernels, one per operation, and
             stays so from its forward to its backward product; otherwise one kernel restores it for each of them.
         four_bit_weight_bytes: Bytes per 4-bit weight with its constants; 0: these are quantised again (QLoRA).

@@ -28,6 +28,7 @@ UNSEEN_ROUNDS = {
     "unseen_sixth_tuning.csv": 6,
     "unseen_seventh.csv": 7,
     "unseen_seventh_tuning.csv": 7,
+    "unseen_eighth.csv": 8,
 }
 NEVER_FITTED = frozenset(UNSEEN_ROUNDS)
 CONTRADICTION = "contradiction: "  # begins the reason where what a row says cannot all be true

@@ -79,10 +79,13 @@ _DEEPSPEED_2024 = dataclasses.replace(_DEEPSPEED, stack="deepspeed-2024")
 _DEEPSPEED_LIGER = dataclasses.replace(_DEEPSPEED, stack="deepspeed-liger")
 _XTUNER = dataclasses.replace(_DEEPSPEED, stack="xtuner")
 _MEGATRON_TOKEN_DROP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-token-drop")
+# Primus gathers weights in 16 bits (fp8_param_gather: false in its trainer_base.yaml).
+_MEGATRON_16BIT_WEIGHTS = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-16bit-weights")
 _MEGATRON_HYBRID_EP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-hybrid-ep")
 _MEGATRON_HYBRID_EP_OVERLAP = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-hybrid-ep-overlap")
 _MEGATRON_FULL_GRAPHS = dataclasses.replace(_MEGATRON_CORE, stack="megatron-core-full-graphs")
 _FSDP = StackDefaults(stack="fsdp", zero_stage=3, sequence_parallel=True)
+_FSDP_TRANSFORMER_ENGINE = dataclasses.replace(_FSDP, stack="fsdp-transformer-engine")
 _AUTOMODEL = StackDefaults(stack="nemo-automodel", zero_stage=3)
 _AUTOMODEL_BENCHMARK = dataclasses.replace(_AUTOMODEL, stack="nemo-automodel-benchmark")
 # Its presets do not compile (train_configs/llama2_13b.toml: compile = false); its page names what it switches on.
@@ -155,6 +158,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"^torchtitan with deepep", _TORCHTITAN_DEEPEP),
         (r"^kempnerforge[^|]*eager", _KEMPNER_FORGE_EAGER),
         (r"^kempnerforge", _KEMPNER_FORGE),
+        (r"^megatron's torch fsdp2", _FSDP_TRANSFORMER_ENGINE),
         (r"torchtitan|fsdp2", _FSDP),
         (r"fsdp1", _PLAIN_FSDP1),
         (r"llm-foundry \(may 2023|^composer \(torch 2\.0", _COMPOSER_2023),
@@ -172,6 +176,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"^megatron-lm of 2023", _MEGATRON_2023),
         (r"megatron-core with (?:deepep|hybridep) under another micro-batch", _MEGATRON_HYBRID_EP_OVERLAP),
         (r"megatron-core with (?:deepep|hybridep)", _MEGATRON_HYBRID_EP),
+        (r"^megatron-core \(primus", _MEGATRON_16BIT_WEIGHTS),
         (r"megatron-bridge|nemo|megatron-core|megatron core|flagscale|pai-megatron|\(core\)|dgxc", _MEGATRON_CORE),
         (r"zb-1p|zb-2p|zb-v|1f1b", _MEGATRON_2021),
         (r"^alpa auto", _ALPA_AUTO),

@@ -28,7 +28,16 @@ from profiles.stack import StackSpec
 from profiles.stacks import load_stacks
 
 # Round to the commit whose stacks priced it first; others wait for theirs.
-BLIND_COMMITS = {1: "8dbeaa6", 2: "3c2c689", 3: "1a3026b", 4: "df1612b", 5: "b66f19d", 6: "cc8db82", 7: "27ffa6d"}
+BLIND_COMMITS = {
+    1: "8dbeaa6",
+    2: "3c2c689",
+    3: "1a3026b",
+    4: "df1612b",
+    5: "b66f19d",
+    6: "cc8db82",
+    7: "27ffa6d",
+    8: "f5dad45",
+}
 _BLIND = re.compile(r"blind (?:(time|memory) )?([+-][0-9.]+) %, (inside|outside)")
 _VERDICT = re.compile(r"blind verdict (right|wrong)")
 _STANDS_IN = re.compile(r", (first )?as [A-Za-z0-9-]+$")

@@ -48,6 +48,17 @@ PACKAGED_THEN: Mapping[int, Mapping[str, float | Mapping[str, float]]] = {
         "tuning": {"deepspeed": 0.6357, "fsdp": 0.6357, "huggingface": 0.4135, "megatron": 0.6357, "nanotron": 0.6357},
         PEAKS: {"deepspeed": 0.3208, "fsdp": 0.5981, "huggingface": 0.3312, "megatron": 0.4774, "nanotron": 0.4552},
     },
+    8: {
+        "pretrain": {
+            "deepspeed": 0.3614,
+            "fsdp": 0.3572,
+            "huggingface": 0.4199,
+            "megatron": 0.2532,
+            "nanotron": 0.3614,
+        },
+        "tuning": {"deepspeed": 0.6546, "fsdp": 0.5619, "huggingface": 0.4118, "megatron": 0.5619, "nanotron": 0.5619},
+        PEAKS: {"deepspeed": 0.3173, "fsdp": 0.5886, "huggingface": 0.3306, "megatron": 0.4774, "nanotron": 0.3982},
+    },
 }
 MEMORY_COMMIT = "84afd51"  # of the first round's memory of training
 _NOTHING = ("", "", "")

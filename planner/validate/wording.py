@@ -8,6 +8,8 @@ from planner.lora import read_rank, read_targets
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore
 
+# Functions that make the recipes of NVIDIA's libraries, as Megatron-Bridge and NeMo name them.
+_LIBRARY_RECIPE = re.compile(r"\b(?:(?:qwen|llama)\w*_pretrain_config|llama\w*\.pretrain_recipe)\b")
 _ATTENTION_ONLY = ("q", "k", "v", "o")
 _ACCUMULATION = (
     r"gradient_accumulation_steps[ =]+([0-9]+)",
@@ -142,8 +144,11 @@ def has_fp32_weights(row: Row) -> bool:
 def gradient_dtype_of(row: Row, sixteen_bit_states: bool) -> str:
     """Format gradients are accumulated in: under autocast that of the weights; "" leaves it to the stack.
 
-    NVIDIA's performance recipes reduce gradients in 16 bits (grad_reduce_in_fp32 = False).
+    NVIDIA's performance recipes reduce gradients in 16 bits (grad_reduce_in_fp32 = False), those of its libraries do
+    not (bf16_mixed and _qwen3_common of NVIDIA-NeMo/Megatron-Bridge; trainer of NVIDIA/NeMo's llama31_8b recipe).
     """
+    if _LIBRARY_RECIPE.search(row.text("notes")):
+        return "fp32"
     if "fp32 grad accumulation" in f"{row.text('notes')} {row.text('optimizer')}".lower() or has_fp32_weights(row):
         return "fp32"
     publisher = f"{row.text('source')} {row.text('framework')}".lower()

@@ -227,7 +227,7 @@ def test_intervals_are_as_wide_as_for_what_a_role_trains() -> None:
     plan = plan_dataflow(graph, {"first": MODEL, "second": MODEL}, "8xH100", framework="fsdp", **QUICK, min_mesh=8).plan
     assert plan is not None
     wide = {call.name: call.time_high_s / call.time_low_s for call in plan.calls}
-    assert wide["second_train"] > 1.5 * wide["first_train"]
+    assert wide["second_train"] > 1.3 * wide["first_train"]
 
 
 def test_adapters_alone_reach_the_engine() -> None:

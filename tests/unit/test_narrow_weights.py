@@ -48,6 +48,7 @@ def test_weights_of_layers_have_copies_in_one_or_two_layouts(
 def test_where_nothing_is_kept_there_are_none() -> None:
     assert copies("fp8", narrow="") == 0
     assert copies("fp8", zero_stage=3) == 0
+    assert copies("fp8", narrow="whole", zero_stage=3) == pytest.approx(LAYERS, rel=2e-3)  # in one layout, unsharded
     assert load_stacks()["megatron-2024"].narrow_weights == "kept"
     assert load_stacks()["megatron-core"].narrow_weights == "live"
     assert not load_stacks()["fsdp"].narrow_weights

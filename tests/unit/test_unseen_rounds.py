@@ -63,6 +63,12 @@ ROUNDS = (
             "Pai-Megatron": ("plan.pipeline_parallel", "plan.virtual_stages"),  # embedding and loss count as layers
         },
     ),
+    Round(
+        number=8, lines=63, publishers=7,
+        cited=r"^https://github\.com/[^/\s]+/[^/\s]+/(?:blob/[0-9a-f]{40}/\S+|(?:issues|pull)/[0-9]+)$",
+        own_optimizer=lambda _row: False,
+        known=frozenset({"AMD-AGI", "NVIDIA-NeMo", "pytorch"}),
+    ),
 )  # fmt: skip
 each_round = pytest.mark.parametrize("told", ROUNDS, ids=lambda told: str(told.number))
 
