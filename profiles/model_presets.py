@@ -149,7 +149,7 @@ def _by_name(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
         preset = names.get(canonical_name(shorter))
         if preset is not None:
             return _preset(preset, entries, f"model {shown(text)} taken as {preset}")
-    return _quantised(text, catalog)
+    return _quantised(text, catalog) or _by_bare_name(text, catalog)
 
 
 def _preset(name: str, entries: Mapping[str, Mapping[str, Any]], *taken: str) -> ResolvedModel:
@@ -164,7 +164,7 @@ def _quantised(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
     if found is None:
         return None
     name, form = found
-    model = _by_name(name, catalog) or _by_bare_name(name, catalog)
+    model = _by_name(name, catalog)
     if model is None:
         return None
     spec = replace(model.spec, checkpoint_weights="" if form == SIXTEEN else form)
@@ -177,7 +177,7 @@ def _quantised(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
 
 
 def _by_bare_name(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
-    """The model that has this name under another owner."""
+    """The model that an alias calls so, whoever owns that or this; what is its own name was found before."""
     entries = catalog.model_entries
     bare = {
         canonical_name(alias.rpartition("/")[2]): name
@@ -185,7 +185,7 @@ def _by_bare_name(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
         for alias in _texts(entry, "aliases")
     }
     name = bare.get(canonical_name(text.rpartition("/")[2]))
-    return None if name is None else _preset(name, entries)
+    return None if name is None else _preset(name, entries, f"model {shown(text)} taken as {name}")
 
 
 def _shorter_names(text: str) -> list[str]:
