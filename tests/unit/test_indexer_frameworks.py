@@ -76,6 +76,9 @@ def test_attention_over_chosen_keys_is_fused_and_in_16_bits() -> None:
 def test_nobody_trains_it_on_older_devices_or_with_model_code() -> None:
     with pytest.raises(SpecError, match=r"model\.indexer: no framework has kernels on A100-SXM-80GB .* Hint: a GPU of"):
         planner.plan("deepseek-v3.2", "64x8xA100-80GB", job={"sequence_length": 4096})
+    for cluster in ("8x8xMI355X", "8x8xH200+8x8xA100-80GB"):
+        with pytest.raises(SpecError, match=r"model\.indexer: no framework has kernels on (MI355X|A100-SXM-80GB) "):
+            resolve_flow("sft", {"": "glm-5"}, cluster, FlowOptions(framework="megatron"))
     with pytest.raises(SpecError, match=r"model\.indexer: PyTorch FSDP .* framework megatron, which has kernels"):
         planner.plan_dataflow("grpo", "glm-5", "64x8xH100", framework="fsdp")
 

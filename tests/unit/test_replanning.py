@@ -222,6 +222,8 @@ def test_nothing_fits_is_an_answer(run: Command) -> None:
     [
         ({"onto": "8xH10O"}, "onto.device"),
         ({"onto": 8}, "onto"),
+        ({"cluster": "8xB200", "onto": "8xH200", "job": {"precision": "mxfp8"}}, "job.precision"),
+        ({"model": "glm-5", "cluster": "16x8xB200", "onto": "16x8xMI355X"}, "model.indexer"),
         ({"batch_change": 2}, "batch_change"),
         ({"batch_change": "none"}, "batch_change"),
         ({"plan": {"tp": 7}}, "plan.tensor_parallel"),
