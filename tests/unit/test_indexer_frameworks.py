@@ -118,6 +118,16 @@ def test_a_stage_of_an_engine_starts_where_keys_are_chosen() -> None:
     assert "take the choice of keys of one before them" in refused.shortage.message
 
 
+def test_a_search_has_one_stage_where_layers_share_a_choice() -> None:
+    asked = {"sequence_length": 2048, "global_batch_size": 16}
+    found = planner.search(SHARES, "1x8xH100", asked, strategy="all", seconds=20)
+    assert found.best is not None
+    assert len(found.best.stages) == 1
+    idle = {run.engine: run.space for run in found.engines if run.status == "not run"}
+    assert idle.keys() == {"partition", "mcmc"}
+    assert set(idle.values()) == {"layers that share a choice of keys are on one stage"}
+
+
 def test_megatron_lm_is_told_of_the_indexer_and_its_kernels() -> None:
     asked = {"sequence_length": 4096, "global_batch_size": 1024}
     request = request_of("deepseek-v3.2", "64x8xH100", "megatron", **asked)
