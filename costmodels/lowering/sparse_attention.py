@@ -170,11 +170,8 @@ def chosen_core(
     """
     key_width, value_width = float(latent.kv_lora_rank + latent.qk_rope_head_dim), float(latent.kv_lora_rank)
     element = min(context.job.numerics.storage_bytes, 4.0)
-    kept = (
-        latent_key_bytes(context.model, min(context.cache_element_bytes, 4.0))
-        if context.by_engine
-        else (element * key_width)
-    )
+    cached = min(context.cache_element_bytes, 4.0) if context.by_engine else element
+    kept = latent_key_bytes(context.model, cached)
     blackwell = context.by_engine and context.cluster.device.architecture == "blackwell"
     rows = np.maximum(heads, _LEAST_HEADS_BLACKWELL if blackwell else _LEAST_HEADS)
     flops = 2 * (key_width + value_width) * tokens * rows * keys
