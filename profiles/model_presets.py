@@ -17,7 +17,7 @@ from profiles import strict_json
 from profiles.checkpoint_names import IN_QLORA, PADDED_WIDTHS, SIXTEEN, without_format
 from profiles.errors import SpecError, did_you_mean
 from profiles.hf_checks import unpriced_layers
-from profiles.hf_config import read_hf_config
+from profiles.hf_config import TEXT_PART, read_hf_config
 from profiles.hf_families import ENCODERS, VISION
 from profiles.model import ModelSpec
 from profiles.model_fields import MAX_TEXT, model_from_fields, shown
@@ -28,7 +28,7 @@ MAX_PATH = 4096
 
 # Keys of a catalogue entry that describe the entry, not the model.
 _ENTRY_KEYS = ("aliases", "default_for", "text_part")
-_TEXT_PART = "multimodal model: only its text part is planned for, without images"
+_TEXT_PART = f"{TEXT_PART} is planned for, without images"
 # Endings that name a fine-tune or a file format of the same architecture.
 _VARIANT = re.compile(r"[-_ ](hf|base|chat|instruct|it|pt)$")
 _TELLING = 4  # letters of a kind of encoder that no other word of a name has
