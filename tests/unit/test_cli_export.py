@@ -131,7 +131,18 @@ def test_a_plan_that_may_run_out_of_memory_is_written_and_told(run: Command, tmp
 
 
 def test_of_the_plans_that_a_target_expresses_one_that_is_likely_to_live_is_taken(run: Command) -> None:
-    question = ["--format", "accelerate", "--framework", "trl", "-m", "qwen2.5-7b", "-g", "8xH100", "--task", "lora"]
+    question = [
+        "--format",
+        "accelerate",
+        "--framework",
+        "trl",
+        "-m",
+        "mistral-7b-v0.3",
+        "-g",
+        "8xH100",
+        "--task",
+        "lora",
+    ]
     code, _, err = run("export", *question)
     assert (code, err) == (0, "")
     assert re.match(
