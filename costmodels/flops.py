@@ -16,7 +16,7 @@ from costmodels.saved_products import layer_products
 from costmodels.workload import LoraSpec, TrainingJob
 from profiles.adapter_parameters import total_lora_parameters
 from profiles.model import ModelSpec
-from profiles.parameters import layer_parameters
+from profiles.parameters import layer_parameters, total_indexer_parameters
 from profiles.stack import StackSpec
 
 
@@ -60,11 +60,6 @@ def index_scores_flops_per_token(model: ModelSpec, sequence_length: int, *, caus
     return 2.0 * model.indexer.layers * model.indexer.query_width * pairs
 
 
-def _indexer_parameters(model: ModelSpec) -> float:
-    """Weights of all indexers, which multiply every token forward only: nothing flows back through a choice."""
-    return 0.0 if model.indexer is None else 1.0 * model.indexer.layers * model.indexer_parameters
-
-
 def linear_core_flops_per_token(model: ModelSpec) -> float:
     """Forward FLOPs of the recurrences of linear attention for one token, all layers; however long the sequence is."""
     linear = model.linear_attention
@@ -80,9 +75,10 @@ def model_flops_per_step(model: ModelSpec, job: TrainingJob, *, causal: bool) ->
     """
     choosing = index_scores_flops_per_token(model, job.attended_tokens, causal=causal)
     per_token = 3 * forward_flops_per_token(model, job.attended_tokens, causal=causal)
-    per_token -= 2 * (choosing + 2 * _indexer_parameters(model))
+    # Nothing flows back through a choice: what makes it multiplies every token forward only.
+    per_token -= 2 * (choosing + 2 * total_indexer_parameters(model))
     if job.lora is not None:
-        trained = matmul_parameters(model) - _indexer_parameters(model)
+        trained = matmul_parameters(model) - total_indexer_parameters(model)
         per_token += 6 * _visited_adapter_parameters(model, job.lora) - 2 * trained
     return per_token * job.tokens_per_step
 

@@ -48,7 +48,7 @@ def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
     if job.fp8_attention and "fp8" not in cluster.device.peak_flops_per_s:
         raise SpecError("job.fp8_attention", f"{cluster.device.name} has no fp8 arithmetic", "leave it out")
     _check_attention_library(job, cluster.device)
-    _check_indexer(model, cluster.device)
+    check_chosen_keys(model, cluster.device)
     check_adapted(job.lora, model)
     if model.learned_positions and job.sequence_length > model.learned_positions:
         raise SpecError(
@@ -64,8 +64,11 @@ def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
         raise SpecError("job.train_tokens", problem, f"{step_tokens:.12g}, or a smaller global_batch_size")
 
 
-def _check_indexer(model: ModelSpec, device: DeviceSpec) -> None:
+def check_chosen_keys(model: ModelSpec, device: DeviceSpec) -> None:
     """Refuse keys that an indexer chooses where nobody has kernels that train with them.
+
+    Raises:
+        SpecError: If the model has an indexer and the device is none of those.
 
     Source:
         megatron-core 0.19.2, experimental_attention_variant/dsa_cudnn_kernels.py: cuDNN's and FlashMLA's require Hopper

@@ -39,6 +39,7 @@ _KINDS = {item.name: _TYPES[item.type] for item in fields(TrainingJob) if item.n
 _EXTRA: dict[str, type] = {"global_batch_tokens": float, "lora_rank": int, "lora_targets": object, "lora": object}
 JOB_FIELDS = (*_KINDS, *_EXTRA)
 _FORMATS = ("precision", *(name for name in _KINDS if name.endswith("_dtype")))
+_FINE_TUNING = ("sft", "finetune", "finetuning", "fine-tune", "fine-tuning")  # any of three tasks
 _NEAR, _MOST_TRIED = 0.05, 64  # of a batch that nobody asked for; and numbers on either side
 
 
@@ -211,6 +212,8 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
             values[name] = format_name(values[name]) if name in _FORMATS else values[name].strip().lower()
     if (task := values.get("task", TASKS[0])) not in TASKS:
         hint = f"use one of {', '.join(TASKS)}; ppo, dpo and the like are workflows: planner plan --job"
+        if task in _FINE_TUNING:
+            hint = "full, where all weights are trained; lora or qlora, where adapters are"
         raise SpecError("job.task", f"unknown value {task[:40]!r}", hint)
     _check_together(values, task)
     return values

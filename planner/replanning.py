@@ -17,6 +17,7 @@ from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.api import estimate, price_plan, what_stands_in_the_way
 from planner.estimates import fastest_estimate
 from planner.exporters.saved import saved_plan
+from planner.job_checks import check_job
 from planner.jobs import rounded_batch
 from planner.machines import ClusterInput, resolve_cluster, with_memory_reserve
 from planner.remedies import search_if_legal
@@ -136,7 +137,7 @@ def replan(
         devices can share that.
 
     Raises:
-        SpecError: If the question is wrong, or no plan is legal on the old devices.
+        SpecError: If the question is wrong, no plan is legal on the old devices, or the new ones cannot run the job.
 
     Example:
         >>> import planner
@@ -184,6 +185,7 @@ def _continued(before: PlanResult, onto: ClusterInput, batch_change: float, fabr
     if running.plan.stage_layers:
         raise SpecError("plan.stage_layers", "is given; layouts stage by stage are not moved", "leave it out")
     cluster = with_memory_reserve(_new_devices(onto, fabric), request.memory_reserve_bytes)
+    check_job(request.job, request.model, cluster)
     asked = replace(request, cluster=cluster, pins={})
     kept = {name: int(getattr(running.plan, name)) for name in LAYOUT}
     batch = asked.job.global_batch_size

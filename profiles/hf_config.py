@@ -23,6 +23,7 @@ from profiles.layer_pattern import EXPERTS
 from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, MoESpec
 from profiles.model_fields import shown
 
+TEXT_PART = "multimodal model: only its text part"  # how what is said of one begins
 _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
 
 
@@ -81,9 +82,9 @@ def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]
         for shared in ("model_type", "tie_word_embeddings"):
             if text.get(shared) is None and config.get(shared) is not None:
                 text[shared] = config[shared]
-        return text, [f"multimodal model: only its text part ({key}) is planned for"]
+        return text, [f"{TEXT_PART} ({key}) is planned for"]
     if isinstance(config.get("vision_config"), Mapping):  # with the text part's keys beside it, as Qwen2.5-VL writes
-        return config, ["multimodal model: only its text part is planned for, without the images of vision_config"]
+        return config, [f"{TEXT_PART} is planned for, without the images of vision_config"]
     return config, []
 
 

@@ -45,9 +45,9 @@ def read_pattern(config: Mapping[str, Any]) -> str:
     names = config[listed]
     if not isinstance(names, list) or not names:
         raise SpecError(f"{FIELD}.{listed}", f"must be a list of layers; got {shown(names)}")
-    other = next((name for name in names if not isinstance(name, str) or name not in _LETTERS), None)
-    if other is not None:
-        raise SpecError(f"{FIELD}.{listed}", f"unsupported layer {shown(other)}", f"one of {', '.join(_LETTERS)}")
+    others = [name for name in names if not isinstance(name, str) or name not in _LETTERS]
+    if others:
+        raise SpecError(f"{FIELD}.{listed}", f"unsupported layer {shown(others[0])}", f"one of {', '.join(_LETTERS)}")
     return "".join(_LETTERS[name] for name in names)
 
 

@@ -17,7 +17,7 @@ from profiles import strict_json
 from profiles.checkpoint_names import IN_QLORA, PADDED_WIDTHS, SIXTEEN, without_format
 from profiles.errors import SpecError, did_you_mean
 from profiles.hf_checks import unpriced_layers
-from profiles.hf_config import read_hf_config
+from profiles.hf_config import TEXT_PART, read_hf_config
 from profiles.hf_families import ENCODERS, VISION
 from profiles.model import ModelSpec
 from profiles.model_fields import MAX_TEXT, model_from_fields, shown
@@ -28,7 +28,7 @@ MAX_PATH = 4096
 
 # Keys of a catalogue entry that describe the entry, not the model.
 _ENTRY_KEYS = ("aliases", "default_for", "text_part")
-_TEXT_PART = "multimodal model: only its text part is planned for, without images"
+_TEXT_PART = f"{TEXT_PART} is planned for, without images"
 # Endings that name a fine-tune or a file format of the same architecture.
 _VARIANT = re.compile(r"[-_ ](hf|base|chat|instruct|it|pt)$")
 _TELLING = 4  # letters of a kind of encoder that no other word of a name has
@@ -149,7 +149,7 @@ def _by_name(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
         preset = names.get(canonical_name(shorter))
         if preset is not None:
             return _preset(preset, entries, f"model {shown(text)} taken as {preset}")
-    return _quantised(text, catalog)
+    return _quantised(text, catalog) or _by_bare_name(text, catalog)
 
 
 def _preset(name: str, entries: Mapping[str, Mapping[str, Any]], *taken: str) -> ResolvedModel:
@@ -164,7 +164,7 @@ def _quantised(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
     if found is None:
         return None
     name, form = found
-    model = _by_name(name, catalog) or _by_bare_name(name, catalog)
+    model = _by_name(name, catalog)
     if model is None:
         return None
     spec = replace(model.spec, checkpoint_weights="" if form == SIXTEEN else form)
@@ -177,7 +177,7 @@ def _quantised(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
 
 
 def _by_bare_name(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
-    """The model that has this name under another owner."""
+    """The model that an alias calls so, whoever owns that or this; what is its own name was found before."""
     entries = catalog.model_entries
     bare = {
         canonical_name(alias.rpartition("/")[2]): name
@@ -185,7 +185,7 @@ def _by_bare_name(text: str, catalog: ModelCatalog) -> ResolvedModel | None:
         for alias in _texts(entry, "aliases")
     }
     name = bare.get(canonical_name(text.rpartition("/")[2]))
-    return None if name is None else _preset(name, entries)
+    return None if name is None else _preset(name, entries, f"model {shown(text)} taken as {name}")
 
 
 def _shorter_names(text: str) -> list[str]:

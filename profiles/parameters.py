@@ -206,6 +206,11 @@ def _mean_attention(model: ModelSpec) -> tuple[float, float]:
     return attention, kept
 
 
+def total_indexer_parameters(model: ModelSpec) -> int:
+    """Parameters of the indexers of all layers; 0 where nothing chooses keys."""
+    return 0 if model.indexer is None else model.indexer.layers * model.indexer_parameters
+
+
 def largest_mixer_parameters(model: ModelSpec) -> int:
     """Parameters of the token mixer of whichever layers have more of them, those that attend in full or linearly."""
     linear = model.linear_attention
@@ -274,7 +279,7 @@ def total_parameters(model: ModelSpec) -> int:
     moe_layers, linear = model.num_moe_layers, model.linear_attention
     total = non_layer_parameters(model) + model.num_layers * layer_norm_parameters(model)
     total += model.full_attention_layers * attention_parameters(model)
-    total += 0 if model.indexer is None else model.indexer.layers * model.indexer_parameters
+    total += total_indexer_parameters(model)
     if linear is not None:
         total += linear.layers * linear_parameters(linear, model.hidden_size)
     total += model.dense_mlp_layers * mlp_parameters(model)

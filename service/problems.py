@@ -36,6 +36,8 @@ _KINDS = dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "mu
     "bool_type": "must be true or false",
 }
 
+_SIZES = ("too_short", "too_long")  # of lists and mappings
+
 # Commands that hints of the library send to, each a route of that name; a workflow is a job of the first.
 _COMMANDS = re.compile(r"\bplanner (plan|estimate|search|sizing|replan|serving|export)\b(?! --json)(?: --job)?")
 
@@ -191,6 +193,10 @@ def _wrong_value(item: Mapping[str, Any]) -> str:
     words = _KINDS.get(item["type"], item["msg"].removeprefix("Value error, "))
     if item["type"] == "string_pattern_mismatch":
         words = PATTERN_WORDS.get(item["ctx"]["pattern"], words)
+    if item["type"] in _SIZES and isinstance(item["input"], list | dict):
+        most = item["ctx"].get("max_length")
+        bound = f"at least {item['ctx']['min_length']}" if most is None else f"at most {most}"
+        return f"must have {bound}; got {len(item['input'])}"
     problem: str = words[:1].lower() + words[1:]
     return problem if item["type"] == "missing" else f"{problem}; got {shown(item.get('input'))}"
 

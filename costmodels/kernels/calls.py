@@ -26,7 +26,9 @@ class KernelOp(IntEnum):
     FUSED_EXPERTS = 6  # a whole expert layer in one call (``costmodels.kernels.expert_terms`` names the columns)
     LINEAR_ATTENTION = 7  # m tokens in chunks of n, batch * heads states of key width k (``costmodels.linear_work``)
     INDEX_SCORES = 8  # m rows, queries of all index heads, x n keys of width k (``kernels.sparse_attention``)
-    CHOSEN_KEYS = 9  # m queries, each with n latent keys of width k of its own, for heads heads; causal: share of peak
+    CHOSEN_FORWARD = 9  # m queries, each with n latent keys of width k that were chosen for it, for heads heads
+    CHOSEN_BACKWARD = 10
+    CHOSEN_DECODE = 11
 
 
 class KernelFamily(IntEnum):

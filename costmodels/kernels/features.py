@@ -44,7 +44,9 @@ _OP_CLASS: Mapping[KernelOp, str] = {
     KernelOp.FUSED_EXPERTS: "fused_experts",
     KernelOp.LINEAR_ATTENTION: "linear_attention",
     KernelOp.INDEX_SCORES: "index_scores",
-    KernelOp.CHOSEN_KEYS: "chosen_keys",
+    KernelOp.CHOSEN_FORWARD: "chosen_keys",
+    KernelOp.CHOSEN_BACKWARD: "chosen_keys",
+    KernelOp.CHOSEN_DECODE: "chosen_keys",
 }
 _BY_CODE = np.array([_OP_CLASS[op] for op in KernelOp], dtype="<U24")
 

@@ -29,7 +29,7 @@ from costmodels.kernels.clocks import clock_hz, held_back, on_held_back
 from costmodels.kernels.device_features import OPERAND_BYTES, shared_cache_bytes
 from costmodels.kernels.implementations import Engine, copies_of, engine_of, is_bare, is_narrow
 from costmodels.kernels.shared_memory import backward_stretch
-from costmodels.kernels.sparse_attention import is_sparse, sparse_time_s, spread_of
+from costmodels.kernels.sparse_attention import is_sparse, sparse_spread, sparse_time_s
 from profiles.fits import Fit, KernelFits
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -65,7 +65,9 @@ OP_NAMES = {
     KernelOp.FUSED_EXPERTS: "grouped_gemm",
     KernelOp.LINEAR_ATTENTION: "attention_forward",
     KernelOp.INDEX_SCORES: "attention_forward",
-    KernelOp.CHOSEN_KEYS: "attention_forward",
+    KernelOp.CHOSEN_FORWARD: "attention_forward",
+    KernelOp.CHOSEN_BACKWARD: "attention_forward",
+    KernelOp.CHOSEN_DECODE: "attention_forward",
 }
 # Of linear attention, which is priced at what fused attention reaches: ends of the interval. Published times of Gated
 # DeltaNet's and Kimi's forward pass over what is priced are 0.9 to 1.9 of FLA's kernels on H100, H20 and RTX 5090, more
@@ -301,7 +303,7 @@ class RooflineKernelModel:
             fit, fit_basis, rates = self._resolve(KernelOp(op), GEMM_FORMATS[format_index], device)
             if is_sparse(KernelOp(op)):
                 price_s = sparse_time_s(KernelOp(op), part, fit.parameters, rates)
-                low, high = spread_of(KernelOp(op))
+                low, high = sparse_spread(KernelOp(op))
             else:
                 price_s = FORMULAS[fit.op](part, fit.parameters, rates)
                 untimed = KernelOp(op) is KernelOp.LINEAR_ATTENTION

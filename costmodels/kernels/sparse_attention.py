@@ -24,13 +24,18 @@ DECODING_EFFICIENCY = 0.41
 # Of a backward pass over chosen keys nobody states a rate; FlashAttention's backward pass has three quarters of its
 # forward pass's (arXiv:2407.08608, figures 5 and 6: 550 and 740 TFLOP/s), and this one adds gradients of keys up.
 BACKWARD_OVER_FORWARD = 0.75
+_CHOSEN_EFFICIENCY = {
+    KernelOp.CHOSEN_FORWARD: READING_EFFICIENCY,
+    KernelOp.CHOSEN_BACKWARD: READING_EFFICIENCY * BACKWARD_OVER_FORWARD,
+    KernelOp.CHOSEN_DECODE: DECODING_EFFICIENCY,
+}
 # Ends of intervals. Scores and choice together take 1.2 to 1.3 times what is priced for prompts of 4,096 to 65,536
 # tokens on an H200, and 0.76 to 1.45 times for a token of 8 to 64 sequences, more only of one sequence alone
 # (sgl-project/sglang, python/sglang/srt/layers/attention/nsa/hisa/benchmarks/_results, 2026-04-21; looked up after the
 # prices were made, which rest on none of it). Attention over chosen keys is at most as fast as its authors state.
 SCORES_SPREAD = (0.75, 1.5)
 CHOSEN_SPREAD = (0.9, 2.0)
-_SPREADS = {KernelOp.INDEX_SCORES: SCORES_SPREAD, KernelOp.CHOSEN_KEYS: CHOSEN_SPREAD}
+_SPREADS = {KernelOp.INDEX_SCORES: SCORES_SPREAD} | dict.fromkeys(_CHOSEN_EFFICIENCY, CHOSEN_SPREAD)
 
 
 def is_sparse(op: KernelOp) -> bool:
@@ -38,7 +43,7 @@ def is_sparse(op: KernelOp) -> bool:
     return op in _SPREADS
 
 
-def spread_of(op: KernelOp) -> tuple[float, float]:
+def sparse_spread(op: KernelOp) -> tuple[float, float]:
     """Ends of the interval of a price, as multiples of it."""
     return _SPREADS[op]
 
@@ -47,17 +52,16 @@ def sparse_time_s(op: KernelOp, calls: KernelCallBatch, fit: Mapping[str, float]
     """Seconds of each call: arithmetic or memory, whichever takes longer, and the start of a kernel.
 
     Args:
-        op: ``INDEX_SCORES`` (rows of all index heads by keys) or ``CHOSEN_KEYS``; ``causal`` of the latter is the share
-            of the peak that is reached.
+        op: ``INDEX_SCORES`` (rows of all index heads by keys) or attention over chosen keys.
         calls: Rows of that operation.
         fit: Of fused attention: ``efficiency_128``, ``memory_efficiency``, ``floor_s``, ``sharpness``.
         rates: Of the device in the format of the calls (``roofline.Rates``).
     """
-    share = fit["efficiency_128"] if op is KernelOp.INDEX_SCORES else calls.causal
-    arithmetic_s = calls.flops / (rates.flops_per_s * np.where(calls.flops > 0, share, 1.0))
+    efficiency = _CHOSEN_EFFICIENCY.get(op, fit["efficiency_128"])
+    arithmetic_s = calls.flops / (rates.flops_per_s * efficiency)
     memory_s = calls.bytes / (rates.bytes_per_s * fit["memory_efficiency"])
     larger, smaller = np.maximum(arithmetic_s, memory_s), np.minimum(arithmetic_s, memory_s)
-    if op is KernelOp.CHOSEN_KEYS:
+    if op in _CHOSEN_EFFICIENCY:
         return np.asarray(fit["floor_s"] + larger)
     ratio = np.divide(smaller, larger, out=np.zeros_like(larger), where=larger > 0)
     sharpness = fit["sharpness"]

@@ -26,7 +26,6 @@ import numpy as np
 from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily, KernelOp
-from costmodels.kernels.sparse_attention import BACKWARD_OVER_FORWARD, DECODING_EFFICIENCY, READING_EFFICIENCY
 from costmodels.kv_cache import latent_key_bytes
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
@@ -171,23 +170,19 @@ def chosen_core(
     """
     key_width, value_width = float(latent.kv_lora_rank + latent.qk_rope_head_dim), float(latent.kv_lora_rank)
     element = min(context.job.numerics.storage_bytes, 4.0)
-    kept = (
-        latent_key_bytes(context.model, min(context.cache_element_bytes, 4.0))
-        if context.by_engine
-        else (element * key_width)
-    )
+    cached = min(context.cache_element_bytes, 4.0) if context.by_engine else element
+    kept = latent_key_bytes(context.model, cached)
     blackwell = context.by_engine and context.cluster.device.architecture == "blackwell"
     rows = np.maximum(heads, _LEAST_HEADS_BLACKWELL if blackwell else _LEAST_HEADS)
     flops = 2 * (key_width + value_width) * tokens * rows * keys
     traffic = read * kept + tokens * element * heads * (key_width + value_width)
-    efficiency = DECODING_EFFICIENCY if decodes else READING_EFFICIENCY
-    for phase, work, moved, share in (
-        (Phase.CORE, 1.0, 1.0, efficiency),
-        (Phase.INPUT_GRADIENT, _BACKWARD_FLOPS, _BACKWARD_TRAFFIC, efficiency * BACKWARD_OVER_FORWARD),
+    for phase, op, work, moved in (
+        (Phase.CORE, KernelOp.CHOSEN_DECODE if decodes else KernelOp.CHOSEN_FORWARD, 1.0, 1.0),
+        (Phase.INPUT_GRADIENT, KernelOp.CHOSEN_BACKWARD, _BACKWARD_FLOPS, _BACKWARD_TRAFFIC),
     ):
         calls.add(
             phase,
-            op=float(KernelOp.CHOSEN_KEYS),
+            op=float(op),
             gemm_format=float(GEMM_FORMATS.index(core_format(context))),
             m=tokens,
             n=keys,
@@ -195,7 +190,7 @@ def chosen_core(
             batch=1.0,
             heads=rows,
             kv_heads=1.0,
-            causal=share,
+            causal=1.0,
             flops=work * flops,
             bytes=moved * traffic,
             element_bytes=element,

@@ -4,12 +4,20 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelCallBatch, KernelOp
+from costmodels.kernels.sparse_attention import is_sparse
 from costmodels.plan import FloatArray
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
 
 # Peak in 4 bits over that in 16 of B200, the one board of Blackwell's whose 4-bit products were timed.
 _TIMED_FP4_OVER_16BIT = 4.0
+# Operations without a scale of training stacks: those that training never runs, and linear and sparse attention, of
+# which no published step told one.
+_UNSCALED = [
+    int(op)
+    for op in KernelOp
+    if op in (KernelOp.ATTENTION_DECODE, KernelOp.FUSED_EXPERTS, KernelOp.LINEAR_ATTENTION) or is_sparse(op)
+]
 
 
 def kernel_time_scale(calls: KernelCallBatch, context: CostContext) -> FloatArray:
@@ -31,13 +39,11 @@ def kernel_time_scale(calls: KernelCallBatch, context: CostContext) -> FloatArra
     if architecture == "hopper":
         attention *= stack.hopper_attention_time_scale
     is_gemm = (calls.op == int(KernelOp.GEMM)) | (calls.op == int(KernelOp.GROUPED_GEMM))
-    is_served = (calls.op == int(KernelOp.ATTENTION_DECODE)) | (calls.op == int(KernelOp.FUSED_EXPERTS))
-    for op in (KernelOp.LINEAR_ATTENTION, KernelOp.INDEX_SCORES, KernelOp.CHOSEN_KEYS):
-        is_served |= calls.op == int(op)  # nor were their scales fitted in training
+    is_unscaled = np.isin(calls.op, _UNSCALED)
     if not context.implementation:
         board = context.cluster.device.training_time_scale
         by_format, attention = by_format * board, attention * board
-    other = np.where(calls.op == int(KernelOp.MEMORY), stack.memory_time_scale, np.where(is_served, 1.0, attention))
+    other = np.where(calls.op == int(KernelOp.MEMORY), stack.memory_time_scale, np.where(is_unscaled, 1.0, attention))
     return np.where(is_gemm, by_format[calls.gemm_format], other)
 
 

@@ -30,7 +30,7 @@ _VALUES = {
     "accepted": r"\d",
     "pin": r"\w+\.\w",
 }
-_SETTING = r"(?:reward|task|lora_targets)=\w"
+_SETTING = r"(?:reward|task|lora_targets|old_logprobs|group_size|kl)=\w"
 _NEW = r"(?<![\w.='-])"  # no part of a longer word, no option already, and nothing that is quoted
 _PATTERN = re.compile(
     "|".join(

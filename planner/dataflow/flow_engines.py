@@ -62,6 +62,6 @@ def engines_of(
 
 def _runs(name: str, models: Sequence[ModelSpec], devices: Sequence[DeviceSpec]) -> bool:
     engine = find_engine(name)
-    somewhere = any(engine.runs_on(device) and all(engine.chooses_on(model, device) for model in models)
-                    for device in devices)  # fmt: skip
-    return somewhere and all(map(engine.knows, models))
+    devices = [device for device in devices if engine.runs_on(device)]
+    placed = all(any(engine.chooses_on(model, device) for device in devices) for model in models)
+    return bool(devices) and placed and all(map(engine.knows, models))

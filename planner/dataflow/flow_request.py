@@ -21,7 +21,7 @@ from planner.dataflow.length_text import LengthInput
 from planner.dataflow.presets import PRESETS, ROLE_SETTINGS, build_preset, unknown_role
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.streams import streamed
-from planner.job_checks import check_precision
+from planner.job_checks import check_chosen_keys, check_precision
 from planner.jobs import default_precision
 from planner.lora import check_adapted
 from planner.machines import ClusterInput, fabric_notes, mixed_of, resolve_cluster, with_own_reserve
@@ -199,6 +199,8 @@ def resolve_flow(
     for role in {call.role for call in graph.calls if call.kind in (INFERENCE, TRAIN)}:
         check_trained(specs[role], stacks[role].framework)
         check_indexer_trained(specs[role], stacks[role].framework)
+        for group in machines.groups:
+            check_chosen_keys(specs[role], group.device)
         check_adapted(graph.role(role).adapters(specs[role]).lora, specs[role], where=f"job.roles.{role}")
     notes += [*adapter_notes(graph, specs), *stack_notes]
     notes += fused_or_not(graph, stacks, specs, machines)

@@ -12,8 +12,9 @@ from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Schedule
 from costmodels.stages import stage_table
 from costmodels.workload import TrainingJob
 from planner.phrases import plan_label
-from planner.results import Request
+from planner.results import Note, Request
 from profiles.hardware import ClusterSpec
+from profiles.hf_config import TEXT_PART
 from profiles.model import ModelSpec
 
 SCRIPT = "train.sh"
@@ -174,7 +175,14 @@ def header(target: Target, plan: ExecutionPlan, request: Request) -> list[str]:
     return [
         written_for(target),
         f"{model} on {cluster.num_devices} x {cluster.device.name}: {plan_label(plan)}",
+        *text_parts(request.assumptions),
     ]
+
+
+def text_parts(assumptions: Iterable[Note]) -> list[str]:
+    """What a file says of multimodal models, whose checkpoints bring more than was planned for; each sentence once."""
+    told = dict.fromkeys(note.message for note in assumptions if TEXT_PART in note.message)
+    return [f"{words[:1].upper()}{words[1:]}." for words in told]
 
 
 def written_for(target: Target) -> str:

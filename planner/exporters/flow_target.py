@@ -11,7 +11,7 @@ from planner.dataflow.flow_pins import CallPin, column_word
 from planner.dataflow.flow_request import COLOCATED, FlowRequest
 from planner.dataflow.flow_results import CallPlan, FlowPlan
 from planner.dataflow.graph import GENERATE, TRAIN
-from planner.exporters.exported import SCRIPT, Exported, Gap, Target, comment, scripted, written_for
+from planner.exporters.exported import SCRIPT, Exported, Gap, Target, comment, scripted, text_parts, written_for
 from planner.flow_phrases import gpu_range, layout_label, machines_label
 from planner.phrases import seconds
 from planner.pins import ALIASES
@@ -72,7 +72,7 @@ class FlowTarget:
             plan: Its answer.
             said: Sentences about the plan for every file.
         """
-        words = [written_for(self.target), about(request, plan), *said]
+        words = [written_for(self.target), about(request, plan), *text_parts(request.assumptions), *said]
         return scripted(
             self.target,
             words,

@@ -14,6 +14,7 @@ from planner.pricing import price_all
 from planner.request import setting_of
 from planner.results import Note, Request
 from planner.rules.base import FRAMEWORK_TITLES
+from planner.rules.indexer import shares_choices
 from planner.rules.modules import module_sets
 from planner.search.annealing import anneal
 from planner.search.best import BestSoFar
@@ -337,7 +338,10 @@ def _varied(question: Question, best: BestSoFar, *, engine: str) -> EngineRun:
 
 def _no_pipelines(question: Question) -> str:
     """Why there are no stages that could differ, if there are none."""
-    return "" if has_pipelines(question.requests[0].stack) else "the framework has no pipelines"
+    request = question.requests[0]
+    if not has_pipelines(request.stack):
+        return "the framework has no pipelines"
+    return "layers that share a choice of keys are on one stage" if shares_choices(request.model) else ""
 
 
 def _degrees_fixed(question: Question) -> str:

@@ -272,7 +272,8 @@ def test_trials_are_posted_row_by_row(client: TestClient) -> None:
     assert [item["died"] for item in document["observed"]] == [False, True]
     error = problem(client.post("/observe", json=BODY | {"trials": [ran | {"modle": "x"}]}), 422)
     assert error["errors"][0]["field"] == "trials.0.modle"
-    problem(client.post("/observe", json=BODY | {"trials": []}), 422)
+    empty = problem(client.post("/observe", json=BODY | {"trials": []}), 422)
+    assert empty["detail"] == "trials: must have at least 1; got 0"
     for value, words in ((-5, "greater than or equal to 0; got -5"), ([], "text, a number, true or false; got a list")):
         (error,) = problem(client.post("/observe", json=BODY | {"trials": [ran | {"tp": value}]}), 422)["errors"]
         assert error["field"] == "trials.0.tp"

@@ -309,7 +309,7 @@ def test_variants_and_front(run: Any) -> None:
     assert [item["plan"] for item in listed["plans"]] != [item["plan"] for item in folded["plans"]]
     fronted, plain = run("plan", *BASE, "--pareto").out, run("plan", *BASE).out
     assert fronted.startswith(plain)
-    assert fronted[len(plain) :].split()[:4] == ["step", "memory", "gpus", "plan"]
+    assert fronted[len(plain) :].split()[:5] == ["step", "memory", "risk", "gpus", "plan"]
 
 
 def test_models(run: Any) -> None:

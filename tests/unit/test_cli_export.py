@@ -27,6 +27,16 @@ def test_a_single_file_is_printed_as_it_is(run: Command, tmp_path: Path) -> None
     assert (tmp_path / "train.sh").read_text() == out.removesuffix("\n")
 
 
+def test_files_say_what_was_not_planned_for_of_a_multimodal_checkpoint(run: Command) -> None:
+    words = "# Multimodal model: only its text part is planned for, without images.\n"
+    single = ("--format", "accelerate", "--framework", "huggingface", "--model", "qwen3-vl-2b", "--zero", "3")
+    flow = ("--format", "nemo-rl", "--job", "sft", "--model", "qwen3-vl-2b", "--effort", "0.05")
+    for asked in (single, flow):
+        code, out, _ = run("export", "--gpus", "8xH100", *asked)
+        assert (code, out.count(words)) == (0, 2)  # of the settings and of the script
+    assert words not in run("export", "--format", "megatron-lm", *BASE)[1]
+
+
 def test_several_files_are_told_apart(run: Command, tmp_path: Path) -> None:
     asked = ("export", "--format", "accelerate", "--framework", "huggingface", *BASE, "--zero", "3")
     code, out, _ = run(*asked)
@@ -121,7 +131,18 @@ def test_a_plan_that_may_run_out_of_memory_is_written_and_told(run: Command, tmp
 
 
 def test_of_the_plans_that_a_target_expresses_one_that_is_likely_to_live_is_taken(run: Command) -> None:
-    question = ["--format", "accelerate", "--framework", "trl", "-m", "qwen2.5-7b", "-g", "8xH100", "--task", "lora"]
+    question = [
+        "--format",
+        "accelerate",
+        "--framework",
+        "trl",
+        "-m",
+        "mistral-7b-v0.3",
+        "-g",
+        "8xH100",
+        "--task",
+        "lora",
+    ]
     code, _, err = run("export", *question)
     assert (code, err) == (0, "")
     assert re.match(

@@ -76,6 +76,9 @@ def test_attention_over_chosen_keys_is_fused_and_in_16_bits() -> None:
 def test_nobody_trains_it_on_older_devices_or_with_model_code() -> None:
     with pytest.raises(SpecError, match=r"model\.indexer: no framework has kernels on A100-SXM-80GB .* Hint: a GPU of"):
         planner.plan("deepseek-v3.2", "64x8xA100-80GB", job={"sequence_length": 4096})
+    for cluster in ("8x8xMI355X", "8x8xH200+8x8xA100-80GB"):
+        with pytest.raises(SpecError, match=r"model\.indexer: no framework has kernels on (MI355X|A100-SXM-80GB) "):
+            resolve_flow("sft", {"": "glm-5"}, cluster, FlowOptions(framework="megatron"))
     with pytest.raises(SpecError, match=r"model\.indexer: PyTorch FSDP .* framework megatron, which has kernels"):
         planner.plan_dataflow("grpo", "glm-5", "64x8xH100", framework="fsdp")
 
@@ -113,6 +116,16 @@ def test_a_stage_of_an_engine_starts_where_keys_are_chosen() -> None:
     refused = planner.serving("glm-5.2", "2x8xH200", pins={"pipeline_parallel": 2}, **asked)
     assert refused.shortage is not None
     assert "take the choice of keys of one before them" in refused.shortage.message
+
+
+def test_a_search_has_one_stage_where_layers_share_a_choice() -> None:
+    asked = {"sequence_length": 2048, "global_batch_size": 16}
+    found = planner.search(SHARES, "1x8xH100", asked, strategy="all", seconds=20)
+    assert found.best is not None
+    assert len(found.best.stages) == 1
+    idle = {run.engine: run.space for run in found.engines if run.status == "not run"}
+    assert idle.keys() == {"partition", "mcmc"}
+    assert set(idle.values()) == {"layers that share a choice of keys are on one stage"}
 
 
 def test_megatron_lm_is_told_of_the_indexer_and_its_kernels() -> None:

@@ -147,6 +147,7 @@ def test_a_batch_that_was_asked_for_is_the_nearest() -> None:
         ({"sequence_length": 0}, "job.sequence_length: must be between 1 and 16777216; got 0"),
         ({"dropout": 1}, "job.dropout: must be true or false; got '1'"),
         ({"padding_efficiency": "most"}, "job.padding_efficiency: must be a number; got 'most'"),
+        ({"task": "sft"}, "job.task: unknown value 'sft'. Hint: full, where all weights are trained; lora or qlora"),
         ({"task": "dpo"}, "job.task: unknown value 'dpo'. Hint: use one of pretrain, full, lora, qlora; ppo, dpo and"),
         ({"global_batch_tokens": 0}, "job.global_batch_tokens: must be between 1 and 1e+18; got 0"),
         (

@@ -52,7 +52,7 @@ def test_equal_calls_have_one_key_and_are_found_once():
 
 
 def test_codes_are_what_stored_profiles_hold():
-    assert [op.value for op in KernelOp] == list(range(10))
+    assert [op.value for op in KernelOp] == list(range(12))
     assert [(family.name, family.value) for family in KernelFamily][:2] == [("POINTWISE", 0), ("NORM", 1)]
     assert KernelFamily.OTHER == 13
     assert [layout.value for layout in GemmLayout] == [0, 1, 2]

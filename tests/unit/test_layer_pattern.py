@@ -142,6 +142,7 @@ def test_what_is_filled_in_is_reported() -> None:
         (CONFIG | {"hybrid_override_pattern": None}, "hybrid_override_pattern: is missing"),
         (CONFIG | {"hybrid_override_pattern": EIGHT + "|"}, "hybrid_override_pattern: unsupported layer '|'"),
         (CONFIG | {"layers_block_type": ["mamba", "conv"]}, "layers_block_type: unsupported layer 'conv'"),
+        (CONFIG | {"layers_block_type": ["mamba", None]}, "layers_block_type: unsupported layer None"),
         (CONFIG | {"num_hidden_layers": 51}, "num_hidden_layers: is 51, and the pattern has 52 layers"),
         (CONFIG | {"use_bias": True}, "use_bias: true is not known"),
         (CONFIG | {"n_groups": 0}, "n_groups: must be a whole number of at least 1"),

@@ -177,6 +177,7 @@ def test_names_and_aliases_tolerate_case_and_separators(text, preset):
         ("Qwen/Qwen2.5-72B-Instruct", "qwen2.5-72b"),
         ("google/gemma-2-9b-it", "gemma-2-9b"),
         ("BSC-LT/salamandra-7b-instruct", "salamandra-7b"),
+        ("gpt-oss-safeguard-20b", "gpt-oss-20b"),
     ],
 )
 def test_fine_tunes_map_to_their_base_with_an_assumption(text, preset):

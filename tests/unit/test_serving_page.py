@@ -105,7 +105,7 @@ def test_runs_are_priced_with_their_start() -> None:
     loops = [key for key in published if key[2] == "ttft" and first[key].row.load is Load.CLOSED_LOOP]
     known = [key for key in loops if first[key].row.num_requests and (first[key].row.concurrency or 1) >= 16]
     assert len(known) >= 12
-    assert all(now[key].predicted > 1.3 * first[key].predicted for key in known)
+    assert all(now[key].predicted > 1.25 * first[key].predicted for key in known)
     # DeepSeek-R1's weights are read as the blocks they are since.
     others = [key for key in loops if not first[key].row.num_requests and first[key].row.model != "deepseek-v3"]
     assert all(now[key].predicted == pytest.approx(first[key].predicted, rel=0.15) for key in others)

@@ -258,7 +258,7 @@ PUBLISHED = [
             "pins": LAYOUT,
         },
         2.33477,
-        0.08,
+        0.13,
     ),
     # SGLang issue 2219, bench_latency without a server.
     ("qwen2-7b", "1xA30", {"prompt": 200, "concurrency": 1, "engine": "sglang-2025"}, 0.03508, 0.06),
