@@ -284,4 +284,6 @@ def _infeasible(infeasible: FlowInfeasible) -> dict[str, Any]:
         "minimum_gpus": infeasible.minimum_gpus,
         "looked_at_gpus": infeasible.looked_at_gpus,
         "minimum_steady_s": infeasible.minimum_steady_s,
+        "framework": infeasible.framework or None,
+        "framework_steady_s": infeasible.framework_steady_s,
     }

@@ -128,10 +128,15 @@ def shortage_sentence(item: CallShortage) -> str:
 
 
 def minimum_sentence(infeasible: FlowInfeasible) -> str:
-    """The smallest cluster that would do."""
+    """What would do: the smallest cluster, and a framework that splits models, where there is one."""
+    least = f"{infeasible.minimum_gpus} GPUs of this kind would do{_per_iteration(infeasible.minimum_steady_s)}."
     if infeasible.minimum_gpus is None:
-        return f"Nothing up to {infeasible.looked_at_gpus} GPUs of these machines does."
-    time = (
-        "" if infeasible.minimum_steady_s is None else f", about {seconds(infeasible.minimum_steady_s)} per iteration"
-    )
-    return f"{infeasible.minimum_gpus} GPUs of this kind would do{time}."
+        least = f"Nothing up to {infeasible.looked_at_gpus} GPUs of these machines does."
+    if not infeasible.framework:
+        return least
+    pace = _per_iteration(infeasible.framework_steady_s)
+    return f"{least} Framework {infeasible.framework} splits models and fits these GPUs{pace}."
+
+
+def _per_iteration(steady_s: float | None) -> str:
+    return "" if steady_s is None else f", about {seconds(steady_s)} per iteration"

@@ -208,4 +208,6 @@ def _infeasible_shape() -> Shape:
         minimum_gpus=or_null(COUNT),
         looked_at_gpus=COUNT,
         minimum_steady_s=or_null(AMOUNT),
+        framework=or_null(TEXT),
+        framework_steady_s=or_null(AMOUNT),
     )

@@ -14,6 +14,7 @@ from planner.host_notes import host_notes
 from planner.machines import ClusterInput
 from planner.request import ModelInput
 from planner.results import Note
+from planner.rules.base import HUGGINGFACE, MEGATRON
 from profiles.errors import SpecError, did_you_mean
 from profiles.mixed_cluster import MixedCluster
 
@@ -54,8 +55,26 @@ def plan_dataflow(
     by_role: Mapping[str, ModelInput] = models if _is_by_role(models) else {"": models}  # type: ignore[assignment]
     request = resolve_flow(job, by_role, cluster, FlowOptions(**settings))
     plan = solve_flow(request)
-    infeasible = None if plan is not None else explain_shortage(request)
+    infeasible = None
+    if plan is None:
+        infeasible = explain_shortage(request, _splitting(request, job, by_role, cluster, settings))
     return FlowResult(request=request, plan=plan, infeasible=infeasible, warnings=_warnings(request, plan))
+
+
+def _splitting(
+    request: FlowRequest,
+    job: GraphInput,
+    by_role: Mapping[str, ModelInput],
+    cluster: ClusterInput | MixedCluster,
+    settings: Mapping[str, Any],
+) -> FlowRequest | None:
+    """The question with Megatron-Core, where its framework splits no model and Megatron-Core trains such roles too."""
+    if request.stack.framework != HUGGINGFACE:
+        return None
+    try:
+        return resolve_flow(job, by_role, cluster, FlowOptions(**{**settings, "framework": MEGATRON}))
+    except SpecError:
+        return None
 
 
 def _is_by_role(models: object) -> bool:

@@ -362,12 +362,15 @@ class FlowInfeasible:
         minimum_gpus: Fewest GPUs that suffice; None when none up to the limit looked at do.
         looked_at_gpus: Largest cluster that was tried.
         minimum_steady_s: Seconds per iteration there.
+        framework, framework_steady_s: One that splits models and with which it fits these GPUs, and its pace; or "".
     """
 
     shortages: tuple[CallShortage, ...]
     minimum_gpus: int | None
     looked_at_gpus: int
     minimum_steady_s: float | None
+    framework: str = ""
+    framework_steady_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

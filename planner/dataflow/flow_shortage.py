@@ -17,18 +17,19 @@ from planner.request import full_node, part_of
 from planner.rules.base import one_of
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
-from profiles.mixed_cluster import alone
+from profiles.mixed_cluster import MixedCluster, alone
 
 _EFFORT = 0.05  # whether something fits shows early; how fast it can be does not matter here
 _BOUNDLESS = 1e18  # bytes of a host with plenty of memory
 _MOST_TIMES = 64  # how many times larger a cluster is looked at
 
 
-def explain_shortage(request: FlowRequest) -> FlowInfeasible:
+def explain_shortage(request: FlowRequest, split: FlowRequest | None = None) -> FlowInfeasible:
     """What stands in the way, and the minimum that would do.
 
     Args:
         request: A question for which there is no plan.
+        split: The same with a framework that splits models, where this one's does not.
 
     Raises:
         SpecError: If it is what the user fixed that no layout has.
@@ -36,11 +37,14 @@ def explain_shortage(request: FlowRequest) -> FlowInfeasible:
     priced = priced_on(request, request.cluster)
     _check_pins(request, priced)
     minimum, largest, plan = _minimum(request)
+    there = None if split is None else _found(split, split.cluster, sure=True) or _found(split, split.cluster)
     return FlowInfeasible(
         shortages=_shortages(request, priced),
         minimum_gpus=minimum,
         looked_at_gpus=largest,
         minimum_steady_s=None if plan is None else plan.steady_s,
+        framework="" if split is None or there is None else split.stack.framework,
+        framework_steady_s=None if there is None else there.steady_s,
     )
 
 
@@ -178,7 +182,11 @@ def _narrowed(request: FlowRequest, below: int, cluster: ClusterSpec, plan: Flow
 
 def _fitting(request: FlowRequest, cluster: ClusterSpec, *, sure: bool = False) -> FlowPlan | None:
     """A plan on a cluster; None when there is none, or a pin names GPUs it lacks."""
+    return _found(request, alone(cluster), sure=sure)
+
+
+def _found(request: FlowRequest, cluster: MixedCluster, *, sure: bool = False) -> FlowPlan | None:
     try:
-        return best_plan(request, alone(cluster), effort=_EFFORT, sure=sure)
+        return best_plan(request, cluster, effort=_EFFORT, sure=sure)
     except SpecError:
         return None

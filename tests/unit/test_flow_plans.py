@@ -320,6 +320,34 @@ def test_weights_that_do_not_fit_are_no_matter_of_layouts() -> None:
     assert [item.call for item in kept.shortages] == ["actor_train"]
 
 
+def test_a_framework_that_splits_models_is_named_where_it_fits_the_gpus_that_are_there() -> None:
+    roles = {"student": "llama-3.2-1b", "teacher": "llama-3-70b"}
+    result = plan_dataflow("distill", roles, "2xH100", **QUICK)  # 141 GB of weights, which Hugging Face does not split
+    assert result.infeasible is not None
+    assert result.infeasible.framework == "megatron"
+    split = plan_of(plan_dataflow("distill", roles, "2xH100", framework="megatron", **QUICK))
+    assert result.infeasible.framework_steady_s == pytest.approx(split.steady_s, rel=0.05)
+    document = flow_document(result)
+    jsonschema_rs.validate(flow_document_schema(), json.loads(json.dumps(document)))
+    least, _, split_sentence = document["infeasible"]["sentence"].partition(". ")
+    assert least.startswith(f"{result.infeasible.minimum_gpus} GPUs of this kind would do, about ")
+    assert split_sentence.startswith("Framework megatron splits models and fits these GPUs, about ")
+
+
+@pytest.mark.parametrize(
+    ("job", "model", "gpus", "more"),
+    [
+        ("dpo", "llama-3-70b", "8xH100", {}),  # Megatron-Core finds no room either
+        ("dpo", "llama-3-70b", "1xH100", {"settings": {"task": "qlora"}}),  # which it does not train
+        ("sft", "llama-2-70b", "1xH100", {"framework": "megatron"}),
+    ],
+)
+def test_no_framework_is_named_that_would_not_do(job: str, model: str, gpus: str, more: dict[str, Any]) -> None:
+    infeasible = plan_dataflow(job, model, gpus, **QUICK, **more).infeasible
+    assert infeasible is not None
+    assert (infeasible.framework, infeasible.framework_steady_s) == ("", None)
+
+
 def test_what_the_minimum_takes_is_told_of_settled_iterations() -> None:
     asked: dict[str, Any] = {"batch": 64, "prompt": 128, "generate": 128, "mode": "async"}
     infeasible = plan_dataflow("grpo", "llama-3.1-8b", "2xH100", **asked).infeasible
