@@ -241,7 +241,9 @@ def _result(
     infeasible = None if fitting else _infeasible(request, priced, answers, rejected)
     told = _with_wishes(request, priced, answers[0].plan) if answers and fitting and len(priced) > 1 else priced
     front = told.take(pareto_rows(told) if fitting else np.zeros(0, dtype=np.int64))
-    risks = oom_risks(front.plans, cost_context(request)) if len(front) else np.zeros(0)
+    risks = np.asarray([answer.oom_probability for answer in answers[: len(front)]])
+    if len(front) and len(priced) > 1:
+        risks = oom_risks(front.plans, cost_context(request))
     return PlanResult(
         kind=kind,
         request=request,

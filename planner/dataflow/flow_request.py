@@ -13,23 +13,20 @@ from planner.dataflow.flow_engines import engines_of
 from planner.dataflow.flow_lengths import sequence_lengths
 from planner.dataflow.flow_notes import replaced_notes
 from planner.dataflow.flow_pins import CallPin, parse_call_pins
-from planner.dataflow.flow_stacks import adapter_notes, fused_or_not, stacks_of
-from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
+from planner.dataflow.flow_stacks import adapter_notes, check_roles, fused_or_not, stacks_of
+from planner.dataflow.graph import GENERATE, Dataflow
 from planner.dataflow.graph_file import graph_from_mapping, load_graph
 from planner.dataflow.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
 from planner.dataflow.length_text import LengthInput
 from planner.dataflow.presets import PRESETS, ROLE_SETTINGS, build_preset, unknown_role
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.streams import streamed
-from planner.job_checks import check_chosen_keys, check_precision
+from planner.job_checks import check_precision
 from planner.jobs import default_precision
-from planner.lora import check_adapted
 from planner.machines import ClusterInput, fabric_notes, mixed_of, resolve_cluster, with_own_reserve
 from planner.option_kinds import check_kinds, check_oom_risk, in_small_letters
 from planner.request import ModelInput, resolve_named_model
 from planner.results import RISKY, Note
-from planner.rules.indexer import check_indexer_trained
-from planner.rules.linear import check_trained
 from profiles.errors import SpecError
 from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import ModelSpec
@@ -196,12 +193,7 @@ def resolve_flow(
     staleness = _staleness(graph, options, notes)
     pins = parse_call_pins(options.pins, graph, machines)
     stacks, stack_notes = stacks_of(graph, options.framework, pins)
-    for role in {call.role for call in graph.calls if call.kind in (INFERENCE, TRAIN)}:
-        check_trained(specs[role], stacks[role].framework)
-        check_indexer_trained(specs[role], stacks[role].framework)
-        for group in machines.groups:
-            check_chosen_keys(specs[role], group.device)
-        check_adapted(graph.role(role).adapters(specs[role]).lora, specs[role], where=f"job.roles.{role}")
+    check_roles(graph, specs, machines, stacks)
     notes += [*adapter_notes(graph, specs), *stack_notes]
     notes += fused_or_not(graph, stacks, specs, machines)
     return FlowRequest(

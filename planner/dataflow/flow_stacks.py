@@ -14,10 +14,14 @@ from costmodels.workload import ADAPTER_TASKS
 from planner.attention import attention_notes, default_attention
 from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
+from planner.job_checks import check_chosen_keys
+from planner.lora import check_adapted
 from planner.request import MODEL_AXES, name_notes, names_several
 from planner.results import Note
 from planner.rules.base import HUGGINGFACE, MEGATRON, NANOTRON
 from planner.rules.formats import NO_ADAPTERS
+from planner.rules.indexer import check_indexer_trained
+from planner.rules.linear import check_trained
 from planner.rules.state import NO_QLORA
 from profiles.engines import TRAINER
 from profiles.errors import SpecError
@@ -63,6 +67,22 @@ def stacks_of(
     if graph.trains_between_generations:
         stacks = {name: in_reinforcement_learning(stack) for name, stack in stacks.items()}
     return stacks, notes
+
+
+def check_roles(
+    graph: Dataflow, specs: Mapping[str, ModelSpec], machines: MixedCluster, stacks: Mapping[str, StackSpec]
+) -> None:
+    """Refuse roles that their framework does not train or infer with, or that a device has no kernels for.
+
+    Raises:
+        SpecError: With the role's model, device or adapters.
+    """
+    for role in {call.role for call in graph.calls if call.kind in (INFERENCE, TRAIN)}:
+        check_trained(specs[role], stacks[role].framework)
+        check_indexer_trained(specs[role], stacks[role].framework)
+        for group in machines.groups:
+            check_chosen_keys(specs[role], group.device)
+        check_adapted(graph.role(role).adapters(specs[role]).lora, specs[role], where=f"job.roles.{role}")
 
 
 def _usual(graph: Dataflow, pins: Mapping[str, CallPin]) -> tuple[str, str]:

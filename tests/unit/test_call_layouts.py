@@ -80,7 +80,7 @@ def test_layers_recomputed_in_part_make_tight_memory_faster() -> None:
     small = replace(SETTING, cluster=parse_cluster("8xRTX4090", default_catalog(), fabric=None))
     llama = resolve_model("llama-3-8b", default_catalog(), allow_paths=False).spec
     table = call_costs(replace(call(), num_sequences=64, prompt_tokens=7680), llama, small, [8])
-    assert table.time_s.min() < 0.97 * table.time_s[table.plans.recompute != Recompute.BLOCK].min()
+    assert table.time_s.min() < 0.99 * table.time_s[table.plans.recompute != Recompute.BLOCK].min()
 
 
 def test_between_generations_megatron_shards_optimizer_states_alone_unless_asked() -> None:

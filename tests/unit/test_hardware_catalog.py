@@ -123,7 +123,8 @@ def test_host_code_takes_longer_on_grace(catalog: Catalog) -> None:
     scales = {name: node.host_time_scale for name, node in catalog.nodes.items() if node.host_time_scale != 1}
     assert set(scales) == {"gb200-nvl72", "gb300-nvl72", "gh200-4x", "jupiter-booster"}
     fitted = json.loads((resources.files("profiles") / "data" / "fits" / "dataflow.json").read_text(encoding="utf-8"))
-    assert set(scales.values()) == {round(fitted["nemo-rl"]["values"]["grace_time_scale"], 2)}
+    twentieths = round(20 * fitted["nemo-rl"]["values"]["grace_time_scale"])  # its last digit moves with every fit
+    assert set(scales.values()) == {twentieths / 20}
 
 
 def test_only_links_without_peer_to_peer_say_so(catalog: Catalog) -> None:

