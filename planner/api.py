@@ -242,7 +242,7 @@ def _result(
     told = _with_wishes(request, priced, answers[0].plan) if answers and fitting and len(priced) > 1 else priced
     front = told.take(pareto_rows(told) if fitting else np.zeros(0, dtype=np.int64))
     risks = np.asarray([answer.oom_probability for answer in answers[: len(front)]])
-    if len(front) and len(priced) > 1:
+    if len(front) and len(priced) > 1:  # a plan alone is its own front, and its answer knows the risk
         risks = oom_risks(front.plans, cost_context(request))
     return PlanResult(
         kind=kind,

@@ -378,13 +378,19 @@ def check_engine(engine: EngineSpec, model: ModelSpec, device: DeviceSpec | None
     Raises:
         SpecError: If it has none.
     """
-    others = [name for name, other in load_engines().items() if other.knows(model) and name != TRAINER]
     if not engine.knows(model):
         linear = model.linear_attention
         what = "an indexer that chooses keys" if linear is None else KIND_TITLES[linear.kind]
-        raise SpecError("engine", f"{engine.name} runs no model with {what}, as {model.name} has", " or ".join(others))
+        raise SpecError(
+            "engine", f"{engine.name} runs no model with {what}, as {model.name} has", " or ".join(_knowing(model))
+        )
     if device is not None and not engine.chooses_on(model, device):
-        able = [name for name in others if load_engines()[name].chooses_on(model, device)]
+        able = [name for name in _knowing(model) if load_engines()[name].chooses_on(model, device)]
         problem = f"{engine.name} has no kernels on {device.name} for keys that an indexer chooses, as {model.name} has"
         raise SpecError("engine", problem, " or ".join(able) or "a GPU of Hopper or data-centre Blackwell")
     return engine
+
+
+def _knowing(model: ModelSpec) -> list[str]:
+    """Engines that have code for a model."""
+    return [name for name, engine in load_engines().items() if engine.knows(model) and name != TRAINER]

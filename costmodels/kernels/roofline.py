@@ -29,7 +29,7 @@ from costmodels.kernels.clocks import clock_hz, held_back, on_held_back
 from costmodels.kernels.device_features import OPERAND_BYTES, shared_cache_bytes
 from costmodels.kernels.implementations import Engine, copies_of, engine_of, is_bare, is_narrow
 from costmodels.kernels.shared_memory import backward_stretch
-from costmodels.kernels.sparse_attention import is_sparse, sparse_spread, sparse_time_s
+from costmodels.kernels.sparse_attention import SPARSE_SPREADS, is_sparse, sparse_time_s
 from profiles.fits import Fit, KernelFits
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
@@ -74,6 +74,7 @@ OP_NAMES = {
 # only with a few heads on a B300, and from 0.2 on of FlashInfer's (flashinfer-ai/flashinfer, pull requests 3866, 3788
 # and 4078; MoonshotAI/FlashKDA, BENCHMARK_H20.md and pull request 28).
 LINEAR_SPREAD = (0.2, 1.9)
+_UNTIMED = {KernelOp.LINEAR_ATTENTION: LINEAR_SPREAD} | SPARSE_SPREADS  # operations whose fit is another's
 FORMAT_CLASS = {"fp32": "fp32", "tf32": "tf32", "fp16": "16-bit", "bf16": "16-bit", "fp8": "fp8", "fp4": "fp4"}
 
 
@@ -303,11 +304,9 @@ class RooflineKernelModel:
             fit, fit_basis, rates = self._resolve(KernelOp(op), GEMM_FORMATS[format_index], device)
             if is_sparse(KernelOp(op)):
                 price_s = sparse_time_s(KernelOp(op), part, fit.parameters, rates)
-                low, high = sparse_spread(KernelOp(op))
             else:
                 price_s = FORMULAS[fit.op](part, fit.parameters, rates)
-                untimed = KernelOp(op) is KernelOp.LINEAR_ATTENTION
-                low, high = LINEAR_SPREAD if untimed else (fit.low_factor, fit.high_factor)
+            low, high = _UNTIMED.get(KernelOp(op), (fit.low_factor, fit.high_factor))
             time_s[rows], low_s[rows], high_s[rows] = price_s, price_s * low, price_s * high
             basis[rows] = int(fit_basis)
             extrapolated[rows] = _outside(part, fit)

@@ -35,17 +35,12 @@ _CHOSEN_EFFICIENCY = {
 # prices were made, which rest on none of it). Attention over chosen keys is at most as fast as its authors state.
 SCORES_SPREAD = (0.75, 1.5)
 CHOSEN_SPREAD = (0.9, 2.0)
-_SPREADS = {KernelOp.INDEX_SCORES: SCORES_SPREAD} | dict.fromkeys(_CHOSEN_EFFICIENCY, CHOSEN_SPREAD)
+SPARSE_SPREADS = {KernelOp.INDEX_SCORES: SCORES_SPREAD} | dict.fromkeys(_CHOSEN_EFFICIENCY, CHOSEN_SPREAD)
 
 
 def is_sparse(op: KernelOp) -> bool:
     """Whether an operation is one of sparse attention's, which have formulas of their own."""
-    return op in _SPREADS
-
-
-def sparse_spread(op: KernelOp) -> tuple[float, float]:
-    """Ends of the interval of a price, as multiples of it."""
-    return _SPREADS[op]
+    return op in SPARSE_SPREADS
 
 
 def sparse_time_s(op: KernelOp, calls: KernelCallBatch, fit: Mapping[str, float], rates: Any) -> FloatArray:

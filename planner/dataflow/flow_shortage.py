@@ -37,7 +37,7 @@ def explain_shortage(request: FlowRequest, split: FlowRequest | None = None) -> 
     priced = priced_on(request, request.cluster)
     _check_pins(request, priced)
     minimum, largest, plan = _minimum(request)
-    there = None if split is None else _found(split, split.cluster, sure=True) or _found(split, split.cluster)
+    there = None if split is None else _likeliest(split, split.cluster)
     return FlowInfeasible(
         shortages=_shortages(request, priced),
         minimum_gpus=minimum,
@@ -137,13 +137,12 @@ def _minimum(request: FlowRequest) -> tuple[int | None, int, FlowPlan | None]:
     # Of several kinds there is no telling which the user could have more of.
     for cluster in _larger(request.cluster.groups[0]) if len(request.cluster.groups) == 1 else ():
         tried.append(cluster.num_devices)
-        plan = _fitting(asked, cluster)
+        plan = _fitting(asked, alone(cluster))
         if plan is not None:
             least, plan = _narrowed(asked, tried[-2], cluster, plan)
             # One iteration tells whether it fits; how long they take once they have settled is told by those asked for.
             settled = replace(asked, options=replace(asked.options, iterations=request.options.iterations))
-            there = _fitting(settled, least, sure=True) or _fitting(settled, least)
-            return plan.num_gpus, tried[-1], there or plan
+            return plan.num_gpus, tried[-1], _likeliest(settled, alone(least)) or plan
     return None, tried[-1], None
 
 
@@ -172,7 +171,7 @@ def _narrowed(request: FlowRequest, below: int, cluster: ClusterSpec, plan: Flow
     while high - low > 1:
         middle = (low + high) // 2
         smaller = part_of(cluster, middle * step)
-        found = _fitting(request, smaller)
+        found = _fitting(request, alone(smaller))
         if found is None:
             low = middle
         else:
@@ -180,12 +179,13 @@ def _narrowed(request: FlowRequest, below: int, cluster: ClusterSpec, plan: Flow
     return cluster, plan
 
 
-def _fitting(request: FlowRequest, cluster: ClusterSpec, *, sure: bool = False) -> FlowPlan | None:
+def _likeliest(request: FlowRequest, cluster: MixedCluster) -> FlowPlan | None:
+    """A plan that lives as often as was asked for; where there is none, one that fits."""
+    return _fitting(request, cluster, sure=True) or _fitting(request, cluster)
+
+
+def _fitting(request: FlowRequest, cluster: MixedCluster, *, sure: bool = False) -> FlowPlan | None:
     """A plan on a cluster; None when there is none, or a pin names GPUs it lacks."""
-    return _found(request, alone(cluster), sure=sure)
-
-
-def _found(request: FlowRequest, cluster: MixedCluster, *, sure: bool = False) -> FlowPlan | None:
     try:
         return best_plan(request, cluster, effort=_EFFORT, sure=sure)
     except SpecError:

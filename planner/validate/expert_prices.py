@@ -69,13 +69,13 @@ class Verdict:
         return self.step_s / self.best_s
 
 
-def priced(row: ExpertPlan) -> PlanEstimate:
-    """The expert's plan priced.
+def priced(row: ExpertPlan, framework: str = "") -> PlanEstimate:
+    """The expert's plan priced, on its own stack or on another.
 
     Raises:
         SpecError: If a rule refuses it.
     """
-    return estimate(**row.question, plan=row.pins, framework=row.framework).plans[0]
+    return estimate(**row.question, plan=row.pins, framework=framework or row.framework).plans[0]
 
 
 def verdict(row: ExpertPlan) -> Verdict:

@@ -12,8 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from planner.api import estimate
 from planner.results import PlanEstimate
+from planner.validate.expert_prices import priced
 from planner.validate.expert_rows import ExpertPlan, expert_plans
 from planner.validate.published import packaged_rows
 from profiles.errors import SpecError
@@ -64,9 +64,9 @@ def revision(earlier: ExpertPlan, later: ExpertPlan) -> Revision:
     )
 
 
-def _said(row: ExpertPlan, framework: str | None = None) -> PlanEstimate | None:
+def _said(row: ExpertPlan, framework: str = "") -> PlanEstimate | None:
     try:
-        return estimate(**row.question, plan=row.pins, framework=framework or row.framework).plans[0]
+        return priced(row, framework)
     except SpecError:
         return None
 
