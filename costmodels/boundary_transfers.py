@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import Prediction
+from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.grouping import group_rows
 from costmodels.lowering.transfers import price_collectives
 from costmodels.plan import AxisOrder, FloatArray, PlanBatch

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from costmodels.collectives import CollectiveCostModel
 from costmodels.kernels.calls import KernelCostModel
 from costmodels.linear_work import STATE_BYTES
+from costmodels.links.collectives import CollectiveCostModel
 from costmodels.workload import TrainingJob
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
@@ -30,8 +30,8 @@ class CostContext:
         implementation: Who runs the kernels (``costmodels.kernels.implementations``); 0: the training stack.
         norms_quantise: An engine's norms write the input of an 8-bit product in 8 bits.
         activations_quantise: So do its activation functions.
-        own_all_reduce: Its sums over the devices of a domain are a kernel of its own (``costmodels.engine_reduce``).
-        state_element_bytes: Of one number in a recurrent state that it keeps.
+        own_all_reduce: Its sums over the devices of a domain are a kernel of its own
+        (``costmodels.links.engine_reduce``). state_element_bytes: Of one number in a recurrent state that it keeps.
     """
 
     model: ModelSpec

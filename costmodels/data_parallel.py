@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from costmodels.arrays import at_column, largest, largest_column, total
 from costmodels.autocast import by_sharding
-from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.frozen_weights import frozen_bytes
+from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.grouping import group_rows
 from costmodels.lowering.transfers import price_collectives, stalled_s
 from costmodels.overlap import exposed_s
 from costmodels.plan import AxisOrder, BoolArray, FloatArray, IntArray, PlanBatch
-from costmodels.stage_parameters import StageParameters, expert_shard_degree
-from costmodels.stages import StageTable
+from costmodels.stages.parameters import StageParameters, expert_shard_degree
+from costmodels.stages.table import StageTable
 from costmodels.workload import TrainingJob
 from profiles.hardware import MAX_DEVICES
 from profiles.precision import ELEMENT_BYTES

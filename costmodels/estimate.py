@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from costmodels.kernels.calls import Basis
-from costmodels.memory import TensorMemory
+from costmodels.memory.peaks import TensorMemory
 from costmodels.plan import BoolArray, FloatArray, IntArray
-from costmodels.stages import StageTable
+from costmodels.stages.table import StageTable
 
 # Parts of a step on its critical path; they add up to the step time.
 TIME_PARTS = (

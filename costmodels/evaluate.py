@@ -9,8 +9,7 @@ from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
 from costmodels.experts_run import as_run
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
-from costmodels.layer_costs import LayerCosts, layer_costs
-from costmodels.memory import (
+from costmodels.memory.peaks import (
     TensorMemory,
     host_memory_bytes,
     memory_interval,
@@ -21,10 +20,11 @@ from costmodels.memory import (
 )
 from costmodels.peak_rate import peak_flops_per_s, time_interval_s
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
-from costmodels.stage_parameters import StageParameters, stage_parameters
-from costmodels.stages import StageTable, stage_table
-from costmodels.step import step_time, step_time_s
-from costmodels.trust import half_widths, price_trust
+from costmodels.stages.parameters import StageParameters, stage_parameters
+from costmodels.stages.table import StageTable, stage_table
+from costmodels.step.layer_costs import LayerCosts, layer_costs
+from costmodels.step.step_time import step_time, step_time_s
+from costmodels.step.trust import half_widths, price_trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ import numpy as np
 
 from costmodels.linear_work import recurrence_flops
 from costmodels.lowering.attention import score_share
+from costmodels.memory.saved_products import layer_products
 from costmodels.plan import FloatArray, IntArray, Recompute, RecomputeModule, chosen_modules
-from costmodels.saved_products import layer_products
 from costmodels.workload import LoraSpec, TrainingJob
 from profiles.adapter_parameters import total_lora_parameters
 from profiles.model import ModelSpec

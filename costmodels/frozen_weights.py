@@ -10,8 +10,8 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.plan import FloatArray, PlanBatch
-from costmodels.stage_parameters import StageParameters, end_parameters, end_weights, layer_unit_parameters
-from costmodels.stages import StageTable
+from costmodels.stages.parameters import StageParameters, end_parameters, end_weights, layer_unit_parameters
+from costmodels.stages.table import StageTable
 from profiles.parameters import layer_norm_parameters, position_parameters
 from profiles.precision import NF4_BYTES
 

@@ -14,7 +14,7 @@ from costmodels.kernels.issue_bound import issue_stretch
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.parameter_offload import WeightWays, after_update_s
 from costmodels.plan import FloatArray, IntArray, PlanBatch
-from costmodels.stage_parameters import StageParameters, expert_shard_degree
+from costmodels.stages.parameters import StageParameters, expert_shard_degree
 from costmodels.workload import TrainingJob
 from profiles.precision import ELEMENT_BYTES
 from profiles.stack import StackSpec

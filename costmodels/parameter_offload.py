@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
-from costmodels.stage_parameters import StageParameters, end_parameters, layer_unit_parameters
-from costmodels.stages import StageTable
+from costmodels.stages.parameters import StageParameters, end_parameters, layer_unit_parameters
+from costmodels.stages.table import StageTable
 from profiles.model import ModelSpec
 
 

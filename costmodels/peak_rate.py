@@ -12,7 +12,7 @@ from costmodels.context import CostContext
 from costmodels.experts_run import as_run
 from costmodels.flops import hardware_flops_per_step, model_flops_per_step
 from costmodels.plan import FloatArray, Recompute
-from costmodels.stage_plan import StageConfigs, StagePlanBatch
+from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch
 from profiles.model import ModelSpec
 
 

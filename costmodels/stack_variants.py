@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from costmodels.context import CostContext
 from costmodels.evaluate import Peaks, peaks
-from costmodels.layer_costs import LayerCosts, LoweredLayers
 from costmodels.plan import FloatArray, PlanBatch
-from costmodels.stage_parameters import StageParameters, stage_parameters
-from costmodels.stages import StageTable, stage_table
-from costmodels.step import step_time_s
+from costmodels.stages.parameters import StageParameters, stage_parameters
+from costmodels.stages.table import StageTable, stage_table
+from costmodels.step.layer_costs import LayerCosts, LoweredLayers
+from costmodels.step.step_time import step_time_s
 from profiles.stack import TIME_SCALES, StackSpec
 
 # Fields of a stack that change no kernel, no message and no byte, only how long they take or what hides them.

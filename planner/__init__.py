@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from planner.decisions.api import observe as observe
     from planner.decisions.api import portfolio as portfolio
     from planner.decisions.api import sensitivity as sensitivity
+    from planner.deployments.plans import serving as serving
+    from planner.deployments.results import ServingResult as ServingResult
     from planner.document_search import search_document as search_document
     from planner.documents import to_document as to_document
     from planner.exporters.api import export as export
     from planner.exporters.api import export_saved as export_saved
     from planner.exporters.flow_api import export_dataflow as export_dataflow
-    from planner.kernel_prices import price_mlir as price_mlir
+    from planner.prices.kernel_prices import price_mlir as price_mlir
+    from planner.question.request import Options as Options
     from planner.replanning import ReplanResult as ReplanResult
     from planner.replanning import replan as replan
     from planner.replanning import replan_saved as replan_saved
-    from planner.request import Options as Options
     from planner.results import PlanResult as PlanResult
     from planner.search.call import search as search
     from planner.search.result import SearchResult as SearchResult
     from planner.search.sweep import sweep as sweep
-    from planner.serving_plans import serving as serving
-    from planner.serving_results import ServingResult as ServingResult
     from planner.sizes import SizingResult as SizingResult
     from planner.sizes import sizing as sizing
     from planner.workflows import plan_dataflow as plan_dataflow
@@ -47,12 +47,12 @@ _HOMES = {
     "CompareResult": "planner.comparing",
     "ExecutionPlan": "costmodels.plan",
     "InfeasibleError": "profiles.errors",
-    "Options": "planner.request",
+    "Options": "planner.question.request",
     "PlanResult": "planner.results",
     "PlannerError": "profiles.errors",
     "ReplanResult": "planner.replanning",
     "SearchResult": "planner.search.result",
-    "ServingResult": "planner.serving_results",
+    "ServingResult": "planner.deployments.results",
     "SizingResult": "planner.sizes",
     "SpecError": "profiles.errors",
     "TrainingJob": "costmodels.workload",
@@ -66,10 +66,10 @@ _HOMES = {
     "portfolio": "planner.decisions.api",
     "plan_dataflow": "planner.workflows",
     "sensitivity": "planner.decisions.api",
-    "price_mlir": "planner.kernel_prices",
+    "price_mlir": "planner.prices.kernel_prices",
     "replan": "planner.replanning",
     "replan_saved": "planner.replanning",
-    "serving": "planner.serving_plans",
+    "serving": "planner.deployments.plans",
     "search_document": "planner.document_search",
     "sizing": "planner.sizes",
     "sweep": "planner.search.sweep",

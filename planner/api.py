@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 
 from costmodels.autocast import fp32_stream
-from costmodels.memory import memory_error_factor
+from costmodels.memory.peaks import memory_error_factor
 from costmodels.plan import ExecutionPlan, PlanBatch
+from planner.answer.estimates import plan_estimates
+from planner.answer.explain import explain, wished_rows
+from planner.answer.parts import Taken, idle_notes, part_laid_out, search_on, search_parts
+from planner.answer.pricing import blocks_of_one, join, memory_rejections, nearest_to_fit, price_all
+from planner.answer.remedies import find_remedies
+from planner.answer.risks import oom_risks
+from planner.answer.switches import switches
 from planner.borrowed import borrowed
-from planner.constraints import check_plan
-from planner.estimates import plan_estimates
-from planner.explain import explain, wished_rows
 from planner.host_notes import host_notes, run_notes
-from planner.layouts import needs_layout
-from planner.machines import ClusterInput
-from planner.parts import Taken, idle_notes, part_laid_out, search_on, search_parts
 from planner.phrases import percent, plan_label, seconds
-from planner.pricing import blocks_of_one, join, memory_rejections, nearest_to_fit, price_all
-from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, objective_values, pareto_rows
-from planner.remedies import find_remedies
-from planner.request import (
+from planner.question.layouts import needs_layout
+from planner.question.machines import ClusterInput
+from planner.question.request import (
     JobInput,
     ModelInput,
     Options,
@@ -40,9 +40,9 @@ from planner.request import (
     setting_of,
     space_of,
 )
+from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, objective_values, pareto_rows
 from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Request
-from planner.risks import oom_risks
-from planner.switches import switches
+from planner.space.constraints import check_plan
 from profiles.errors import SpecError
 from profiles.scalars import plain
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from costmodels.plan import PlanBatch
+from planner.answer.estimates import plan_estimates
 from planner.document_plan import plan_document, request_document
-from planner.estimates import plan_estimates
 from planner.exporters.saved import DOCUMENT, is_fitted, saved_plan, saved_ranks, wrong_fit
-from planner.request import cost_context, on_used_part
+from planner.question.request import cost_context, on_used_part
 from planner.results import PlanEstimate, PlanResult, Request
 from profiles.errors import SpecError
 from profiles.scalars import plain

@@ -6,6 +6,10 @@ from math import isnan
 from typing import Any
 
 from costmodels.estimate import BASES
+from planner.deployments.job import BOUNDS
+from planner.deployments.launch import launch_words
+from planner.deployments.results import ApartPlan, ServingPlan, ServingResult
+from planner.deployments.speculation import Drafting
 from planner.document_plan import cluster_document, model_document, notes_document
 from planner.schema_types import (
     AMOUNT,
@@ -21,10 +25,6 @@ from planner.schema_types import (
     or_null,
     titled,
 )
-from planner.serving_job import BOUNDS
-from planner.serving_launch import launch_words
-from planner.serving_results import ApartPlan, ServingPlan, ServingResult
-from planner.serving_speculation import Drafting
 
 CONVENTIONS = {
     "ttft_s": "mean time to the first token: waiting for a place and for the running step, and reading the prompt",

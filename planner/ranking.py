@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.layer_costs import LayerCosts
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
+from costmodels.step.layer_costs import LayerCosts
 from profiles.errors import SpecError, did_you_mean
 
 STAND_IN = 2.0  # times the fastest plan that fits: slower ones that are likely to live are no answer in its place

@@ -14,14 +14,14 @@ from typing import Any
 
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import MAX_GLOBAL_BATCH
+from planner.answer.estimates import fastest_estimate
+from planner.answer.remedies import search_if_legal
 from planner.api import estimate, price_plan, what_stands_in_the_way
-from planner.estimates import fastest_estimate
 from planner.exporters.saved import saved_plan
-from planner.job_checks import check_job
-from planner.jobs import rounded_batch
-from planner.machines import ClusterInput, resolve_cluster, with_memory_reserve
-from planner.remedies import search_if_legal
-from planner.request import JobInput, ModelInput, Options, given_options, part_of, pins_of
+from planner.question.job_checks import check_job
+from planner.question.jobs import rounded_batch
+from planner.question.machines import ClusterInput, resolve_cluster, with_memory_reserve
+from planner.question.request import JobInput, ModelInput, Options, given_options, part_of, pins_of
 from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request, assumed_notes
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON
 from profiles.errors import SpecError

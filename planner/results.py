@@ -137,7 +137,7 @@ class PlanEstimate:
         stages: Every pipeline stage.
         peak_memory_bytes, peak_memory_low_bytes, peak_memory_high_bytes: Fullest device, and interval.
         usable_memory_bytes: What a device offers, less the user's reserve.
-        oom_probability: Probability that the run dies of memory (``planner.memory_law``).
+        oom_probability: Probability that the run dies of memory (``planner.answer.memory_law``).
         host_memory_bytes: Per node, for offloaded states.
         basis: Weakest basis of its prices: ``measured``, ``learned``, ``analytic`` or ``assumed``.
         extrapolated_share: ``kernels`` and ``collectives`` to the share of a layer's time that they take and

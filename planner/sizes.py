@@ -11,13 +11,22 @@ from itertools import pairwise
 from math import isfinite, lcm, prod
 from typing import Any
 
+from planner.answer.estimates import fastest_estimate
+from planner.answer.pricing import nearest_to_fit
+from planner.answer.remedies import search_if_legal
 from planner.api import warnings_about, what_stands_in_the_way
-from planner.estimates import fastest_estimate
-from planner.machines import ClusterInput, resolve_cluster
-from planner.pins import parse_pins
-from planner.pricing import nearest_to_fit
-from planner.remedies import search_if_legal
-from planner.request import JobInput, ModelInput, Options, PinsInput, full_node, given_options, part_of, resolve_request
+from planner.question.machines import ClusterInput, resolve_cluster
+from planner.question.pins import parse_pins
+from planner.question.request import (
+    JobInput,
+    ModelInput,
+    Options,
+    PinsInput,
+    full_node,
+    given_options,
+    part_of,
+    resolve_request,
+)
 from planner.results import Infeasible, Note, PlanEstimate, Request
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec

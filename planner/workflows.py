@@ -11,8 +11,8 @@ from planner.dataflow.flow_results import FlowPlan, FlowResult
 from planner.dataflow.flow_shortage import explain_shortage
 from planner.dataflow.flow_solve import solve_flow
 from planner.host_notes import host_notes
-from planner.machines import ClusterInput
-from planner.request import ModelInput
+from planner.question.machines import ClusterInput
+from planner.question.request import ModelInput
 from planner.results import Note
 from planner.rules.base import HUGGINGFACE, MEGATRON
 from profiles.errors import SpecError, did_you_mean

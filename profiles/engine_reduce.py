@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReduce:
-    """Constants of ``costmodels.engine_reduce.reduce_time_s``.
+    """Constants of ``costmodels.links.engine_reduce.reduce_time_s``.
 
     Attributes:
         launch_s: Of the kernel, in a graph.

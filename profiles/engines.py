@@ -91,7 +91,7 @@ class EngineSpec:
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
         groups_are_ranks: Where they do, a group is a single rank.
         own_all_reduce: Sums over the devices of a domain are a kernel of its own, not NCCL's
-            (``costmodels.engine_reduce``).
+            (``costmodels.links.engine_reduce``).
         shares_prefixes: Prompts of several samples are read and kept once.
         drops_put_off: Sequences that lose their room in the cache are read anew when there is room again.
         reads_first: Prompts that wait are read in steps of their own, in which nobody else gets a token.

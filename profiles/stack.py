@@ -97,11 +97,11 @@ class StackSpec:
             last product, whose result nothing needs, does not run again (PyTorch's checkpoint without reentrant
             autograd, since its pull request 96866, in PyTorch 2.1); otherwise all of the forward pass does.
         selective: What selective recomputation repeats unless modules are named: the attention ``core`` (Megatron-LM)
-            or, with torchtitan, all but every other one of the layer's ``products`` (``costmodels.saved_products``).
-        clips_gradients: All gradients are multiplied by the factor that clips them, whatever it is
-            (``torch.nn.utils.clip_grad_norm_``); otherwise a kernel does so that reads them anyway, or none.
-        adapters: Whose adapters: ``linear`` layers in 16 bits, PEFT's ``module``, in fp32 under autocast, or
-            ``in_place``, functions of a whole MLP that work on what they are given (Unsloth).
+            or, with torchtitan, all but every other one of the layer's ``products``
+        (``costmodels.memory.saved_products``). clips_gradients: All gradients are multiplied by the factor that clips
+            them, whatever it is (``torch.nn.utils.clip_grad_norm_``); otherwise a kernel does so that reads them
+        anyway, or none. adapters: Whose adapters: ``linear`` layers in 16 bits, PEFT's ``module``, in fp32 under
+            autocast, or ``in_place``, functions of a whole MLP that work on what they are given (Unsloth).
         joint_adapters: Queries, keys and values have one adapter together where all three are adapted, because one
             product makes them (their parameters are counted apart all the same).
         repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.
@@ -224,7 +224,7 @@ class StackSpec:
         static_memory: All buffers are assigned before anything runs (XLA), so that nothing is fragmented or cached.
         memory_residual_log_std: Standard deviation of log(measured / predicted) peak memory in cross-validation.
         memory_publisher_log_std: What a publisher nobody has seen adds to that (variances add) in intervals. Chances of
-            running out of memory take it for one user in ten (``planner.memory_law``).
+            running out of memory take it for one user in ten (``planner.answer.memory_law``).
         residual_log_std: Standard deviation of log(measured / predicted) of the next run.
         publisher_log_std: The part of it that a publisher nobody has seen adds to what cross-validation shows
             (variances add): how it runs, times and counts. 0 in cross-validation, and once its own runs are known.

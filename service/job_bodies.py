@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from costmodels.workload import MAX_GLOBAL_BATCH
-from planner.lora import MAX_RANK
+from planner.question.lora import MAX_RANK
 from planner.rules.modules import MODULE_NAMES
 from profiles.hardware import MAX_DEVICES
 from profiles.model import MAX_LAYERS, MAX_SEQUENCE

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from planner.field_names import OTHER_NAMES
-from planner.pins import ALIASES
+from planner.question.field_names import OTHER_NAMES
+from planner.question.pins import ALIASES
 from profiles.errors import did_you_mean
 from service.job_bodies import JobBody, LoraBody, PlanBody
 from service.schemas import (

@@ -14,6 +14,7 @@ from planner import api, documents
 from planner.comparing import compare
 from planner.decisions import api as decisions
 from planner.decisions.results import Terms
+from planner.deployments.plans import serving
 from planner.document_catalog import engines_document, links_document, nodes_document, workflows_document
 from planner.document_plan import (
     device_document,
@@ -27,7 +28,6 @@ from planner.exporters.flow_api import export_dataflow
 from planner.exporters.saved import DOCUMENT
 from planner.replanning import replan, replan_saved
 from planner.search.call import search
-from planner.serving_plans import serving
 from planner.sizes import sizing
 from planner.workflows import plan_dataflow
 from profiles.catalog import default_catalog

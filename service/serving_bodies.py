@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from costmodels.serving_percentiles import LEAST_SHARE, MOST_SHARE
-from planner.serving_job import LEAST, MOST_RATE_PER_S, MOST_REQUESTS, MOST_RUNNING, MOST_SECONDS
-from planner.serving_speculation import MOST_DRAFTED, MOST_VERIFIED
+from costmodels.serving.percentiles import LEAST_SHARE, MOST_SHARE
+from planner.deployments.job import LEAST, MOST_RATE_PER_S, MOST_REQUESTS, MOST_RUNNING, MOST_SECONDS
+from planner.deployments.speculation import MOST_DRAFTED, MOST_VERIFIED
 from profiles.model import MAX_SEQUENCE
 from service.values import MAX_TOP, AnsweredTokens, Body, Bytes, Cluster, Degree, Name, NameOrMapping
 

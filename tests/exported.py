@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import Any
 
 from costmodels.plan import ExecutionPlan, PlanBatch
-from planner.constraints import check_plan
 from planner.exporters.exported import Exported
-from planner.pins import parse_pins
-from planner.request import Options, part_of, resolve_request, setting_of
+from planner.question.pins import parse_pins
+from planner.question.request import Options, part_of, resolve_request, setting_of
 from planner.results import Request
-from planner.space import plan_space
+from planner.space.constraints import check_plan
+from planner.space.enumeration import plan_space
 
 # Format, model, cluster, framework: what each target is for.
 QUESTIONS = (

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.collectives import CollectiveCallBatch, CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import Basis, FloatArray, KernelCallBatch, KernelOp, Prediction
-from costmodels.memory import tensor_memory, with_overheads
+from costmodels.links.collectives import CollectiveCallBatch, CollectiveOp
+from costmodels.memory.peaks import tensor_memory, with_overheads
 from costmodels.plan import PlanBatch
-from costmodels.stages import StageTable
+from costmodels.stages.table import StageTable
 from costmodels.workload import TrainingJob
 from profiles.hardware import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from profiles.linear_attention import LinearAttention

@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from costmodels.plan import ExecutionPlan, PlanBatch
-from planner.constraints import rules_for
-from planner.pins import parse_pins
+from planner.question.pins import parse_pins
 from planner.rules.base import FRAMEWORKS, Setting
-from planner.space import Space, plan_space
+from planner.space.constraints import rules_for
+from planner.space.enumeration import Space, plan_space
 from tests.fakes import gpt, job
 
 # An 8-device plan that every framework accepts: data parallelism alone, one micro-batch of one.

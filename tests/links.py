@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from costmodels.collectives import CollectiveCallBatch, CollectiveOp
-from costmodels.link_model import LinkCollectiveModel
+from costmodels.links.collectives import CollectiveCallBatch, CollectiveOp
+from costmodels.links.link_model import LinkCollectiveModel
 from profiles.fits import CollectiveFits, Fit, FitCard
 from profiles.hardware import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 

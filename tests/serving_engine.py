@@ -14,7 +14,7 @@ import numpy as np
 
 from costmodels.lengths import OutputLengths
 from costmodels.plan import FloatArray
-from costmodels.serving import ServingPrices
+from costmodels.serving.steady import ServingPrices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

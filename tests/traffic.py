@@ -1,10 +1,10 @@
 """Data-parallel traffic of plans, and the calls it is made of."""
 
-from costmodels.collectives import CollectiveOp
 from costmodels.data_parallel import DataParallelTraffic, data_parallel_traffic
+from costmodels.links.collectives import CollectiveOp
 from costmodels.plan import ExecutionPlan, PlanBatch
-from costmodels.stage_parameters import stage_parameters
-from costmodels.stages import stage_table
+from costmodels.stages.parameters import stage_parameters
+from costmodels.stages.table import stage_table
 from tests.fakes import RingCollectives, UnitCollectives, context
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from costmodels.calibration.across_tables import OMNIPATH, OMNIPATH_ADAPTER, AcrossTimings
 from costmodels.calibration.robust import Price, Range, fit_parameters, significant
-from costmodels.collectives import CollectiveOp
-from costmodels.link_model import OP_NAMES, Network, across_time_s
+from costmodels.links.collectives import CollectiveOp
+from costmodels.links.link_model import OP_NAMES, Network, across_time_s
 from profiles.fits import CollectiveFits
 
 FloatArray = NDArray[np.float64]

@@ -18,8 +18,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from costmodels.calibration.collective_tables import read_collectives, thinned
-from costmodels.collectives import CollectiveOp
-from costmodels.link_model import OP_NAMES, Groups, wire_factor
+from costmodels.links.collectives import CollectiveOp
+from costmodels.links.link_model import OP_NAMES, Groups, wire_factor
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.hardware import NodeSpec

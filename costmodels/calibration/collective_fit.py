@@ -25,8 +25,8 @@ from costmodels.calibration.robust import (
     significant,
     split,
 )
-from costmodels.collectives import CollectiveOp
-from costmodels.link_model import OP_NAMES, RINGS, inside_time_s
+from costmodels.links.collectives import CollectiveOp
+from costmodels.links.link_model import OP_NAMES, RINGS, inside_time_s
 from profiles.catalog import default_catalog
 from profiles.fits import CollectiveFits, parse_collective_fits
 

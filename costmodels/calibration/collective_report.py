@@ -27,7 +27,7 @@ from costmodels.calibration.collective_spreads import (
 )
 from costmodels.calibration.collective_tables import FloatArray, inside_timings
 from costmodels.calibration.exchange_fit import exchange_records
-from costmodels.collectives import LARGE_BYTES
+from costmodels.links.collectives import LARGE_BYTES
 from profiles.markdown import table_head, table_row
 
 _BARS = {"eight ranks": "10 %", "more nodes": "20 %"}

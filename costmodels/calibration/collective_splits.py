@@ -25,8 +25,8 @@ from costmodels.calibration.collective_fit import (
     wired_records,
 )
 from costmodels.calibration.collective_tables import FloatArray, LinkTimings, inside_timings
-from costmodels.collectives import CollectiveCallBatch
-from costmodels.link_model import OP_NAMES, LinkCollectiveModel, Network, across_time_s, inside_time_s
+from costmodels.links.collectives import CollectiveCallBatch
+from costmodels.links.link_model import OP_NAMES, LinkCollectiveModel, Network, across_time_s, inside_time_s
 from profiles.catalog import default_catalog
 from profiles.fits import CollectiveFits
 from profiles.hardware import ClusterSpec

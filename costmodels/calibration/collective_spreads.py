@@ -19,7 +19,7 @@ import numpy as np
 from costmodels.calibration.collective_splits import SPLITS, Judged
 from costmodels.calibration.collective_tables import FloatArray
 from costmodels.calibration.robust import significant
-from costmodels.collectives import LARGE_BYTES
+from costmodels.links.collectives import LARGE_BYTES
 
 LEAST_BYTES = (0.0, LARGE_BYTES)
 TAIL = 0.05

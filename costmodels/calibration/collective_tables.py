@@ -18,8 +18,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from costmodels.calibration.collective_hosts import FITTED, JUDGED, HostLog
-from costmodels.collectives import CollectiveOp
-from costmodels.link_model import OP_NAMES, Groups, wire_factor
+from costmodels.links.collectives import CollectiveOp
+from costmodels.links.link_model import OP_NAMES, Groups, wire_factor
 from profiles.catalog import default_catalog
 
 FloatArray = NDArray[np.float64]

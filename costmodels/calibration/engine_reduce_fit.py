@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from costmodels.engine_reduce import MOST_BYTES, reduce_time_s
 from costmodels.kernels.calls import FloatArray
+from costmodels.links.engine_reduce import MOST_BYTES, reduce_time_s
 from profiles.catalog import default_catalog
 from profiles.engine_reduce import EngineReduce
 

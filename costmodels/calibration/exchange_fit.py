@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from costmodels.calibration.collective_spreads import interval
 from costmodels.calibration.robust import Parameters, Price, Range, fit_parameters, significant
-from costmodels.expert_exchange import KINDS, USUAL_MULTIPROCESSORS, Exchanges, exchange_time_s
 from costmodels.kernels.calls import FloatArray
+from costmodels.links.expert_exchange import KINDS, USUAL_MULTIPROCESSORS, Exchanges, exchange_time_s
 from profiles.catalog import default_catalog
 from profiles.units import MICROSECOND
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
+from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import (

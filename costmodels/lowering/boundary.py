@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
+from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import cross_entropy
 from costmodels.lowering.formats import core_format

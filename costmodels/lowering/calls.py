@@ -11,10 +11,10 @@ from functools import partial
 import numpy as np
 
 from costmodels.arrays import total
-from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import COLUMNS, GemmLayout, KernelFamily, KernelOp
 from costmodels.kernels.implementations import torch_code
+from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.formats import EIGHT_BIT_BYTES, attention_library, core_format, eight_bit_product
 from costmodels.lowering.parts import Part
 from costmodels.lowering.priced_calls import PartCosts, PricedCalls

@@ -11,7 +11,6 @@ Megatron-Core and engines load them.
 
 import numpy as np
 
-from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily, KernelOp
 from costmodels.linear_work import (
@@ -24,6 +23,7 @@ from costmodels.linear_work import (
     decay_bytes,
     has_delta_rule,
 )
+from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import beside_product, passes

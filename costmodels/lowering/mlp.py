@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from costmodels.collectives import CollectiveOp, ranks_per_domain
 from costmodels.context import CostContext
-from costmodels.expert_exchange import groups_hit, groups_of_neighbours
 from costmodels.experts_run import as_run, runs_all_experts
 from costmodels.kernels.calls import KernelFamily
+from costmodels.links.collectives import CollectiveOp, ranks_per_domain
+from costmodels.links.expert_exchange import groups_hit, groups_of_neighbours
 from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.attention import gathered_share, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase
@@ -178,7 +178,7 @@ def _copies(shape: RankShape, context: CostContext, moe: MoESpec) -> FloatArray:
     """(K,) how often a token is sent, its own rank or node among the receivers.
 
     Where ranks are spread over nodes a token that goes once to each of them crosses the network once to each node. What
-    it takes from there, over the scale-up link, runs meanwhile (``costmodels.expert_exchange``).
+    it takes from there, over the scale-up link, runs meanwhile (``costmodels.links.expert_exchange``).
     """
     each = np.full(len(shape), float(moe.experts_per_token))
     far = _between_nodes(shape, context)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.collectives import CollectiveCallBatch
 from costmodels.context import CostContext
 from costmodels.kernels.calls import COLUMNS, INTEGER_COLUMNS, KernelCallBatch, KernelOp, Prediction
+from costmodels.links.collectives import CollectiveCallBatch
 from costmodels.lowering.calls import CallList
 from costmodels.lowering.priced_calls import PartCosts, PricedCalls
 from costmodels.lowering.streams import as_run, in_turn

@@ -12,11 +12,11 @@ key for all heads.
 
 import numpy as np
 
-from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily, KernelOp
 from costmodels.kernels.expert_load import TILE_ROWS
 from costmodels.kernels.implementations import Library, library_of, with_library
+from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.attention import head_widths, projections, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import norm_and_residual

@@ -23,10 +23,10 @@ which nothing flows back through it; the memory that scores take while keys are 
 
 import numpy as np
 
-from costmodels.collectives import CollectiveOp
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily, KernelOp
 from costmodels.kv_cache import latent_key_bytes
+from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
 from costmodels.lowering.shapes import RankShape

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from costmodels.collectives import CollectiveCallBatch, CollectiveOp, ranks_per_domain
 from costmodels.context import CostContext
-from costmodels.engine_reduce import with_engine_reduces
 from costmodels.kernels.calls import Prediction
 from costmodels.kernels.implementations import Engine, engine_of
-from costmodels.link_model import wire_factor
+from costmodels.links.collectives import CollectiveCallBatch, CollectiveOp, ranks_per_domain
+from costmodels.links.engine_reduce import with_engine_reduces
+from costmodels.links.link_model import wire_factor
 from costmodels.plan import BoolArray, FloatArray, IntArray
 
 

@@ -190,7 +190,7 @@ def _instead(name: str, value: Any) -> str:
     """What to say about a workflow in place of an option of single plans."""
     from planner.dataflow.flow_pins import COLUMNS
     from planner.dataflow.preset_settings import Settings
-    from planner.pins import ALIASES
+    from planner.question.pins import ALIASES
 
     if name in ("seq", "global_batch", "batch_tokens"):
         return "--prompt and --generate" if name == "seq" else "--batch, items per iteration"

@@ -2,7 +2,7 @@
 
 import re
 
-from planner.field_names import OPTION_FIELDS
+from planner.question.field_names import OPTION_FIELDS
 from profiles.errors import SpecError
 
 # Options that are called as the library's fields are, but for hyphens.

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from costmodels.kernels.calls import KernelOp
 from costmodels.kernels.mlir.key import MOST_CHARACTERS
-from planner.kernel_prices import KernelPrice, PricedText, price_mlir
 from planner.phrases import seconds
+from planner.prices.kernel_prices import KernelPrice, PricedText, price_mlir
 from profiles.errors import SpecError
 
 _MOST_ROWS = 60

@@ -24,7 +24,7 @@ def score(
     debug: option.Debug = False,
 ) -> None:
     """Price every row of measured tables: errors and interval coverage per device, operation and dtype."""
-    from planner.price_lists import default_kernel_model
+    from planner.prices.price_lists import default_kernel_model
     from planner.score.kernels import FewShot
     from planner.score.render import render_scores
     from planner.score.stored import StoredPrices

@@ -130,9 +130,9 @@ def serving(
 
 def _show(model: str, gpus: str, asked: Mapping[str, Any], *, json_: bool, output: str | None, quiet: bool) -> None:
     """Ask, print the answer, and exit with 3 if nothing serves that."""
+    from planner.deployments.plans import serving as answer
     from planner.document_serving import serving_document
     from planner.render.serving import render_serving
-    from planner.serving_plans import serving as answer
 
     with progress("pricing deployments", quiet=quiet):
         result = answer(model, cluster_of(gpus), **asked)

@@ -1,8 +1,8 @@
 """What one model call costs on every number of devices with every legal strategy, through the one cost path.
 
 ``call_costs`` is what the compiler of dataflows and their searches build on: they choose rows of its tables and never
-price anything themselves. Training rows come from ``costmodels.evaluate``, inference rows from ``costmodels.forward``,
-generation rows from ``costmodels.generation``.
+price anything themselves. Training rows come from ``costmodels.evaluate``, inference rows from
+``costmodels.serving.forward``, generation rows from ``costmodels.serving.generation``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ from costmodels.arrays import largest, total
 from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
 from costmodels.evaluate import evaluate
-from costmodels.forward import forward_pass, weight_bytes
-from costmodels.generation import engine_context, generation, generation_memory, prompt_job
-from costmodels.layer_costs import joined_devices
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import ZERO_OF_WEIGHTS, FloatArray, PlanBatch
-from costmodels.stage_parameters import stage_parameters
-from planner.attention import default_attention
+from costmodels.serving.forward import forward_pass, weight_bytes
+from costmodels.serving.generation import engine_context, generation, generation_memory, prompt_job
+from costmodels.stages.parameters import stage_parameters
+from costmodels.step.layer_costs import joined_devices
 from planner.dataflow.dominance import undominated
 from planner.dataflow.engine_strategies import engine_strategies, running_choices
 from planner.dataflow.strategies import strategies, training_job
-from planner.price_lists import collective_model, kernel_model_of
+from planner.prices.price_lists import collective_model, kernel_model_of
+from planner.question.attention import default_attention
 from planner.rules.base import MEGATRON
 from profiles.engines import TRAINER as TRAINER
 from profiles.engines import EngineSpec, find_engine

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.generation import GenerationMemory
 from costmodels.model_calls import ModelCall
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
-from planner.constraints import rules_for, sieve
+from costmodels.serving.generation import GenerationMemory
 from planner.dataflow.strategies import WAIVED_WITHOUT_TRAINING, Columns, degrees, training_job
 from planner.rules.base import Setting
 from planner.rules.indexer import shares_choices
+from planner.space.constraints import rules_for, sieve
 from profiles.engines import TRAINER, EngineSpec
 from profiles.model import ModelSpec
 

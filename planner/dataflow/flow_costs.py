@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.flops import model_flops_per_step
-from costmodels.generation import prompt_job
 from costmodels.lowering.grouping import group_rows
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import IntArray
+from costmodels.serving.generation import prompt_job
 from costmodels.workload import ADAPTER_TASKS, LoraSpec
 from planner.dataflow.call_costs import CallSetting, call_costs
 from planner.dataflow.flow_pins import CallPin

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from planner.dataflow.graph import EXTERNAL, TRAIN, Dataflow
-from planner.pins import ALIASES, RECOMPUTE_NAMES
+from planner.question.pins import ALIASES, RECOMPUTE_NAMES
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.mixed_cluster import MixedCluster

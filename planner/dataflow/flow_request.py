@@ -21,11 +21,11 @@ from planner.dataflow.length_text import LengthInput
 from planner.dataflow.presets import PRESETS, ROLE_SETTINGS, build_preset, unknown_role
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.streams import streamed
-from planner.job_checks import check_precision
-from planner.jobs import default_precision
-from planner.machines import ClusterInput, fabric_notes, mixed_of, resolve_cluster, with_own_reserve
-from planner.option_kinds import check_kinds, check_oom_risk, in_small_letters
-from planner.request import ModelInput, resolve_named_model
+from planner.question.job_checks import check_precision
+from planner.question.jobs import default_precision
+from planner.question.machines import ClusterInput, fabric_notes, mixed_of, resolve_cluster, with_own_reserve
+from planner.question.option_kinds import check_kinds, check_oom_risk, in_small_letters
+from planner.question.request import ModelInput, resolve_named_model
 from planner.results import RISKY, Note
 from profiles.errors import SpecError
 from profiles.mixed_cluster import MixedCluster, alone

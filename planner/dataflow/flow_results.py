@@ -157,8 +157,8 @@ class GpuMemory:
         peak_call: Call that runs at the peak; "" when none runs there.
         owners: Calls and what each holds, largest first.
         busy_share: Share of the steady iteration during which they work.
-        oom_probability: Probability that a call there runs out of memory (``planner.memory_law``), the likeliest one's;
-            0 of generation, as engines keep no more sequences than fit.
+        oom_probability: Probability that a call there runs out of memory (``planner.answer.memory_law``), the likeliest
+            one's; 0 of generation, as engines keep no more sequences than fit.
     """
 
     first_gpu: int

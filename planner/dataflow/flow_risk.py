@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from costmodels.plan import FloatArray
+from planner.answer.memory_law import MemoryLaw
 from planner.dataflow.flow_request import FlowRequest
 from planner.dataflow.flow_results import MemoryOwner
 from planner.dataflow.graph import INFERENCE, TRAIN
-from planner.memory_law import MemoryLaw
 from profiles.mixed_cluster import MixedCluster
 
 

@@ -13,7 +13,7 @@ from planner.dataflow.flow_request import MAX_GPUS, FlowRequest
 from planner.dataflow.flow_results import CallShortage, FlowInfeasible, FlowPlan
 from planner.dataflow.flow_solve import best_plan
 from planner.dataflow.priced_cluster import PricedCluster, priced_on
-from planner.request import full_node, part_of
+from planner.question.request import full_node, part_of
 from planner.rules.base import one_of
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec

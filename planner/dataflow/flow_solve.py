@@ -22,7 +22,7 @@ from planner.dataflow.search_options import SearchOptions
 from planner.dataflow.search_results import Solution
 from planner.dataflow.steady import duration_s
 from planner.dataflow.units import units_of
-from planner.request import part_of
+from planner.question.request import part_of
 from profiles.mixed_cluster import MixedCluster, alone
 
 _CHILDREN = 500_000_000  # looked at by the tree search at the usual effort: some five seconds on one core

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from itertools import product
 
 from costmodels.workload import ADAPTER_TASKS
-from planner.attention import attention_notes, default_attention
 from planner.dataflow.flow_pins import CallPin
 from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN, Dataflow
-from planner.job_checks import check_chosen_keys
-from planner.lora import check_adapted
-from planner.request import MODEL_AXES, name_notes, names_several
+from planner.question.attention import attention_notes, default_attention
+from planner.question.job_checks import check_chosen_keys
+from planner.question.lora import check_adapted
+from planner.question.request import MODEL_AXES, name_notes, names_several
 from planner.results import Note
 from planner.rules.base import HUGGINGFACE, MEGATRON, NANOTRON
 from planner.rules.formats import NO_ADAPTERS

@@ -17,7 +17,7 @@ from planner.dataflow.payloads import Payload
 from planner.dataflow.placement import groups_of
 from planner.dataflow.problem import CallCandidates, PairTimes
 from planner.dataflow.reallocation import PlacedLayouts, Reallocation, ReallocationModel
-from planner.price_lists import collective_model
+from planner.prices.price_lists import collective_model
 from profiles.engines import TRAINER, find_engine
 from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster

@@ -22,7 +22,7 @@ from planner.dataflow.graph_checks import (
     ratio,
     whole,
 )
-from planner.lora import Adapters, adapters_of
+from planner.question.lora import Adapters, adapters_of
 from profiles.errors import SpecError, did_you_mean
 from profiles.model import ModelSpec
 
@@ -64,8 +64,8 @@ class Role:
         head: ``language`` (scores over the vocabulary) or ``value`` (one number per token, as critics
             and reward models have).
         task: What a training call on it trains: ``full``, ``lora`` or ``qlora`` (or ``pretrain``).
-        lora: What is said of its adapters: ``rank``, ``targets`` and ``dropout``, see ``planner.lora``; the rest is as
-            usual.
+        lora: What is said of its adapters: ``rank``, ``targets`` and ``dropout``, see ``planner.question.lora``; the
+            rest is as usual.
         stays: Whether its weights must stay on the devices between calls (a teacher in use all the
             time, a reference updated in place); otherwise a frozen role may be offloaded.
     """

@@ -34,7 +34,7 @@ from planner.dataflow.graph import (
     Role,
     RoleCopy,
 )
-from planner.lora import merged_fields
+from planner.question.lora import merged_fields
 from profiles.catalog import load_yaml
 from profiles.catalog_entries import Entry, validated
 from profiles.errors import SpecError

@@ -17,7 +17,7 @@ from planner.dataflow.graph import (
     Role,
 )
 from planner.dataflow.graph_checks import check_between, check_one_of
-from planner.lora import adapters_of, merged_fields
+from planner.question.lora import adapters_of, merged_fields
 from profiles.errors import SpecError
 
 MODEL_REWARD = "model"

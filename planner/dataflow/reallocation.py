@@ -21,7 +21,7 @@ from functools import partial, reduce
 
 import numpy as np
 
-from costmodels.collectives import CollectiveCallBatch, CollectiveCostModel, CollectiveOp
+from costmodels.links.collectives import CollectiveCallBatch, CollectiveCostModel, CollectiveOp
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from profiles.hardware import ClusterSpec
 

@@ -1,9 +1,9 @@
 """Every legal way to lay one model call out on a number of devices.
 
-Training has the plans of a job on so many devices (``planner.space``), inference the layouts in which it may share the
-weights of a training call. Tensor parallelism stays inside one scale-up domain: a group across hosts is what users of
-colocated engines report as slow (OpenRLHF issue 889), and all published plans keep it inside. Legality is that of the
-framework that runs the call.
+Training has the plans of a job on so many devices (``planner.space.enumeration``), inference the layouts in which it
+may share the weights of a training call. Tensor parallelism stays inside one scale-up domain: a group across hosts is
+what users of colocated engines report as slow (OpenRLHF issue 889), and all published plans keep it inside. Legality is
+that of the framework that runs the call.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ import numpy as np
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import ZERO_OF_WEIGHTS, AxisOrder, BoolArray, IntArray, PlanBatch
 from costmodels.workload import TrainingJob
-from planner.candidates import TooManyPlansError
-from planner.chunks import END_CODES, embedding_layers, end_layers, ends_apply
-from planner.constraints import rules_for, sieve
-from planner.context_degrees import most_context
-from planner.micro_batches import MICRO_BATCH_TOKENS, micro_batch_sizes
 from planner.rules.base import MEGATRON, Setting, divisors, overlaps_tensor
 from planner.rules.formats import least_zero
-from planner.space import context_kinds, plan_space
+from planner.space.candidates import TooManyPlansError
+from planner.space.chunks import END_CODES, embedding_layers, end_layers, ends_apply
+from planner.space.constraints import rules_for, sieve
+from planner.space.context_degrees import most_context
+from planner.space.enumeration import context_kinds, plan_space
+from planner.space.micro_batches import MICRO_BATCH_TOKENS, micro_batch_sizes
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES
 from profiles.model import ModelSpec

@@ -21,8 +21,8 @@ from planner.decisions.results import (
 )
 from planner.decisions.trials import TrialInput, read_trials, select_trials
 from planner.decisions.worth import sensitivity_of
-from planner.machines import ClusterInput
-from planner.request import JobInput, ModelInput, Options, PinsInput, given_options, resolve_request
+from planner.question.machines import ClusterInput
+from planner.question.request import JobInput, ModelInput, Options, PinsInput, given_options, resolve_request
 from planner.results import Infeasible, Request
 from profiles.scalars import whole_number
 

@@ -18,10 +18,10 @@ from costmodels.evaluate import evaluate
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stack_variants import StackVariants
 from costmodels.uncertainty import NORMAL_90
+from planner.answer.memory_law import MemoryLaw, needed_log
 from planner.decisions.kinship import NOISE, SCALES, SPREAD, Traits, kinship
 from planner.decisions.parameters import Parameter, uncertain_parameters
 from planner.decisions.responses import Pricer, Responses
-from planner.memory_law import MemoryLaw, needed_log
 
 # A user's level is at least this share of the spread of plans, however narrow the interval of a stack is.
 _LEAST_LEVEL = 0.5

@@ -6,11 +6,11 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.plan import BoolArray, PlanBatch
+from planner.answer.memory_law import MemoryLaw
+from planner.answer.pricing import price_all, price_contenders
 from planner.decisions.portfolio import MOST_RISK
-from planner.memory_law import MemoryLaw
-from planner.pricing import price_all, price_contenders
+from planner.question.request import cost_context, space_of
 from planner.ranking import best_rows
-from planner.request import cost_context, space_of
 from planner.results import RISKY, Request
 from profiles.errors import SpecError
 

@@ -19,7 +19,7 @@ from planner.decisions.posterior import Observations, condition
 from planner.decisions.results import Terms
 from planner.decisions.scenarios import HIGH, LOW, Scenarios, draw
 from planner.decisions.trials import Trials
-from planner.price_lists import default_collective_model, default_kernel_model
+from planner.prices.price_lists import default_collective_model, default_kernel_model
 from planner.validate.pick import choices
 from planner.validate.predict import RowPredictor
 from planner.validate.rows import ScorableRow

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from costmodels.plan import FloatArray, PlanBatch
+from planner.answer.memory_law import MemoryLaw
 from planner.decisions.kinship import LENGTH, NOISE, SCALES, SPREAD, Traits, distance
 from planner.decisions.measured import COUNTS, WAYS, Played, played
-from planner.memory_law import MemoryLaw
 from planner.validate.accuracy import cross_validate
 from planner.validate.mapping import map_files
 from planner.validate.pick import choices

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from costmodels.collectives import CollectiveCallBatch, CollectiveCostModel
 from costmodels.context import CostContext
 from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import KernelCallBatch, KernelCostModel, KernelOp, Prediction
+from costmodels.links.collectives import CollectiveCallBatch, CollectiveCostModel
 from costmodels.plan import BoolArray, PlanBatch
 from costmodels.uncertainty import NORMAL_90
 from planner.calibrate_runs import FITTED_SHARE

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray
+from planner.answer.memory_law import FAR_SHARE
 from planner.decisions.belief import Belief
 from planner.decisions.kinship import NOISE
 from planner.decisions.portfolio import weighted_quantiles
-from planner.memory_law import FAR_SHARE
 
 DRAWS = 4096  # probabilities are right to 0.8 % (one standard error at worst), means of regrets to a twentieth of that
 LOW, HIGH = 0.05, 0.95  # ends of a 90 % interval

@@ -12,11 +12,12 @@ from importlib import import_module
 from typing import Any
 
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
+from planner.answer.risks import oom_risks
 from planner.api import best_among, estimate
 from planner.exporters.exported import Exported, Target, expressed
 from planner.exporters.saved import saved_plan
-from planner.machines import ClusterInput
-from planner.request import (
+from planner.question.machines import ClusterInput
+from planner.question.request import (
     JobInput,
     ModelInput,
     Options,
@@ -27,7 +28,6 @@ from planner.request import (
     resolve_request,
 )
 from planner.results import RISKY, Infeasible, PlanEstimate, Request
-from planner.risks import oom_risks
 from profiles.errors import SpecError, did_you_mean
 
 _MODULES = {

@@ -9,7 +9,7 @@ import numpy as np
 
 from costmodels.energy_cost import steps_in_run
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Schedule
-from costmodels.stages import stage_table
+from costmodels.stages.table import stage_table
 from costmodels.workload import TrainingJob
 from planner.phrases import plan_label
 from planner.results import Note, Request
@@ -210,7 +210,7 @@ def sharding(plan: ExecutionPlan) -> tuple[int, int]:
 
 
 def chunk_layers(plan: ExecutionPlan, model: ModelSpec) -> list[int]:
-    """Layers of every chunk of a pipeline, in the order of the model, as plans are priced (``costmodels.stages``).
+    """Layers of every chunk of a pipeline, in the order of the model, as priced plans have them (``stages.table``).
 
     A last stage with a layer less than chunks has the chunk of the head without one.
     """

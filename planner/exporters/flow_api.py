@@ -17,9 +17,9 @@ from planner.dataflow.presets import preset_name
 from planner.exporters.api import FLOW_FORMATS
 from planner.exporters.exported import Exported, Gap, Target
 from planner.exporters.flow_target import FlowTarget, Pins, merged, pin_options
-from planner.machines import ClusterInput
 from planner.phrases import seconds
-from planner.request import ModelInput
+from planner.question.machines import ClusterInput
+from planner.question.request import ModelInput
 from planner.results import RISKY
 from planner.workflows import plan_dataflow
 from profiles.errors import SpecError, did_you_mean

@@ -14,7 +14,7 @@ from planner.dataflow.graph import GENERATE, TRAIN
 from planner.exporters.exported import SCRIPT, Exported, Gap, Target, comment, scripted, text_parts, written_for
 from planner.flow_phrases import gpu_range, layout_label, machines_label
 from planner.phrases import seconds
-from planner.pins import ALIASES
+from planner.question.pins import ALIASES
 from profiles.engines import find_engine
 from profiles.model import ModelSpec
 

@@ -25,7 +25,7 @@ from planner.exporters.megatron_model import (
     run_options,
     shape_options,
 )
-from planner.layouts import needs_layout
+from planner.question.layouts import needs_layout
 from planner.results import Request
 from planner.rules.formats import weights_format
 
@@ -207,7 +207,7 @@ def _recompute(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     """Recomputation, and activations on the host.
 
     The last layer's activations, which its backward pass takes at once, stay: of any plan that offloads, layers in use
-    are on the device (``costmodels.stage_activations``), and Megatron-LM wants one of them named.
+    are on the device (``costmodels.memory.stage_activations``), and Megatron-LM wants one of them named.
     """
     if plan.offload_activations:
         return [["--cpu-offloading-num-layers", str(request.model.num_layers - 1)]]

@@ -12,8 +12,8 @@ import numpy as np
 import yaml
 
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Recompute, Schedule
-from costmodels.stage_balance import balanced_stage_layers
-from costmodels.stages import stage_table
+from costmodels.stages.balance import balanced_stage_layers
+from costmodels.stages.table import stage_table
 from planner.exporters.exported import (
     Check,
     Exported,

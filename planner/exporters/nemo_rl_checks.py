@@ -41,7 +41,7 @@ from planner.exporters.flow_target import (
     pool_pins,
     together,
 )
-from planner.lora import linear_targets
+from planner.question.lora import linear_targets
 from planner.rules.base import MEGATRON
 
 ENGINE = "vllm"

@@ -7,11 +7,11 @@ from sys import float_info
 from typing import Any
 
 from costmodels.plan import ExecutionPlan, PlanBatch
-from planner.constraints import check_plan
-from planner.pins import check_values, parse_pins
-from planner.request import Options, on_used_part, resolve_request, setting_of, with_stack_fit
+from planner.question.pins import check_values, parse_pins
+from planner.question.request import Options, on_used_part, resolve_request, setting_of, with_stack_fit
 from planner.results import RISKY, Request
 from planner.schema_types import SCHEMA_VERSION
+from planner.space.constraints import check_plan
 from profiles.errors import SpecError
 
 _DERIVED = {"model": ("total_parameters", "active_parameters"), "cluster": ("num_devices", "usable_memory_bytes")}

@@ -17,7 +17,7 @@ from costmodels.plan import (
     Schedule,
     chunks_per_stage,
 )
-from costmodels.stages import stage_table
+from costmodels.stages.table import stage_table
 from planner.exporters.exported import (
     REST,
     Check,
@@ -34,7 +34,7 @@ from planner.exporters.exported import (
     whole_steps,
 )
 from planner.exporters.recipes import recipe_of
-from planner.job_checks import trains_in
+from planner.question.job_checks import trains_in
 from planner.results import Request
 from planner.rules.offload import moves_together
 from profiles.errors import SpecError

@@ -7,10 +7,10 @@ import numpy as np
 
 from costmodels.eager_attention import beyond_sdpa
 from costmodels.plan import BoolArray, ExecutionPlan
-from planner.attention import asked_kernel
 from planner.exporters.adapters import adapter_note
 from planner.exporters.exported import Check, Gap, gaps, whole_steps
-from planner.job_checks import BEFORE_AMPERE
+from planner.question.attention import asked_kernel
+from planner.question.job_checks import BEFORE_AMPERE
 from planner.results import Request
 
 _OPTIMIZERS = {

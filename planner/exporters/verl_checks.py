@@ -29,8 +29,8 @@ from planner.exporters.flow_target import (
     on_gpus,
     pin_gaps,
 )
-from planner.lora import linear_targets
 from planner.phrases import gib
+from planner.question.lora import linear_targets
 from planner.rules.base import MEGATRON
 
 ENGINES = ("vllm", "sglang")

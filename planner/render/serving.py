@@ -7,12 +7,12 @@ from textwrap import wrap
 from rich.console import Console
 from rich.table import Table
 
-from costmodels.serving_apart import BUSIEST
+from costmodels.serving.apart import BUSIEST
+from planner.deployments.job import BOUNDS, PERCENTILES, ServingJob, bound_words, percentile_name
+from planner.deployments.launch import launch_words
+from planner.deployments.results import ApartPlan, PoolPart, ServingPlan, ServingResult, ServingShortage
 from planner.phrases import count, dollars, gib, seconds
 from planner.render.plans import render_notes
-from planner.serving_job import BOUNDS, PERCENTILES, ServingJob, bound_words, percentile_name
-from planner.serving_launch import launch_words
-from planner.serving_results import ApartPlan, PoolPart, ServingPlan, ServingResult, ServingShortage
 from profiles.parameters import total_parameters
 
 _PADDING = (0, 1)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.collectives import LARGE_BYTES, CollectiveCallBatch, CollectiveOp
 from costmodels.kernels.calls import Basis, FloatArray, Prediction
-from costmodels.link_model import OP_NAMES, LinkCollectiveModel, wire_factor
+from costmodels.links.collectives import LARGE_BYTES, CollectiveCallBatch, CollectiveOp
+from costmodels.links.link_model import OP_NAMES, LinkCollectiveModel, wire_factor
 from costmodels.tables.read import Table, Words, positive
 from planner.score.collective_links import Placement, place
 from planner.score.results import GroupScore, Unpriced

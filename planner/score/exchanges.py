@@ -5,8 +5,8 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.expert_exchange import KINDS, USUAL_MULTIPROCESSORS, Exchanges, price_exchanges
 from costmodels.kernels.calls import Basis, FloatArray
+from costmodels.links.expert_exchange import KINDS, USUAL_MULTIPROCESSORS, Exchanges, price_exchanges
 from costmodels.tables.read import Table, positive
 from planner.score.collective_links import place
 from planner.score.results import GroupScore, Unpriced

@@ -14,7 +14,7 @@ from costmodels.kernels.learned import format_classes
 from costmodels.kernels.measured import calls_of
 from costmodels.kernels.own_timings import is_drawn, judges, packaged_timings
 from costmodels.kernels.roofline import RooflineKernelModel
-from planner.price_lists import default_kernel_model
+from planner.prices.price_lists import default_kernel_model
 from planner.score.kernels import LONG_S
 from planner.validate.metrics import ErrorSummary, error_summary
 from profiles.catalog import default_catalog

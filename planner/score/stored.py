@@ -2,7 +2,7 @@
 
 from costmodels.kernels.calibrated import CalibratedKernelModel
 from costmodels.kernels.calls import KernelCallBatch, KernelCostModel, Prediction
-from planner.price_lists import stored_calibration
+from planner.prices.price_lists import stored_calibration
 from profiles.errors import SpecError
 from profiles.hardware import DeviceSpec
 from profiles.timing_store import TimingStore

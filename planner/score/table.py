@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.expert_exchange import KINDS
 from costmodels.kernels.calls import KernelCostModel
+from costmodels.links.expert_exchange import KINDS
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import read_table
 from costmodels.tables.timing_rows import collective_timings, is_public_table, possible, rows_of_timings
-from planner.price_lists import default_kernel_model
+from planner.prices.price_lists import default_kernel_model
 from planner.schema_types import SCHEMA_VERSION
 from planner.score.collectives import score_collectives
 from planner.score.exchanges import score_exchanges

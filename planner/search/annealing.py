@@ -7,8 +7,8 @@ the one cost path like every plan; how close it comes to the optimum it cannot s
 import numpy as np
 
 from costmodels.plan import IntArray
-from costmodels.stage_plan import CONFIG_COLUMNS
-from planner.request import setting_of
+from costmodels.stage_plans.plan import CONFIG_COLUMNS
+from planner.question.request import setting_of
 from planner.rules.modules import module_sets
 from planner.search.anneal import SimulatedAnnealing
 from planner.search.best import BestSoFar

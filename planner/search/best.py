@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from costmodels.stage_plan import StageConfigs, StagePlanBatch
+from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch
 from planner.search.result import Improvement
 from profiles.errors import SpecError
 from profiles.scalars import plain

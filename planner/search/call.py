@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
+from planner.answer.remedies import find_remedies
 from planner.api import what_stands_in_the_way
-from planner.remedies import find_remedies
-from planner.request import JobInput, ModelInput, Options, PinsInput, given_options
+from planner.question.request import JobInput, ModelInput, Options, PinsInput, given_options
 from planner.results import Infeasible, Request
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.frameworks import search_each, several

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray, RecomputeModule
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_layers import layer_kinds
-from costmodels.stage_plan import StagePlanBatch
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import StagePlanBatch
+from costmodels.stage_plans.prices import StagePrices
+from costmodels.stages.layers import layer_kinds
 from planner.search.best import Stopped
 from planner.search.families import Family, least_step_s
 from planner.search.freedom import Freedom

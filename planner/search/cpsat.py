@@ -264,7 +264,7 @@ def _sum(coefficients: IntArray, chosen: list[Any], rows: IntArray | None = None
 def _step(
     model: "CpModel", instance: PartitionInstance, options: StageOptions, ticks: _Ticks, chosen: list[Any]
 ) -> Any:
-    """The step time in ticks times virtual stages, bounded from below by what ``costmodels.pipeline`` adds up."""
+    """The step time in ticks times virtual stages, bounded from below by what ``pipeline.schedules`` adds up."""
     stages, m = range(instance.num_stages), instance.num_microbatches
     of_stage = [np.flatnonzero(options.stage == stage) for stage in stages]
     crossing = _crossings(model, instance, options, ticks, chosen)
@@ -300,7 +300,7 @@ def _step(
 def _longest_chain(
     instance: PartitionInstance, forward: list[Any], backward: list[Any], at_least: Callable[..., Any]
 ) -> Any:
-    """1F1B in ticks: at least every chain of work that ``costmodels.pipeline`` takes the longest of.
+    """1F1B in ticks: at least every chain of work that ``costmodels.pipeline.schedules`` takes the longest of.
 
     A chain reaches stage h by way of a stage behind it, spending the turns it can spare at the slowest forward
     on its way, works on h for all turns left, and leaves likewise with forwards and backwards exchanged.

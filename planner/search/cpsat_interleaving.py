@@ -1,4 +1,4 @@
-"""Interleaved 1F1B in whole ticks: every chain of work that ``costmodels.interleaving`` takes the longest of."""
+"""Interleaved 1F1B in whole ticks: the chains of work of ``costmodels.pipeline.interleaving``, the longest counts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.interleaving import round_size
+from costmodels.pipeline.interleaving import round_size
 from planner.search.partition import PartitionInstance
 
 AtLeast = Callable[..., Any]  # a new variable no less than any of some expressions
@@ -14,7 +14,7 @@ AtLeast = Callable[..., Any]  # a new variable no less than any of some expressi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stages:
-    """What is known before any choice; see ``costmodels.interleaving``.
+    """What is known before any choice; see ``costmodels.pipeline.interleaving``.
 
     Attributes:
         chunks: Per stage, v.

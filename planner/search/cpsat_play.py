@@ -1,10 +1,10 @@
-"""Zero-bubble schedules in whole ticks: every event of a step, as ``costmodels.zero_bubble`` works them out."""
+"""Zero-bubble schedules in whole ticks: every event of a step, as in ``costmodels.pipeline.zero_bubble``."""
 
 from collections.abc import Callable
 from typing import Any
 
-from costmodels.pipeline_orders import RUNS_ON
-from costmodels.zero_bubble import short_events
+from costmodels.pipeline.orders import RUNS_ON
+from costmodels.pipeline.zero_bubble import short_events
 from planner.search.partition import PartitionInstance
 
 

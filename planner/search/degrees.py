@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from costmodels.plan import AxisOrder, BoolArray, FloatArray, IntArray, Schedule
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_plan import CONFIG_COLUMNS, StagePlanBatch
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import CONFIG_COLUMNS, StagePlanBatch
+from costmodels.stage_plans.prices import StagePrices
 from planner.search.best import BestSoFar, Stopped
 from planner.search.cells import Cells
 from planner.search.device_bounds import Behind, admitted, behind

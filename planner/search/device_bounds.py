@@ -6,7 +6,8 @@ and the room of every stage; left out is what a stage's own choice means for the
 
 With 1F1B, the k-th last stage, at which s seconds are worked, makes a pipeline of p stages take m s and its way there
 at least and, if k <= m, (m - k + 1) s, its way there and twice the way through the k - 1 stages behind it (chains of
-``costmodels.pipeline`` that turn at the stage, and at the last one). Interleaving divides by v what is beyond m s.
+``costmodels.pipeline.schedules`` that turn at the stage, and at the last one). Interleaving divides by v what is beyond
+m s.
 """
 
 from collections.abc import Callable

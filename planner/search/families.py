@@ -12,9 +12,9 @@ import numpy as np
 
 from costmodels.lowering.grouping import group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule
-from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs
-from costmodels.stage_prices import StagePrices
-from costmodels.step import per_step_overhead_s
+from costmodels.stage_plans.plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs
+from costmodels.stage_plans.prices import StagePrices
+from costmodels.step.step_time import per_step_overhead_s
 from planner.search.cells import Cells
 from planner.search.once import once_s
 from planner.search.stage_work import commoner_layers
@@ -108,7 +108,8 @@ def passes_per_work(
 ) -> FloatArray:
     """(N,) seconds of a pipeline per second of one micro-batch on all stages together, at best.
 
-    Follows from the formulas of ``costmodels.pipeline``, s_i being the time of stage i and W the sum of these.
+    Follows from the formulas of ``costmodels.pipeline.schedules``, s_i being the time of stage i and W the sum of
+    these.
 
     * GPipe: W and m - 1 times the slowest forward and backward pass, so that equal stages are best:
       (m + p - 1) / p.

@@ -10,20 +10,20 @@ from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import Basis
 from costmodels.peak_rate import stages_at_peak_s, time_interval_s
 from costmodels.plan import FloatArray, Schedule
-from costmodels.stage_estimate import StageEstimateBatch
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
-from costmodels.stage_prices import StagePrices
-from costmodels.stage_replay import replay
+from costmodels.stage_plans.estimate import StageEstimateBatch
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import OFFLOAD_PARTS, StageConfigs, StagePlanBatch
+from costmodels.stage_plans.prices import StagePrices
+from costmodels.stage_plans.replay import replay
+from planner.answer.memory_law import MemoryLaw
 from planner.borrowed import borrowed
-from planner.memory_law import MemoryLaw
 from planner.phrases import percent
 from planner.results import RISKY, Note
 from planner.rules.modules import module_names
 from planner.rules.pipeline import NAME_OF_SCHEDULE
 from planner.search.question import Question
 from planner.search.result import OPTIMAL_GAP, FoundPlan, StageChoice, Verdict
-from planner.stage_constraints import StageSetting, condition, stage_excess, verdicts
+from planner.space.stage_constraints import StageSetting, condition, stage_excess, verdicts
 from profiles.units import GIB
 
 # Micro-batches on all chunks of all stages that are played out: some tenths of a second, and less when time is up.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from planner.request import ANY, names_several
+from planner.question.request import ANY, names_several
 from planner.results import Note
 from planner.rules.base import FRAMEWORK_TITLES, FRAMEWORKS
 from planner.search.best import BestSoFar, SearchBudget

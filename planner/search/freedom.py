@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from costmodels.plan import Recompute, RecomputeModule
-from costmodels.stage_plan import OFFLOAD_PARTS
+from costmodels.stage_plans.plan import OFFLOAD_PARTS
 from planner.rules.modules import CORE
 
 EIGHTHS = tuple(range(OFFLOAD_PARTS + 1))  # shares of the optimizer's states and of the weights that are tried

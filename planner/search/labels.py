@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.interleaving import round_size
-from costmodels.pipeline_orders import RUNS_ON
+from costmodels.pipeline.interleaving import round_size
+from costmodels.pipeline.orders import RUNS_ON
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
 from planner.search.best import Stopped
 from planner.search.completion import Completion, completion, slowest_of, spread
@@ -325,7 +325,7 @@ def _done_s(
 ) -> FloatArray:
     """``_Labels.done_s`` with one stage more.
 
-    Of the chains of work that ``costmodels.pipeline`` takes the longest of, those that reach a stage straight
+    Of the chains of work that ``costmodels.pipeline.schedules`` takes the longest of, those that reach a stage straight
     from the first or by way of the last, spend the turns they can spare at the stage itself, and leave
     likewise. That the turns may be spent at a slower stage before, or on the way back from one in between,
     is left out; with interleaving also that chains may go around.

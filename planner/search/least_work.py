@@ -1,7 +1,7 @@
 """How long stages work at least, by how many layers they hold: what memory makes them recompute included.
 
 A stage of l layers of one kind, a of which recompute modules and b everything, has to fit. Of what
-``costmodels.stage_activations`` says of memory follows, as in-flight micro-batches are one or more:
+``costmodels.memory.stage_activations`` says of memory follows, as in-flight micro-batches are one or more:
 
 * Memory does not grow with a, nor with b, nor with the modules that are recomputed: a layer that recomputes keeps less
   of every micro-batch, and what it needs while it does, no more than it keeps less, is needed once.
@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_plan import StagePlanBatch
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import StagePlanBatch
+from costmodels.stage_plans.prices import StagePrices
 from planner.search.capacity import again_s
 from planner.search.freedom import Freedom
 from planner.search.once import once_s

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.prices import StagePrices
 from planner.search.best import Stopped
 from planner.search.capacity import again_s, rooms
 from planner.search.families import Family, least_nodes, least_once_s, passes, step_s

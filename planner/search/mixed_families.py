@@ -20,13 +20,13 @@ import numpy as np
 
 from costmodels.lowering.grouping import group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule, concatenate
-from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
-from costmodels.stage_prices import StagePrices
-from planner.chunks import chunk_counts
+from costmodels.stage_plans.plan import CONFIG_COLUMNS, StageConfigs
+from costmodels.stage_plans.prices import StagePrices
 from planner.search.families import SCHEDULES, Family, passes_per_work, step_s
 from planner.search.question import Question
-from planner.space import plan_space
-from planner.stage_constraints import pipelines_run
+from planner.space.chunks import chunk_counts
+from planner.space.enumeration import plan_space
+from planner.space.stage_constraints import pipelines_run
 from profiles.errors import SpecError
 
 MOST_STAGES = 16

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from costmodels.plan import FloatArray, RecomputeModule
-from costmodels.stage_layers import layer_kinds
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.prices import StagePrices
+from costmodels.stages.layers import layer_kinds
 from planner.rules.base import mask
 from planner.search.families import Family
 from planner.search.freedom import Freedom

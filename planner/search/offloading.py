@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
-from costmodels.stage_estimate import StageEstimateBatch
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_plan import StagePlanBatch
-from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
+from costmodels.stage_plans.estimate import StageEstimateBatch
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import StagePlanBatch
+from costmodels.stage_plans.prices import CONTENT_COLUMNS, StagePrices
 from planner.search.families import Family
 from planner.search.fronts import nondominated
 

@@ -4,9 +4,9 @@ import numpy as np
 
 from costmodels.data_parallel import exposed_traffic_s
 from costmodels.plan import FloatArray, IntArray
-from costmodels.stage_once import stage_step_parts, stage_traffic
-from costmodels.stage_plan import OFFLOAD_PARTS
-from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
+from costmodels.stage_plans.once import stage_step_parts, stage_traffic
+from costmodels.stage_plans.plan import OFFLOAD_PARTS
+from costmodels.stage_plans.prices import CONTENT_COLUMNS, StagePrices
 
 
 def once_s(

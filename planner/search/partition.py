@@ -6,7 +6,7 @@ a row of a table with its seconds. Options that exceed the stage's memory are ne
 follow any formula; layers that cost the same are a number, not one variable each.
 
 Which step time a choice of options has is not decided here: ``partition_time_s`` asks the pipeline
-formulas of ``costmodels.pipeline``. The solvers in ``labels`` and ``cpsat`` minimise the same.
+formulas of ``costmodels.pipeline.schedules``. The solvers in ``labels`` and ``cpsat`` minimise the same.
 """
 
 from dataclasses import dataclass, fields
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.pipeline import Passes, pipeline_s
-from costmodels.pipeline_orders import ZERO_BUBBLE
+from costmodels.pipeline.orders import ZERO_BUBBLE
+from costmodels.pipeline.schedules import Passes, pipeline_s
 from costmodels.plan import FloatArray, IntArray, Schedule
 from planner.search.fronts import nondominated
 
@@ -95,8 +95,8 @@ class PartitionInstance:
         schedule: Which.
         virtual_stages: Chunks of every stage, v; above 1, 1F1B is interleaved.
         hand_over_s: (C, C) seconds one way between a stage of the first kind and a next one of the second. As in
-            ``costmodels.stage_evaluate``, a stage spends them on sending: forwards to the next stage, backwards to
-            the one before; the last stage receives what it cannot send, and so does the first on the way back.
+            ``costmodels.stage_plans.evaluate``, a stage spends them on sending: forwards to the next stage, backwards
+            to the one before; the last stage receives what it cannot send, and so does the first on the way back.
         once_under_fill: Whether what happens once per step on a stage runs while the pipeline fills: only
             what takes longer than the stages before it need for one micro-batch counts.
     """
@@ -151,7 +151,7 @@ class PartitionInstance:
 
 
 def partition_time_s(instance: PartitionInstance, rows: IntArray) -> FloatArray:
-    """(N,) seconds per step of choices of options, (N, S), by the formulas of ``costmodels.pipeline``."""
+    """(N,) seconds per step of choices of options, (N, S), by the formulas of ``costmodels.pipeline.schedules``."""
     options = instance.options
     forward_s, backward_s = options.forward_s[rows], options.backward_s[rows]
     if instance.hand_over_s is not None and instance.num_stages > 1:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray, Schedule
-from costmodels.stage_layers import layer_kinds
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.prices import StagePrices
+from costmodels.stages.layers import layer_kinds
 from planner.search.capacity import again_s, rooms
 from planner.search.completion import Units, units
 from planner.search.families import Family, known_of_step_s, step_s

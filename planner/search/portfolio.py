@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 
 from costmodels.plan import PlanBatch, Recompute, Schedule
-from costmodels.stage_plan import StageConfigs, StagePlanBatch, from_uniform
-from costmodels.stage_prices import StagePrices
-from planner.bounded_peaks import CHUNK_ROWS
+from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch, from_uniform
+from costmodels.stage_plans.prices import StagePrices
+from planner.answer.bounded_peaks import CHUNK_ROWS
+from planner.answer.pricing import price_all
 from planner.host_notes import host_notes
-from planner.pricing import price_all
-from planner.request import setting_of
+from planner.question.request import setting_of
 from planner.results import Note, Request
 from planner.rules.base import FRAMEWORK_TITLES
 from planner.rules.indexer import shares_choices
@@ -31,7 +31,7 @@ from planner.search.sharp_bounds import sharp_least_s
 from planner.search.spaces import ACROSS, Space, mixed_space, staged_space, uniform_space, varied_space
 from planner.search.staged import StagedSearch
 from planner.search.told import told_freedoms
-from planner.stage_constraints import has_pipelines, lays_out_itself
+from planner.space.stage_constraints import has_pipelines, lays_out_itself
 from profiles.errors import SpecError, did_you_mean
 
 Engine = Callable[[Question, BestSoFar], list[EngineRun]]

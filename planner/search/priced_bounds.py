@@ -2,7 +2,7 @@
 
 Say a plan of p stages and m micro-batches takes K seconds before what ``per_step_overhead_s`` adds; its k-th last stage
 works w on one micro-batch, W is the sum of these, u what a stage does once per step. Whatever its slowest stage is, the
-f-th last one, that works T: of ``costmodels.pipeline`` follow (see ``device_bounds`` and ``passes_per_work``)
+f-th last one, that works T: of ``costmodels.pipeline.schedules`` follow (see ``device_bounds`` and ``passes_per_work``)
 
 * f < m: K is at least u and m T and the way to the stage, and at least u and (m - f + 1) T, the way to the stage, and
   twice the way behind it;
@@ -31,7 +31,7 @@ from heapq import heappop, heappush
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray, Schedule
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.prices import StagePrices
 from planner.search.device_bounds import ROUNDED
 from planner.search.families import known_of_step_s, passes_per_work, step_s
 from planner.search.pools import Pool

@@ -8,9 +8,9 @@ from math import ceil
 
 from costmodels.context import CostContext
 from costmodels.plan import PlanBatch, concatenate
-from planner.machines import ClusterInput, mixed_of
-from planner.parts import part_spaces, sizes_to_try
-from planner.request import (
+from planner.answer.parts import part_spaces, sizes_to_try
+from planner.question.machines import ClusterInput, mixed_of
+from planner.question.request import (
     JobInput,
     ModelInput,
     Options,

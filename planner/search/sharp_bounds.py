@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.prices import StagePrices
 from planner.search.best import Stopped
 from planner.search.families import Family, known_of_step_s, least_nodes, passes, step_s
 from planner.search.freedom import Freedom

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from planner.parts import pins_allow, sizes_to_try, smaller_sizes
+from planner.answer.parts import pins_allow, sizes_to_try, smaller_sizes
 from planner.rules.base import FRAMEWORK_TITLES
 from planner.search.degrees import MOST_STAGES as MOST_VARIED
 from planner.search.mixed_families import MOST_SLOTS, MOST_STAGES, OFFERED

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.plan import IntArray
-from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
+from costmodels.stage_plans.plan import CONFIG_COLUMNS, StageConfigs
 from planner.search.stage_space import StageSpace
 from profiles.errors import SpecError
 

@@ -3,10 +3,10 @@
 For whoever searches plans whose stages differ:
 
 * ``StageSpace.configs`` lists the configurations (``StageConfigs``), ``prices`` what their stages cost
-  (``StagePrices``); both go straight into ``costmodels.stage_evaluate.evaluate_stages``.
+  (``StagePrices``); both go straight into ``costmodels.stage_plans.evaluate.evaluate_stages``.
 * ``StageSpace.rows`` gives the configurations for a number of micro-batches on a group; stages of one plan have to
   agree in that number and in the samples of a micro-batch, which then follow from one another.
-* ``StageSpace.setting`` is what the rules of ``planner.stage_constraints`` look at.
+* ``StageSpace.setting`` is what the rules of ``planner.space.stage_constraints`` look at.
 * ``StageSpace.index_of`` finds configurations of plans from elsewhere, such as the best uniform plan, among these.
 
 Legality is that of uniform pipelines: a configuration is legal if a framework accepts a pipeline of two such stages.
@@ -21,11 +21,11 @@ import numpy as np
 from costmodels.context import CostContext
 from costmodels.lowering.grouping import group_rows
 from costmodels.plan import IntArray, PlanBatch, Recompute, Schedule, concatenate
-from costmodels.stage_plan import CONFIG_COLUMNS, StageConfigs
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.plan import CONFIG_COLUMNS, StageConfigs
+from costmodels.stage_plans.prices import StagePrices
 from planner.rules.base import Setting, divisors
-from planner.space import plan_space
-from planner.stage_constraints import StageSetting
+from planner.space.enumeration import plan_space
+from planner.space.stage_constraints import StageSetting
 from profiles.errors import SpecError
 
 _NOT_READ = (

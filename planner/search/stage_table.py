@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray, Recompute
-from costmodels.stage_estimate import StageEstimateBatch
-from costmodels.stage_layers import layer_kinds
-from costmodels.stage_plan import StagePlanBatch
-from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
-from costmodels.stages import moe_layers
+from costmodels.stage_plans.estimate import StageEstimateBatch
+from costmodels.stage_plans.plan import StagePlanBatch
+from costmodels.stage_plans.prices import CONTENT_COLUMNS, StagePrices
+from costmodels.stages.layers import layer_kinds
+from costmodels.stages.table import moe_layers
 from planner.search.cells import pairs, reachable
 from planner.search.families import Family, crossing_kinds, known_of_step_s, least_nodes, least_once_s, own_crossing_s
 from planner.search.freedom import Freedom, Treatment

@@ -3,7 +3,7 @@
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.prices import StagePrices
 from profiles.model import ModelSpec
 
 

@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.prices import StagePrices
 from planner.search.best import BestSoFar
 from planner.search.cpsat import Budget, solve_by_cpsat
 from planner.search.families import Family, known_of_step_s, least_nodes, step_s

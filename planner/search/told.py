@@ -6,12 +6,12 @@ from itertools import product
 import numpy as np
 
 from costmodels.plan import PlanBatch, Recompute
-from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs
+from costmodels.stage_plans.plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs
 from planner.rules.base import MEGATRON, Setting
 from planner.rules.modules import CORE
 from planner.search.families import Family
 from planner.search.freedom import Freedom, Treatment
-from planner.stage_constraints import uniform_broken
+from planner.space.stage_constraints import uniform_broken
 
 
 def told_freedoms(family: Family, configs: StageConfigs, setting: Setting, freedom: Freedom) -> tuple[Freedom, ...]:

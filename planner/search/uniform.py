@@ -1,4 +1,4 @@
-"""The uniform plan space as knobs: the plans of ``planner.space``, without enumerating them.
+"""The uniform plan space as knobs: the plans of ``planner.space.enumeration``, without enumerating them.
 
 Data parallelism, micro-batches and overlaps follow from the other columns, as they do there. What means
 the same as another plan is settled onto it; what breaks a rule keeps its vector and has no price.
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from costmodels.context import CostContext
 from costmodels.evaluate import evaluate
 from costmodels.plan import AxisOrder, BoolArray, FloatArray, IntArray, PlanBatch, Recompute
-from planner.constraints import rules_for
 from planner.rules.base import Setting
 from planner.search.agent import Knob, Outcome
 from planner.search.draws import legal_draws
 from planner.search.uniform_columns import KNOBS, Options, options_of, plan_columns, vectors_of
 from planner.search.uniform_moves import MOVES, Mover
+from planner.space.constraints import rules_for
 
 _TRIES = 2  # draws for a move that leaves a plan as it is or makes it illegal
 # Draws until enough plans are legal: shares of the knobs that leave their first, simplest option. Where nearly

@@ -1,6 +1,6 @@
 """Knob vectors and plan columns of the uniform space, one from the other.
 
-The options of every knob are those ``planner.space`` enumerates. ``plan_columns`` is total: whatever the
+The options of every knob are those ``planner.space.enumeration`` enumerates. ``plan_columns`` is total: whatever the
 vector, it yields columns, with knobs that mean nothing for that plan ignored; whether the plan is legal
 is for the rules to say.
 """
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.plan import AxisOrder, BoolArray, IntArray, Recompute, Schedule
-from planner.candidates import Candidates
-from planner.chunks import END_CODES, chunk_counts, chunks_fit, embedding_layers, end_layers, ends_apply
-from planner.constraints import rules_for
-from planner.context_degrees import most_context
-from planner.micro_batches import micro_batch_sizes
 from planner.rules.base import FSDP, MEGATRON, Setting, divisors, overlaps_tensor
 from planner.rules.modules import CORE
-from planner.space import EIGHTHS, block_layers, context_kinds, lone_zero, shard_spans
+from planner.space.candidates import Candidates
+from planner.space.chunks import END_CODES, chunk_counts, chunks_fit, embedding_layers, end_layers, ends_apply
+from planner.space.constraints import rules_for
+from planner.space.context_degrees import most_context
+from planner.space.enumeration import EIGHTHS, block_layers, context_kinds, lone_zero, shard_spans
+from planner.space.micro_batches import micro_batch_sizes
 
 KNOBS = (
     "tensor_parallel",

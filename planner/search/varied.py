@@ -2,7 +2,7 @@
 
 Per stage: shape (device group, degrees, ZeRO stage), layers, how many of them are recomputed, offloading.
 For the whole plan: stages, schedule, virtual stages, micro-batch. Devices may be left idle. Priced by
-``costmodels.stage_evaluate``.
+``costmodels.stage_plans.evaluate``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.plan import BoolArray, IntArray, Recompute, Schedule
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs, StagePlanBatch
-from planner.candidates import Candidates
-from planner.chunks import chunk_counts
-from planner.constraints import rules_for
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs, StagePlanBatch
 from planner.rules.base import Setting
 from planner.rules.modules import CORE, module_names
 from planner.search.agent import Knob, Outcome
@@ -38,7 +35,10 @@ from planner.search.varied_vectors import (
     plans_of,
     settled,
 )
-from planner.stage_constraints import pipelines_run
+from planner.space.candidates import Candidates
+from planner.space.chunks import chunk_counts
+from planner.space.constraints import rules_for
+from planner.space.stage_constraints import pipelines_run
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
 

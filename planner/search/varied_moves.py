@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
-from costmodels.stage_plan import OFFLOAD_PARTS
+from costmodels.stage_plans.plan import OFFLOAD_PARTS
 from planner.search.varied_vectors import (
     SAMPLES,
     SCHEDULE,

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from costmodels.plan import BoolArray, IntArray
-from costmodels.stage_plan import StagePlanBatch
+from costmodels.stage_plans.plan import StagePlanBatch
 from planner.rules.modules import CORE
 from planner.search.stage_candidates import StageChoices
 from profiles.model import ModelSpec

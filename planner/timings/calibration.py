@@ -11,7 +11,7 @@ from costmodels.calibration.few_shot import calibrate
 from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel, Calibration
 from costmodels.kernels.calls import KernelCallBatch, KernelCostModel, take
 from costmodels.kernels.measured import calls_of, measured_rows
-from planner.price_lists import default_kernel_model, prices_version
+from planner.prices.price_lists import default_kernel_model, prices_version
 from planner.schema_types import SCHEMA_VERSION
 from planner.timings.admission import Checked, admit
 from planner.validate.metrics import ErrorSummary, error_summary

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean, median
 
-from planner.serving_plans import serving
-from planner.serving_states import EIGHT_BITS
+from planner.deployments.plans import serving
+from planner.deployments.states import EIGHT_BITS
 from planner.validate.cache_rows import CacheRow, cache_rows
 from planner.validate.dataflow_setups import cluster_of
 from planner.validate.published import packaged_rows, write_page

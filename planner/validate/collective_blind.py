@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodels.collectives import CollectiveCallBatch, CollectiveCostModel
-from costmodels.link_model import OP_NAMES
+from costmodels.links.collectives import CollectiveCallBatch, CollectiveCostModel
+from costmodels.links.link_model import OP_NAMES
 from costmodels.plan import BoolArray, FloatArray
-from planner.price_lists import default_collective_model
+from planner.prices.price_lists import default_collective_model
 from planner.validate.published import optional_int, packaged_rows
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError

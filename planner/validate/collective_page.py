@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodels.collectives import LARGE_BYTES, CollectiveCallBatch, CollectiveOp
-from costmodels.link_model import OP_NAMES
+from costmodels.links.collectives import LARGE_BYTES, CollectiveCallBatch, CollectiveOp
+from costmodels.links.link_model import OP_NAMES
 from costmodels.plan import BoolArray, FloatArray
-from planner.price_lists import default_collective_model
+from planner.prices.price_lists import default_collective_model
 from planner.validate.collective_blind import (
     BLIND_COMMIT,
     JudgedCalls,

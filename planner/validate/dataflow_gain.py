@@ -21,7 +21,7 @@ from planner.dataflow.search import solve
 from planner.dataflow.search_anneal import AnnealOptions
 from planner.dataflow.search_inputs import CAPACITY_BYTES
 from planner.dataflow.search_options import SearchOptions
-from planner.price_lists import default_collective_model
+from planner.prices.price_lists import default_collective_model
 from planner.validate.dataflow_instances import CALLS
 from planner.validate.dataflow_real import (
     MINI_BATCHES,

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from costmodels.context import CostContext
-from costmodels.decode import decode_prices
-from costmodels.generation import engine_context, prefill_s, prompt_job
 from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import PlanBatch
+from costmodels.serving.decode import decode_prices
+from costmodels.serving.generation import engine_context, prefill_s, prompt_job
 from planner.dataflow.call_costs import CallSetting, call_context
 from planner.validate.dataflow_setups import cluster_of
 from planner.validate.experiment import Experiment, mean_and_worst

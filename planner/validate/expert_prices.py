@@ -11,11 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from planner.answer.parts import search_parts
 from planner.api import estimate
-from planner.parts import search_parts
 from planner.phrases import plan_label
+from planner.question.request import Options, resolve_request
 from planner.ranking import best_rows
-from planner.request import Options, resolve_request
 from planner.results import RISKY, PlanEstimate
 from planner.validate.expert_rows import ExpertPlan, expert_plans
 from planner.validate.published import packaged_rows

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass, field
 
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule, Schedule
-from costmodels.stage_balance import balanced_stage_layers
+from costmodels.stages.balance import balanced_stage_layers
 from costmodels.workload import ADAPTER_TASKS, TrainingJob
-from planner.attention import default_attention
+from planner.question.attention import default_attention
 from planner.validate import recipes, wording
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore, Contradiction

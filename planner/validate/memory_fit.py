@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from costmodels.arrays import total
-from costmodels.memory import TensorMemory, with_overheads
+from costmodels.memory.peaks import TensorMemory, with_overheads
 from costmodels.plan import BoolArray, FloatArray
 from planner.validate.mapping import scorable_rows
 from planner.validate.own_runs import own_rows

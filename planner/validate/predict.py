@@ -11,17 +11,17 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from costmodels.arrays import largest, total
-from costmodels.collectives import CollectiveCostModel
 from costmodels.context import CostContext
 from costmodels.estimate import MEMORY_PARTS
 from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import KernelCostModel
-from costmodels.memory import ALLOCATED_PARTS, RESERVED_PARTS, TensorMemory, joined, tensor_memory, with_overheads
+from costmodels.links.collectives import CollectiveCostModel
+from costmodels.memory.peaks import ALLOCATED_PARTS, RESERVED_PARTS, TensorMemory, joined, tensor_memory, with_overheads
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
 from costmodels.stack_variants import StackVariants
-from costmodels.stages import stage_table
+from costmodels.stages.table import stage_table
 from costmodels.workload import TrainingJob
-from planner.price_lists import default_collective_model, default_kernel_model
+from planner.prices.price_lists import default_collective_model, default_kernel_model
 from planner.validate.rows import MemoryKind, ScorableRow
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from planner import pins
+from planner.question import pins
 from profiles.errors import SpecError, did_you_mean
 
 COLUMNS = (

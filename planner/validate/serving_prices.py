@@ -2,9 +2,9 @@
 
 Requests in a closed loop are a run of as many as were sent where that is published, else a steady state, as are those
 that arrive at random. Throughputs of requests that are all there from the start, and latencies of one batch, are a call
-of generation (``costmodels.generation``); when tokens of the former come, a run. How a row is read was written before
-any was priced: which engine of the catalogue ran, by its version, and how lengths spread of which only the mean is
-published.
+of generation (``costmodels.serving.generation``); when tokens of the former come, a run. How a row is read was written
+before any was priced: which engine of the catalogue ran, by its version, and how lengths spread of which only the mean
+is published.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,9 +15,9 @@ from typing import Any
 
 from costmodels.lengths import OutputLengths, fixed_length, log_normal_lengths
 from costmodels.model_calls import CallKind, ModelCall
-from planner.serving_plans import serving
-from planner.serving_results import ServingPlan
-from planner.serving_states import EIGHT_BITS
+from planner.deployments.plans import serving
+from planner.deployments.results import ServingPlan
+from planner.deployments.states import EIGHT_BITS
 from planner.validate.cache_rows import CacheRow
 from planner.validate.dataflow_setups import cluster_of, model_named, replica
 from planner.validate.serving_rows import Lengths, Load, ServingRow, serving_rows, speculative_rows

@@ -13,12 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from costmodels.layer_costs import joined_devices
 from costmodels.plan import ExecutionPlan
+from costmodels.step.layer_costs import joined_devices
 from costmodels.workload import LoraSpec, TrainingJob
-from planner.attention import default_attention
+from planner.question.attention import default_attention
 from planner.rules.base import FRAMEWORKS, Setting, overlaps_tensor
-from planner.space import context_kinds
+from planner.space.enumeration import context_kinds
 from planner.validate import wording
 from planner.validate.layouts import Reading
 from planner.validate.reader import Row

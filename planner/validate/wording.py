@@ -4,7 +4,7 @@ import re
 
 from costmodels.plan import Recompute, RecomputeModule
 from costmodels.workload import ADAPTER_TASKS, JOINT_TARGET, LORA_TARGETS, LoraSpec
-from planner.lora import read_rank, read_targets
+from planner.question.lora import read_rank, read_targets
 from planner.validate.reader import Row
 from planner.validate.rows import CannotScore
 
@@ -25,10 +25,10 @@ _ACCUMULATION = (
 def recompute_of(row: Row) -> tuple[Recompute, int] | None:
     """Kind of recomputation and, for ``BLOCK``, the layers per stage; None when the table is silent.
 
-    torchtitan's selective mode keeps every other product (``costmodels.saved_products``), or recomputes every other
-    layer, where the row says so: ``BLOCK`` with half of them. Float8 linears are no exception: they call ``torch.mm``
-    on tensors that wrap 8 bits (``matmul_with_hp_or_float8_args`` of torchao's float8_linear.py), and the mode that
-    saves results sees that call before the wrapper turns it into another.
+    torchtitan's selective mode keeps every other product (``costmodels.memory.saved_products``), or recomputes every
+    other layer, where the row says so: ``BLOCK`` with half of them. Float8 linears are no exception: they call
+    ``torch.mm`` on tensors that wrap 8 bits (``matmul_with_hp_or_float8_args`` of torchao's float8_linear.py), and the
+    mode that saves results sees that call before the wrapper turns it into another.
 
     Raises:
         CannotScore: If the word is unknown.

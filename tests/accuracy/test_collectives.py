@@ -1,8 +1,6 @@
 """Collective prices against published timings: the bars of the splits, shared adapters, whole tables."""
 
 import csv
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,16 +10,16 @@ pytest.importorskip("pandas", reason="the fitting tools need the optional extra 
 from costmodels.calibration.collective_fit import as_fits, fit_inside
 from costmodels.calibration.collective_splits import judge_inside
 from costmodels.calibration.collective_tables import inside_timings
-from costmodels.collectives import CollectiveCallBatch, CollectiveOp
 from costmodels.kernels.calls import Basis
-from costmodels.link_model import LinkCollectiveModel, wire_factor
+from costmodels.links.collectives import CollectiveCallBatch, CollectiveOp
+from costmodels.links.link_model import LinkCollectiveModel, wire_factor
 from costmodels.tables.read import read_table
 from planner.score.collectives import price_collective_rows
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
 from profiles.hardware import ClusterSpec
+from tests.places import DATA
 
-DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data"))
 pytestmark = [
     pytest.mark.accuracy,
     pytest.mark.skipif(not (DATA / "timings").is_dir(), reason="needs the folder of published timings (PLANNER_DATA)"),

@@ -1,10 +1,8 @@
 """Published configurations and steps of reinforcement-learning systems, and our own decode steps, predicted."""
 
 import csv
-import os
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,9 +32,10 @@ from planner.validate.dataflow_step_fit import (
 )
 from planner.validate.dataflow_steps import disaggregated_steps, verl_accounts
 from profiles.engines import find_engine
+from tests.places import DATA
 
-DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "rlhf"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
+RLHF = DATA / "rlhf"
+needs_data = pytest.mark.skipif(not RLHF.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
 pytestmark = pytest.mark.accuracy
 
 
@@ -62,13 +61,13 @@ def test_one_gpu_per_replica_leaves_a_13b_model_hardly_any_cache() -> None:
 
 @needs_data
 def test_small_replicas_generate_faster_until_the_cache_runs_short() -> None:
-    found = generation_by_replica_size(DATA)
+    found = generation_by_replica_size(RLHF)
     assert found.passed, found.findings
 
 
 @needs_data
 def test_published_minimum_configurations_fit() -> None:
-    with (DATA / "verl_min_hardware.csv").open(encoding="utf-8", newline="") as stream:
+    with (RLHF / "verl_min_hardware.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["model"] for row in rows if not fits(row, int(row["gpus"]))] == []
     # Full training of 7B needs both of the two listed GPUs, and of 32B all eight.
@@ -80,7 +79,7 @@ def test_published_minimum_configurations_fit() -> None:
 @needs_data
 def test_steps_of_nemo_rl_are_ranked_and_running_ahead_gains_where_it_did() -> None:
     """Running ahead lost with Qwen3-30B3A on 16 GB200 (0.73x), also without the model on that GPU in the fit."""
-    found = disaggregated_steps(DATA)
+    found = disaggregated_steps(RLHF)
     assert found.passed, found.findings
     assert "rank correlation 0.9" in found.findings[0]
     pattern = r"on (\d+ \w+): measured [\d.]+x, predicted ([\d.]+)x, left out ([\d.]+)x"
@@ -95,7 +94,7 @@ def test_steps_of_nemo_rl_are_ranked_and_running_ahead_gains_where_it_did() -> N
 
 @needs_data
 def test_steps_of_models_left_out_are_within_16_percent_on_average() -> None:
-    steps, _ = nemo_steps(DATA)
+    steps, _ = nemo_steps(RLHF)
     measured = np.asarray([step.measured_s for step in steps])
     for together, most in ((model_and_system_of, 0.115), (model_of, 0.16)):
         errors = np.asarray(left_out_steps_s(steps, together)) / measured - 1
@@ -106,7 +105,7 @@ def test_steps_of_models_left_out_are_within_16_percent_on_average() -> None:
 @needs_data
 def test_half_of_the_gpus_train_experts_in_twice_as_many_passes() -> None:
     """Qwen3-30B: 2048 sequences over 16 or 8 ranks, forward and backward; twice forward, four times as many at once."""
-    steps, _ = nemo_steps(DATA)
+    steps, _ = nemo_steps(RLHF)
     together = next(step for step in steps if (step.model, step.num_devices) == ("Qwen3-30B3A", 16))
     packed = 1.20  # of 3,298 tokens each into 4,096
     assert together.expert_passes == pytest.approx(48 * (2048 / 16) * (2 + 2 / 4) / packed, rel=0.02)  # last not full
@@ -125,7 +124,7 @@ def test_half_of_the_gpus_train_experts_in_twice_as_many_passes() -> None:
 @pytest.mark.parametrize(("kind", "times"), [(CallKind.TRAIN, 1), (CallKind.INFERENCE, 2)])
 def test_short_sequences_are_packed_and_long_ones_are_not(kind: CallKind, times: int) -> None:
     """Llama-3.1-8B: 1,192 of 4,096 tokens; one longer than half leaves no room for another as long."""
-    with (DATA / "nemo_rl_performance_summary.csv").open(encoding="utf-8", newline="") as stream:
+    with (RLHF / "nemo_rl_performance_summary.csv").open(encoding="utf-8", newline="") as stream:
         row = next(row for row in csv.DictReader(stream) if row["model"] == "LLAMA3.1_8B")
     assert sequences_per_micro_batch(row, kind) == pytest.approx(times * 4096 / 1192, rel=0.01)
     longest = row | {"G_avg_seqlen": "4000", "tokens_per_s_per_gpu": "5367"}
@@ -216,6 +215,6 @@ def test_scales_are_recovered_from_steps_made_with_them() -> None:
 
 @needs_data
 def test_verl_steps_are_the_sum_of_what_shows() -> None:
-    accounts = dict(verl_accounts(DATA))
-    assert len(verl_accounts(DATA)) == 12
+    accounts = dict(verl_accounts(RLHF))
+    assert len(verl_accounts(RLHF)) == 12
     assert abs(accounts["verl_fully_async_30B fully_async"]) < 0.03

@@ -1,8 +1,5 @@
 """Experiments on workflows that are cheap enough to repeat; the rest is in ``docs/dataflow.md``."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 from costmodels.model_calls import CallKind
@@ -22,15 +19,16 @@ from planner.validate.dataflow_reallocation import transitions
 from planner.validate.dataflow_search import brute_force, without_calls
 from planner.validate.dataflow_speed import with_versions
 from planner.validate.dataflow_times import packaged_constants
+from tests.places import DATA
 
-DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "rlhf"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
+RLHF = DATA / "rlhf"
+needs_data = pytest.mark.skipif(not RLHF.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
 pytestmark = pytest.mark.accuracy
 
 
 @needs_data
 def test_throughputs_and_transitions_hold() -> None:
-    for experiment in (throughputs(DATA), transitions(DATA)):
+    for experiment in (throughputs(RLHF), transitions(RLHF)):
         assert experiment.passed, experiment.findings
         assert all(len(row) == len(experiment.header) for row in experiment.rows)
 
@@ -38,7 +36,7 @@ def test_throughputs_and_transitions_hold() -> None:
 @needs_data
 def test_annealing_meets_the_brute_force_optimum_on_eight_gpus() -> None:
     """E6, fewer and shorter runs."""
-    problem = read_search_input(DATA / "search_inputs" / "input_n1_a7_c7_b128.json")
+    problem = read_search_input(RLHF / "search_inputs" / "input_n1_a7_c7_b128.json")
     problem = problem.restrict(useful_candidates(problem))
     best_s = brute_force(problem)
     assert best_s == pytest.approx(3.483)
@@ -53,7 +51,7 @@ def test_annealing_meets_the_brute_force_optimum_on_eight_gpus() -> None:
 @needs_data
 def test_the_searched_plan_gains_on_the_heuristic_what_was_measured() -> None:
     """E4, one of 36 pairs: 7B and 7B on 8 GPUs, 896 tokens, measured 1.69."""
-    row = next(one for one in read_real(DATA) if (one.num_devices, one.output_tokens) == (8, 896))
+    row = next(one for one in read_real(RLHF) if (one.num_devices, one.output_tokens) == (8, 896))
     constants = packaged_constants()
     found = solve(real_problem(row, constants), SearchOptions(most_children=1_000_000))
     gain = heuristic_s(row, constants) / (found.makespan_s + constants.overhead_s)

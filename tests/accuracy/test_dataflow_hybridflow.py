@@ -1,8 +1,5 @@
 """HybridFlow's placements from what its paper says of the machines, without a fit."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -21,9 +18,10 @@ from planner.validate.dataflow_hybridflow import (
 from planner.validate.dataflow_placement import _options, iteration_s, measured_s
 from planner.validate.dataflow_replicas import predicted_s
 from profiles.engines import find_engine
+from tests.places import DATA
 
-DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "rlhf"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
+RLHF = DATA / "rlhf"
+needs_data = pytest.mark.skipif(not RLHF.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
 pytestmark = pytest.mark.accuracy
 
 
@@ -109,7 +107,7 @@ def test_gradients_over_one_adapter_keep_training_from_scaling() -> None:
 
 @needs_data
 def test_splitting_pays_on_many_gpus_only() -> None:
-    measured = measured_s(DATA)
+    measured = measured_s(RLHF)
     for num_devices, together in ((32, True), (128, False)):
         predicted = {name: iteration_s("13B", num_devices, name) for name in ("Colocate", "Split")}
         theirs = measured["13B", num_devices]

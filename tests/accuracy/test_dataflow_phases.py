@@ -1,8 +1,6 @@
 """E14 and E15: phases of published iterations."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +15,10 @@ from planner.validate.dataflow_phases import (
     openrlhf_seconds,
     openrlhf_steps_s,
 )
+from tests.places import DATA
 
-DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "rlhf"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
+RLHF = DATA / "rlhf"
+needs_data = pytest.mark.skipif(not RLHF.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
 pytestmark = pytest.mark.accuracy
 
 trainer_s = dataflow_phases._trainer_s
@@ -77,7 +76,7 @@ def test_training_over_one_adapter_is_what_the_network_takes() -> None:
 @needs_data
 def test_totals_at_three_lengths_give_decode_steps() -> None:
     """By hand: 34B, 512 x 128 in 94.9 s and 256 x 384 in 134.5 s, 6 requests in turn of 256 more steps each."""
-    steps = openrlhf_steps_s(DATA)
+    steps = openrlhf_steps_s(RLHF)
     assert len(steps) == 4
     measured, predicted = steps["decode step, 34B, 128 to 384 tokens"]
     assert measured == pytest.approx((134.506 - 94.915) / (6 * 256), rel=1e-4)
@@ -87,5 +86,5 @@ def test_totals_at_three_lengths_give_decode_steps() -> None:
 
 @needs_data
 def test_the_page_tells_what_fails() -> None:
-    assert not openrlhf_phases(DATA).passed
+    assert not openrlhf_phases(RLHF).passed
     assert "left out" in " ".join(nemo_phases().findings)

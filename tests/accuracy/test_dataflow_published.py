@@ -2,8 +2,6 @@
 
 import csv
 import functools
-import os
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +12,10 @@ from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
+from tests.places import DATA
 
-DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "rlhf"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
+RLHF = DATA / "rlhf"
+needs_data = pytest.mark.skipif(not RLHF.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
 pytestmark = pytest.mark.accuracy
 
 NAMES = {"7": "llama-2-7b", "13": "llama-2-13b", "34": "codellama-34b", "70": "llama-2-70b"}
@@ -28,7 +27,7 @@ def model(billions: str) -> ModelSpec:
 
 
 def rows(name: str) -> list[dict[str, str]]:
-    with (DATA / name).open() as stream:
+    with (RLHF / name).open() as stream:
         return list(csv.DictReader(stream))
 
 
@@ -111,7 +110,7 @@ def test_published_schedules_of_fused_pipelines_attain_the_bound(
 
 @needs_data
 def test_the_table_of_fused_pipelines_agrees_with_its_schedules() -> None:
-    found = fused_schedules(DATA)
+    found = fused_schedules(RLHF)
     assert found.passed, found.findings
     printed = {row[1:3]: (float(row[3]), float(row[4])) for row in found.rows}
     above = {key: theirs / ours - 1 for key, (theirs, ours) in printed.items() if abs(theirs - ours) > 0.0051}

@@ -1,8 +1,6 @@
 """The packaged fits against the public timing tables: error per device and operation, and reproducibility."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,14 +17,14 @@ from costmodels.calibration.kernel_tables import (
     gemm_timings,
     memory_timings,
 )
-from costmodels.collectives import CollectiveCallBatch
 from costmodels.kernels.roofline import RooflineKernelModel
-from costmodels.link_model import LinkCollectiveModel
+from costmodels.links.collectives import CollectiveCallBatch
+from costmodels.links.link_model import LinkCollectiveModel
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
 from profiles.hardware import ClusterSpec
+from tests.places import DATA, ROOT
 
-DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 pytestmark = [
     pytest.mark.accuracy,
     pytest.mark.skipif(not (DATA / "timings").is_dir(), reason=f"no public timing tables in {DATA}"),
@@ -121,7 +119,7 @@ def test_error_of_collectives_inside_a_node(link: str, node: str, median: float)
 
 def test_a_fit_is_reproduced_to_the_digit(tables) -> None:
     """Fitting the smallest table again gives the packaged records."""
-    text = (Path(__file__).parents[2] / "profiles" / "data" / "fits" / "kernels.json").read_text("utf-8")
+    text = (ROOT / "profiles" / "data" / "fits" / "kernels.json").read_text("utf-8")
     packaged = {(r["op"], r["scope"], r["name"]): r for r in json.loads(text)["records"] if r["op"] == "memory"}
     rows = tables["memory", ""]
     again = {(r["op"], r["scope"], r["name"]): r for r in fit_table(rows)}

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from costmodels.activations import embedding_activations, layer_activations, output_activations
 from costmodels.context import CostContext
-from costmodels.memory import ALLOCATED_PARTS
-from costmodels.model_state import model_state
+from costmodels.memory.activations import embedding_activations, layer_activations, output_activations
+from costmodels.memory.model_state import model_state
+from costmodels.memory.peaks import ALLOCATED_PARTS
+from costmodels.memory.stage_activations import stage_activations
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
-from costmodels.stage_activations import stage_activations
-from costmodels.stage_parameters import stage_parameters
-from costmodels.stages import stage_table
+from costmodels.stages.parameters import stage_parameters
+from costmodels.stages.table import stage_table
 from profiles.model import ModelSpec, MoESpec
 from profiles.parameters import total_parameters
 from tests.fakes import context, gpt, job, latent, stack, stage_memory

@@ -4,18 +4,16 @@ Run against a folder of tables (``PLANNER_DATA``/endtoend). ``docs/accuracy.md``
 figures; these are the in-sample ones, which take seconds.
 """
 
-import os
-from pathlib import Path
-
 import pytest
 
 from planner.validate.report import ValidationReport, validate
+from tests.places import DATA
 
-DATA = Path(os.environ.get("PLANNER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "endtoend"
+ENDTOEND = DATA / "endtoend"
 
 pytestmark = [
     pytest.mark.accuracy,
-    pytest.mark.skipif(not DATA.is_dir(), reason="the folder of published tables is not here"),
+    pytest.mark.skipif(not ENDTOEND.is_dir(), reason="the folder of published tables is not here"),
 ]
 
 # Shares. Lower them when the planner gets better, never raise them.
@@ -28,7 +26,7 @@ LEAST_SCORED = 3600
 
 @pytest.fixture(scope="module")
 def report() -> ValidationReport:
-    return validate([DATA])
+    return validate([ENDTOEND])
 
 
 def test_most_rows_are_scored_and_the_rest_have_a_reason(report: ValidationReport) -> None:

@@ -66,9 +66,9 @@ def search(devices: int, repeat: int = 7) -> dict[str, float]:
 
 def moe_search(repeat: int = 2) -> dict[str, float]:
     """Seconds of ``plan()`` for a mixture of experts with long sequences, and of pricing all of its plans."""
+    from planner.answer.pricing import price_all
     from planner.api import plan
-    from planner.pricing import price_all
-    from planner.request import Options, cost_context, resolve_request, space_of
+    from planner.question.request import Options, cost_context, resolve_request, space_of
 
     question = (workloads.MOE_MODEL, workloads.CLUSTERS[1024], workloads.MOE_JOB)
     request = resolve_request(*question, None, Options())
@@ -106,7 +106,7 @@ def one_estimate(repeat: int = 100) -> dict[str, float]:
 
 def serving_call(repeat: int = 20) -> dict[str, float]:
     """Seconds of ``serving()`` on 128 GPUs with bounds, the first time and warm (median)."""
-    from planner.serving_plans import serving
+    from planner.deployments.plans import serving
 
     def asked() -> object:
         return serving("llama-3.1-70b", "16x8xH100", prompt=1024, generate=256, ttft_s=0.5, tpot_s=0.04)
@@ -118,7 +118,7 @@ def serving_call(repeat: int = 20) -> dict[str, float]:
 def batch_path(devices: int, repeat: int = 7, *, reported: bool = False) -> dict[str, float]:
     """Plans priced per second: the whole legal space, as the search calls it, or with all that a report shows."""
     from costmodels.evaluate import evaluate, outcomes
-    from planner.pricing import price_all
+    from planner.answer.pricing import price_all
 
     plans, context = workloads.space(devices)
 
@@ -131,7 +131,7 @@ def batch_path(devices: int, repeat: int = 7, *, reported: bool = False) -> dict
 
 def staged_path(stages: int, count: int = 32_768, repeat: int = 7) -> dict[str, float]:
     """Fully priced plans per second whose stages differ, 64 layers, in batches of 2,048 as chains advance."""
-    from costmodels.stage_evaluate import evaluate_stages
+    from costmodels.stage_plans.evaluate import evaluate_stages
 
     plans, prices = workloads.staged_plans(count, stages=stages)
     batches = [plans.take(slice(start, start + 2048)) for start in range(0, count, 2048)]

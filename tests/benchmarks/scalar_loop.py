@@ -1,11 +1,11 @@
 """The plain-Python loop that the batch path is compared with: the same formulas, one plan at a time, on floats.
 
-It composes what ``costmodels.step``, ``pipeline`` and ``memory`` compose: stage times, parts of the step, bubble,
-exposed traffic, memory parts of every stage, peak and verdict. What they look up once per distinct shape (kernel and
-collective prices, stage layouts, parameters and activations) is handed to the loop ready-made, so its rate is an
-upper bound of what such a loop could reach. Restricted to what the benchmark prices: a dense model on Megatron-Core
-without offloading, and so without zero bubble. ``report`` checks that both agree, so that this second copy of the
-formulas cannot drift unseen; nothing but the benchmark uses it.
+It composes what ``costmodels.step.step_time``, ``pipeline`` and ``memory`` compose: stage times, parts of the step,
+bubble, exposed traffic, memory parts of every stage, peak and verdict. What they look up once per distinct shape
+(kernel and collective prices, stage layouts, parameters and activations) is handed to the loop ready-made, so its rate
+is an upper bound of what such a loop could reach. Restricted to what the benchmark prices: a dense model on
+Megatron-Core without offloading, and so without zero bubble. ``report`` checks that both agree, so that this second
+copy of the formulas cannot drift unseen; nothing but the benchmark uses it.
 """
 
 from math import exp, log2
@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.block_seconds import COMPONENTS
 from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
-from costmodels.layer_costs import layer_costs
-from costmodels.memory_terms import communicators, logits_copies, memory_terms, working_bytes
-from costmodels.model_state import end_gradient_bytes, state_bytes
+from costmodels.memory.model_state import end_gradient_bytes, state_bytes
+from costmodels.memory.stage_activations import held_activations
+from costmodels.memory.terms import communicators, logits_copies, memory_terms, working_bytes
 from costmodels.optimizer import memory_seconds_per_byte, optimizer_s
 from costmodels.plan import PlanBatch, Recompute, Schedule
-from costmodels.stage_activations import held_activations
-from costmodels.stage_layers import stage_layers
-from costmodels.stage_parameters import stage_parameters
-from costmodels.stages import stage_table
+from costmodels.stages.layers import stage_layers
+from costmodels.stages.parameters import stage_parameters
+from costmodels.stages.table import stage_table
+from costmodels.step.block_seconds import COMPONENTS
+from costmodels.step.layer_costs import layer_costs
 
 Row = dict[str, Any]
 _COLUMNS = (
@@ -194,7 +194,7 @@ def _one_f_one_b_s(runs: list[tuple[float, float, int]], stages: int, m: int) ->
 
 
 def _interleaved_s(runs: list[tuple[float, float, int]], stages: int, m: int, v: int) -> float:
-    """Seconds of interleaved 1F1B whose micro-batches the stages divide, as in ``costmodels.interleaving``."""
+    """Seconds of interleaved 1F1B whose micro-batches the stages divide, as in ``costmodels.pipeline.interleaving``."""
     points, ahead, behind, before = [], 0.0, 0.0, 0
     for forward, backward, count in runs:
         middle = stages - 1 - stages // 2 - before

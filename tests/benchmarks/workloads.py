@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from costmodels.context import CostContext
     from costmodels.plan import IntArray, PlanBatch
-    from costmodels.stage_plan import StagePlanBatch
-    from costmodels.stage_prices import StagePrices
+    from costmodels.stage_plans.plan import StagePlanBatch
+    from costmodels.stage_plans.prices import StagePrices
 
 MODEL = "gpt3-175b"
 JOB = {"sequence_length": 2048, "global_batch_size": 12288, "precision": "bf16"}
@@ -31,8 +31,8 @@ def use_one_core() -> None:
 
 def space(devices: int) -> tuple["PlanBatch", "CostContext"]:
     """The whole legal space of the job on that many devices, and what it is priced in."""
-    from planner.request import Options, cost_context, resolve_request, setting_of
-    from planner.space import plan_space
+    from planner.question.request import Options, cost_context, resolve_request, setting_of
+    from planner.space.enumeration import plan_space
 
     request = resolve_request(MODEL, CLUSTERS[devices], JOB, None, Options())
     found = plan_space(setting_of(request), domain_devices=request.cluster.domain_devices)
@@ -43,8 +43,8 @@ def staged_plans(count: int, *, stages: int, microbatches: int = 64) -> tuple["S
     """Random plans whose stages differ in device, degrees, layers and recomputation, as an annealer would try them."""
     import numpy as np
 
-    from costmodels.stage_plan import StagePlanBatch
-    from planner.request import Options, cost_context, resolve_request, setting_of
+    from costmodels.stage_plans.plan import StagePlanBatch
+    from planner.question.request import Options, cost_context, resolve_request, setting_of
     from planner.search.stage_space import stage_space
     from profiles.mixed_cluster import parse_mixed_cluster
 

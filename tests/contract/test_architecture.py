@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.places import ROOT
+
 PACKAGES = ("profiles", "costmodels", "planner", "service")
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -19,10 +19,10 @@ from costmodels.workload import (
     TASKS,
     LoraSpec,
 )
-from planner.jobs import JOB_FIELDS
-from planner.lora import ALL_LINEAR
+from planner.question.jobs import JOB_FIELDS
+from planner.question.lora import ALL_LINEAR
+from planner.question.request import Options
 from planner.ranking import OBJECTIVES
-from planner.request import Options
 from planner.rules.pipeline import SCHEDULE_NAMES
 from profiles.precision import PRECISIONS
 from service.job_bodies import JobBody, LoraBody, PlanBody

@@ -1,12 +1,12 @@
 """The page on call costs: its example runs, and it names every engine and column."""
 
 import re
-from pathlib import Path
 
 from costmodels.model_calls import CallTable
 from profiles.engines import load_engines
+from tests.places import ROOT
 
-PAGE = (Path(__file__).parents[2] / "docs" / "calls.md").read_text()
+PAGE = (ROOT / "docs" / "calls.md").read_text()
 
 
 def test_the_example_runs() -> None:

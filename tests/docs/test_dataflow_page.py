@@ -1,17 +1,15 @@
 """The page of experiments on workflows: complete, and current where that is cheap to tell."""
 
-import os
 import re
-from pathlib import Path
 
 import pytest
 
 from planner.validate.dataflow_formulas import fused_schedules, throughputs
 from planner.validate.dataflow_reallocation import transitions
 from planner.validate.dataflow_report import page
+from tests.places import DATA, ROOT
 
-ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("PLANNER_DATA", ROOT.parent / "shared" / "data")) / "rlhf"
+RLHF = DATA / "rlhf"
 PAGE = (ROOT / "docs" / "dataflow.md").read_text()
 
 
@@ -23,8 +21,8 @@ def test_every_experiment_is_there_with_its_outcome() -> None:
     assert "test_dataflow_schedule.py" in PAGE
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
+@pytest.mark.skipif(not RLHF.is_dir(), reason="needs the folder of published runs (PLANNER_DATA)")
 def test_cheap_sections_are_current() -> None:
-    for experiment in (throughputs(DATA), fused_schedules(DATA), transitions(DATA)):
+    for experiment in (throughputs(RLHF), fused_schedules(RLHF), transitions(RLHF)):
         _, _, section = page([experiment]).partition(f"## {experiment.name}: ")
         assert section.strip() in PAGE, f"run 'make dataflow-report': {experiment.name} changed"

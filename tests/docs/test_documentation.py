@@ -15,8 +15,8 @@ from profiles.cluster_string import cluster_from_mapping
 from profiles.mixed_cluster import mixed_cluster_from_mapping, parse_mixed_cluster
 from service.app import create_app
 from service.settings import ENVIRONMENT_PREFIX, ServiceSettings
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 # One blocks, one reads files that it names, one needs the catalogue and is tested with it.
 SKIPPED = ("planner serve", "planner compare", "planner plan --model my-")

@@ -3,14 +3,13 @@
 import json
 import re
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from costmodels.uncertainty import NORMAL_90
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROUNDED = 0.51  # of a per cent, or of the last digit: half of it, and what the page has rounded before
 

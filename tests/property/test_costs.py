@@ -12,8 +12,8 @@ from costmodels.context import CostContext
 from costmodels.estimate import EXTRAPOLATED, TIME_PARTS, EstimateBatch
 from costmodels.evaluate import evaluate
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, PlanBatch, Recompute, Schedule
-from costmodels.stage_parameters import stage_parameters
-from costmodels.stages import stage_table
+from costmodels.stages.parameters import stage_parameters
+from costmodels.stages.table import stage_table
 from costmodels.workload import LoraSpec
 from profiles.model import ModelSpec
 from profiles.parameters import embedding_parameters, total_parameters

@@ -1,19 +1,18 @@
 import csv
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from costmodels.collectives import CollectiveCallBatch, CollectiveOp
 from costmodels.kernels.calls import Prediction
+from costmodels.links.collectives import CollectiveCallBatch, CollectiveOp
 from planner.dataflow import reallocation
 from planner.dataflow.reallocation import PlacedLayouts, ReallocationModel, Route
 from planner.dataflow.reallocation_reference import llama_layer_sizes, reference_cost_us
 from profiles.cluster_string import parse_cluster
+from tests.places import DATA
 
-DATA = Path(os.environ.get("PLANNER_DATA", "../shared/data")) / "rlhf"
+RLHF = DATA / "rlhf"
 MODEL_BYTES = 64e9
 NVLINK, CARD = 300e9, 25e9
 
@@ -206,10 +205,10 @@ def test_the_reference_formula_by_hand():
     assert reference_cost_us(sizes, (1, 1, 1), (1, 1, 16)) == int((0.03 + 2 * network_s) * 1e6)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="no measurements in the data folder")
+@pytest.mark.skipif(not RLHF.is_dir(), reason="no measurements in the data folder")
 def test_the_reference_formula_agrees_with_its_published_table():
     sizes = llama_layer_sizes(hidden=8192, intermediate=22016, layers=48, vocabulary=32000, kv_width=1024)
-    with (DATA / "real_param_realloc_cost_table_34B.csv").open() as stream:
+    with (RLHF / "real_param_realloc_cost_table_34B.csv").open() as stream:
         rows = [{name: int(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     assert len(rows) == 11_731
     # Every seventh here; the report compares all of them.

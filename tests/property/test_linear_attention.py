@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodels.decode import decode_prices
 from costmodels.flops import forward_flops_per_token
 from costmodels.kernels.calls import KernelOp
 from costmodels.kv_cache import bytes_per_cached_token, bytes_per_sequence
@@ -16,8 +15,9 @@ from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ExecutionPlan, PlanBatch
-from costmodels.stage_parameters import stage_parameters
-from costmodels.stages import stage_table
+from costmodels.serving.decode import decode_prices
+from costmodels.stages.parameters import stage_parameters
+from costmodels.stages.table import stage_table
 from profiles.engines import EngineSpec
 from profiles.linear_attention import LINEAR_KINDS, LinearAttention, linear_key_parameters, linear_parameters
 from profiles.linear_attention import replicated_linear_parameters as replicated

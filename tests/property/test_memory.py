@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from costmodels.context import CostContext
 from costmodels.estimate import MEMORY_PARTS
-from costmodels.memory import ALLOCATED_PARTS, host_memory_bytes
-from costmodels.model_state import model_state
+from costmodels.memory.model_state import model_state
+from costmodels.memory.peaks import ALLOCATED_PARTS, host_memory_bytes
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch, Recompute, Schedule
-from costmodels.stage_parameters import stage_parameters
-from costmodels.stages import stage_table
+from costmodels.stages.parameters import stage_parameters
+from costmodels.stages.table import stage_table
 from costmodels.workload import LoraSpec
 from profiles.hardware import ClusterSpec
 from profiles.stack import StackSpec

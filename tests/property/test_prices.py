@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodels.collectives import CollectiveCallBatch, CollectiveOp
 from costmodels.kernels.calls import KernelCallBatch, KernelOp, kernel_calls
 from costmodels.kernels.roofline import RooflineKernelModel
-from costmodels.link_model import LinkCollectiveModel
+from costmodels.links.collectives import CollectiveCallBatch, CollectiveOp
+from costmodels.links.link_model import LinkCollectiveModel
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
 from profiles.hardware import ClusterSpec

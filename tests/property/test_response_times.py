@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from costmodels.decode_batches import DecodeBatch
 from costmodels.lengths import fixed_length, log_normal_lengths
 from costmodels.model_calls import READY_PARTS
+from costmodels.serving.decode_batches import DecodeBatch
 
 LONG_TAIL = log_normal_lengths(mean=500, sigma=1.0, most=8000)
 NARROW = log_normal_lengths(mean=500, sigma=0.3, most=2000)

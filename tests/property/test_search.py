@@ -4,13 +4,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.constraints import legal
 from planner.rules.base import FRAMEWORKS
 from planner.search.agent import Agent
 from planner.search.anneal import SimulatedAnnealing
 from planner.search.baselines import HillClimbing, RandomSearch
 from planner.search.run import Budget, Progress, Search, run
 from planner.search.uniform import UniformSpace
+from planner.space.constraints import legal
 from tests.fakes import gpt, job, mixture
 from tests.search_spaces import uniform_space
 

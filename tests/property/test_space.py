@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.plan import PlanBatch
-from planner.constraints import legal, violations
 from planner.document_plan import plan_document
-from planner.pins import parse_pins
+from planner.question.pins import parse_pins
 from planner.rules.base import FRAMEWORKS, Setting
-from planner.space import plan_space
+from planner.space.constraints import legal, violations
+from planner.space.enumeration import plan_space
 from profiles.errors import SpecError
 from tests.fakes import gpt, job, mixture
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from costmodels.context import CostContext
 from costmodels.evaluate import evaluate
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, PlanBatch, Recompute, Schedule
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_plan import from_uniform
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import from_uniform
+from costmodels.stage_plans.prices import StagePrices
 from tests.fakes import GPT3, RateKernels, RingCollectives, context, gpt, job, llama, mixture, stack
 
 STACK = {

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.places import ROOT
 from tests.search.protocol import BUDGETS, CLOSE, INSTANCES, PricedSpace, Regrets, agents, regrets, uniform_space
 from tests.search.report import table
 from tests.search.speeds import CHAINS, LAYERS, proxy, speed
 
-PAGE = Path(__file__).parents[2] / "docs" / "search-agents.md"
+PAGE = ROOT / "docs" / "search-agents.md"
 SEEDS = 10
 
 TEXT = """# Search agents compared

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from costmodels.plan import AxisOrder, BoolArray, ContextKind, IntArray, Schedule
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StagePlanBatch
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StagePlanBatch
+from costmodels.stage_plans.prices import StagePrices
 from planner.rules.modules import module_names
 from tests.search.small import Small, every_plan, spaces
 

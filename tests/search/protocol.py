@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from planner.request import Options, cost_context, resolve_request, setting_of
+from planner.question.request import Options, cost_context, resolve_request, setting_of
 from planner.search.agent import Agent, Outcome
 from planner.search.anneal import SimulatedAnnealing
 from planner.search.baselines import HillClimbing, RandomSearch
 from planner.search.run import Budget, Search, run
 from planner.search.uniform import UniformSpace
-from planner.space import plan_space
+from planner.space.enumeration import plan_space
 
 BUDGETS = (64, 256, 1024, 4096, 16384)
 CLOSE = 0.01  # regret that counts as found

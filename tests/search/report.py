@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import planner
-from planner.request import Options
+from planner.question.request import Options
 from planner.search.cpsat import Budget, solve_by_cpsat
 from planner.search.labels import solve_by_labels
 from planner.search.partition import PartitionInstance, partition_time_s
@@ -17,12 +17,13 @@ from planner.search.question import ask
 from planner.search.result import SearchResult
 from planner.search.solved import Solved, Status
 from profiles.markdown import table_head, table_row
+from tests.places import ROOT
 from tests.search import dimensions, rivals
 from tests.search.chains import chain_bytes, solve_chain
 from tests.search.small import INSTANCES
 from tests.search.thumb import thumb_s
 
-PAGE = Path(__file__).parents[2] / "docs" / "search.md"
+PAGE = ROOT / "docs" / "search.md"
 _CLOSE = 3e-6  # share that rounding to ticks may hide, twice the resolution and a bit
 
 # Jobs of the value table: model, cluster, tokens per sequence, sequences per step.
@@ -266,7 +267,7 @@ The bound is about these spaces under this cost model, and the answer says what 
 (`engines`: `space`, `left_out`, `bound_s`, and `status` where one was not run). It says nothing about the cost model's
 own error (see [accuracy.md](accuracy.md)), and nothing about plans outside: stages with degrees of their own together
 with virtual stages, zero bubble or offloading. The price of every schedule is what it takes played out event by event
-(`costmodels.pipeline_simulation`), whatever its stages.
+(`costmodels.pipeline.simulation`), whatever its stages.
 
 ## Against every plan there is
 

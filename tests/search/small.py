@@ -10,10 +10,10 @@ from unittest import mock
 import numpy as np
 
 from costmodels.plan import AxisOrder, IntArray, Recompute, RecomputeModule, Schedule
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_plan import StagePlanBatch
-from costmodels.stage_prices import StagePrices
-from planner.request import Options, setting_of
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import StagePlanBatch
+from costmodels.stage_plans.prices import StagePrices
+from planner.question.request import Options, setting_of
 from planner.rules import modules as module_rules
 from planner.rules.modules import module_sets
 from planner.search import mixed_families, portfolio
@@ -24,8 +24,8 @@ from planner.search.frameworks import several
 from planner.search.question import Question, ask
 from planner.search.result import SearchResult
 from planner.search.stage_space import stage_space
-from planner.space import plan_space
-from planner.stage_constraints import StageSetting, broken_by
+from planner.space.enumeration import plan_space
+from planner.space.stage_constraints import StageSetting, broken_by
 from profiles.model import ModelSpec
 
 _CHUNK = 50_000

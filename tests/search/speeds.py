@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from costmodels.evaluate import evaluate
-from planner.request import Options, cost_context, resolve_request, setting_of
+from planner.question.request import Options, cost_context, resolve_request, setting_of
 from planner.search.anneal import SimulatedAnnealing
 from planner.search.baselines import RandomSearch
 from planner.search.log import EvaluationLog

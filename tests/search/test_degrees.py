@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from costmodels.plan import Schedule
-from planner.request import setting_of
+from planner.question.request import setting_of
 from planner.rules.modules import module_sets
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.call import search

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import planner
-from planner.request import Options
+from planner.question.request import Options
 from planner.search.best import BestSoFar, SearchBudget, Stopped
 from planner.search.call import search
 from planner.search.cpsat import Budget, solve_by_cpsat

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from costmodels.plan import Schedule
-from planner.request import Options
+from planner.question.request import Options
 from planner.search import mixed_bounds
 from planner.search import mixed_families as module
 from planner.search.call import search

@@ -4,15 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 from costmodels.plan import RecomputeModule
-from costmodels.stage_prices import StagePrices
-from planner.request import setting_of
+from costmodels.stage_plans.prices import StagePrices
+from planner.question.request import setting_of
 from planner.rules.modules import module_sets
 from planner.search.call import search
 from planner.search.families import alike_families
 from planner.search.freedom import Freedom
 from planner.search.module_choice import worthwhile
 from planner.search.result import SearchResult
-from planner.space import plan_space
+from planner.space.enumeration import plan_space
 from tests.search.small import INSTANCES, Small
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from costmodels.plan import FloatArray, IntArray
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_plan import StagePlanBatch
-from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
-from planner.request import setting_of
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import StagePlanBatch
+from costmodels.stage_plans.prices import CONTENT_COLUMNS, StagePrices
+from planner.question.request import setting_of
 from planner.search.families import Family, alike_families, least_once_s
 from planner.search.freedom import EIGHTHS, Freedom
 from planner.search.offloading import (
@@ -23,7 +23,7 @@ from planner.search.offloading import (
 )
 from planner.search.once import once_s
 from planner.search.stage_table import option_table
-from planner.space import plan_space
+from planner.space.enumeration import plan_space
 from tests.search.small import INSTANCES, Small, mixture, model
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}

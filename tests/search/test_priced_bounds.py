@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from costmodels.pipeline import Passes, pipeline_s
+from costmodels.pipeline.schedules import Passes, pipeline_s
 from costmodels.plan import FloatArray, Schedule
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.prices import StagePrices
 from planner.search.families import step_s
 from planner.search.priced_bounds import Offers, least_step_s
 from planner.search.prices_of_shares import best_prices

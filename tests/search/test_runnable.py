@@ -10,17 +10,17 @@ import pytest
 from rich.console import Console
 
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
-from costmodels.stage_plan import StageConfigs
+from costmodels.stage_plans.plan import StageConfigs
 from planner.document_search import search_document
+from planner.question.request import setting_of
 from planner.render.search import render_search
-from planner.request import setting_of
 from planner.rules.base import FRAMEWORKS, MEGATRON
 from planner.search.call import search
 from planner.search.families import Family, alike_families
 from planner.search.freedom import Freedom
 from planner.search.result import FoundPlan, SearchResult
 from planner.search.told import told_freedoms
-from planner.space import plan_space
+from planner.space.enumeration import plan_space
 from profiles.errors import SpecError
 from tests.search.small import INSTANCES, Small, model
 

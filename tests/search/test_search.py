@@ -9,14 +9,14 @@ import pytest
 
 import planner
 from costmodels.evaluate import evaluate
-from costmodels.pipeline import Passes, pipeline_s
-from costmodels.pipeline_simulation import StageWork, play
+from costmodels.pipeline.schedules import Passes, pipeline_s
+from costmodels.pipeline.simulation import StageWork, play
 from costmodels.plan import FloatArray, Schedule
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_plan import StagePlanBatch
-from costmodels.stage_prices import StagePrices
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import StagePlanBatch
+from costmodels.stage_plans.prices import StagePrices
 from planner.document_search import search_document
-from planner.request import cost_context, setting_of
+from planner.question.request import cost_context, setting_of
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.call import search
 from planner.search.capacity import capacity
@@ -28,7 +28,7 @@ from planner.search.question import Question
 from planner.search.result import OPTIMAL_GAP, SearchResult
 from planner.search.stage_table import _recomputed, option_table
 from planner.search.sweep import sweep
-from planner.space import plan_space
+from planner.space.enumeration import plan_space
 from profiles.errors import SpecError
 from tests.search.small import INSTANCES, Small, model
 

@@ -9,10 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 import planner
-from planner import request as request_module
 from planner.document_plan import infeasible_document
 from planner.document_search import search_schema
-from planner.space import plan_space
+from planner.question import request as request_module
+from planner.space.enumeration import plan_space
 from profiles.errors import SpecError
 from service.app import create_app
 from service.settings import ServiceSettings

@@ -12,7 +12,7 @@ from planner.search.baselines import HillClimbing, RandomSearch, penalised
 from planner.search.memory import PriceMemory
 from planner.search.run import Budget, Progress, Search, run
 from planner.search.uniform import UniformSpace
-from planner.space import plan_space
+from planner.space.enumeration import plan_space
 from profiles.errors import SpecError
 from tests.fakes import gpt, job
 from tests.search_spaces import Ticks, uniform_space

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.plan import Schedule
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_plan import StagePlanBatch
-from planner.request import Options
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import StagePlanBatch
+from planner.question.request import Options
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.freedom import Freedom
 from planner.search.labels import solve_by_labels

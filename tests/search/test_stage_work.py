@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from costmodels.stage_prices import CONTENT_COLUMNS, StagePrices
-from planner.request import setting_of
+from costmodels.stage_plans.prices import CONTENT_COLUMNS, StagePrices
+from planner.question.request import setting_of
 from planner.search.families import alike_families
 from planner.search.stage_work import stage_rows, stage_work_s
-from planner.space import plan_space
+from planner.space.enumeration import plan_space
 from tests.search.small import INSTANCES
 
 

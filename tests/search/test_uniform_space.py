@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from costmodels.evaluate import evaluate
-from planner.constraints import legal
 from planner.rules.base import FRAMEWORKS
 from planner.search.uniform import UniformSpace
 from planner.search.uniform_moves import MOVES
-from planner.space import plan_space
+from planner.space.constraints import legal
+from planner.space.enumeration import plan_space
 from tests.fakes import gpt, job, mixture
 from tests.search_spaces import rows, uniform_space
 

@@ -8,10 +8,10 @@ import pytest
 
 from costmodels.context import CostContext
 from costmodels.plan import Schedule
-from costmodels.stage_evaluate import evaluate_stages
-from costmodels.stage_plan import from_uniform
-from costmodels.stage_prices import StagePrices
-from planner.pricing import price_all
+from costmodels.stage_plans.evaluate import evaluate_stages
+from costmodels.stage_plans.plan import from_uniform
+from costmodels.stage_plans.prices import StagePrices
+from planner.answer.pricing import price_all
 from planner.rules.base import Setting
 from planner.search.anneal import SimulatedAnnealing
 from planner.search.run import Budget, Search, run
@@ -19,7 +19,7 @@ from planner.search.stage_space import stage_space
 from planner.search.varied import VariedSpace
 from planner.search.varied_moves import MOVES
 from planner.search.varied_vectors import PLAN_KNOBS, STAGES, spread
-from planner.space import plan_space
+from planner.space.enumeration import plan_space
 from profiles.errors import SpecError
 from tests.fakes import device, gpt, job, mixture, stack
 from tests.search_spaces import rows, small_context

@@ -3,11 +3,11 @@
 import numpy as np
 
 from costmodels.plan import AxisOrder, Recompute, Schedule
-from planner.pricing import price_all
+from planner.answer.pricing import price_all
+from planner.question.request import setting_of
 from planner.ranking import Priced
-from planner.request import setting_of
 from planner.search.question import Question
-from planner.space import plan_space
+from planner.space.enumeration import plan_space
 
 _MODES = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
 

@@ -1,0 +1,1 @@
+"""Communication: collectives and transfers, priced by the links they cross."""

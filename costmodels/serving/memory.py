@@ -1,0 +1,80 @@
+"""What layouts of a served model keep on their fullest rank, that of a draft included."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from costmodels.context import CostContext
+from costmodels.kv_cache import bytes_per_cached_token
+from costmodels.model_calls import ModelCall
+from costmodels.plan import FloatArray, PlanBatch
+from costmodels.serving.generation import GenerationMemory, engine_context, generation_memory, prompt_job
+from costmodels.serving.speculation import Speculation
+from profiles.engines import EngineSpec
+from profiles.parameters import embedding_parameters
+
+
+def serving_memory(
+    plans: PlanBatch,
+    call: ModelCall,
+    engine: EngineSpec,
+    context: CostContext,
+    *,
+    cached_tokens: int,
+    idle_head: bool = False,
+    speculation: Speculation | None = None,
+) -> tuple[GenerationMemory, FloatArray]:
+    """What N layouts keep on their fullest rank, and (N,) bytes of a prefix that all prompts share, which is kept once.
+
+    No more of prompts is worked on at once than a step takes.
+
+    Args:
+        plans: N layouts, one replica each.
+        call: Its prompt and output.
+        engine: On the host it runs on.
+        context: Of inference; the engine's own is derived from it.
+        cached_tokens: Of a prompt, in the prefix.
+        idle_head: An output layer that the model does not use lies there, too, shared out as its own would be.
+        speculation: What proposes tokens, if anything.
+    """
+    memory = generation_memory(plans, call, engine, engine_context(context, engine, prompt_job(call)))
+    if speculation is not None:
+        memory = _with_draft(memory, plans, call, engine, speculation)
+    if idle_head:
+        head = embedding_parameters(context.model) * context.job.numerics.storage_bytes / plans.tensor_parallel
+        memory = replace(memory, weight_bytes=memory.weight_bytes + head)
+    shared = cached_tokens * cached_token_bytes(plans, context, speculation)
+    chunk = np.minimum(engine.prefill_tokens / (plans.micro_batch_size * call.prompt_tokens), 1.0)
+    own = replace(
+        memory,
+        staggered_bytes=memory.staggered_bytes - shared,
+        together_bytes=memory.together_bytes - shared,
+        working_bytes=memory.working_bytes * chunk,
+    )
+    return own, shared
+
+
+def _with_draft(
+    memory: GenerationMemory, plans: PlanBatch, call: ModelCall, engine: EngineSpec, speculation: Speculation
+) -> GenerationMemory:
+    """The same with what a draft keeps beside the model, and logits of all tokens that are verified."""
+    memory = replace(memory, logits_bytes=memory.logits_bytes * speculation.verified)
+    if speculation.kept is None:
+        return memory
+    own = replace(call, precision=speculation.precision)
+    draft = generation_memory(plans, own, engine, engine_context(speculation.kept, engine, prompt_job(own)))
+    return replace(
+        memory,
+        weight_bytes=memory.weight_bytes + draft.weight_bytes,
+        together_bytes=memory.together_bytes + draft.together_bytes,
+        staggered_bytes=memory.staggered_bytes + draft.staggered_bytes,
+        working_bytes=np.maximum(memory.working_bytes, draft.working_bytes),
+    )
+
+
+def cached_token_bytes(plans: PlanBatch, context: CostContext, speculation: Speculation | None = None) -> FloatArray:
+    """(N,) bytes of one token in the cache of the fullest rank, those of a draft included."""
+    each = bytes_per_cached_token(plans, context.model, context.cache_element_bytes)
+    if speculation is None or speculation.draft is None:
+        return each
+    return each + bytes_per_cached_token(plans, speculation.draft.model, speculation.draft.cache_element_bytes)

@@ -1,0 +1,1 @@
+"""Which layers and parameters sit on which pipeline stage."""

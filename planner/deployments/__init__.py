@@ -1,0 +1,1 @@
+"""Plans for serving: deployments of a model, what each one holds and how fast it answers."""

@@ -1,0 +1,98 @@
+"""What of a job its model or its device cannot run at all, whoever runs it."""
+
+from costmodels.workload import TrainingJob
+from planner.question.lora import check_adapted
+from profiles.errors import SpecError
+from profiles.hardware import ClusterSpec, DeviceSpec
+from profiles.model import ModelSpec
+from profiles.precision import parse_precision
+
+MAX_TRAIN_TOKENS = 1e18
+BEFORE_AMPERE = ("pascal", "volta", "turing")
+# They multiply in 8 bits, but not with a scale per block: check_mxfp8_support in transformer_engine/pytorch/fp8.py of
+# NVIDIA/TransformerEngine (from 10.0, and not 12.0 yet) and ROCm/TransformerEngine (from gfx950).
+_WITHOUT_MXFP8 = ("ada", "hopper", "blackwell-rtx", "cdna3")
+
+
+def check_precision(precision: str, device: DeviceSpec) -> None:
+    """Refuse a number format in which no framework trains on a device.
+
+    Raises:
+        SpecError: If the format is unknown, or the device has no units for it.
+    """
+    numerics = parse_precision(precision)
+    device.peak(numerics.gemm_format)
+    if numerics.name == "mxfp8" and device.architecture in _WITHOUT_MXFP8:
+        raise SpecError("job.precision", f"no framework trains in mxfp8 on {device.name}", "fp8, or bf16")
+    if numerics.name == "nvfp4" and device.vendor != "nvidia":
+        problem = f"is NVIDIA's, with a scale in 8 bits for 16 elements; {device.name} multiplies MXFP4"
+        raise SpecError("job.precision", problem, "mxfp8, fp8 or bf16")
+
+
+def trains_in(precision: str, device: DeviceSpec) -> bool:
+    """Whether some framework trains in a number format on a device."""
+    try:
+        check_precision(precision, device)
+    except SpecError:
+        return False
+    return True
+
+
+def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
+    """Refuse a job the model or the device cannot run at all.
+
+    Raises:
+        SpecError: If it cannot, with what can.
+    """
+    check_precision(job.precision, cluster.device)
+    if job.fp8_attention and "fp8" not in cluster.device.peak_flops_per_s:
+        raise SpecError("job.fp8_attention", f"{cluster.device.name} has no fp8 arithmetic", "leave it out")
+    _check_attention_library(job, cluster.device)
+    check_chosen_keys(model, cluster.device)
+    check_adapted(job.lora, model)
+    if model.learned_positions and job.sequence_length > model.learned_positions:
+        raise SpecError(
+            "job.sequence_length",
+            f"{model.name} has {model.learned_positions} learned positions; got {job.sequence_length}",
+            f"{model.learned_positions}",
+        )
+    if job.train_tokens is not None and not 0 < job.train_tokens <= MAX_TRAIN_TOKENS:
+        raise SpecError("job.train_tokens", f"must be above 0 and at most {MAX_TRAIN_TOKENS:g}; got {job.train_tokens}")
+    step_tokens = job.sequence_length * job.global_batch_size * job.padding_efficiency
+    if job.train_tokens is not None and job.train_tokens < step_tokens:
+        problem = f"is less than the {step_tokens:.12g} of one step; got {job.train_tokens:.12g}"
+        raise SpecError("job.train_tokens", problem, f"{step_tokens:.12g}, or a smaller global_batch_size")
+
+
+def check_chosen_keys(model: ModelSpec, device: DeviceSpec) -> None:
+    """Refuse keys that an indexer chooses where nobody has kernels that train with them.
+
+    Raises:
+        SpecError: If the model has an indexer and the device is none of those.
+
+    Source:
+        megatron-core 0.19.2, experimental_attention_variant/dsa_cudnn_kernels.py: cuDNN's and FlashMLA's require Hopper
+        or later, and none are built for consumer Blackwell (deepseek-ai/FlashMLA, README, support matrix).
+    """
+    if model.indexer is not None and device.architecture not in ("hopper", "blackwell"):
+        problem = f"no framework has kernels on {device.name} for keys that an indexer chooses, as {model.name} has"
+        raise SpecError("model.indexer", problem, "a GPU of Hopper or data-centre Blackwell")
+
+
+def _check_attention_library(job: TrainingJob, device: DeviceSpec) -> None:
+    """Refuse libraries where they have no kernels.
+
+    Source:
+        README.md of Dao-AILab/flash-attention: FlashAttention-3 is optimized for Hopper GPUs, and requires one;
+        FlashAttention-2 supports Ampere, Ada and Hopper GPUs. ``check_cudnn_hardware_support`` in PyTorch's
+        native/transformers/cuda/sdp_utils.cpp: from sm80.
+    """
+    if job.attention_library in ("flash_2", "cudnn") and device.architecture in BEFORE_AMPERE:
+        title = "FlashAttention-2" if job.attention_library == "flash_2" else "cuDNN's attention"
+        problem = f"{title} has kernels for Ampere and newer, not for {device.name}"
+        raise SpecError("job.attention_library", problem, "leave it out")
+    if job.attention_library != "flash_3" or device.architecture == "hopper":
+        return
+    older = device.vendor != "nvidia" or device.architecture in BEFORE_AMPERE
+    others = "leave it out" if older else "flash_2 or cudnn, or leave it out"
+    raise SpecError("job.attention_library", f"FlashAttention-3 has kernels for Hopper, not for {device.name}", others)
