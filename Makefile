@@ -52,7 +52,7 @@ fit: $(INSTALLED_FIT) ## Fit kernel, link and stack parameters again on the meas
 	$(MAKE) collectives
 	$(BIN)/python -m planner.validate.refit --data $(DATA)/endtoend --out profiles/data/fits/stacks.json
 	$(BIN)/python -m planner.validate.memory_fit --data $(DATA)/endtoend --out profiles/data/fits/stack_memory.json
-	$(BIN)/python -m planner.validate.dataflow_fit --data $(DATA)/rlhf --out profiles/data/fits/dataflow.json
+	$(BIN)/python -m planner.validate.dataflow.fit --data $(DATA)/rlhf --out profiles/data/fits/dataflow.json
 
 collectives: $(INSTALLED_FIT) ## Fit collectives again on the timings under DATA; rewrite docs/collectives.md
 	$(BIN)/python -m costmodels.calibration.collective_report --data $(DATA) --out profiles/data/fits --page docs/collectives.md
@@ -70,23 +70,23 @@ accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under
 	@sed -n '/^## Result/,/^## Step/p' docs/accuracy.md | sed '$$d'
 
 unseen: $(INSTALLED) ## Price published runs that no fit has read; rewrite the width publishers tell, and docs/unseen.md
-	$(BIN)/python -m planner.validate.publishers --out profiles/data/fits/publishers.json
-	$(BIN)/python -m planner.validate.unseen_page --out docs/unseen.md
+	$(BIN)/python -m planner.validate.unseen.publishers --out profiles/data/fits/publishers.json
+	$(BIN)/python -m planner.validate.unseen.page --out docs/unseen.md
 
 collectives-unseen: $(INSTALLED) ## Price published logs of collectives, of which half no fit has read; rewrite docs/collectives-unseen.md
 	$(BIN)/python -m planner.validate.collective_page --out docs/collectives-unseen.md
 
 expert-plans: $(INSTALLED) ## Price the plans of NVIDIA's own recipes beside the best found; rewrite docs/expert-plans.md
-	$(BIN)/python -m planner.validate.expert_page --out docs/expert-plans.md
+	$(BIN)/python -m planner.validate.experts.page --out docs/expert-plans.md
 
 serving-report: $(INSTALLED) ## Price published measurements of serving; rewrite the width they tell, docs/serving-runs.md, docs/serving-speculation.md and docs/serving-memory.md
-	$(BIN)/python -m planner.validate.serving_widths --out profiles/data/fits/serving.json
-	$(BIN)/python -m planner.validate.serving_page --out docs/serving-runs.md
-	$(BIN)/python -m planner.validate.speculation_page --out docs/serving-speculation.md
-	$(BIN)/python -m planner.validate.cache_page --out docs/serving-memory.md
+	$(BIN)/python -m planner.validate.serving.widths --out profiles/data/fits/serving.json
+	$(BIN)/python -m planner.validate.serving.page --out docs/serving-runs.md
+	$(BIN)/python -m planner.validate.serving.speculation_page --out docs/serving-speculation.md
+	$(BIN)/python -m planner.validate.serving.cache_page --out docs/serving-memory.md
 
 dataflow-report: $(INSTALLED) ## Rewrite docs/dataflow.md: experiments on workflows of several model calls
-	$(BIN)/python -m planner.validate.dataflow_report --data $(DATA)/rlhf --out docs/dataflow.md
+	$(BIN)/python -m planner.validate.dataflow.report --data $(DATA)/rlhf --out docs/dataflow.md
 	@sed -n '/^## Result/,/^## E1:/p' docs/dataflow.md | sed '$$d'
 
 trials: $(INSTALLED) ## Rewrite docs/trials.md: decisions under uncertainty on the published runs under DATA

@@ -22,11 +22,11 @@ import numpy as np
 from costmodels.plan import FloatArray, IntArray
 from costmodels.uncertainty import NORMAL_90
 from planner.validate.doubts import doubts
-from planner.validate.mapping import Mapped, map_files
 from planner.validate.predict import RowPredictor, price_half_widths
-from planner.validate.reader import place_of
-from planner.validate.rows import ScorableRow, reasons, unreadable
 from planner.validate.stack_fit import MEASUREMENT_STD, PRIOR_STD, Problem, free_parameters
+from planner.validate.tables.mapping import Mapped, map_files
+from planner.validate.tables.reader import place_of
+from planner.validate.tables.rows import ScorableRow, reasons, unreadable
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.stack import StackSpec

@@ -9,7 +9,7 @@ from profiles.cluster_string import node_parts
 
 def workflows_document() -> dict[str, Any]:
     """Every workflow, with its roles, its calls and the settings it takes."""
-    from planner.dataflow.presets import PRESETS, build_preset
+    from planner.dataflow.graphs.presets import PRESETS, build_preset
 
     listed = [
         {

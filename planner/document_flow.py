@@ -5,8 +5,8 @@ As ``planner.document_plan`` for single jobs: SI units in the keys, fixed order,
 
 from typing import Any
 
-from planner.dataflow.flow_request import FlowRequest
-from planner.dataflow.flow_results import (
+from planner.dataflow.flow.request import FlowRequest
+from planner.dataflow.flow.results import (
     Alternative,
     CallPlan,
     FlowInfeasible,
@@ -17,7 +17,7 @@ from planner.dataflow.flow_results import (
     Reallocation,
     SearchStatistics,
 )
-from planner.dataflow.graph import Call, Role
+from planner.dataflow.graphs.graph import Call, Role
 from planner.document_plan import model_document, notes_document, plan_document
 from planner.flow_phrases import minimum_sentence, reason_sentence, shortage_sentence
 from planner.schema_flow_types import FLOW_CONVENTIONS

@@ -45,7 +45,7 @@ def pins_from_words(words: Sequence[str]) -> dict[str, dict[str, Any]]:
     Raises:
         SpecError: If a word has another form, or a field is given twice.
     """
-    from planner.dataflow.flow_pins import pin_from_words
+    from planner.dataflow.flow.pins import pin_from_words
 
     pins: dict[str, dict[str, Any]] = {}
     for word in words:

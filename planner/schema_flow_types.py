@@ -1,12 +1,12 @@
 """JSON Schema (2020-12) of the planner's document about a workflow."""
 
 from costmodels.estimate import BASES
-from planner.dataflow.flow_answer import CALL, TRANSFER
-from planner.dataflow.flow_request import MODES, OBJECTIVES
-from planner.dataflow.graph import KINDS
+from planner.dataflow.flow.answer import CALL, TRANSFER
+from planner.dataflow.flow.request import MODES, OBJECTIVES
+from planner.dataflow.graphs.graph import KINDS
 from planner.dataflow.holdings import HOLDING_NAMES
-from planner.dataflow.iterations import DEPENDENCIES
 from planner.dataflow.rollouts import ROLLOUTS
+from planner.dataflow.solving.iterations import DEPENDENCIES
 from planner.schema_types import (
     AMOUNT,
     COUNT,

@@ -5,11 +5,11 @@ from dataclasses import fields
 from typing import Any
 
 from planner.borrowed import borrowed
-from planner.dataflow.flow_notes import graph_notes, vocabulary_notes
-from planner.dataflow.flow_request import FlowOptions, FlowRequest, GraphInput, resolve_flow
-from planner.dataflow.flow_results import FlowPlan, FlowResult
-from planner.dataflow.flow_shortage import explain_shortage
-from planner.dataflow.flow_solve import solve_flow
+from planner.dataflow.flow.notes import graph_notes, vocabulary_notes
+from planner.dataflow.flow.request import FlowOptions, FlowRequest, GraphInput, resolve_flow
+from planner.dataflow.flow.results import FlowPlan, FlowResult
+from planner.dataflow.flow.shortage import explain_shortage
+from planner.dataflow.flow.solve import solve_flow
 from planner.host_notes import host_notes
 from planner.question.machines import ClusterInput
 from planner.question.request import ModelInput
@@ -29,12 +29,12 @@ def plan_dataflow(
 
     Args:
         job: Name of a workflow (``planner workflows`` lists them), a YAML file, a mapping of the same form, or a
-            ``planner.dataflow.graph.Dataflow``.
+            ``planner.dataflow.graphs.graph.Dataflow``.
         models: Role to model; a single model is that of the first role. Roles left out take the model of the role
             they are like.
         cluster: Text such as ``"2x8xH100"``, or ``"4x8xA100-80GB+4x8xH100"`` for machines of several kinds; a mapping;
             or ``ClusterSpec`` or ``MixedCluster``.
-        **settings: Fields of ``planner.dataflow.flow_request.FlowOptions``.
+        **settings: Fields of ``planner.dataflow.flow.request.FlowOptions``.
 
     Returns:
         The plan; ``result.infeasible`` is set, and ``plan`` None, when nothing fits.

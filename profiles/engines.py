@@ -1,7 +1,7 @@
 """Generation engines: what a program that decodes adds to kernels and links, and the memory it works with.
 
 ``data/engines/*.yaml`` maps names to fields, each with its source; ``data/fits/dataflow.json`` holds what was fitted on
-published runs (``planner.validate.dataflow_fit`` writes it). The engine ``trainer`` is the training framework
+published runs (``planner.validate.dataflow.fit`` writes it). The engine ``trainer`` is the training framework
 itself generating, as ReaLHF, DeepSpeed-Chat and ``transformers`` do: its kernels are those of the training stack.
 """
 
@@ -305,7 +305,7 @@ class EngineSpec:
 
         Frameworks turn its own all-reduce off (``disable_custom_all_reduce`` of verl's vLLM rollout, which sleeps).
         Published steps of NeMo-RL speak against room for the logits of most sequences: models left out are 11 % off
-        without it, 12 % with it (``planner.validate.dataflow_step_fit``).
+        without it, 12 % with it (``planner.validate.dataflow.step_fit``).
         """
         return replace(
             self,

@@ -1,6 +1,6 @@
 """How far from a price servers of a publisher nobody has seen are measured: the width that intervals need beside it.
 
-``data/fits/serving.json`` is written by ``planner.validate.serving_widths`` from published measurements, by which no
+``data/fits/serving.json`` is written by ``planner.validate.serving.widths`` from published measurements, by which no
 price is fitted. Models with experts have a width of their own: their kernels differ more between engines. So have runs
 in which all requests are there from the start, whatever the model: how fast a server takes them in is not priced.
 """

@@ -3,8 +3,8 @@
 A YAML file maps stack names to fields: what is cited, and the starting point of what is fitted.
 ``fits/stacks.json`` holds the fitted values of times with what they were fitted on (``planner.validate.refit``
 writes it), ``fits/stack_memory.json`` those of memory (``planner.validate.memory_fit``); they replace the starting
-points. ``fits/publishers.json`` (``planner.validate.publishers``) says how much wider intervals must be for runs of a
-publisher nobody has seen. A file like the first in a directory of ``PLANNER_CATALOG``, or named by the user
+points. ``fits/publishers.json`` (``planner.validate.unseen.publishers``) says how much wider intervals must be for runs
+of a publisher nobody has seen. A file like the first in a directory of ``PLANNER_CATALOG``, or named by the user
 (``planner calibrate --runs`` writes it), replaces the fitted times of the stacks it holds.
 """
 
@@ -173,7 +173,7 @@ def default_names() -> Mapping[str, str]:
 
 @cache
 def rl_fit() -> Mapping[str, float]:
-    """What was fitted on published steps of reinforcement learning (``planner.validate.dataflow_step_fit``)."""
+    """What was fitted on published steps of reinforcement learning (``planner.validate.dataflow.step_fit``)."""
     text = resources.files("profiles").joinpath("data", "fits", "dataflow.json").read_text(encoding="utf-8")
     return MappingProxyType(json.loads(text)["nemo-rl"]["values"])
 

@@ -10,16 +10,16 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.comparing import MOST_COMPARED
-from planner.dataflow.flow_request import MAX_GPUS, MAX_ITERATIONS
-from planner.dataflow.graph import MAX_CALLS, MAX_ROLES
-from planner.dataflow.iterations import MAX_STALENESS
-from planner.dataflow.presets import PRESETS, preset_name
+from planner.dataflow.flow.request import MAX_GPUS, MAX_ITERATIONS
+from planner.dataflow.graphs.graph import MAX_CALLS, MAX_ROLES
+from planner.dataflow.graphs.presets import PRESETS, preset_name
+from planner.dataflow.solving.iterations import MAX_STALENESS
 from planner.decisions.results import MAX_RIVALS, MAX_SEED, MAX_STEPS, MAX_TRIALS
 from planner.decisions.trials import MAX_TRIALS as MAX_OBSERVED
 from planner.results import RISKY
 from planner.search import best
 from planner.sizes import MAX_KINDS
-from planner.validate.reader import COLUMNS
+from planner.validate.tables.reader import COLUMNS
 from profiles.model import MAX_SEQUENCE
 from service.job_bodies import JobBody, Layers, PlanBody
 from service.values import (

@@ -5,7 +5,7 @@ from itertools import permutations, product
 
 import numpy as np
 
-from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, PairTimes
+from planner.dataflow.solving.problem import CallCandidates, DataflowProblem, Edge, PairTimes
 
 
 def call(name, rows, strategies=None):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from planner.dataflow.flow_results import FlowPlan
+from planner.dataflow.flow.results import FlowPlan
 from planner.exporters.flow_api import FlowExportResult, export_dataflow
 
 SMALL: dict[str, Any] = {"batch": 64, "prompt": 256, "generate": 512}

@@ -2,10 +2,10 @@
 
 import pytest
 
-from planner.validate.mapping import map_row
-from planner.validate.models import ModelFinder
-from planner.validate.reader import Row
-from planner.validate.rows import CannotScore, ScorableRow
+from planner.validate.tables.mapping import map_row
+from planner.validate.tables.models import ModelFinder
+from planner.validate.tables.reader import Row
+from planner.validate.tables.rows import CannotScore, ScorableRow
 from profiles.catalog import default_catalog
 
 CATALOG = default_catalog()

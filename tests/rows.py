@@ -6,7 +6,7 @@ from pathlib import Path
 
 from costmodels.plan import ExecutionPlan
 from costmodels.workload import TrainingJob
-from planner.validate.rows import ScorableRow
+from planner.validate.tables.rows import ScorableRow
 from profiles.catalog import default_catalog
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec

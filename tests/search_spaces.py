@@ -6,7 +6,7 @@ import numpy as np
 
 from costmodels.context import CostContext
 from planner.rules.base import Setting
-from planner.search.uniform import UniformSpace
+from planner.search.agents.uniform import UniformSpace
 from profiles.hardware import ClusterSpec
 from tests.fakes import RateKernels, RingCollectives, context, device, gpt, job, node
 

@@ -23,9 +23,9 @@ from profiles.stack import StackSpec
 # Share of the variance of a stack's memory errors that all plans of one user have in common: over the sources of four
 # or more printed peaks, mean square of their mean error over mean square of the errors, held out (0.37).
 SHARED = 0.4
-# Share of users of the far kind. Over the ten sources of ``planner.validate.unseen`` that print runs that died and runs
-# that did not, their fates are likeliest at 0.1 (of 0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3 and 0.5), each source counting
-# as twelve runs at most. Reports of deaths alone are left out: they are written because a run died.
+# Share of users of the far kind. Over the ten sources of ``planner.validate.unseen.priced`` that print runs that died
+# and runs that did not, their fates are likeliest at 0.1 (of 0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3 and 0.5), each source
+# counting as twelve runs at most. Reports of deaths alone are left out: they are written because a run died.
 FAR_SHARE = 0.1
 _NO_SPREAD = 1e-9  # stands for certainty
 _FAR_LOG = 64.0  # nothing errs by so much

@@ -15,8 +15,8 @@ from profiles.units import GIB
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from planner.dataflow.problem import DataflowProblem
-    from planner.dataflow.search_results import Solution
+    from planner.dataflow.solving.problem import DataflowProblem
+    from planner.dataflow.solving.results import Solution
 
 dataflow = typer.Typer(name="dataflow", help="Workflows of several model calls.", no_args_is_help=True)
 
@@ -40,9 +40,9 @@ def solve(
     debug: option.Debug = False,
 ) -> None:
     """Find the best plan of a search input, and how far from the best it can be at most."""
-    from planner.dataflow.search import solve as solve_problem
-    from planner.dataflow.search_inputs import read_search_input
-    from planner.dataflow.search_options import SearchOptions
+    from planner.dataflow.solving.inputs import read_search_input
+    from planner.dataflow.solving.options import SearchOptions
+    from planner.dataflow.solving.search import solve as solve_problem
 
     with progress("searching", quiet=quiet):
         problem = read_search_input(file, objective)
@@ -61,8 +61,8 @@ def show_solution(
 
 def solution_document(problem: "DataflowProblem", solution: "Solution", objective: str) -> dict[str, Any]:
     """Plan, bound and how the search went, in plain values."""
-    from planner.dataflow.memory import pressure
-    from planner.dataflow.units import units_of
+    from planner.dataflow.solving.memory import pressure
+    from planner.dataflow.solving.units import units_of
 
     calls = []
     for index, call in enumerate(problem.calls):

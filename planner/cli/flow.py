@@ -17,7 +17,7 @@ from profiles.units import GIB
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from planner.dataflow.flow_results import FlowResult
+    from planner.dataflow.flow.results import FlowResult
 
 _FLOW = "Workflow of several models"
 
@@ -130,7 +130,7 @@ def workflow_question(
 
 
 def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, Any]:
-    from planner.dataflow.flow_request import HYBRID
+    from planner.dataflow.flow.request import HYBRID
     from planner.dataflow.rollouts import WHOLE
 
     objective = _OBJECTIVES.get(values["objective"])
@@ -188,8 +188,8 @@ def _check_unused(values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
 
 def _instead(name: str, value: Any) -> str:
     """What to say about a workflow in place of an option of single plans."""
-    from planner.dataflow.flow_pins import COLUMNS
-    from planner.dataflow.preset_settings import Settings
+    from planner.dataflow.flow.pins import COLUMNS
+    from planner.dataflow.graphs.preset_settings import Settings
     from planner.question.pins import ALIASES
 
     if name in ("seq", "global_batch", "batch_tokens"):
@@ -211,12 +211,12 @@ def write_timelines(result: "FlowResult", flow: Mapping[str, Any]) -> None:
     if result.plan is None:
         return
     if flow["trace"] is not None:
-        from planner.dataflow.flow_trace import trace_document
+        from planner.dataflow.flow.trace import trace_document
 
         document = trace_document(result.plan, node_of=result.request.cluster.node_of)
         write_text(flow["trace"], json.dumps(document, separators=(",", ":")), option="--trace")
     if flow["picture"] is not None:
-        from planner.dataflow.flow_picture import timeline_svg
+        from planner.dataflow.flow.picture import timeline_svg
         from planner.flow_phrases import machines_label
 
         request = result.request

@@ -20,8 +20,8 @@ from costmodels.serving.forward import forward_pass, weight_bytes
 from costmodels.serving.generation import engine_context, generation, generation_memory, prompt_job
 from costmodels.stages.parameters import stage_parameters
 from costmodels.step.layer_costs import joined_devices
-from planner.dataflow.dominance import undominated
 from planner.dataflow.engine_strategies import engine_strategies, running_choices
+from planner.dataflow.solving.dominance import undominated
 from planner.dataflow.strategies import strategies, training_job
 from planner.prices.price_lists import collective_model, kernel_model_of
 from planner.question.attention import default_attention
@@ -89,7 +89,8 @@ def call_costs(
             where there is no room for any.
 
     Returns:
-        Rows without dominated ones (``planner.dataflow.dominance``), grouped by layout; empty when no layout is legal.
+        Rows without dominated ones (``planner.dataflow.solving.dominance``), grouped by layout; empty when no layout is
+        legal.
 
     Raises:
         SpecError: If a size is not one the cluster has, or no engine of that name is known.

@@ -23,7 +23,7 @@ import numpy as np
 
 from costmodels.model_calls import READY_PARTS, CallTable
 from costmodels.plan import FloatArray, IntArray
-from planner.dataflow.graph import EXTERNAL, GENERATE, INFERENCE, TRAIN, Call, Dataflow
+from planner.dataflow.graphs.graph import EXTERNAL, GENERATE, INFERENCE, TRAIN, Call, Dataflow
 from profiles.errors import SpecError
 
 _PARTS = np.arange(1, READY_PARTS + 1)

@@ -22,7 +22,7 @@ from planner.decisions.trials import Trials
 from planner.prices.price_lists import default_collective_model, default_kernel_model
 from planner.validate.pick import choices
 from planner.validate.predict import RowPredictor
-from planner.validate.rows import ScorableRow
+from planner.validate.tables.rows import ScorableRow
 from profiles.stack import StackSpec
 
 COUNTS = (1, 2, 3, 4, 5)

@@ -16,11 +16,11 @@ from planner.answer.memory_law import MemoryLaw
 from planner.decisions.kinship import LENGTH, NOISE, SCALES, SPREAD, Traits, distance
 from planner.decisions.measured import COUNTS, WAYS, Played, played
 from planner.validate.accuracy import cross_validate
-from planner.validate.mapping import map_files
 from planner.validate.pick import choices
 from planner.validate.predict import RowPredictor
 from planner.validate.refit import fold_of, left_out_together
-from planner.validate.rows import ScorableRow
+from planner.validate.tables.mapping import map_files
+from planner.validate.tables.rows import ScorableRow
 from profiles.errors import SpecError
 from profiles.markdown import table_head, table_row
 from profiles.stack import StackSpec

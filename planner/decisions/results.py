@@ -6,7 +6,7 @@ from typing import Any
 
 from costmodels.plan import ExecutionPlan
 from planner.results import Infeasible, Note, Request
-from planner.validate.rows import UnscorableRow
+from planner.validate.tables.rows import UnscorableRow
 from profiles.errors import SpecError, did_you_mean
 from profiles.scalars import plain, whole_number
 

@@ -11,10 +11,10 @@ from costmodels.plan import ExecutionPlan, FloatArray, IntArray
 from costmodels.workload import LoraSpec
 from planner.calibrate_runs import check_units
 from planner.results import Request
-from planner.validate.mapping import Mapped, map_files, map_rows
 from planner.validate.predict import Predictions, RowPredictor
-from planner.validate.reader import GIVEN, REQUIRED, Row, known_columns, place_of
-from planner.validate.rows import CONTRADICTION, ScorableRow, UnscorableRow, reasons, unreadable
+from planner.validate.tables.mapping import Mapped, map_files, map_rows
+from planner.validate.tables.reader import GIVEN, REQUIRED, Row, known_columns, place_of
+from planner.validate.tables.rows import CONTRADICTION, ScorableRow, UnscorableRow, reasons, unreadable
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.scalars import plain

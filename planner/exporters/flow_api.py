@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from planner.dataflow.flow_pins import CallPin
-from planner.dataflow.flow_request import ASYNC, DISAGGREGATED, FlowRequest, GraphInput
-from planner.dataflow.flow_results import FlowPlan, FlowResult
-from planner.dataflow.presets import preset_name
+from planner.dataflow.flow.pins import CallPin
+from planner.dataflow.flow.request import ASYNC, DISAGGREGATED, FlowRequest, GraphInput
+from planner.dataflow.flow.results import FlowPlan, FlowResult
+from planner.dataflow.graphs.presets import preset_name
 from planner.exporters.api import FLOW_FORMATS
 from planner.exporters.exported import Exported, Gap, Target
 from planner.exporters.flow_target import FlowTarget, Pins, merged, pin_options

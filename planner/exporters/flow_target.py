@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodels.plan import ContextKind, ExecutionPlan, Recompute
-from planner.dataflow.flow_pins import CallPin, column_word
-from planner.dataflow.flow_request import COLOCATED, FlowRequest
-from planner.dataflow.flow_results import CallPlan, FlowPlan
-from planner.dataflow.graph import GENERATE, TRAIN
+from planner.dataflow.flow.pins import CallPin, column_word
+from planner.dataflow.flow.request import COLOCATED, FlowRequest
+from planner.dataflow.flow.results import CallPlan, FlowPlan
+from planner.dataflow.graphs.graph import GENERATE, TRAIN
 from planner.exporters.exported import SCRIPT, Exported, Gap, Target, comment, scripted, text_parts, written_for
 from planner.flow_phrases import gpu_range, layout_label, machines_label
 from planner.phrases import seconds

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from costmodels.plan import ExecutionPlan, Recompute
-from planner.dataflow.flow_request import FlowRequest
-from planner.dataflow.flow_results import FlowPlan
-from planner.dataflow.graph import EXTERNAL
+from planner.dataflow.flow.request import FlowRequest
+from planner.dataflow.flow.results import FlowPlan
+from planner.dataflow.graphs.graph import EXTERNAL
 from planner.dataflow.holdings import ALL_OUT, HOLDING_NAMES, RESIDENT, STATES_OUT
 from planner.dataflow.rollouts import IN_FLIGHT
 from planner.exporters.exported import SCRIPT, Target

@@ -17,9 +17,9 @@ Source:
 from collections.abc import Iterable, Iterator
 
 from costmodels.plan import ContextKind, ExecutionPlan, Recompute
-from planner.dataflow.flow_request import COLOCATED, DISAGGREGATED, HYBRID, FlowRequest
-from planner.dataflow.flow_results import FlowPlan
-from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN
+from planner.dataflow.flow.request import COLOCATED, DISAGGREGATED, HYBRID, FlowRequest
+from planner.dataflow.flow.results import FlowPlan
+from planner.dataflow.graphs.graph import GENERATE, INFERENCE, TRAIN
 from planner.dataflow.rollouts import PARTIAL
 from planner.exporters.exported import Gap, gaps
 from planner.exporters.flow_target import (

@@ -5,9 +5,9 @@ is installed. What it cannot express is in ``openrlhf_checks``.
 """
 
 from costmodels.plan import Recompute
-from planner.dataflow.flow_request import FlowRequest
-from planner.dataflow.flow_results import FlowPlan
-from planner.dataflow.graph import EXTERNAL
+from planner.dataflow.flow.request import FlowRequest
+from planner.dataflow.flow.results import FlowPlan
+from planner.dataflow.graphs.graph import EXTERNAL
 from planner.exporters.exported import Target
 from planner.exporters.flow_target import (
     GENERATION,

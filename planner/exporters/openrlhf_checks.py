@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from costmodels.plan import ContextKind, ExecutionPlan, Recompute
-from planner.dataflow.flow_request import ASYNC, COLOCATED, DISAGGREGATED, HYBRID, FlowRequest
-from planner.dataflow.flow_results import FlowPlan
-from planner.dataflow.graph import TRAIN
+from planner.dataflow.flow.request import ASYNC, COLOCATED, DISAGGREGATED, HYBRID, FlowRequest
+from planner.dataflow.flow.results import FlowPlan
+from planner.dataflow.graphs.graph import TRAIN
 from planner.dataflow.holdings import ALL_OUT, FETCHED, HOLDING_NAMES, RESIDENT
 from planner.dataflow.rollouts import WHOLE
 from planner.exporters.exported import Gap, gaps

@@ -8,9 +8,9 @@ import math
 from typing import Any
 
 from costmodels.plan import ContextKind, ExecutionPlan, Recompute
-from planner.dataflow.flow_request import FlowRequest
-from planner.dataflow.flow_results import FlowPlan
-from planner.dataflow.graph import EXTERNAL
+from planner.dataflow.flow.request import FlowRequest
+from planner.dataflow.flow.results import FlowPlan
+from planner.dataflow.graphs.graph import EXTERNAL
 from planner.dataflow.holdings import ALL_OUT, FETCHED, HOLDING_NAMES, STATES_OUT
 from planner.exporters.exported import Target
 from planner.exporters.flow_target import (

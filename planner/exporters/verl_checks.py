@@ -13,9 +13,9 @@ Source:
 from collections.abc import Iterable, Iterator
 
 from costmodels.plan import ExecutionPlan
-from planner.dataflow.flow_request import COLOCATED, FlowRequest
-from planner.dataflow.flow_results import FlowPlan
-from planner.dataflow.graph import GENERATE, INFERENCE, TRAIN
+from planner.dataflow.flow.request import COLOCATED, FlowRequest
+from planner.dataflow.flow.results import FlowPlan
+from planner.dataflow.graphs.graph import GENERATE, INFERENCE, TRAIN
 from planner.exporters.exported import Gap, gaps
 from planner.exporters.flow_target import (
     DEGREES,

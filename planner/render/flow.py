@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from planner.dataflow.flow_request import ASYNC, HYBRID, FlowRequest
-from planner.dataflow.flow_results import CallPlan, FlowInfeasible, FlowPlan, FlowResult, GpuMemory
-from planner.dataflow.graph import GENERATE, TRAIN
+from planner.dataflow.flow.request import ASYNC, HYBRID, FlowRequest
+from planner.dataflow.flow.results import CallPlan, FlowInfeasible, FlowPlan, FlowResult, GpuMemory
+from planner.dataflow.graphs.graph import GENERATE, TRAIN
 from planner.dataflow.length_text import lengths_text
 from planner.dataflow.rollouts import IN_FLIGHT
 from planner.flow_phrases import (

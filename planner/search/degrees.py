@@ -16,15 +16,15 @@ from costmodels.stage_plans.evaluate import evaluate_stages
 from costmodels.stage_plans.plan import CONFIG_COLUMNS, StagePlanBatch
 from costmodels.stage_plans.prices import StagePrices
 from planner.search.best import BestSoFar, Stopped
+from planner.search.bounds.devices import Behind, admitted, behind
+from planner.search.bounds.priced import Offers, least_step_s, offers
 from planner.search.cells import Cells
-from planner.search.device_bounds import Behind, admitted, behind
 from planner.search.families import Family, known_of_step_s, step_s
 from planner.search.freedom import Freedom
+from planner.search.partition.stage_table import runs_by_kind
 from planner.search.pools import Pool, Runs, pool
-from planner.search.priced_bounds import Offers, least_step_s, offers
 from planner.search.question import Question
 from planner.search.stage_space import stage_space
-from planner.search.stage_table import runs_by_kind
 from planner.search.stage_work import stage_work_s
 
 MOST_STAGES = 32

@@ -13,10 +13,10 @@ from costmodels.plan import FloatArray, IntArray, Schedule
 from costmodels.stage_plans.prices import StagePrices
 from costmodels.stages.layers import layer_kinds
 from planner.search.capacity import again_s, rooms
-from planner.search.completion import Units, units
 from planner.search.families import Family, known_of_step_s, step_s
 from planner.search.freedom import Freedom
 from planner.search.once import once_s
+from planner.search.partition.completion import Units, units
 from planner.search.stage_work import stage_rows, stage_work_s
 
 _AT_ONCE = 256  # configurations whose room is looked for at once: some tenths of a second

@@ -16,18 +16,18 @@ from planner.results import Note, Request
 from planner.rules.base import FRAMEWORK_TITLES
 from planner.rules.indexer import shares_choices
 from planner.rules.modules import module_sets
-from planner.search.annealing import anneal
+from planner.search.agents.annealing import anneal
 from planner.search.best import BestSoFar
+from planner.search.bounds.mixed import MixedFurther
+from planner.search.bounds.sharp import sharp_least_s
 from planner.search.capacity import capacity
 from planner.search.degrees import degree_families
 from planner.search.families import Family, alike_families, least_step_s
 from planner.search.found import found_plan, groups_alone, groups_refused, warnings_of
 from planner.search.freedom import EIGHTHS, Freedom
-from planner.search.mixed_bounds import MixedFurther
 from planner.search.mixed_families import mixed_families
 from planner.search.question import Question
 from planner.search.result import EngineRun, FoundPlan, SearchResult
-from planner.search.sharp_bounds import sharp_least_s
 from planner.search.spaces import ACROSS, Space, mixed_space, staged_space, uniform_space, varied_space
 from planner.search.staged import StagedSearch
 from planner.search.told import told_freedoms

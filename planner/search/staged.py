@@ -17,15 +17,15 @@ from costmodels.plan import FloatArray, IntArray
 from costmodels.stage_plans.evaluate import evaluate_stages
 from costmodels.stage_plans.prices import StagePrices
 from planner.search.best import BestSoFar
-from planner.search.cpsat import Budget, solve_by_cpsat
 from planner.search.families import Family, known_of_step_s, least_nodes, step_s
 from planner.search.freedom import Freedom
-from planner.search.labels import solve_by_labels
-from planner.search.partition import PartitionInstance
+from planner.search.partition.cpsat import Budget, solve_by_cpsat
+from planner.search.partition.labels import solve_by_labels
+from planner.search.partition.problem import PartitionInstance
+from planner.search.partition.solved import Solved, Status
+from planner.search.partition.stage_table import OptionTable, option_table
 from planner.search.result import EngineRun
-from planner.search.solved import Solved, Status
 from planner.search.spaces import Space
-from planner.search.stage_table import OptionTable, option_table
 
 TOLERANCE = 1e-9  # share of the step time below which plans are equally good
 _CLOSE = 1e-6  # share of the step time that CP-SAT's rounding leaves open anyway

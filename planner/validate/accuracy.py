@@ -16,7 +16,6 @@ import numpy as np
 
 from planner.validate.causes import ErrorShare, cause_section, error_shares
 from planner.validate.ceiling import RankCeiling, ceiling_section, rank_ceilings
-from planner.validate.mapping import Mapped, map_files
 from planner.validate.memory_fit import MemoryFit, fit_memory, memory_card, with_memory
 from planner.validate.metrics import LEAST_ROWS
 from planner.validate.others import OTHERS
@@ -26,6 +25,7 @@ from planner.validate.predict import RowPredictor
 from planner.validate.refit import Refit, card, fold_of, left_out_together, refit, time_stack
 from planner.validate.render import percent, reason_counts
 from planner.validate.report import JUDGED_APART, Means, SourceScore, ValidationReport, score
+from planner.validate.tables.mapping import Mapped, map_files
 from profiles.errors import SpecError
 from profiles.markdown import table_head, table_row
 from profiles.stack import StackSpec

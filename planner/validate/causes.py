@@ -14,7 +14,7 @@ import numpy as np
 from costmodels.plan import FloatArray
 from planner.validate.metrics import LEAST_ROWS
 from planner.validate.render import percent
-from planner.validate.rows import ScorableRow
+from planner.validate.tables.rows import ScorableRow
 from profiles.markdown import table_head, table_row
 
 

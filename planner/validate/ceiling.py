@@ -14,7 +14,7 @@ import numpy as np
 from planner.validate.metrics import LEAST_ROWS, rank_summary
 from planner.validate.render import percent
 from planner.validate.report import SourceScore
-from planner.validate.rows import ScorableRow
+from planner.validate.tables.rows import ScorableRow
 from profiles.markdown import table_head, table_row
 
 SCATTERS = (0.01, 0.025, 0.05)  # standard deviations of a run's log time that the page tells of

@@ -19,7 +19,7 @@ from costmodels.links.collectives import CollectiveCallBatch, CollectiveCostMode
 from costmodels.links.link_model import OP_NAMES
 from costmodels.plan import BoolArray, FloatArray
 from planner.prices.price_lists import default_collective_model
-from planner.validate.published import optional_int, packaged_rows
+from planner.validate.tables.published import optional_int, packaged_rows
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec

@@ -23,7 +23,7 @@ from planner.validate.collective_blind import (
     judged_calls,
     write_first_prices,
 )
-from planner.validate.unseen import mean_over
+from planner.validate.unseen.priced import mean_over
 from profiles.cluster_string import parse_cluster
 from profiles.markdown import table_head, table_row
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from costmodels.plan import FloatArray
 from costmodels.uncertainty import NORMAL_90
-from planner.validate.reader import place_of
-from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import MEASUREMENT_STD
+from planner.validate.tables.reader import place_of
+from planner.validate.tables.rows import ScorableRow
 
 TOTAL, PER_GPU = "measured_tokens_per_s_total", "measured_tokens_per_s_per_gpu"
 _FEWEST_GPUS = 4  # two GPUs are too near to a run that is simply slow

@@ -23,7 +23,7 @@ import numpy as np
 from costmodels.plan import FloatArray, IntArray
 from planner.validate.pick import choices
 from planner.validate.predict import Predictions
-from planner.validate.rows import ScorableRow
+from planner.validate.tables.rows import ScorableRow
 
 COUNTS = (1, 2, 3, 5)
 RANDOM_ORDERS = 100  # that stand for a random ranking

@@ -2,9 +2,9 @@
 
 Run as ``python -m planner.validate.first_prices --round 3``, from a commit whose stacks are the packaged ones, before
 any of the round's errors is known and after all of its tables are committed. What it writes is never written again:
-it refuses a round that ``planner.validate.unseen.BLIND_COMMITS`` holds, or one of whose lines has a first error. The
-commit, and the widths that it prints, are then to be added to ``BLIND_COMMITS`` and to ``PACKAGED_THEN`` of
-``planner.validate.unseen_page``. Intervals are those of the fits alone, as in ``docs/unseen.md``.
+it refuses a round that ``planner.validate.unseen.priced.BLIND_COMMITS`` holds, or one of whose lines has a first error.
+The commit, and the widths that it prints, are then to be added to ``BLIND_COMMITS`` and to ``PACKAGED_THEN`` of
+``planner.validate.unseen.page``. Intervals are those of the fits alone, as in ``docs/unseen.md``.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.validate.reader import read_rows
-from planner.validate.rows import UNSEEN_ROUNDS
-from planner.validate.unseen import BLIND_COMMITS, Unseen, price_tables, unseen_tables
+from planner.validate.tables.reader import read_rows
+from planner.validate.tables.rows import UNSEEN_ROUNDS
+from planner.validate.unseen.priced import BLIND_COMMITS, Unseen, price_tables, unseen_tables
 from profiles.errors import SpecError
 from profiles.stacks import fitted_stacks, for_strangers
 

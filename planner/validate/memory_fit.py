@@ -28,11 +28,11 @@ from scipy.special import ndtr
 from costmodels.arrays import total
 from costmodels.memory.peaks import TensorMemory, with_overheads
 from costmodels.plan import BoolArray, FloatArray
-from planner.validate.mapping import scorable_rows
 from planner.validate.own_runs import own_rows
 from planner.validate.predict import RowPredictor, counted_parts
 from planner.validate.refit import fold_of, left_out_together
-from planner.validate.rows import MemoryKind, ScorableRow, refuse_unseen
+from planner.validate.tables.mapping import scorable_rows
+from planner.validate.tables.rows import MemoryKind, ScorableRow, refuse_unseen
 from planner.validate.widths import residual_log_std
 from profiles.stack import StackSpec
 from profiles.stacks import load_priors

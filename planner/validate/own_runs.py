@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.validate.mapping import scorable_rows
 from planner.validate.metrics import error_summary
 from planner.validate.predict import predict_rows
 from planner.validate.render import percent
 from planner.validate.report import SourceScore, ValidationReport, validate
-from planner.validate.rows import MemoryKind, ScorableRow
+from planner.validate.tables.mapping import scorable_rows
+from planner.validate.tables.rows import MemoryKind, ScorableRow
 from profiles.markdown import table_head, table_row
 from profiles.stack import StackSpec
 from profiles.stacks import load_stacks

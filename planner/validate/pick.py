@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.validate.predict import Predictions
-from planner.validate.rows import ScorableRow
+from planner.validate.tables.rows import ScorableRow
 
 LEAST_MEASURED = 5
 WITHIN = 0.05

@@ -22,7 +22,7 @@ from costmodels.stack_variants import StackVariants
 from costmodels.stages.table import stage_table
 from costmodels.workload import TrainingJob
 from planner.prices.price_lists import default_collective_model, default_kernel_model
-from planner.validate.rows import MemoryKind, ScorableRow
+from planner.validate.tables.rows import MemoryKind, ScorableRow
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
-from planner.validate.mapping import scorable_rows
 from planner.validate.predict import RowPredictor, price_half_widths
 from planner.validate.report import JUDGED_APART
-from planner.validate.rows import ScorableRow, refuse_unseen
 from planner.validate.stack_fit import PRIOR_STD, StackFit, fit_stacks, free_parameters
+from planner.validate.tables.mapping import scorable_rows
+from planner.validate.tables.rows import ScorableRow, refuse_unseen
 from planner.validate.widths import REPEATS_LOG_STD, log_std, residual_log_std
 from profiles.stack import StackSpec
 from profiles.stacks import load_priors

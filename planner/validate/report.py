@@ -15,7 +15,6 @@ import numpy as np
 from costmodels.plan import BoolArray, FloatArray
 from planner.validate.doubts import doubts
 from planner.validate.first_plans import FirstPlans, first_plans
-from planner.validate.mapping import Mapped, map_files
 from planner.validate.metrics import (
     LEAST_ROWS,
     ErrorSummary,
@@ -29,7 +28,8 @@ from planner.validate.metrics import (
 )
 from planner.validate.pick import GroupPick, PickSummary, pick_groups, pick_summary
 from planner.validate.predict import Predictions, RowPredictor
-from planner.validate.rows import MemoryKind, ScorableRow
+from planner.validate.tables.mapping import Mapped, map_files
+from planner.validate.tables.rows import MemoryKind, ScorableRow
 from profiles.catalog import Catalog
 from profiles.stack import StackSpec
 from profiles.stacks import load_stacks

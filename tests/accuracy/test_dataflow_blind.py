@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.validate.dataflow_blind import (
+from planner.validate.dataflow.blind import (
     ADDRESSES,
     SOURCES,
     GenerationRun,

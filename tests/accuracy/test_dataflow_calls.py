@@ -11,26 +11,26 @@ import pytest
 from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import ExecutionPlan, PlanBatch
-from planner.validate.dataflow_hardware import fits
-from planner.validate.dataflow_nemo import (
+from planner.validate.dataflow.hardware import fits
+from planner.validate.dataflow.nemo import (
     NemoStep,
     nemo_steps,
     packed_evenly,
     sequences_per_micro_batch,
     update_size,
 )
-from planner.validate.dataflow_own_steps import DECODE, own_steps, predicted_s
-from planner.validate.dataflow_replicas import generation_by_replica_size
-from planner.validate.dataflow_replicas import predicted_s as replica_s
-from planner.validate.dataflow_setups import model_named
-from planner.validate.dataflow_step_fit import (
+from planner.validate.dataflow.own_steps import DECODE, own_steps, predicted_s
+from planner.validate.dataflow.replicas import generation_by_replica_size
+from planner.validate.dataflow.replicas import predicted_s as replica_s
+from planner.validate.dataflow.setups import model_named
+from planner.validate.dataflow.step_fit import (
     StepConstants,
     fit_scales,
     left_out_steps_s,
     model_and_system_of,
     model_of,
 )
-from planner.validate.dataflow_steps import disaggregated_steps, verl_accounts
+from planner.validate.dataflow.steps import disaggregated_steps, verl_accounts
 from profiles.engines import find_engine
 from tests.places import DATA
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from planner.validate.dataflow_engines import BENCHMARKS, EARLY, LATER, engine_benchmarks, predicted_s
+from planner.validate.dataflow.engines import BENCHMARKS, EARLY, LATER, engine_benchmarks, predicted_s
 from profiles.engines import find_engine
 
 pytestmark = pytest.mark.accuracy

@@ -4,21 +4,21 @@ import pytest
 
 from costmodels.model_calls import CallKind
 from costmodels.plan import ExecutionPlan, PlanBatch
-from planner.dataflow.orders import task_graph
-from planner.dataflow.pareto import useful_candidates
-from planner.dataflow.search import solve
-from planner.dataflow.search_anneal import AnnealOptions, anneal
-from planner.dataflow.search_inputs import read_search_input
-from planner.dataflow.search_options import SearchOptions
-from planner.dataflow.units import units_of
-from planner.validate.dataflow_formulas import throughputs
-from planner.validate.dataflow_gain import estimated_bytes, real_problem
-from planner.validate.dataflow_instances import InstanceOptions, synthetic_problem
-from planner.validate.dataflow_real import RealRow, heuristic_s, read_real, real_model
-from planner.validate.dataflow_reallocation import transitions
-from planner.validate.dataflow_search import brute_force, without_calls
-from planner.validate.dataflow_speed import with_versions
-from planner.validate.dataflow_times import packaged_constants
+from planner.dataflow.solving.anneal import AnnealOptions, anneal
+from planner.dataflow.solving.inputs import read_search_input
+from planner.dataflow.solving.options import SearchOptions
+from planner.dataflow.solving.orders import task_graph
+from planner.dataflow.solving.pareto import useful_candidates
+from planner.dataflow.solving.search import solve
+from planner.dataflow.solving.units import units_of
+from planner.validate.dataflow.formulas import throughputs
+from planner.validate.dataflow.gain import estimated_bytes, real_problem
+from planner.validate.dataflow.instances import InstanceOptions, synthetic_problem
+from planner.validate.dataflow.real import RealRow, heuristic_s, read_real, real_model
+from planner.validate.dataflow.reallocation import transitions
+from planner.validate.dataflow.search import brute_force, without_calls
+from planner.validate.dataflow.speed import with_versions
+from planner.validate.dataflow.times import packaged_constants
 from tests.places import DATA
 
 RLHF = DATA / "rlhf"

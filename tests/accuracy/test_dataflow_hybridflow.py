@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from costmodels.model_calls import CallKind
-from planner.validate.dataflow_hybridflow import (
+from planner.validate.dataflow.hybridflow import (
     FASTEST,
     SCRIPT,
     SEQUENCES,
@@ -15,8 +15,8 @@ from planner.validate.dataflow_hybridflow import (
     priced_call,
     training_plans,
 )
-from planner.validate.dataflow_placement import _options, iteration_s, measured_s
-from planner.validate.dataflow_replicas import predicted_s
+from planner.validate.dataflow.placement import _options, iteration_s, measured_s
+from planner.validate.dataflow.replicas import predicted_s
 from profiles.engines import find_engine
 from tests.places import DATA
 

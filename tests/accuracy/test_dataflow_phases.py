@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from costmodels.model_calls import CallKind
-from planner.validate import dataflow_phases
-from planner.validate.dataflow_phases import (
+from planner.validate.dataflow import phases as dataflow_phases
+from planner.validate.dataflow.phases import (
     NEMO_RUNS,
     nemo_phases,
     nemo_phases_s,

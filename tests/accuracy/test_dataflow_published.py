@@ -7,7 +7,7 @@ import pytest
 
 from planner.dataflow.flop_accounting import forward_flops, generate_flops, ppo_flops, train_flops
 from planner.dataflow.fused_pipelines import PipelineLoad, fused_lower_bound_s, serial_s
-from planner.validate.dataflow_formulas import fused_schedules
+from planner.validate.dataflow.formulas import fused_schedules
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model import ModelSpec

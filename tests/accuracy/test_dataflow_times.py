@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.validate.dataflow_real import heuristic_calls_s, heuristic_s, read_real, real_cluster
-from planner.validate.dataflow_times import decode_steps, heuristic_plan_times, packaged_constants
+from planner.validate.dataflow.real import heuristic_calls_s, heuristic_s, read_real, real_cluster
+from planner.validate.dataflow.times import decode_steps, heuristic_plan_times, packaged_constants
 from profiles.engines import find_engine
 from tests.places import DATA
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.validate.dataflow_workflows import SOURCES, FigurePrice, blind_workflows, priced, scores
-from planner.validate.workflow_commands import Price, WorkflowFigure, price_of, workflow_figures
+from planner.validate.dataflow.workflow_commands import Price, WorkflowFigure, price_of, workflow_figures
+from planner.validate.dataflow.workflows import SOURCES, FigurePrice, blind_workflows, priced, scores
 
 pytestmark = pytest.mark.accuracy
 TRAINED = "--job sft --model actor=qwen3-0.6b --gpus 1xH100 --batch 2 --prompt 64 --generate 64 --mode colocated"

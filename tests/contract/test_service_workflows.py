@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 from fastapi.testclient import TestClient
 
-from planner.dataflow.flow_request import MODES, OBJECTIVES, FlowOptions
+from planner.dataflow.flow.request import MODES, OBJECTIVES, FlowOptions
 from planner.document_flow import flow_document
 from planner.workflows import plan_dataflow
 from profiles.precision import PRECISIONS

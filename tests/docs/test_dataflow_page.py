@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from planner.validate.dataflow_formulas import fused_schedules, throughputs
-from planner.validate.dataflow_reallocation import transitions
-from planner.validate.dataflow_report import page
+from planner.validate.dataflow.formulas import fused_schedules, throughputs
+from planner.validate.dataflow.reallocation import transitions
+from planner.validate.dataflow.report import page
 from tests.places import DATA, ROOT
 
 RLHF = DATA / "rlhf"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from costmodels.lengths import log_normal_lengths
 from costmodels.model_calls import CallKind, CallTable, ModelCall
 from planner.dataflow.call_costs import CallSetting, call_costs
-from planner.dataflow.dominance import undominated
+from planner.dataflow.solving.dominance import undominated
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.model_presets import resolve_model

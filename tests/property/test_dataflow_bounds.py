@@ -4,19 +4,19 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from planner.dataflow import group_tables as group_tables_module
-from planner.dataflow.bounds import Chains, chains_of, choice_bound, group_time
-from planner.dataflow.group_tables import group_tables
-from planner.dataflow.orders import task_graph
-from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
-from planner.dataflow.search import solve
-from planner.dataflow.search_tree import Incumbent, branch_and_bound
-from planner.dataflow.tree_growth import grow
-from planner.dataflow.tree_nodes import root
-from planner.dataflow.tree_plant import plant
-from planner.dataflow.units import units_of
-from planner.validate.dataflow_instances import InstanceOptions, synthetic_problem
-from planner.validate.dataflow_speed import with_versions
+from planner.dataflow.solving import group_tables as group_tables_module
+from planner.dataflow.solving.bounds import Chains, chains_of, choice_bound, group_time
+from planner.dataflow.solving.group_tables import group_tables
+from planner.dataflow.solving.orders import task_graph
+from planner.dataflow.solving.problem import DataflowProblem, Edge, PairTimes
+from planner.dataflow.solving.search import solve
+from planner.dataflow.solving.tree import Incumbent, branch_and_bound
+from planner.dataflow.solving.tree_growth import grow
+from planner.dataflow.solving.tree_nodes import root
+from planner.dataflow.solving.tree_plant import plant
+from planner.dataflow.solving.units import units_of
+from planner.validate.dataflow.instances import InstanceOptions, synthetic_problem
+from planner.validate.dataflow.speed import with_versions
 from tests.dataflow_problems import call, every_order, random_problem, slow_best, slow_fits, slow_makespan
 
 SEEDS = range(12)

@@ -6,19 +6,19 @@ from itertools import product
 import numpy as np
 import pytest
 
-from planner.dataflow.bounds import chains_of
-from planner.dataflow.group_tables import group_tables
-from planner.dataflow.order_cpsat import best_order
-from planner.dataflow.orders import task_graph
-from planner.dataflow.problem import DataflowProblem, Edge
-from planner.dataflow.schedule import PlanRows, makespan
-from planner.dataflow.search import solve
-from planner.dataflow.search_anneal import AnnealOptions
-from planner.dataflow.search_neighbourhood import polish
-from planner.dataflow.search_options import SearchOptions
-from planner.dataflow.search_partition import partition_search
-from planner.dataflow.search_tree import Incumbent
-from planner.dataflow.units import units_of
+from planner.dataflow.solving.anneal import AnnealOptions
+from planner.dataflow.solving.bounds import chains_of
+from planner.dataflow.solving.group_tables import group_tables
+from planner.dataflow.solving.neighbourhood import polish
+from planner.dataflow.solving.options import SearchOptions
+from planner.dataflow.solving.order_cpsat import best_order
+from planner.dataflow.solving.orders import task_graph
+from planner.dataflow.solving.partition import partition_search
+from planner.dataflow.solving.problem import DataflowProblem, Edge
+from planner.dataflow.solving.schedule import PlanRows, makespan
+from planner.dataflow.solving.search import solve
+from planner.dataflow.solving.tree import Incumbent
+from planner.dataflow.solving.units import units_of
 from profiles.errors import SpecError
 from tests.dataflow_problems import call, every_order, random_problem, slow_fits, slow_makespan
 

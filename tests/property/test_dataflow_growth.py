@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from planner.dataflow import search_neighbourhood, tree_growth
-from planner.dataflow.bounds import chains_of
-from planner.dataflow.group_tables import group_tables
-from planner.dataflow.orders import task_graph
-from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.search_neighbourhood import polish
-from planner.dataflow.search_tree import Incumbent
-from planner.dataflow.tree_growth import grow
-from planner.dataflow.tree_nodes import root
-from planner.dataflow.tree_plant import plant
-from planner.dataflow.units import units_of
+from planner.dataflow.solving import neighbourhood as search_neighbourhood
+from planner.dataflow.solving import tree_growth
+from planner.dataflow.solving.bounds import chains_of
+from planner.dataflow.solving.group_tables import group_tables
+from planner.dataflow.solving.neighbourhood import polish
+from planner.dataflow.solving.orders import task_graph
+from planner.dataflow.solving.problem import DataflowProblem
+from planner.dataflow.solving.tree import Incumbent
+from planner.dataflow.solving.tree_growth import grow
+from planner.dataflow.solving.tree_nodes import root
+from planner.dataflow.solving.tree_plant import plant
+from planner.dataflow.solving.units import units_of
 from tests.dataflow_problems import call, random_problem
 
 SEEDS = range(24)
@@ -79,8 +80,8 @@ def slow_of_use(problem, chains, units, tables, best, chosen):
     """Rows of the calls chosen that some plan within the bound has, from every plan there is."""
     from itertools import product
 
-    from planner.dataflow.bounds import choice_bound
-    from planner.dataflow.memory import pressure
+    from planner.dataflow.solving.bounds import choice_bound
+    from planner.dataflow.solving.memory import pressure
 
     rows = [range(len(call)) if index in chosen else [best.choice[index]] for index, call in enumerate(problem.calls)]
     plans = np.array(list(product(*rows)))

@@ -7,19 +7,19 @@ from itertools import product
 import numpy as np
 import pytest
 
-from planner.dataflow.bounds import chains_of, choice_bound
-from planner.dataflow.group_tables import group_tables
-from planner.dataflow.order_cpsat import best_order
-from planner.dataflow.orders import task_graph
-from planner.dataflow.pareto import useful_candidates
-from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
-from planner.dataflow.schedule import PlanRows, makespan, timeline
-from planner.dataflow.search import solve
-from planner.dataflow.search_tree import Incumbent, branch_and_bound
-from planner.dataflow.tree_growth import grow
-from planner.dataflow.tree_nodes import root
-from planner.dataflow.tree_plant import plant
-from planner.dataflow.units import units_of
+from planner.dataflow.solving.bounds import chains_of, choice_bound
+from planner.dataflow.solving.group_tables import group_tables
+from planner.dataflow.solving.order_cpsat import best_order
+from planner.dataflow.solving.orders import task_graph
+from planner.dataflow.solving.pareto import useful_candidates
+from planner.dataflow.solving.problem import DataflowProblem, Edge, PairTimes
+from planner.dataflow.solving.schedule import PlanRows, makespan, timeline
+from planner.dataflow.solving.search import solve
+from planner.dataflow.solving.tree import Incumbent, branch_and_bound
+from planner.dataflow.solving.tree_growth import grow
+from planner.dataflow.solving.tree_nodes import root
+from planner.dataflow.solving.tree_plant import plant
+from planner.dataflow.solving.units import units_of
 from profiles.errors import SpecError
 from tests.dataflow_problems import call, every_order, random_problem, slow_best, slow_fits, slow_makespan
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from planner.dataflow.recurrence import _longest_ways, round_ends
-from planner.dataflow.rounds import settled_graph
-from planner.dataflow.schedule import end_times, lead_times, overlaps, slot_times
-from planner.dataflow.steady import duration_s
+from planner.dataflow.solving.recurrence import _longest_ways, round_ends
+from planner.dataflow.solving.rounds import settled_graph
+from planner.dataflow.solving.schedule import end_times, lead_times, overlaps, slot_times
+from planner.dataflow.solving.steady import duration_s
 from tests.property.test_dataflow_steady import any_plans, any_problem
 
 SEEDS = range(16)

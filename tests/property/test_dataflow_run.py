@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from planner.dataflow import search_run
-from planner.dataflow.rounds import settled_graph
-from planner.dataflow.schedule import PlanRows
-from planner.dataflow.search import explore, solve
-from planner.dataflow.search_anneal import AnnealOptions
-from planner.dataflow.search_options import SearchOptions
-from planner.dataflow.steady import duration_s
+from planner.dataflow.solving import run as search_run
+from planner.dataflow.solving.anneal import AnnealOptions
+from planner.dataflow.solving.options import SearchOptions
+from planner.dataflow.solving.rounds import settled_graph
+from planner.dataflow.solving.schedule import PlanRows
+from planner.dataflow.solving.search import explore, solve
+from planner.dataflow.solving.steady import duration_s
 from tests.property.test_dataflow_steady import any_problem
 
 OPTIONS = SearchOptions(anneal=AnnealOptions(chains=8, steps=60))

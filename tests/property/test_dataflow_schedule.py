@@ -3,16 +3,16 @@ from itertools import product
 import numpy as np
 import pytest
 
-from planner.dataflow import pareto
-from planner.dataflow.bounds import chains_of, choice_bound
-from planner.dataflow.memory import memory_owners, pressure
-from planner.dataflow.orders import task_graph
-from planner.dataflow.pareto import useful_candidates
-from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
-from planner.dataflow.rounds import settled_graph
-from planner.dataflow.schedule import PlanRows, makespan, timeline
-from planner.dataflow.steady import duration_s
-from planner.dataflow.units import range_maxima, units_of
+from planner.dataflow.solving import pareto
+from planner.dataflow.solving.bounds import chains_of, choice_bound
+from planner.dataflow.solving.memory import memory_owners, pressure
+from planner.dataflow.solving.orders import task_graph
+from planner.dataflow.solving.pareto import useful_candidates
+from planner.dataflow.solving.problem import DataflowProblem, Edge, PairTimes
+from planner.dataflow.solving.rounds import settled_graph
+from planner.dataflow.solving.schedule import PlanRows, makespan, timeline
+from planner.dataflow.solving.steady import duration_s
+from planner.dataflow.solving.units import range_maxima, units_of
 from tests.dataflow_problems import call, every_order, random_problem, slow_best, slow_fits, slow_makespan
 
 SEEDS = range(12)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from planner.dataflow.orders import task_graph
-from planner.dataflow.search import solve
-from planner.dataflow.search_anneal import AnnealOptions
-from planner.dataflow.search_options import SearchOptions
+from planner.dataflow.solving.anneal import AnnealOptions
+from planner.dataflow.solving.options import SearchOptions
+from planner.dataflow.solving.orders import task_graph
+from planner.dataflow.solving.search import solve
 from profiles.errors import InfeasibleError
 from tests.dataflow_problems import random_problem, slow_best, slow_fits, slow_makespan
 

@@ -6,18 +6,18 @@ from itertools import product
 import numpy as np
 import pytest
 
-from planner.dataflow import search_run
-from planner.dataflow.bounds import chains_of
-from planner.dataflow.group_tables import call_tables, group_tables
-from planner.dataflow.orders import task_graph
-from planner.dataflow.rounds import settled_graph
-from planner.dataflow.schedule import PlanRows
-from planner.dataflow.search import explore, solve
-from planner.dataflow.search_anneal import AnnealOptions
-from planner.dataflow.search_space import narrowed, promising_candidates, search_space
-from planner.dataflow.search_tree import Incumbent
-from planner.dataflow.steady import duration_s
-from planner.dataflow.units import units_of
+from planner.dataflow.solving import run as search_run
+from planner.dataflow.solving.anneal import AnnealOptions
+from planner.dataflow.solving.bounds import chains_of
+from planner.dataflow.solving.group_tables import call_tables, group_tables
+from planner.dataflow.solving.orders import task_graph
+from planner.dataflow.solving.rounds import settled_graph
+from planner.dataflow.solving.schedule import PlanRows
+from planner.dataflow.solving.search import explore, solve
+from planner.dataflow.solving.space import narrowed, promising_candidates, search_space
+from planner.dataflow.solving.steady import duration_s
+from planner.dataflow.solving.tree import Incumbent
+from planner.dataflow.solving.units import units_of
 from tests.dataflow_problems import slow_fits
 from tests.property.test_dataflow_steady import any_problem
 

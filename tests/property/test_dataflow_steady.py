@@ -6,15 +6,15 @@ from itertools import product
 import numpy as np
 import pytest
 
-from planner.dataflow.bounds import chains_of, choice_bound
-from planner.dataflow.orders import task_graph
-from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
-from planner.dataflow.rounds import less_ahead, many_tasks, settled_graph
-from planner.dataflow.schedule import PlanRows, timeline
-from planner.dataflow.search import solve
-from planner.dataflow.search_anneal import AnnealOptions
-from planner.dataflow.search_options import SearchOptions
-from planner.dataflow.steady import duration_s
+from planner.dataflow.solving.anneal import AnnealOptions
+from planner.dataflow.solving.bounds import chains_of, choice_bound
+from planner.dataflow.solving.options import SearchOptions
+from planner.dataflow.solving.orders import task_graph
+from planner.dataflow.solving.problem import DataflowProblem, Edge, PairTimes
+from planner.dataflow.solving.rounds import less_ahead, many_tasks, settled_graph
+from planner.dataflow.solving.schedule import PlanRows, timeline
+from planner.dataflow.solving.search import solve
+from planner.dataflow.solving.steady import duration_s
 from tests.dataflow_problems import call, random_problem, slow_fits
 
 SEEDS = range(16)

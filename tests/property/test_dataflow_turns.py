@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.dataflow import bounds, group_tables, schedule
-from planner.dataflow.orders import task_graph
-from planner.dataflow.problem import Edge, PairTimes
-from planner.dataflow.rounds import settled_graph
-from planner.dataflow.schedule import PlanRows, end_times
-from planner.dataflow.units import units_of
+from planner.dataflow.solving import bounds, group_tables, schedule
+from planner.dataflow.solving.orders import task_graph
+from planner.dataflow.solving.problem import Edge, PairTimes
+from planner.dataflow.solving.rounds import settled_graph
+from planner.dataflow.solving.schedule import PlanRows, end_times
+from planner.dataflow.solving.units import units_of
 from tests.dataflow_problems import random_problem
 
 

@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.rules.base import FRAMEWORKS
-from planner.search.agent import Agent
-from planner.search.anneal import SimulatedAnnealing
-from planner.search.baselines import HillClimbing, RandomSearch
-from planner.search.run import Budget, Progress, Search, run
-from planner.search.uniform import UniformSpace
+from planner.search.agents.agent import Agent
+from planner.search.agents.anneal import SimulatedAnnealing
+from planner.search.agents.baselines import HillClimbing, RandomSearch
+from planner.search.agents.run import Budget, Progress, Search, run
+from planner.search.agents.uniform import UniformSpace
 from planner.space.constraints import legal
 from tests.fakes import gpt, job, mixture
 from tests.search_spaces import uniform_space

@@ -17,9 +17,9 @@ TEXT = """# Search agents compared
 
 Written by `make search-report`; do not edit. Processor seconds of one thread, on whatever machine that ran on.
 
-All agents speak ask and tell (`planner.search.agent`) and see the same knobs of the uniform plan space. The annealer
-remembers what it has priced, so that going back to a plan costs no evaluation; the others price it again. Random search
-draws legal plans only.
+All agents speak ask and tell (`planner.search.agents.agent`) and see the same knobs of the uniform plan space. The
+annealer remembers what it has priced, so that going back to a plan costs no evaluation; the others price it again.
+Random search draws legal plans only.
 
 ## Spaces
 
@@ -88,8 +88,8 @@ def _spaces(spaces: dict[str, PricedSpace]) -> str:
 
 
 def _chains(space: PricedSpace) -> str:
-    from planner.search.anneal import SimulatedAnnealing
-    from planner.search.run import Budget, Search, run
+    from planner.search.agents.anneal import SimulatedAnnealing
+    from planner.search.agents.run import Budget, Search, run
 
     agent = SimulatedAnnealing(space=space, seed=0)
     chains = run(Search(space=space, agent=agent, budget=Budget(evaluations=BUDGETS[-1]))).chains

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
-from planner.search.cpsat import Budget, answered, linear, new_solver, pair_variables
-from planner.search.solved import Solved
+from planner.search.partition.cpsat import Budget, answered, linear, new_solver, pair_variables
+from planner.search.partition.solved import Solved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from planner.question.request import Options, cost_context, resolve_request, setting_of
-from planner.search.agent import Agent, Outcome
-from planner.search.anneal import SimulatedAnnealing
-from planner.search.baselines import HillClimbing, RandomSearch
-from planner.search.run import Budget, Search, run
-from planner.search.uniform import UniformSpace
+from planner.search.agents.agent import Agent, Outcome
+from planner.search.agents.anneal import SimulatedAnnealing
+from planner.search.agents.baselines import HillClimbing, RandomSearch
+from planner.search.agents.run import Budget, Search, run
+from planner.search.agents.uniform import UniformSpace
 from planner.space.enumeration import plan_space
 
 BUDGETS = (64, 256, 1024, 4096, 16384)

@@ -10,12 +10,12 @@ import numpy as np
 
 import planner
 from planner.question.request import Options
-from planner.search.cpsat import Budget, solve_by_cpsat
-from planner.search.labels import solve_by_labels
-from planner.search.partition import PartitionInstance, partition_time_s
+from planner.search.partition.cpsat import Budget, solve_by_cpsat
+from planner.search.partition.labels import solve_by_labels
+from planner.search.partition.problem import PartitionInstance, partition_time_s
+from planner.search.partition.solved import Solved, Status
 from planner.search.question import ask
 from planner.search.result import SearchResult
-from planner.search.solved import Solved, Status
 from profiles.markdown import table_head, table_row
 from tests.places import ROOT
 from tests.search import dimensions, rivals

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
-from planner.search.partition import PartitionInstance, StageOptions, partition_time_s
+from planner.search.partition.problem import PartitionInstance, StageOptions, partition_time_s
 from tests.search.chains import ChainInstance, chain_bytes, chain_time_s
 
 MIST_SIZES = ((24, 2, 16), (32, 4, 16), (40, 8, 32), (64, 8, 32), (80, 16, 64))  # layers, stages, micro-batches

@@ -9,13 +9,13 @@ import numpy as np
 
 from costmodels.evaluate import evaluate
 from planner.question.request import Options, cost_context, resolve_request, setting_of
-from planner.search.anneal import SimulatedAnnealing
-from planner.search.baselines import RandomSearch
-from planner.search.log import EvaluationLog
-from planner.search.proxy import Proxy, fit_proxy
-from planner.search.run import Budget, Search, run
+from planner.search.agents.anneal import SimulatedAnnealing
+from planner.search.agents.baselines import RandomSearch
+from planner.search.agents.log import EvaluationLog
+from planner.search.agents.proxy import Proxy, fit_proxy
+from planner.search.agents.run import Budget, Search, run
+from planner.search.agents.varied import VariedSpace
 from planner.search.stage_space import stage_space
-from planner.search.varied import VariedSpace
 from tests.search.protocol import uniform_space
 
 LAYERS = 64

@@ -12,8 +12,8 @@ from gymnasium.utils.env_checker import check_env
 from planner.search.adapters.deap_evolution import EvolutionAgent
 from planner.search.adapters.gymnasium_env import PlanEnv
 from planner.search.adapters.optuna_study import NO_PRICE_S, OptunaAgent, constraints, objective
-from planner.search.run import Budget, Search, run
-from planner.search.uniform import UniformSpace
+from planner.search.agents.run import Budget, Search, run
+from planner.search.agents.uniform import UniformSpace
 from tests.search_spaces import uniform_space
 
 
@@ -88,7 +88,7 @@ def test_evolution_beats_its_own_first_generation_and_leaves_the_random_module_a
 
 
 def test_searching_needs_none_of_the_libraries() -> None:
-    code = "import sys, planner.search.run, planner.search.uniform, planner.search.log; " + (
+    code = "import sys, planner.search.agents.run, planner.search.agents.uniform, planner.search.agents.log; " + (
         "sys.exit(any(name in sys.modules for name in ('optuna', 'gymnasium', 'deap', 'lightgbm')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,13 +7,13 @@ from costmodels.plan import FloatArray
 from costmodels.stage_plans.prices import StagePrices
 from planner.question.request import setting_of
 from planner.rules.modules import module_sets
+from planner.search.bounds.mixed import mixed_least_s
 from planner.search.capacity import capacity
 from planner.search.families import Family, alike_families, least_step_s
 from planner.search.freedom import Freedom
-from planner.search.mixed_bounds import mixed_least_s
 from planner.search.mixed_families import mixed_families
+from planner.search.partition.stage_table import option_table
 from planner.search.question import Question
-from planner.search.stage_table import option_table
 from planner.space.enumeration import plan_space
 from tests.search.small import INSTANCES, Choices, best_of, stopped_after
 

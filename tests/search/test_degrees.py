@@ -13,14 +13,14 @@ from planner.question.request import setting_of
 from planner.rules.modules import module_sets
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.call import search
-from planner.search.completion import units
 from planner.search.degrees import DegreeFamilies, degree_families
 from planner.search.families import Family
 from planner.search.freedom import Freedom
-from planner.search.labels import solve_by_labels
-from planner.search.partition import PartitionInstance, StageOptions, partition_time_s
+from planner.search.partition.completion import units
+from planner.search.partition.labels import solve_by_labels
+from planner.search.partition.problem import PartitionInstance, StageOptions, partition_time_s
+from planner.search.partition.stage_table import option_table
 from planner.search.question import Question
-from planner.search.stage_table import option_table
 from tests.search import rivals
 from tests.search.small import INSTANCES, Choices, Small, best_of, varied_families
 

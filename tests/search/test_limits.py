@@ -14,13 +14,13 @@ import planner
 from planner.question.request import Options
 from planner.search.best import BestSoFar, SearchBudget, Stopped
 from planner.search.call import search
-from planner.search.cpsat import Budget, solve_by_cpsat
 from planner.search.found import found_plan
-from planner.search.labels import solve_by_labels
+from planner.search.partition.cpsat import Budget, solve_by_cpsat
+from planner.search.partition.labels import solve_by_labels
+from planner.search.partition.solved import Status
 from planner.search.portfolio import by_enumeration, search_question
 from planner.search.question import ask
 from planner.search.result import SearchResult
-from planner.search.solved import Status
 from tests.command import command_line
 from tests.search import rivals
 from tests.search.small import INSTANCES, stopped_after

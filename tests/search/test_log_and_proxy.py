@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from planner.search.anneal import SimulatedAnnealing
-from planner.search.baselines import RandomSearch
-from planner.search.log import EvaluationLog
-from planner.search.proxy import fit_proxy
-from planner.search.run import Budget, Search, run
-from planner.search.uniform import UniformSpace
+from planner.search.agents.anneal import SimulatedAnnealing
+from planner.search.agents.baselines import RandomSearch
+from planner.search.agents.log import EvaluationLog
+from planner.search.agents.proxy import fit_proxy
+from planner.search.agents.run import Budget, Search, run
+from planner.search.agents.uniform import UniformSpace
 from tests.search_spaces import uniform_space
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from costmodels.plan import Schedule
 from planner.question.request import Options
-from planner.search import mixed_bounds
 from planner.search import mixed_families as module
+from planner.search.bounds import mixed as mixed_bounds
 from planner.search.call import search
 from planner.search.mixed_families import mixed_families
 from planner.search.question import ask

@@ -22,7 +22,7 @@ from planner.search.offloading import (
     price_ways,
 )
 from planner.search.once import once_s
-from planner.search.stage_table import option_table
+from planner.search.partition.stage_table import option_table
 from planner.space.enumeration import plan_space
 from tests.search.small import INSTANCES, Small, mixture, model
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.plan import Schedule
-from planner.search.cpsat import Budget, solve_by_cpsat
 from planner.search.fronts import nondominated
-from planner.search.labels import solve_by_labels
-from planner.search.partition import PartitionInstance, StageOptions, partition_time_s, undominated
-from planner.search.solved import Solved, Status
+from planner.search.partition.cpsat import Budget, solve_by_cpsat
+from planner.search.partition.labels import solve_by_labels
+from planner.search.partition.problem import PartitionInstance, StageOptions, partition_time_s, undominated
+from planner.search.partition.solved import Solved, Status
 from tests.search.rivals import brute_force_s, every_choice, is_partition, mist
 
 ZERO_BUBBLE = (Schedule.ZERO_BUBBLE_1P, Schedule.ZERO_BUBBLE_2P, Schedule.ZERO_BUBBLE_V)

@@ -12,9 +12,9 @@ from scipy.optimize import linprog
 from costmodels.pipeline.schedules import Passes, pipeline_s
 from costmodels.plan import FloatArray, Schedule
 from costmodels.stage_plans.prices import StagePrices
+from planner.search.bounds.priced import Offers, least_step_s
+from planner.search.bounds.prices_of_shares import best_prices
 from planner.search.families import step_s
-from planner.search.priced_bounds import Offers, least_step_s
-from planner.search.prices_of_shares import best_prices
 from tests.search.small import stopped_after
 from tests.search.test_degrees import BY_NAME, families_below, key, least_of_all
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from planner.search.anneal import SimulatedAnnealing
-from planner.search.baselines import HillClimbing, RandomSearch
+from planner.search.agents.anneal import SimulatedAnnealing
+from planner.search.agents.baselines import HillClimbing, RandomSearch
 from tests.search.protocol import INSTANCES, PricedSpace, agents, regrets
 from tests.search_spaces import uniform_space
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from planner.search.cpsat import Budget, solve_by_cpsat
-from planner.search.labels import solve_by_labels
-from planner.search.partition import partition_time_s
-from planner.search.solved import Solved, Status
+from planner.search.partition.cpsat import Budget, solve_by_cpsat
+from planner.search.partition.labels import solve_by_labels
+from planner.search.partition.problem import partition_time_s
+from planner.search.partition.solved import Solved, Status
 from tests.search import rivals
 from tests.search.chains import chain_bytes, solve_chain
 

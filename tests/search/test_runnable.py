@@ -202,7 +202,7 @@ def test_stages_are_told_what_the_rules_allow() -> None:
 def test_what_is_told_counts_layers_of_both_kinds() -> None:
     """Two dense and four MoE layers: a block of three recomputes one dense and two MoE layers."""
     from planner.search.freedom import Treatment
-    from planner.search.stage_table import _told
+    from planner.search.partition.stage_table import _told
 
     ways = _told(
         np.asarray([2, 0]), np.asarray([4, 2]), Treatment(recompute=Recompute.BLOCK, block=3, offload_activations=True)

@@ -22,11 +22,11 @@ from planner.search.call import search
 from planner.search.capacity import capacity
 from planner.search.families import alike_families, least_step_s, passes_per_work
 from planner.search.freedom import Freedom
-from planner.search.labels import solve_by_labels
+from planner.search.partition.labels import solve_by_labels
+from planner.search.partition.stage_table import _recomputed, option_table
 from planner.search.portfolio import by_partition
 from planner.search.question import Question
 from planner.search.result import OPTIMAL_GAP, SearchResult
-from planner.search.stage_table import _recomputed, option_table
 from planner.search.sweep import sweep
 from planner.space.enumeration import plan_space
 from profiles.errors import SpecError

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from costmodels.plan import IntArray
-from planner.search.agent import Agent, Outcome
-from planner.search.anneal import SimulatedAnnealing
-from planner.search.baselines import HillClimbing, RandomSearch, penalised
-from planner.search.memory import PriceMemory
-from planner.search.run import Budget, Progress, Search, run
-from planner.search.uniform import UniformSpace
+from planner.search.agents.agent import Agent, Outcome
+from planner.search.agents.anneal import SimulatedAnnealing
+from planner.search.agents.baselines import HillClimbing, RandomSearch, penalised
+from planner.search.agents.memory import PriceMemory
+from planner.search.agents.run import Budget, Progress, Search, run
+from planner.search.agents.uniform import UniformSpace
 from planner.space.enumeration import plan_space
 from profiles.errors import SpecError
 from tests.fakes import gpt, job

@@ -10,15 +10,15 @@ from costmodels.stage_plans.evaluate import evaluate_stages
 from costmodels.stage_plans.plan import StagePlanBatch
 from planner.question.request import Options
 from planner.search.best import BestSoFar, SearchBudget
+from planner.search.bounds.mixed import mixed_least_s
+from planner.search.bounds.sharp import sharp_least_s
 from planner.search.freedom import Freedom
-from planner.search.labels import solve_by_labels
 from planner.search.least_work import least_work
-from planner.search.mixed_bounds import mixed_least_s
 from planner.search.mixed_families import Mixed, mixed_families
+from planner.search.partition.labels import solve_by_labels
+from planner.search.partition.stage_table import option_table
 from planner.search.portfolio import by_enumeration
 from planner.search.question import Question, ask
-from planner.search.sharp_bounds import sharp_least_s
-from planner.search.stage_table import option_table
 from tests.search.small import INSTANCES, stopped_after
 from tests.search.test_bounds import freedom, least_of_all_s
 

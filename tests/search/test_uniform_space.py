@@ -5,8 +5,8 @@ import pytest
 
 from costmodels.evaluate import evaluate
 from planner.rules.base import FRAMEWORKS
-from planner.search.uniform import UniformSpace
-from planner.search.uniform_moves import MOVES
+from planner.search.agents.uniform import UniformSpace
+from planner.search.agents.uniform_moves import MOVES
 from planner.space.constraints import legal
 from planner.space.enumeration import plan_space
 from tests.fakes import gpt, job, mixture

@@ -13,12 +13,12 @@ from costmodels.stage_plans.plan import from_uniform
 from costmodels.stage_plans.prices import StagePrices
 from planner.answer.pricing import price_all
 from planner.rules.base import Setting
-from planner.search.anneal import SimulatedAnnealing
-from planner.search.run import Budget, Search, run
+from planner.search.agents.anneal import SimulatedAnnealing
+from planner.search.agents.run import Budget, Search, run
+from planner.search.agents.varied import VariedSpace
+from planner.search.agents.varied_moves import MOVES
+from planner.search.agents.varied_vectors import PLAN_KNOBS, STAGES, spread
 from planner.search.stage_space import stage_space
-from planner.search.varied import VariedSpace
-from planner.search.varied_moves import MOVES
-from planner.search.varied_vectors import PLAN_KNOBS, STAGES, spread
 from planner.space.enumeration import plan_space
 from profiles.errors import SpecError
 from tests.fakes import device, gpt, job, mixture, stack

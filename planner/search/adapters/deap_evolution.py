@@ -11,8 +11,8 @@ import numpy as np
 from deap import base, tools
 
 from costmodels.plan import FloatArray, IntArray
-from planner.search.agent import Outcome, SearchSpace
-from planner.search.baselines import penalised
+from planner.search.agents.agent import Outcome, SearchSpace
+from planner.search.agents.baselines import penalised
 
 
 class _Fitness(base.Fitness):  # type: ignore[misc]  # DEAP is not typed

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.plan import IntArray
-from planner.search.agent import SearchSpace
+from planner.search.agents.agent import SearchSpace
 
 Observation = NDArray[np.float32]
 Action = NDArray[np.int64]

@@ -13,8 +13,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from costmodels.plan import IntArray
-from planner.search.agent import Outcome, SearchSpace
-from planner.search.baselines import penalised
+from planner.search.agents.agent import Outcome, SearchSpace
+from planner.search.agents.baselines import penalised
 
 _EXCESS = "excess"
 NO_PRICE_S = 1e12  # what a plan without a price is told to take: longer than any step

@@ -8,8 +8,8 @@ import planner
 from costmodels.context import CostContext
 from costmodels.lowering.formats import attention_library
 from planner.dataflow.call_costs import CallSetting, call_context
-from planner.dataflow.flow_costs import model_call
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
+from planner.dataflow.flow.costs import model_call
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
 from planner.question.request import cost_context
 from planner.results import Note
 from profiles.cluster_string import parse_cluster

@@ -15,8 +15,8 @@ from costmodels.uncertainty import NORMAL_90
 from planner.calibrate_runs import LEVEL, StackCalibration, calibrate_runs, fit_document, fit_file, spreads, write_fit
 from planner.cli.app import app
 from planner.render.runs import show_run_calibration
-from planner.validate.mapping import scorable_rows
 from planner.validate.predict import predict_rows
+from planner.validate.tables.mapping import scorable_rows
 from profiles.errors import SpecError
 from profiles.stack import StackSpec
 from profiles.stacks import load_stacks, with_fit

@@ -8,8 +8,8 @@ import planner
 from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, ModelCall
 from planner.dataflow.call_costs import CallSetting, call_costs
-from planner.dataflow.flow_costs import flow_costs
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
+from planner.dataflow.flow.costs import flow_costs
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.engines import find_engine, load_engines

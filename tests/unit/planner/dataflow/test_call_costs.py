@@ -10,8 +10,8 @@ from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import ExecutionPlan, FloatArray, PlanBatch, Recompute, concatenate
 from planner.dataflow.call_costs import CallSetting, call_context, call_costs, price_generation, price_plans
-from planner.dataflow.dominance import undominated
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
+from planner.dataflow.solving.dominance import undominated
 from planner.dataflow.strategies import strategies, training_job
 from planner.rules.base import Setting
 from planner.space.constraints import legal
@@ -173,7 +173,7 @@ def test_a_critic_computes_no_vocabulary() -> None:
 
 @pytest.mark.parametrize("host", [1.0, 1.36])
 def test_trainers_between_generations_are_slower_and_wait_for_the_host_at_every_layer_with_experts(host: float) -> None:
-    """The terms NeMo-RL's steps are fitted with (``dataflow_step_fit``), through the planner's own path."""
+    """The terms NeMo-RL's steps are fitted with (``validate.dataflow.step_fit``), through the planner's own path."""
     node = replace(CLUSTER.node, host_time_scale=host)
     # What it takes in pre-training is replaced.
     unwaiting = replace(SETTING.stack, expert_layer_s=0.0, expert_issue_s=0.0)

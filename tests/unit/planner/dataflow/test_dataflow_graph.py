@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from planner.dataflow.graph import Call, Dataflow, Role, RoleCopy
-from planner.dataflow.graph_file import graph_from_mapping, load_graph
-from planner.dataflow.iterations import iteration_edges
-from planner.dataflow.presets import build_preset
+from planner.dataflow.graphs.file import graph_from_mapping, load_graph
+from planner.dataflow.graphs.graph import Call, Dataflow, Role, RoleCopy
+from planner.dataflow.graphs.presets import build_preset
+from planner.dataflow.solving.iterations import iteration_edges
 from profiles.errors import SpecError
 
 ACTOR = Role(name="actor")

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.dataflow.problem import CallCandidates, DataflowProblem, Edge, PairTimes, topological_order
+from planner.dataflow.solving.problem import CallCandidates, DataflowProblem, Edge, PairTimes, topological_order
 from profiles.errors import SpecError
 
 

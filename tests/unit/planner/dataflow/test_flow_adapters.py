@@ -7,12 +7,12 @@ import pytest
 
 from costmodels.workload import LoraSpec
 from planner import api
-from planner.dataflow.flow_costs import model_call
-from planner.dataflow.flow_request import FlowOptions, FlowRequest, resolve_flow
-from planner.dataflow.graph import Dataflow, Role
-from planner.dataflow.graph_file import graph_from_mapping
-from planner.dataflow.payloads import payload
-from planner.dataflow.presets import build_preset
+from planner.dataflow.flow.costs import model_call
+from planner.dataflow.flow.payloads import payload
+from planner.dataflow.flow.request import FlowOptions, FlowRequest, resolve_flow
+from planner.dataflow.graphs.file import graph_from_mapping
+from planner.dataflow.graphs.graph import Dataflow, Role
+from planner.dataflow.graphs.presets import build_preset
 from planner.workflows import plan_dataflow
 from profiles.errors import SpecError
 from profiles.stacks import find_stack, load_stacks

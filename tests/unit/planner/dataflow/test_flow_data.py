@@ -9,9 +9,9 @@ import pytest
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import PlanBatch
 from planner.dataflow.call_costs import CallSetting, price_plans
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
-from planner.dataflow.flow_results import FlowPlan, Task
-from planner.dataflow.held_data import data_memory
+from planner.dataflow.flow.held_data import data_memory
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
+from planner.dataflow.flow.results import FlowPlan, Task
 from planner.question.machines import resolve_cluster
 from planner.question.request import resolve_named_model
 from planner.workflows import plan_dataflow

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from planner.dataflow.flow_results import Alternative, FlowResult
+from planner.dataflow.flow.results import Alternative, FlowResult
 from planner.document_flow import flow_document
 from planner.flow_phrases import reason_sentence
 from planner.workflows import plan_dataflow
@@ -65,7 +65,7 @@ def test_larger_hosts_are_not_tried_where_none_lacks_memory(monkeypatch: pytest.
     def never(_: Any) -> None:
         raise AssertionError("searched for nothing")
 
-    monkeypatch.setattr("planner.dataflow.flow_shortage._with_roomy_hosts", never)
+    monkeypatch.setattr("planner.dataflow.flow.shortage._with_roomy_hosts", never)
     result = plan_dataflow("ppo", "llama-3.2-1b", "1xA100-40GB", offload=False, **SIZE)
     assert result.infeasible is not None
     (shortage,) = result.infeasible.shortages

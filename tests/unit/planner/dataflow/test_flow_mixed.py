@@ -11,17 +11,17 @@ import pytest
 from typer.testing import CliRunner
 
 from planner.cli.app import app
-from planner.dataflow.flow_compile import CompiledFlow, compile_flow
-from planner.dataflow.flow_request import FlowOptions, FlowRequest, resolve_flow
-from planner.dataflow.flow_results import FlowPlan, FlowResult
-from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
-from planner.dataflow.pareto import useful_candidates
-from planner.dataflow.placement import groups_of, machine_meshes, placements
-from planner.dataflow.priced_cluster import PricedCluster, priced_on
-from planner.dataflow.search import solve
+from planner.dataflow.flow.compile import CompiledFlow, compile_flow
+from planner.dataflow.flow.placement import groups_of, machine_meshes, placements
+from planner.dataflow.flow.priced_cluster import PricedCluster, priced_on
+from planner.dataflow.flow.request import FlowOptions, FlowRequest, resolve_flow
+from planner.dataflow.flow.results import FlowPlan, FlowResult
+from planner.dataflow.flow.transfers import PlacedRows, TransferPrices
+from planner.dataflow.solving.pareto import useful_candidates
+from planner.dataflow.solving.search import solve
 from planner.document_flow import flow_document, flow_document_schema
 from planner.question.machines import mixed_of, resolve_cluster
-from planner.validate.dataflow_search import brute_force
+from planner.validate.dataflow.search import brute_force
 from planner.workflows import plan_dataflow
 from profiles.errors import SpecError
 from profiles.mixed_cluster import MixedCluster, alone

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from costmodels.links.collectives import CollectiveCallBatch, CollectiveOp
-from planner.dataflow.flow_compile import CompiledFlow, compile_flow, weight_moves
-from planner.dataflow.flow_costs import handed_on
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
-from planner.dataflow.flow_results import FlowPlan
-from planner.dataflow.flow_transfers import PlacedRows, TransferPrices
-from planner.dataflow.graph import INFERENCE, TRAIN, Call, Dataflow, Role
-from planner.dataflow.orders import task_graph
-from planner.dataflow.payloads import payload
-from planner.dataflow.placement import placements
-from planner.dataflow.priced_cluster import priced_on
-from planner.dataflow.problem import DataflowProblem, Edge, PairTimes
+from planner.dataflow.flow.compile import CompiledFlow, compile_flow, weight_moves
+from planner.dataflow.flow.costs import handed_on
+from planner.dataflow.flow.payloads import payload
+from planner.dataflow.flow.placement import placements
+from planner.dataflow.flow.priced_cluster import priced_on
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
+from planner.dataflow.flow.results import FlowPlan
+from planner.dataflow.flow.transfers import PlacedRows, TransferPrices
+from planner.dataflow.graphs.graph import INFERENCE, TRAIN, Call, Dataflow, Role
 from planner.dataflow.reallocation import PlacedLayouts, ReallocationModel
-from planner.dataflow.schedule import PlanRows, timeline
+from planner.dataflow.solving.orders import task_graph
+from planner.dataflow.solving.problem import DataflowProblem, Edge, PairTimes
+from planner.dataflow.solving.schedule import PlanRows, timeline
 from planner.prices.price_lists import default_collective_model
 from planner.question.machines import resolve_cluster
 from planner.workflows import plan_dataflow

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from planner.dataflow.flow_notes import graph_notes, vocabulary_notes
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
-from planner.dataflow.graph_file import graph_from_mapping
-from planner.dataflow.presets import PRESETS, build_preset
+from planner.dataflow.flow.notes import graph_notes, vocabulary_notes
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
+from planner.dataflow.graphs.file import graph_from_mapping
+from planner.dataflow.graphs.presets import PRESETS, build_preset
 from planner.workflows import plan_dataflow
 
 MINE: dict[str, Any] = {

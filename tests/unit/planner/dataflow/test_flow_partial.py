@@ -10,9 +10,9 @@ from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import PlanBatch
 from costmodels.serving.generation import engine_context, generation, prefill_s, prompt_job, resumption_s
 from planner.dataflow.call_costs import CallSetting, call_context
-from planner.dataflow.flow_costs import model_call
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
-from planner.dataflow.flow_results import FlowPlan
+from planner.dataflow.flow.costs import model_call
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
+from planner.dataflow.flow.results import FlowPlan
 from planner.question.machines import resolve_cluster
 from planner.question.request import resolve_named_model
 from planner.workflows import plan_dataflow

@@ -7,10 +7,19 @@ import pytest
 
 from costmodels.model_calls import CallTable
 from costmodels.plan import PlanBatch
-from planner.dataflow.flow_compile import compile_flow
-from planner.dataflow.flow_pins import CallPin
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
-from planner.dataflow.flow_transfers import TransferPrices
+from planner.dataflow.flow.compile import compile_flow
+from planner.dataflow.flow.pins import CallPin
+from planner.dataflow.flow.placement import (
+    Region,
+    cluster_meshes,
+    machine_meshes,
+    on_whole_pools,
+    placements,
+    with_pinned,
+)
+from planner.dataflow.flow.priced_cluster import priced_on
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
+from planner.dataflow.flow.transfers import TransferPrices
 from planner.dataflow.holdings import (
     ALL_OUT,
     DELIVERED,
@@ -21,15 +30,6 @@ from planner.dataflow.holdings import (
     shareable,
     useful_rows,
 )
-from planner.dataflow.placement import (
-    Region,
-    cluster_meshes,
-    machine_meshes,
-    on_whole_pools,
-    placements,
-    with_pinned,
-)
-from planner.dataflow.priced_cluster import priced_on
 from planner.question.machines import resolve_cluster
 from profiles.errors import SpecError
 from profiles.mixed_cluster import alone

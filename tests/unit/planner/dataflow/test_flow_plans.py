@@ -9,15 +9,15 @@ import jsonschema_rs
 import pytest
 
 from costmodels.flops import matmul_parameters
-from planner.dataflow import flow_solve
-from planner.dataflow.flow_costs import call_flops
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
-from planner.dataflow.flow_results import CallPlan, FlowPlan, FlowResult
-from planner.dataflow.presets import PRESETS
-from planner.dataflow.problem import DataflowProblem
-from planner.dataflow.search import explore
-from planner.dataflow.search_options import SearchOptions
-from planner.dataflow.search_results import Exploration
+from planner.dataflow.flow import solve as flow_solve
+from planner.dataflow.flow.costs import call_flops
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
+from planner.dataflow.flow.results import CallPlan, FlowPlan, FlowResult
+from planner.dataflow.graphs.presets import PRESETS
+from planner.dataflow.solving.options import SearchOptions
+from planner.dataflow.solving.problem import DataflowProblem
+from planner.dataflow.solving.results import Exploration
+from planner.dataflow.solving.search import explore
 from planner.document_flow import flow_document, flow_document_schema
 from planner.workflows import plan_dataflow
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from costmodels.lengths import OutputLengths
-from planner.dataflow.flow_pins import parse_call_pins, pin_from_words
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
-from planner.dataflow.graph import Dataflow
+from planner.dataflow.flow.pins import parse_call_pins, pin_from_words
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
+from planner.dataflow.graphs.graph import Dataflow
+from planner.dataflow.graphs.presets import build_preset
 from planner.dataflow.length_text import lengths_text, parse_lengths
-from planner.dataflow.presets import build_preset
 from planner.question.machines import resolve_cluster
 from planner.question.request import Options, resolve_request
 from planner.workflows import plan_dataflow

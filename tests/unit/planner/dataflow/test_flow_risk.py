@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from planner.answer.memory_law import MemoryLaw
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
-from planner.dataflow.flow_results import FlowResult
-from planner.dataflow.flow_risk import spare_bytes
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
+from planner.dataflow.flow.results import FlowResult
+from planner.dataflow.flow.risk import spare_bytes
 from planner.document_flow import flow_document
 from planner.exporters import flow_api
 from planner.render.flow import render_flow

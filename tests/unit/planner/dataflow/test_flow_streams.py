@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from costmodels.model_calls import READY_PARTS
-from planner.dataflow.flow_costs import flow_costs, model_call
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
-from planner.dataflow.flow_results import FlowPlan
-from planner.dataflow.graph_file import graph_from_mapping
-from planner.dataflow.presets import build_preset
+from planner.dataflow.flow.costs import flow_costs, model_call
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
+from planner.dataflow.flow.results import FlowPlan
+from planner.dataflow.graphs.file import graph_from_mapping
+from planner.dataflow.graphs.presets import build_preset
 from planner.dataflow.streams import StreamEnd, lead_s, service_end, streamed
 from planner.flow_phrases import lead_sentence, reason_sentence
 from planner.workflows import plan_dataflow

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from planner.dataflow import flow_trace
-from planner.dataflow.flow_picture import timeline_svg
-from planner.dataflow.flow_results import FlowPlan, FlowResult
-from planner.dataflow.flow_trace import trace_document
-from planner.dataflow.graph import GENERATE
+from planner.dataflow.flow import trace as flow_trace
+from planner.dataflow.flow.picture import timeline_svg
+from planner.dataflow.flow.results import FlowPlan, FlowResult
+from planner.dataflow.flow.trace import trace_document
+from planner.dataflow.graphs.graph import GENERATE
 from planner.document_flow import flow_document
 from planner.phrases import seconds
 from planner.render.flow import render_flow

@@ -8,9 +8,9 @@ import pytest
 
 from planner.decisions.measured import WAYS, Played, played
 from planner.decisions.measured_page import main, trials_page
-from planner.validate.mapping import scorable_rows
 from planner.validate.predict import predict_rows
-from planner.validate.rows import ScorableRow
+from planner.validate.tables.mapping import scorable_rows
+from planner.validate.tables.rows import ScorableRow
 from profiles.stacks import load_stacks
 from tests.rows import PLANS, runs_table
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from costmodels.plan import ContextKind, ExecutionPlan, Recompute
-from planner.dataflow.flow_results import FlowPlan
+from planner.dataflow.flow.results import FlowPlan
 from planner.exporters.flow_api import FlowExportResult, export_dataflow
 from planner.exporters.flow_target import merged
 from planner.exporters.nemo_rl_checks import placement_gaps

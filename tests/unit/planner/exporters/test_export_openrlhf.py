@@ -10,7 +10,7 @@ import pytest
 
 import planner
 from costmodels.plan import Recompute
-from planner.dataflow.flow_results import FlowPlan
+from planner.dataflow.flow.results import FlowPlan
 from planner.exporters.exported import Exported
 from planner.exporters.flow_api import FlowExportResult, export_dataflow
 from planner.exporters.flow_target import on_gpus

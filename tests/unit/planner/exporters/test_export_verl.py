@@ -11,7 +11,7 @@ import pytest
 
 import planner
 from costmodels.plan import ContextKind, Recompute
-from planner.dataflow.flow_results import FlowPlan
+from planner.dataflow.flow.results import FlowPlan
 from planner.exporters.exported import Exported
 from planner.exporters.flow_api import FlowExportResult, export_dataflow
 from planner.exporters.flow_document import flow_export_schema

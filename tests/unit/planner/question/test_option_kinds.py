@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import planner
-from planner.dataflow.flow_request import FlowOptions
+from planner.dataflow.flow.request import FlowOptions
 from planner.question.option_kinds import check_kinds
 from planner.question.request import Options
 from profiles.errors import SpecError

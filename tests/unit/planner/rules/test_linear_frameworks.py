@@ -7,7 +7,7 @@ import pytest
 
 import planner
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch, Recompute
-from planner.dataflow.flow_request import FlowOptions, resolve_flow
+from planner.dataflow.flow.request import FlowOptions, resolve_flow
 from planner.rules.base import FRAMEWORKS, Setting
 from planner.space.constraints import rules_for, violations
 from profiles.errors import SpecError

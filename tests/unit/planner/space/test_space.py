@@ -11,8 +11,8 @@ from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch, Recompute, Sche
 from planner.question.pins import parse_pins
 from planner.question.request import Options, resolve_request, setting_of
 from planner.rules.base import FRAMEWORKS
+from planner.search.agents.uniform import UniformSpace
 from planner.search.question import ask
-from planner.search.uniform import UniformSpace
 from planner.space.candidates import MAX_CANDIDATES
 from planner.space.constraints import legal, rules_for, violations
 from planner.space.enumeration import plan_space

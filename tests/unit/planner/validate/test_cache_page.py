@@ -4,9 +4,9 @@ from statistics import fmean, median
 
 import pytest
 
-from planner.validate.cache_page import cache_page, errors, key_of, told_first, told_now
-from planner.validate.cache_rows import cache_rows
-from planner.validate.serving_prices import engine_of
+from planner.validate.serving.cache_page import cache_page, errors, key_of, told_first, told_now
+from planner.validate.serving.cache_rows import cache_rows
+from planner.validate.serving.prices import engine_of
 from tests.places import ROOT
 
 PAGE = ROOT / "docs" / "serving-memory.md"

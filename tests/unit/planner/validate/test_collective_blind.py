@@ -15,7 +15,7 @@ from planner.validate.collective_blind import (
     write_first_prices,
 )
 from planner.validate.collective_page import HUGE_BYTES, as_board_of_four, page, score
-from planner.validate.published import packaged_rows
+from planner.validate.tables.published import packaged_rows
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
 from tests.places import ROOT

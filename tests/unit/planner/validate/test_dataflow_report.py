@@ -1,4 +1,4 @@
-from planner.validate.dataflow_report import page
+from planner.validate.dataflow.report import page
 from planner.validate.experiment import Experiment
 
 

@@ -6,13 +6,13 @@ import pytest
 from typer.testing import CliRunner
 
 from planner.cli.app import app, main
-from planner.dataflow.orders import task_graph
-from planner.dataflow.problem import DataflowProblem, Edge
-from planner.dataflow.search import explore, solve
-from planner.dataflow.search_anneal import AnnealOptions, anneal
-from planner.dataflow.search_inputs import problem_from_document, read_search_input
-from planner.dataflow.search_options import SearchOptions
-from planner.dataflow.units import units_of
+from planner.dataflow.solving.anneal import AnnealOptions, anneal
+from planner.dataflow.solving.inputs import problem_from_document, read_search_input
+from planner.dataflow.solving.options import SearchOptions
+from planner.dataflow.solving.orders import task_graph
+from planner.dataflow.solving.problem import DataflowProblem, Edge
+from planner.dataflow.solving.search import explore, solve
+from planner.dataflow.solving.units import units_of
 from profiles.errors import InfeasibleError, SpecError
 from tests.dataflow_problems import call
 from tests.places import DATA

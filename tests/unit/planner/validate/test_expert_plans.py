@@ -6,9 +6,9 @@ import pytest
 
 import planner
 from planner.exporters.exported import chunk_layers
-from planner.validate.expert_prices import cells, first_verdicts, priced, read, verdict
-from planner.validate.expert_revisions import first_revisions, pairs, revision
-from planner.validate.expert_rows import ExpertPlan, expert_plans
+from planner.validate.experts.prices import cells, first_verdicts, priced, read, verdict
+from planner.validate.experts.revisions import first_revisions, pairs, revision
+from planner.validate.experts.rows import ExpertPlan, expert_plans
 from profiles.errors import SpecError
 from tests.exported import export, script_words
 

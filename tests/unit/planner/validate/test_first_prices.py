@@ -5,8 +5,8 @@ import csv
 import pytest
 
 from planner.validate import first_prices
-from planner.validate.reader import read_rows
-from planner.validate.unseen import Kind, price_tables, unseen_tables
+from planner.validate.tables.reader import read_rows
+from planner.validate.unseen.priced import Kind, price_tables, unseen_tables
 from profiles.errors import SpecError
 from profiles.stacks import fitted_stacks, load_stacks
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.validate.mapping import scorable_rows
 from planner.validate.memory_fit import (
     NAMES,
     PRIORS,
@@ -18,7 +17,8 @@ from planner.validate.memory_fit import (
 )
 from planner.validate.predict import RowPredictor, counted_parts
 from planner.validate.report import published_table
-from planner.validate.rows import MemoryKind, ScorableRow
+from planner.validate.tables.mapping import scorable_rows
+from planner.validate.tables.rows import MemoryKind, ScorableRow
 from profiles.stack import StackSpec
 from profiles.stacks import load_priors, load_stacks
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.validate.published import optional_float, optional_int, packaged_rows, write_page
+from planner.validate.tables.published import optional_float, optional_int, packaged_rows, write_page
 
 
 def test_rows_of_a_table_have_its_columns_and_its_order() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 import planner
 from costmodels.uncertainty import NORMAL_90
-from planner.validate.publishers import (
+from planner.validate.unseen.priced import Unseen, mean_over, price_unseen
+from planner.validate.unseen.publishers import (
     FEWEST_PUBLISHERS,
     LEAST_FIGURES,
     MEMORY,
@@ -21,7 +22,6 @@ from planner.validate.publishers import (
     main,
     widths_by_framework,
 )
-from planner.validate.unseen import Unseen, mean_over, price_unseen
 from profiles.stacks import OTHERS, fitted_stacks, for_strangers, load_stacks, with_fit
 
 

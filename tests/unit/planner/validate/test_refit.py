@@ -12,7 +12,6 @@ import yaml
 
 from planner.validate import refit as module
 from planner.validate.accuracy import cross_validate
-from planner.validate.mapping import Mapped, scorable_rows
 from planner.validate.predict import predict_rows
 from planner.validate.refit import (
     MOST_ROWS_PER_FILE,
@@ -24,8 +23,9 @@ from planner.validate.refit import (
     time_stack,
 )
 from planner.validate.report import published_table
-from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import PRIOR_STD, StackFit, free_parameters
+from planner.validate.tables.mapping import Mapped, scorable_rows
+from planner.validate.tables.rows import ScorableRow
 from profiles import stacks as packaged
 from profiles.stack import StackSpec
 from profiles.stacks import load_priors, load_stacks

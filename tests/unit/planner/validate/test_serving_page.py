@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.validate.serving_first import key_of
-from planner.validate.serving_page import first_prices, serving_page
-from planner.validate.serving_prices import ServingPrice, engine_of, left_out, measured_figures, serving_prices
-from planner.validate.serving_rows import PUBLISHED, Load, serving_rows
+from planner.validate.serving.first import key_of
+from planner.validate.serving.page import first_prices, serving_page
+from planner.validate.serving.prices import ServingPrice, engine_of, left_out, measured_figures, serving_prices
+from planner.validate.serving.rows import PUBLISHED, Load, serving_rows
 from tests.places import ROOT
 
 ROWS = serving_rows()

@@ -11,9 +11,9 @@ import pytest
 import planner
 from costmodels.uncertainty import NORMAL_90
 from planner.deployments.deployed import interval
-from planner.validate.serving_prices import serving_prices, settles, times_as_long
-from planner.validate.serving_rows import Load
-from planner.validate.serving_widths import KINDS, TOLD, errors_of, main, telling, widths_card
+from planner.validate.serving.prices import serving_prices, settles, times_as_long
+from planner.validate.serving.rows import Load
+from planner.validate.serving.widths import KINDS, TOLD, errors_of, main, telling, widths_card
 from profiles.serving_widths import BURST, DENSE, MIXTURE, ONE_SIDED, serving_log_stds
 
 

@@ -6,9 +6,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from planner.validate.dataflow_blind import ADDRESSES
-from planner.validate.dataflow_setups import model_named
-from planner.validate.serving_rows import PUBLISHED, QUANTISED, Lengths, Load, ServingRow, serving_rows
+from planner.validate.dataflow.blind import ADDRESSES
+from planner.validate.dataflow.setups import model_named
+from planner.validate.serving.rows import PUBLISHED, QUANTISED, Lengths, Load, ServingRow, serving_rows
 from profiles.catalog import default_catalog
 from profiles.parameters import active_parameters, total_parameters
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from planner.validate.serving_first import key_of
-from planner.validate.serving_prices import left_out, speculative_prices
-from planner.validate.serving_rows import SPECULATIVE, serving_rows, speculative_rows
-from planner.validate.speculation_page import first_prices, gains, speculation_page
+from planner.validate.serving.first import key_of
+from planner.validate.serving.prices import left_out, speculative_prices
+from planner.validate.serving.rows import SPECULATIVE, serving_rows, speculative_rows
+from planner.validate.serving.speculation_page import first_prices, gains, speculation_page
 from tests.places import ROOT
 
 PAGE = ROOT / "docs" / "serving-speculation.md"

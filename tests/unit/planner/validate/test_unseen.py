@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.validate import unseen_page as page_of
-from planner.validate.mapping import map_files
 from planner.validate.memory_fit import fit_memory
-from planner.validate.reader import read_rows
 from planner.validate.refit import refit
-from planner.validate.rows import NEVER_FITTED, UNSEEN_ROUNDS, ScorableRow, refuse_unseen
-from planner.validate.unseen import (
+from planner.validate.tables.mapping import map_files
+from planner.validate.tables.reader import read_rows
+from planner.validate.tables.rows import NEVER_FITTED, UNSEEN_ROUNDS, ScorableRow, refuse_unseen
+from planner.validate.unseen.page import main, unseen_page
+from planner.validate.unseen.priced import (
     BLIND_COMMITS,
     Judged,
     Kind,
@@ -22,7 +22,7 @@ from planner.validate.unseen import (
     publisher_at,
     unseen_tables,
 )
-from planner.validate.unseen_page import main, unseen_page
+from planner.validate.unseen.priced import page as page_of
 from profiles.errors import SpecError
 from profiles.stacks import fitted_stacks
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from planner.validate.unseen import Kind, Unseen, mean_over, price_tables, unseen_tables
+from planner.validate.unseen.priced import Kind, Unseen, mean_over, price_tables, unseen_tables
 from profiles.stacks import fitted_stacks, load_stacks
 from tests.published import mapped
 

@@ -8,10 +8,10 @@ import pytest
 
 from planner.rules.base import Setting
 from planner.space.constraints import violations
-from planner.validate.mapping import map_files
-from planner.validate.reader import Row, read_rows
-from planner.validate.rows import NEVER_FITTED, UNSEEN_ROUNDS, ScorableRow
-from planner.validate.unseen import publisher_at, unseen_tables
+from planner.validate.tables.mapping import map_files
+from planner.validate.tables.reader import Row, read_rows
+from planner.validate.tables.rows import NEVER_FITTED, UNSEEN_ROUNDS, ScorableRow
+from planner.validate.unseen.priced import publisher_at, unseen_tables
 from profiles.stacks import load_stacks
 from tests.places import DATA
 

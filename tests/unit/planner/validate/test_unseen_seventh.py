@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from planner.validate.publishers import FirstErrors
-from planner.validate.unseen import Kind, Unseen, price_tables, unseen_tables
+from planner.validate.unseen.priced import Kind, Unseen, price_tables, unseen_tables
+from planner.validate.unseen.publishers import FirstErrors
 from profiles.stacks import fitted_stacks
 from profiles.units import MIB
 from tests.published import mapped

@@ -7,7 +7,7 @@ import pytest
 
 from costmodels.memory.activations import layer_activations
 from costmodels.plan import ExecutionPlan, PlanBatch
-from planner.validate.unseen import Kind, Unseen, price_tables, unseen_tables
+from planner.validate.unseen.priced import Kind, Unseen, price_tables, unseen_tables
 from profiles.stacks import fitted_stacks, load_stacks
 from tests.fakes import job, llama
 from tests.published import mapped

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.validate.mapping import Mapped, map_files
-from planner.validate.reader import Row, read_rows
-from planner.validate.unseen import publisher_at
+from planner.validate.tables.mapping import Mapped, map_files
+from planner.validate.tables.reader import Row, read_rows
+from planner.validate.unseen.priced import publisher_at
 
 FOLDER = Path(str(resources.files("planner.validate") / "data"))
 TABLE = FOLDER / "unseen_third_tuning.csv"

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from costmodels.plan import FloatArray
-from planner.validate.mapping import map_files
 from planner.validate.predict import Predictions, predict_rows
-from planner.validate.reader import Row, read_rows
-from planner.validate.rows import ScorableRow
-from planner.validate.unseen import unseen_tables
+from planner.validate.tables.mapping import map_files
+from planner.validate.tables.reader import Row, read_rows
+from planner.validate.tables.rows import ScorableRow
+from planner.validate.unseen.priced import unseen_tables
 from profiles.stacks import load_stacks
 
 TABLE = next(path for path in unseen_tables() if path.name == "unseen_tuning.csv")

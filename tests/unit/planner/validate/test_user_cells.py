@@ -7,8 +7,8 @@ import pytest
 
 import planner
 from planner.calibrate_runs import calibrate_runs
-from planner.validate.mapping import map_rows
-from planner.validate.reader import Row
+from planner.validate.tables.mapping import map_rows
+from planner.validate.tables.reader import Row
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 

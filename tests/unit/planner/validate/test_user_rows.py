@@ -16,10 +16,10 @@ from planner.calibrate_runs import calibrate_runs
 from planner.cli.app import app
 from planner.document_plan import frameworks_document
 from planner.results import PlanResult
-from planner.validate.mapping import map_files, map_row
 from planner.validate.predict import RowPredictor
-from planner.validate.reader import Row
-from planner.validate.rows import CannotScore, ScorableRow
+from planner.validate.tables.mapping import map_files, map_row
+from planner.validate.tables.reader import Row
+from planner.validate.tables.rows import CannotScore, ScorableRow
 from profiles.errors import SpecError
 from profiles.stack_names import TOOLS
 from profiles.stacks import default_names, find_stack, load_stacks

@@ -8,13 +8,13 @@ import pytest
 
 from costmodels.uncertainty import NORMAL_90
 from planner.validate.accuracy import Accuracy, accuracy_page, main, with_residuals
-from planner.validate.mapping import scorable_rows
 from planner.validate.memory_fit import MemoryFit
 from planner.validate.refit import Refit, left_out_together, publisher
 from planner.validate.render import percent
 from planner.validate.report import published_table, validate
-from planner.validate.rows import ScorableRow
 from planner.validate.stack_fit import StackFit
+from planner.validate.tables.mapping import scorable_rows
+from planner.validate.tables.rows import ScorableRow
 from profiles.stacks import load_priors
 
 ROW = scorable_rows([published_table()])[0]

@@ -7,7 +7,7 @@ import pytest
 
 from planner.validate.causes import ErrorShare, cause_section, error_shares, parallelism, scale
 from planner.validate.metrics import LEAST_ROWS
-from planner.validate.rows import ScorableRow
+from planner.validate.tables.rows import ScorableRow
 from tests.rows import ROW
 
 

@@ -8,7 +8,7 @@ import pytest
 from planner.validate.ceiling import SCATTERS, RankCeiling, ceiling_section, rank_ceilings, repeat_scatter
 from planner.validate.metrics import RankSummary
 from planner.validate.report import validate
-from planner.validate.rows import ScorableRow
+from planner.validate.tables.rows import ScorableRow
 from tests.rows import ROW
 
 

@@ -10,10 +10,10 @@ import pytest
 from planner.calibrate_runs import calibrate_runs
 from planner.render.runs import show_run_calibration
 from planner.validate.doubts import PER_GPU, REPEATS_AGREE, TOTAL, doubts
-from planner.validate.mapping import map_files, scorable_rows
 from planner.validate.predict import predict_rows
 from planner.validate.render import summary_lines
 from planner.validate.report import report_document, validate
+from planner.validate.tables.mapping import map_files, scorable_rows
 from profiles.errors import SpecError
 from profiles.stacks import load_stacks
 from tests.rows import ROW, runs_table

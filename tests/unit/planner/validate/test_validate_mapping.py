@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from costmodels.plan import ContextKind, Recompute, Schedule
-from planner.validate.mapping import average_repeats, map_row, map_rows
-from planner.validate.reader import Row
-from planner.validate.rows import MemoryKind
+from planner.validate.tables.mapping import average_repeats, map_row, map_rows
+from planner.validate.tables.reader import Row
+from planner.validate.tables.rows import MemoryKind
 from profiles.errors import SpecError
 from profiles.units import GIB
 from tests.published import CATALOG, FINDER, GPT_22B, mapped, reason

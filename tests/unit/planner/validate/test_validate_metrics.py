@@ -17,7 +17,7 @@ from planner.validate.metrics import (
 )
 from planner.validate.pick import pick_groups, pick_summary
 from planner.validate.predict import Predictions
-from planner.validate.rows import ScorableRow
+from planner.validate.tables.rows import ScorableRow
 from tests.rows import CLUSTER, ROW
 
 

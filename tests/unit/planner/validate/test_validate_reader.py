@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.validate.reader import ALIASES, COLUMNS, Row, csv_files, read_rows
-from planner.validate.wording import offload_of
+from planner.validate.tables.reader import ALIASES, COLUMNS, Row, csv_files, read_rows
+from planner.validate.tables.wording import offload_of
 from profiles.errors import SpecError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from planner.validate.reader import read_rows
 from planner.validate.render import reason_kinds, render_report, summary_lines
 from planner.validate.report import ValidationReport, published_table, report_document, validate
+from planner.validate.tables.reader import read_rows
 from profiles.errors import SpecError
 
 

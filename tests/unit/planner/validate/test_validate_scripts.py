@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from costmodels.plan import Recompute, RecomputeModule
-from planner.validate.reader import Row
-from planner.validate.stack_choice import defaults_of
+from planner.validate.tables.reader import Row
+from planner.validate.tables.stack_choice import defaults_of
 from profiles.stacks import load_stacks
 from tests.published import mapped, reason
 

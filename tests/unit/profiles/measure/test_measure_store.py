@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from costmodels.plan import Recompute
-from planner.validate.mapping import map_rows
-from planner.validate.reader import read_rows
-from planner.validate.rows import MemoryKind
+from planner.validate.tables.mapping import map_rows
+from planner.validate.tables.reader import read_rows
+from planner.validate.tables.rows import MemoryKind
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.measure import cases

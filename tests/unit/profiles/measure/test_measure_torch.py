@@ -12,8 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (pip install 'llm-execution-planner[measure]')")
 
-from planner.validate.mapping import map_files  # noqa: E402
 from planner.validate.predict import predict_rows  # noqa: E402
+from planner.validate.tables.mapping import map_files  # noqa: E402
 from profiles.catalog import Catalog  # noqa: E402
 from profiles.measure import cases, pointwise  # noqa: E402
 from profiles.measure.backend import Backend  # noqa: E402

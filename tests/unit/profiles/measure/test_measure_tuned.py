@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.validate.mapping import map_files
+from planner.validate.tables.mapping import map_files
 from profiles.catalog import default_catalog
 from profiles.measure.cases import Case
 from profiles.measure.runs import write_runs

@@ -1,0 +1,1 @@
+"""Workflows as graphs: calls, models and data; those known by name, and files of one's own."""

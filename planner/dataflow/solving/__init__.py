@@ -1,0 +1,1 @@
+"""The scheduling problem of a workflow: simulation, bounds, exact search and annealing."""

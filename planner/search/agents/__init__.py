@@ -1,0 +1,1 @@
+"""Agents that propose plans and learn from prices: annealing, baselines, and the spaces they walk."""

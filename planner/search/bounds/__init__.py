@@ -1,0 +1,1 @@
+"""How short the steps of any pipeline of a family can be at best."""

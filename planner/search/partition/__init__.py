@@ -1,0 +1,1 @@
+"""The pipeline-partition problem, and its solvers."""

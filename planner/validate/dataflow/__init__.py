@@ -1,0 +1,1 @@
+"""Experiments on workflows of several model calls, against what others measured."""

@@ -1,0 +1,1 @@
+"""Plans of published performance recipes, priced beside the best plan found."""

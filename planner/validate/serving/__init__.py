@@ -1,0 +1,1 @@
+"""Published measurements of serving, priced and told page by page."""

@@ -1,0 +1,1 @@
+"""Tables of published runs: read, understood and turned into rows that can be scored."""
