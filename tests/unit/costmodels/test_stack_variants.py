@@ -15,7 +15,7 @@ import planner
 from costmodels.context import CostContext
 from costmodels.evaluate import outcomes
 from costmodels.lowering.prices import ListedCalls
-from costmodels.memory.peaks import peaks as memory
+from costmodels.memory import peaks as memory
 from costmodels.plan import PlanBatch
 from costmodels.stack_variants import SPEEDS, StackVariants
 from planner.decisions.information import sobol_indices

@@ -8,8 +8,8 @@ import pytest
 from costmodels.lengths import OutputLengths, fixed_length
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.serving import generation as priced
 from costmodels.serving.generation import generation
-from costmodels.serving.steady import generation as priced
 from profiles.engines import EngineSpec, find_engine
 from tests.fakes import UnitKernels, context
 

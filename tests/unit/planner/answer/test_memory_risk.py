@@ -7,7 +7,7 @@ import pytest
 
 import planner
 from costmodels.evaluate import evaluate, lean_peak_bytes
-from costmodels.memory.peaks import peaks as memory
+from costmodels.memory import peaks as memory
 from planner import api
 from planner.answer.bounded_peaks import CHUNK_ROWS
 from planner.question.request import cost_context, given_options, resolve_request, space_of

@@ -11,6 +11,7 @@ from planner.validate.refit import refit
 from planner.validate.tables.mapping import map_files
 from planner.validate.tables.reader import read_rows
 from planner.validate.tables.rows import NEVER_FITTED, UNSEEN_ROUNDS, ScorableRow, refuse_unseen
+from planner.validate.unseen import page as page_of
 from planner.validate.unseen.page import main, unseen_page
 from planner.validate.unseen.priced import (
     BLIND_COMMITS,
@@ -22,7 +23,6 @@ from planner.validate.unseen.priced import (
     publisher_at,
     unseen_tables,
 )
-from planner.validate.unseen.priced import page as page_of
 from profiles.errors import SpecError
 from profiles.stacks import fitted_stacks
 
