@@ -1,4 +1,4 @@
-"""Machines that hold what those of a question do not: devices with more memory, or hosts with more.
+"""Machines that hold what those of a question do not: devices with more memory or less left free, hosts with more.
 
 Which of them would do is for ``planner.answer.remedies`` to try.
 """
@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
-from math import ceil, inf
+from math import ceil, floor, inf
 
 from costmodels.workload import TrainingJob
 from planner.answer.bounded_peaks import least_peak_bytes
 from planner.question.jobs import on_other_devices
+from planner.question.machines import with_memory_reserve
 from planner.question.request import cost_context, space_of
 from planner.ranking import Priced
 from planner.results import Request
@@ -19,7 +20,7 @@ from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec, DeviceSpec, NodeSpec
-from profiles.units import GIGA
+from profiles.units import GIB, GIGA
 
 _MUCH_LARGER = 1.22  # times the memory, at least, for which other devices are worth it: 40 GB for 32, not 96 for 80
 _MEMORIES_TRIED = 3  # kinds of devices: the smallest that hold the peak should do, but for what grows with memory
@@ -32,9 +33,10 @@ def larger_devices(request: Request, needed_bytes: float) -> Iterator[tuple[Clus
 
     Devices with a fabric of their own (NVLink, xGMI) are replaced by such devices, boards in PCIe slots by such boards;
     by others only where there are none. First come those of its architecture, then those of the least memory; of equals
-    the fastest. Where precision or attention are other ones there, so is what plans need.
+    the fastest. Where precision or attention are other ones there, so is what plans need. As much is left free on each.
     """
     given, catalog = request.cluster.device, default_catalog()
+    left_free_bytes = request.memory_reserve_bytes
     slots = _in_slots(request.cluster.node)
 
     def group(device: DeviceSpec) -> tuple[bool, bool, float]:
@@ -47,20 +49,33 @@ def larger_devices(request: Request, needed_bytes: float) -> Iterator[tuple[Clus
         if device.vendor == given.vendor
         and device.default_node
         and catalog.nodes[device.default_node].devices_per_node > 1  # no computers on a desk
-        and device.usable_memory_bytes >= _MUCH_LARGER * given.usable_memory_bytes
+        and device.usable_memory_bytes - left_free_bytes >= _MUCH_LARGER * given.usable_memory_bytes
     ]
     larger.sort(key=lambda device: (*group(device), -_arithmetic(device, request)))
     needed, tried = {request.job: needed_bytes}, 0
     for _, alike in groupby(larger, key=group):
         device = next(alike)
         with suppress(SpecError):  # a number of devices that its machines do not come to
-            cluster = parse_cluster(f"{request.cluster.num_devices}x{device.name}")
+            named = parse_cluster(f"{request.cluster.num_devices}x{device.name}")
+            cluster = with_memory_reserve(named, left_free_bytes)
             job = on_other_devices(request.job, request.asked, request.stack, cluster, request.model)
             if job not in needed:
                 needed[job] = _least_peak_bytes(replace(request, job=job), cluster)
-            if device.usable_memory_bytes >= needed[job] and tried < _MEMORIES_TRIED:
+            if cluster.device.usable_memory_bytes >= needed[job] and tried < _MEMORIES_TRIED:
                 tried += 1
                 yield cluster, job
+
+
+def with_less_left_free(request: Request, needed_bytes: float) -> Iterator[ClusterSpec]:
+    """The same devices with less of their memory left free: what plans need at least is theirs, then all of it."""
+    device, left_free_bytes = request.cluster.device, request.memory_reserve_bytes
+    whole = replace(device, usable_memory_bytes=device.reported_memory_bytes, reserved_memory_bytes=0.0)
+    cluster = replace(request.cluster, node=replace(request.cluster.node, device=whole))
+    room = floor((device.reported_memory_bytes - needed_bytes) / GIB) * GIB if needed_bytes < inf else 0
+    if 0 < room < left_free_bytes:
+        yield with_memory_reserve(cluster, room)
+    if left_free_bytes:
+        yield cluster
 
 
 def larger_hosts(request: Request, searcher: Callable[[Request, ClusterSpec], Priced]) -> ClusterSpec | None:

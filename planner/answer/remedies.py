@@ -1,8 +1,8 @@
 """When nothing fits: the smallest changes to the question under which something would.
 
 Each remedy changes one thing the user fixed or left out (recomputation, ZeRO stage, micro-batch, degrees, offloading,
-attention, loss, optimizer states, framework, sequence length, number or kind of devices, host memory; where no plan is
-even legal, the global batch) and searches again.
+attention, loss, optimizer states, framework, sequence length, memory left free, number or kind of devices, host memory;
+where no plan is even legal, the global batch) and searches again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ from costmodels.eager_attention import unfused_by_default
 from costmodels.plan import PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
 from planner.answer.fastest import price_fastest
-from planner.answer.larger_machines import larger_devices, larger_hosts
+from planner.answer.larger_machines import larger_devices, larger_hosts, with_less_left_free
 from planner.answer.parts import sizes_to_try
 from planner.answer.pricing import nearest_to_fit, price_all
 from planner.answer.risks import oom_risks
@@ -28,7 +28,7 @@ from profiles.adapter_parameters import MLP_TARGETS
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.stacks import find_stack, load_stacks
-from profiles.units import GIGA
+from profiles.units import GIB, GIGA
 
 MAX_GROWTH = 2048  # largest multiple of the given devices tried: from one to where a trillion parameters fit
 _SHORTEST = 512  # tokens; shorter sequences are no remedy
@@ -327,7 +327,8 @@ def _more_devices(request: Request) -> Iterator[_Trial]:
 
 
 def _larger_machines(request: Request, needed_bytes: float, searcher: Searcher) -> Iterator[Iterator[_Trial]]:
-    """Hosts that hold what is offloaded, where they are what is short; devices with more memory."""
+    """Less memory left free, larger hosts where they are what is short, devices with more memory."""
+    yield (_with_reserve(request, cluster) for cluster in with_less_left_free(request, needed_bytes))
     hosts = larger_hosts(request, searcher)
     if hosts is not None:
         message = f"give every host {hosts.node.host_memory_bytes / GIGA:,.0f} GB of memory (host_memory_gb)"
@@ -337,6 +338,13 @@ def _larger_machines(request: Request, needed_bytes: float, searcher: Searcher) 
         _trial(request, "more_memory", f"use {cluster.device.name} instead of {given}", cluster=cluster, job=job)
         for cluster, job in larger_devices(request, needed_bytes)
     )
+
+
+def _with_reserve(request: Request, cluster: ClusterSpec) -> _Trial:
+    free_bytes = cluster.device.reserved_memory_bytes
+    free, asked = (f"{size / GIB:.4g}" for size in (free_bytes, request.memory_reserve_bytes))
+    message = f"leave {free} GiB free on every device instead of {asked} (--reserve-gib {free})"
+    return _trial(request, "smaller_reserve", message, cluster=cluster, memory_reserve_bytes=free_bytes)
 
 
 def larger_sizes(cluster: ClusterSpec) -> list[int]:

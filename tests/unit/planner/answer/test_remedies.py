@@ -48,6 +48,32 @@ def test_more_memory_is_enough_memory() -> None:
     assert api.plan("llama-3-70b", f"8x{device.name}", {"global_batch_size": 64}).fits
 
 
+@pytest.mark.parametrize(("cluster", "gib"), [("16xA100", 45), ("16xA100", 20), ("8xA100", 79)])
+def test_other_devices_and_less_left_free_leave_what_they_say_free(cluster: str, gib: float) -> None:
+    """What is told to fit does, asked again with as much left free; no smaller card is offered for a larger one."""
+    model = "llama-3-70b" if cluster == "16xA100" else MODEL
+    answer = api.plan(model, cluster, {"global_batch_size": 64}, memory_reserve_bytes=gib * GIB)
+    assert answer.infeasible is not None
+    told = {remedy.code: remedy for remedy in answer.infeasible.remedies}
+    other = told["more_memory"]
+    again = f"{other.num_devices}x{other.device}"
+    assert api.plan(model, again, {"global_batch_size": 64}, memory_reserve_bytes=gib * GIB).fits
+    if gib == 45:  # 70B on 16 A100 leaves next to nothing
+        return
+    less = told["smaller_reserve"]
+    left = float(less.message.split("leave ")[1].split(" GiB")[0])
+    assert 0 <= left < gib
+    assert f"instead of {gib} (--reserve-gib {left:g})" in less.message
+    assert api.plan(model, cluster, {"global_batch_size": 64}, memory_reserve_bytes=left * GIB).fits
+    assert less.peak_memory_bytes <= default_catalog().devices[less.device].usable_memory_bytes - left * GIB
+
+
+def test_where_nothing_is_left_free_nothing_less_can_be() -> None:
+    infeasible = api.plan("llama-3-70b", "8xA100-40GB", {"global_batch_size": 64}).infeasible
+    assert infeasible is not None
+    assert "smaller_reserve" not in {remedy.code for remedy in infeasible.remedies}
+
+
 @pytest.mark.parametrize(
     ("model", "given", "precision", "attention", "newer"),
     [
