@@ -15,6 +15,7 @@ import numpy as np
 from costmodels.autocast import fp32_stream
 from costmodels.memory.peaks import memory_error_factor
 from costmodels.plan import ExecutionPlan, PlanBatch
+from planner.answer.batches import batch_notes
 from planner.answer.estimates import plan_estimates
 from planner.answer.explain import explain, wished_rows
 from planner.answer.parts import Taken, idle_notes, part_laid_out, search_on, search_parts
@@ -269,6 +270,7 @@ def _result(
         warnings=(
             *warnings_about(request, answers[0] if answers else None),
             *idle_notes(request, priced, answers),
+            *batch_notes(request, answers),
             *_risk_notes(request, priced),
             *([_THINNED] if thinned else []),
         ),

@@ -41,6 +41,7 @@ JOB_FIELDS = (*_KINDS, *_EXTRA)
 _FORMATS = ("precision", *(name for name in _KINDS if name.endswith("_dtype")))
 _FINE_TUNING = ("sft", "finetune", "finetuning", "fine-tune", "fine-tuning")  # any of three tasks
 _NEAR, _MOST_TRIED = 0.05, 64  # of a batch that nobody asked for; and numbers on either side
+_MEANT = 0.02  # of one asked for in tokens that are no whole number of sequences: 4M is also said of 4 Mi, 5 % more
 
 
 def resolve_job(
@@ -316,9 +317,9 @@ def _batch_of_tokens(
         return
     values["global_batch_size"] = int(min(batch, MAX_GLOBAL_BATCH + 1))
     if rest:
-        batch = max(round(tokens / max(sequence, 1)), 1)
-        values["global_batch_size"] = rounded_batch(batch, cluster.num_devices, pins, asked=True)
-        near = f"{values['global_batch_size']} sequences of {sequence}, rounded to the devices"
+        batch = max(tokens / max(sequence, 1), 1)
+        values["global_batch_size"] = rounded_batch(batch, cluster.num_devices, pins, near=_MEANT)
+        near = f"{values['global_batch_size']} sequences of {sequence}, rounded to the devices and their micro-batches"
         _assume(notes, "global_batch_size", f"a batch of {tokens:,.0f} tokens is taken as {near}")
 
 
@@ -332,32 +333,31 @@ def _implied_batch(cluster: ClusterSpec, pins: Mapping[str, int]) -> int | None:
     return None if d is None or b is None or m is None else max(b * m * d, 1)
 
 
-def rounded_batch(target: int, num_devices: int, pins: Mapping[str, int], *, asked: bool = False) -> int:
+def rounded_batch(target: float, num_devices: int, pins: Mapping[str, int], *, near: float = _NEAR) -> int:
     """Sequences near ``target`` that the data-parallel ranks can share.
 
     With the pinned micro-batch set apart: a multiple of the ranks when there are no more of them than micro-batches
-    wanted, so many each that most micro-batch sizes divide it; else the divisor of the ranks nearest to it. What a user
-    ``asked`` for is rounded to the nearest.
+    wanted (the target itself if it is one, else so many each that most micro-batch sizes divide it, within a share
+    ``near`` of the target); else the divisor of the ranks nearest to it.
     """
     ranks = _replicas(num_devices, pins)
     unit = pins.get("micro_batch_size", 1) * pins.get("num_microbatches", 1)
     wanted = target / unit
     if ranks <= wanted or "data_parallel" in pins:
-        each = max(round(wanted / ranks), 1) if asked else _divisible(wanted / ranks)
+        each = int(wanted / ranks) if wanted % ranks == 0 else most_divisible(wanted / ranks, near)
         shared = each * ranks
     else:
         shared = min(divisors(ranks), key=lambda batch: (abs(batch - wanted), batch))
     return min(shared * unit, MAX_GLOBAL_BATCH)
 
 
-def _divisible(wanted: float) -> int:
-    """A whole number nearly as large as wanted: itself if it is one, else that with most divisors, then the nearest."""
+def most_divisible(wanted: float, near: float = _NEAR) -> int:
+    """Of the whole numbers within a share ``near`` of what is wanted the one with most divisors, then the nearest."""
     nearest = max(round(wanted), 1)
-    if nearest == wanted:
-        return nearest
-    reach = min(int(_NEAR * wanted), _MOST_TRIED)
-    near = [count for count in range(nearest - reach, nearest + reach + 1) if abs(count - wanted) <= _NEAR * wanted]
-    return max(near or [nearest], key=lambda count: (len(divisors(count)), -abs(count - wanted)))
+    reach = min(int(near * wanted), _MOST_TRIED)
+    counts = range(nearest - reach, nearest + reach + 1)
+    among = [count for count in counts if abs(count - wanted) <= near * wanted]
+    return max(among or [nearest], key=lambda count: (len(divisors(count)), -abs(count - wanted)))
 
 
 def _replicas(num_devices: int, pins: Mapping[str, int]) -> int:
