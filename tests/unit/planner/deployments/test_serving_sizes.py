@@ -22,8 +22,10 @@ def test_where_all_places_are_taken_no_percentile_is_promised() -> None:
     assert (shortage.reason, shortage.nearest) == ("too_many", None)
     assert "nothing is known of percentiles" in shortage.message
     assert served(gpus="1xA10G", prompt=8000, rate_per_s=0.12, ttft_s=60).fits
-    rate, devices = shortage.remedy.split(", or ")
+    rate, lighter, devices = shortage.remedy.split(", or ")
     assert served(gpus="1xA10G", rate_per_s=float(rate.split()[1]), **asked).fits
+    assert lighter == "weights fp8, an 8-bit checkpoint"
+    assert served(gpus="1xA10G", rate_per_s=0.12, weights="fp8", **asked).fits
     assert served(gpus=more(devices, "A10G"), rate_per_s=0.12, **asked).fits
 
 
