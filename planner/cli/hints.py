@@ -17,7 +17,7 @@ _OTHERS = {field: "--" + name.replace("_", "-") for name, field in OPTION_FIELDS
 _FIELDS = {name: "--" + name.replace("_", "-") for name in _SAME} | _OTHERS
 # Options whose names are words of any text, with the values after which they are no such word.
 _VALUES = {
-    r"tp|pp|dp|cp|ep|etp|vpp|zero|hsdp|generate|staleness|micro-batch": r"\d",
+    r"tp|pp|dp|cp|ep|etp|vpp|zero|hsdp|replicas|generate|staleness|micro-batch": r"\d",
     "framework": r"(?:megatron|deepspeed|fsdp|nanotron|hugging|hf|alpa|paxml|pytorch)",
     "format": r"(?:megatron|deepspeed|torchtitan|accelerate|nanotron|verl|nemo|openrlhf)",
     "task": r"(?:pretrain|full|lora|qlora)\b",

@@ -259,7 +259,10 @@ def _answered(asked: ServingResult, pins: Mapping[str, int], top: int, *, disagg
         _check_apart(asked, pins)
     plans, replicas = replica_layouts(asked, pins)
     if not len(plans):
-        return replace(asked, shortage=no_layout(asked, pins))
+        shortage = no_layout(asked, pins)
+        if pins:  # degrees that no engine could run are a mistake; without any, that there is no layout is the answer
+            raise SpecError(f"plan.{next(iter(pins))}" if len(pins) == 1 else "plan", shortage.message, shortage.remedy)
+        return replace(asked, shortage=shortage)
     found = layouts(plans, replicas, asked)
     fitting = found.take(np.flatnonzero(found.places > 0))
     if not len(fitting.plans):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from math import log
 
 import numpy as np
 
@@ -185,8 +186,8 @@ def _degrees(asked: ServingResult, pins: Mapping[str, int]) -> str:
     return " ".join(f"{name} {value}" for name, value in degrees.items())
 
 
-def _changed(plan: Deployed, pins: Mapping[str, int]) -> tuple[int, ...]:
-    """How many of the degrees fixed a deployment changes; of equally many, experts are spread otherwise first."""
+def _changed(plan: Deployed, pins: Mapping[str, int]) -> tuple[float, ...]:
+    """How many of the degrees fixed a deployment changes, of equally many experts' first, and by what factors."""
     degrees = {
         "tensor_parallel": plan.tensor_parallel,
         "pipeline_parallel": plan.pipeline_parallel,
@@ -194,7 +195,8 @@ def _changed(plan: Deployed, pins: Mapping[str, int]) -> tuple[int, ...]:
         "expert_parallel": plan.expert_parallel,
     }
     changed = [pins.get(name, value) != value for name, value in degrees.items()]
-    return sum(changed), *changed
+    factors = [abs(log(value / pins[name])) for name, value in degrees.items() if name in pins]
+    return sum(changed), *changed, sum(factors)
 
 
 def _least(plan: Deployed, asked: ServingResult, pins: Mapping[str, int]) -> int:

@@ -211,10 +211,9 @@ def test_stages_are_of_engines_that_hand_on_what_is_pooled() -> None:
     assert {plan.pipeline_parallel for plan in asked(engine="sglang").plans} == {1}
     assert max(plan.pipeline_parallel for plan in asked().plans) > 1
     assert max(plan.pipeline_parallel for plan in asked(engine="sglang", generate=1).plans) > 1
-    shortage = asked(engine="sglang", pins={"pp": 2}).shortage
-    assert shortage is not None
-    assert shortage.message == "sglang answers with no token (generate 0) on one pipeline stage only"
-    assert "pp 1" in shortage.remedy
+    with pytest.raises(SpecError, match=r"sglang answers with no token \(generate 0\) on one pipeline stage") as caught:
+        asked(engine="sglang", pins={"pp": 2})
+    assert "pp 1" in caught.value.hint
 
 
 def test_too_many_are_told_with_what_would_do() -> None:

@@ -14,6 +14,20 @@ from planner.question.machines import resolve_cluster
 from profiles.errors import SpecError
 from tests.unit.costmodels.serving.test_serving import best, more, served
 
+DEGREES = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
+
+
+def refused(*args: str, **asked: Any) -> SpecError:
+    """The error of degrees that no engine could run."""
+    with pytest.raises(SpecError) as caught:
+        served(*args, **asked)
+    return caught.value
+
+
+def test_degrees_of_which_there_is_none_name_the_nearest_that_there_are() -> None:
+    hint = refused("llama-3.1-8b", "4xA100-SXM-80GB", pins={"tp": 3}).hint
+    assert hint == "tp 4 pp 1"  # off by a third, not by a half as 2 is
+
 
 def test_where_all_places_are_taken_no_percentile_is_promised() -> None:
     asked: dict[str, Any] = {"prompt": 8000, "ttft_s": 60, "percentile": 90}
@@ -106,10 +120,10 @@ def test_a_share_of_memory_that_is_too_small_is_answered_by_the_least_that_does(
     ],
 )
 def test_layouts_that_cannot_be_say_why(model: str, pins: dict[str, int], words: str) -> None:
-    shortage = served(model, pins=pins).shortage
-    assert shortage is not None
-    assert shortage.reason == "no_layout"
-    assert words in shortage.message
+    error = refused(model, pins=pins)
+    assert error.field == ("plan" if len(pins) > 1 else f"plan.{DEGREES[next(iter(pins))]}")
+    assert words in error.problem
+    assert error.hint
 
 
 @pytest.mark.parametrize(
@@ -122,10 +136,9 @@ def test_layouts_that_cannot_be_say_why(model: str, pins: dict[str, int], words:
 )
 def test_what_would_do_changes_the_fewest_degrees(pins: dict[str, int], kept: str) -> None:
     asked: dict[str, Any] = {"model": "Qwen/Qwen3-235B-A22B-FP8", "concurrency": 32}
-    shortage = served(**asked, pins=pins).shortage
-    assert shortage is not None
-    assert shortage.remedy.startswith(kept)
-    words = iter(shortage.remedy.replace("replicas", "dp").split())
+    hint = refused(**asked, pins=pins).hint
+    assert hint.startswith(kept)
+    words = iter(hint.replace("replicas", "dp").split())
     asked_for = dict(zip(words, map(int, words), strict=True))
     assert sum(asked_for[name] != count for name, count in pins.items()) == 1
     assert served(**asked, pins=asked_for).fits
@@ -286,9 +299,7 @@ def test_replicas_share_the_run_that_more_devices_would_end_in_time() -> None:
     ],
 )
 def test_degrees_that_would_do_do(model: str, gpus: str, asked: dict[str, Any], pins: dict[str, int]) -> None:
-    shortage = served(model, gpus, pins=pins, **asked).shortage
-    assert shortage is not None
-    words = shortage.remedy.split()
+    words = refused(model, gpus, pins=pins, **asked).hint.split()
     instead = {name.replace("replicas", "dp"): int(value) for name, value in zip(words[::2], words[1::2], strict=True)}
     assert served(model, gpus, pins=pins | instead, **asked).fits
 

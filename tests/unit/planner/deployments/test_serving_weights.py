@@ -156,9 +156,8 @@ def test_ranks_get_no_part_of_a_block() -> None:
     cut = {plan.tensor_parallel for plan in plans if plan.expert_parallel == 1}
     assert cut == {1, 2}
     assert {plan.tensor_parallel for plan in plans if plan.expert_parallel > 1} >= {4, 8}
-    refused = served("qwen3-30b-a3b", "8xH100-SXM-80GB", weights="fp8-block", pins={"tp": 8, "ep": 1}).shortage
-    assert refused is not None
-    assert refused.message == "ranks would get parts of 128 weights that share a scale in fp8-block"
+    with pytest.raises(SpecError, match="ranks would get parts of 128 weights that share a scale in fp8-block"):
+        served("qwen3-30b-a3b", "8xH100-SXM-80GB", weights="fp8-block", pins={"tp": 8, "ep": 1})
     assert served("qwen3-30b-a3b", "8xH100-SXM-80GB", weights="fp8", pins={"tp": 8, "ep": 1}).fits
 
 
@@ -167,7 +166,8 @@ def test_blocks_cover_keys_and_values_as_well() -> None:
     narrow = {"base": "llama-3.2-1b", "num_key_value_heads": 8}
     assert served("llama-3.1-8b", "8xH100-SXM-80GB", weights="fp8-block", pins={"tp": 2}).fits
     assert planner.serving(narrow, "8xH100", prompt=9, generate=9, weights="fp8-block", pins={"tp": 4}).fits
-    assert not planner.serving(narrow, "8xH100", prompt=9, generate=9, weights="fp8-block", pins={"tp": 8}).fits
+    with pytest.raises(SpecError, match="share a scale in fp8-block"):
+        planner.serving(narrow, "8xH100", prompt=9, generate=9, weights="fp8-block", pins={"tp": 8})
     assert planner.serving(narrow, "8xH100", prompt=9, generate=9, weights="int4", pins={"tp": 8}).fits
 
 
