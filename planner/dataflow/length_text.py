@@ -10,12 +10,14 @@ The same as mappings: ``{"lognormal": {"mean": 800, "sigma": 1, "max": 8192}}``,
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from costmodels.lengths import OutputLengths, fixed_length, lengths_from_quantiles, log_normal_lengths
 from profiles.errors import SpecError
 from profiles.model import MAX_SEQUENCE
+from profiles.model_fields import shown
 
 LengthInput = int | str | Mapping[str, Any] | OutputLengths
 
@@ -26,12 +28,13 @@ _LOGNORMAL, _CDF = "lognormal", "cdf"
 _PARAMETERS = ("mean", "sigma", "max")
 
 
-def parse_lengths(field: str, given: LengthInput) -> OutputLengths:
+def parse_lengths(field: str, given: LengthInput, *, least: int = 1) -> OutputLengths:
     """The distribution a user means.
 
     Args:
         field: Name of the input, for errors.
         given: One of the forms above, or a distribution.
+        least: Fewest tokens that the question takes; a caller of 0 reads that itself, as no distribution.
 
     Raises:
         SpecError: If it has another form or describes no distribution.
@@ -41,7 +44,10 @@ def parse_lengths(field: str, given: LengthInput) -> OutputLengths:
     if isinstance(given, str):
         given = _split(field, given)
     if isinstance(given, int) and not isinstance(given, bool):
-        return _named(field, lambda: fixed_length(given))
+        if not least <= given <= MAX_SEQUENCE:
+            problem = f"must be between {least} and {MAX_SEQUENCE} tokens; got {shown(given)}"
+            raise SpecError(field, problem, str(min(max(given, least), MAX_SEQUENCE)))
+        return fixed_length(given)
     if not isinstance(given, Mapping) or len(given) != 1:
         raise SpecError(field, f"must be a number of tokens or a distribution; got {str(given)[:60]!r}", _FORMS)
     ((kind, values),) = given.items()
@@ -86,7 +92,7 @@ def _named(field: str, make: Any) -> OutputLengths:
 
 def _split(field: str, text: str) -> int | Mapping[str, Any]:
     words = text.strip()
-    if words.isdigit() and len(words) < 12:
+    if re.fullmatch(r"[+-]?\d{1,11}", words):
         return int(words)
     kind, found, rest = words[:MAX_TEXT].partition(":")
     pairs = [part.partition("=") for part in rest.split(",")]

@@ -162,7 +162,7 @@ def _output(generate: LengthInput) -> tuple[OutputLengths, bool]:
     word = generate.strip() if isinstance(generate, str) else plain(generate)
     if word == "0" or (isinstance(word, int) and not isinstance(word, bool) and word == 0):
         return fixed_length(1), True
-    output = parse_lengths("generate", generate)
+    output = parse_lengths("generate", generate, least=0)
     if output.mean < 2 and output.most > 1:
         problem = f"must be at least 2 tokens on average, or 1 or 0 of every request; got {output.mean:g} on average"
         raise SpecError("generate", problem, "generate 1, or 2")

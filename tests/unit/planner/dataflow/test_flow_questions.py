@@ -193,6 +193,9 @@ def test_lengths_in_all_their_forms() -> None:
     [
         (True, "must be a number of tokens"),
         (0, "must be between 1"),
+        ("-1", "must be between 1 and 16777216 tokens; got -1"),
+        (1 << 25, "must be between 1 and 16777216 tokens; got 33554432"),
+        ("\u00b2", "cannot read"),  # a digit to some functions of Python, a number to none
         ("lognormal", "cannot read"),
         ("lognormal:mean=800", "needs mean, sigma and max; got mean"),
         ("lognormal:mean=x,sigma=1,max=10", "must be a number; got 'x'"),
