@@ -10,6 +10,7 @@ import typer
 
 from planner.cli.options import asked_risk, given, option
 from planner.cli.output import EXIT_NOTHING_FITS, emit, progress, write_text
+from planner.cli.words import prompt_of
 from planner.flow_words import models_by_role, pins_from_words, settings_from_words
 from profiles.errors import SpecError
 from profiles.units import GIB
@@ -34,7 +35,7 @@ def workflow(
         ),
     ] = None,
     batch: Annotated[int | None, _option("--batch", "Prompts, pairs or texts per iteration.")] = None,
-    prompt: Annotated[int | None, _option("--prompt", "Tokens per prompt.")] = None,
+    prompt: Annotated[int | None, _option("--prompt", "Tokens per prompt.", whole=prompt_of)] = None,
     generate: Annotated[
         str | None, _option("--generate", "Tokens per response: 1024 or lognormal:mean=800,sigma=1,max=8192.")
     ] = None,

@@ -18,6 +18,7 @@ from costmodels.lengths import OutputLengths, fixed_length, lengths_from_quantil
 from profiles.errors import SpecError
 from profiles.model import MAX_SEQUENCE
 from profiles.model_fields import shown
+from profiles.scalars import whole_number
 
 LengthInput = int | str | Mapping[str, Any] | OutputLengths
 
@@ -63,15 +64,16 @@ def parse_lengths(field: str, given: LengthInput, *, least: int = 1) -> OutputLe
     return _named(field, lambda: log_normal_lengths(mean=mean, sigma=sigma, most=_whole(f"{field}.max", most)))
 
 
-def parse_prompt(field: str, given: int) -> int:
+def parse_prompt(field: str, given: Any, *, most: int = MAX_SEQUENCE) -> int:
     """Tokens of a prompt: one number, because reading prompts costs what their mean costs.
 
     Raises:
-        SpecError: If it is out of bounds.
+        SpecError: If it is none, or out of bounds.
     """
-    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= MAX_SEQUENCE:
-        raise SpecError(field, f"must be between 1 and {MAX_SEQUENCE} tokens; got {str(given)[:40]}")
-    return given
+    if isinstance(given, str | Mapping):
+        hint = "one number, as 1024; only generate takes a distribution"
+        raise SpecError(field, f"must be a number of tokens; got {shown(given)}", hint)
+    return whole_number(field, given, least=1, most=most)
 
 
 def lengths_text(lengths: OutputLengths) -> str:

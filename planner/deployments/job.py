@@ -5,7 +5,7 @@ from typing import Any
 
 from costmodels.lengths import OutputLengths, fixed_length
 from costmodels.serving.percentiles import LEAST_SHARE, LEAST_VARIATION, MOST_SHARE, lengths_tell
-from planner.dataflow.length_text import LengthInput, parse_lengths
+from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
 from profiles.engines import EngineSpec, load_engines
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
@@ -119,7 +119,7 @@ def serving_job(
     Raises:
         SpecError: If a number is none, or out of bounds, or they contradict each other.
     """
-    prompt_tokens = whole_number("prompt", prompt, least=1, most=MAX_SEQUENCE - 1)
+    prompt_tokens = parse_prompt("prompt", prompt, most=MAX_SEQUENCE - 1)
     output, pools = _output(generate)
     longest = int(prompt_tokens + (0 if pools else output.most))
     if longest > MAX_SEQUENCE:

@@ -92,7 +92,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"batch": 0}, "batch", "whole number from 1"),
     ({"batch": True}, "batch", "whole number from 1"),
     ({"batch": 10}, "job.calls.actor_train.mini_batches", "must divide the 10 sequences per iteration; got 4"),
-    ({"prompt": 0}, "prompt", "between 1 and"),
+    ({"prompt": 0}, "prompt", "from 1 to 16777216; got"),
     ({"generate": "long"}, "generate", "cannot read 'long'"),
     ({"prompt": 1 << 24, "generate": 1 << 24}, "generate", "together have up to"),
     ({"models": "gpt2", "prompt": 800, "generate": 400}, "generate", "1200 tokens; gpt2 (actor) has 1024 learned"),
