@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, DeviceSpec, LinkSpec, NodeSpec, check_role, links_of
 from profiles.units import GIB, GIGA, MIB, MICROSECOND, TERA
 
@@ -227,9 +227,7 @@ def validated(entry_type: type[EntryT], data: Any, *, where: str) -> EntryT:
             raise SpecError(field, "unknown field", hint) from None
         if first["type"] == "missing":
             raise SpecError(field, "is required") from None
-        given = repr(first["input"])
-        shown = given if len(given) <= 60 else given[:57] + "..."
-        problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}; got {shown}"
+        problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}; got {shown(first['input'])}"
         raise SpecError(field, problem, nearest_bound(first)) from None
 
 

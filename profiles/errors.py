@@ -9,6 +9,9 @@ Anything else that escapes is a bug (CLI exit 1, HTTP 500).
 
 import difflib
 from collections.abc import Iterable, Mapping
+from numbers import Number
+
+LARGEST = 10**30  # whole numbers beyond cannot be meant, and longer ones not even be printed
 
 
 class PlannerError(Exception):
@@ -74,3 +77,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return "did you mean " + " or ".join(f"'{lowered[word]}'" for word in close) + "?"
     return "known: " + ", ".join(words[:12]) + (", ..." if len(words) > 12 else "") if words else ""
+
+
+def shown(value: object) -> str:
+    """A short, safe rendering of any input value for an error message.
+
+    Texts are quoted, so that ``None``, ``True`` and ``False`` outside quotes are values; the service says them in JSON.
+    """
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple | set):
+        return "a list" if value else "an empty list"
+    if isinstance(value, int) and not -LARGEST < value < LARGEST:
+        return "an integer of more than 30 digits"
+    if isinstance(value, str):
+        text = repr(value[:64])
+    else:
+        text = str(value) if isinstance(value, Number) or value is None else type(value).__name__
+    return text if len(text) <= 48 else text[:45] + "..."

@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from costmodels.lengths import OutputLengths, fixed_length, lengths_from_quantiles, log_normal_lengths
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.model import MAX_SEQUENCE
-from profiles.model_fields import shown
 from profiles.scalars import whole_number
 
 LengthInput = int | str | Mapping[str, Any] | OutputLengths
@@ -50,10 +49,10 @@ def parse_lengths(field: str, given: LengthInput, *, least: int = 1) -> OutputLe
             raise SpecError(field, problem, str(min(max(given, least), MAX_SEQUENCE)))
         return fixed_length(given)
     if not isinstance(given, Mapping) or len(given) != 1:
-        raise SpecError(field, f"must be a number of tokens or a distribution; got {str(given)[:60]!r}", _FORMS)
+        raise SpecError(field, f"must be a number of tokens or a distribution; got {shown(given)}", _FORMS)
     ((kind, values),) = given.items()
     if kind not in (_LOGNORMAL, _CDF) or not isinstance(values, Mapping) or not 1 <= len(values) <= MAX_POINTS:
-        raise SpecError(field, f"unknown distribution {str(kind)[:40]!r}", _FORMS)
+        raise SpecError(field, f"unknown distribution {shown(kind)}", _FORMS)
     if kind == _CDF:
         pairs = [(_number(field, share), _number(field, tokens)) for share, tokens in values.items()]
         return _named(field, lambda: lengths_from_quantiles(pairs))
@@ -114,7 +113,7 @@ def _number(field: str, value: object) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise SpecError(field, f"must be a number; got {str(value)[:40]!r}", _FORMS)
+        raise SpecError(field, f"must be a number; got {shown(value)}", _FORMS)
     return number
 
 

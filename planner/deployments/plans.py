@@ -29,7 +29,7 @@ from planner.question.machines import ClusterInput, fabric_notes, resolve_cluste
 from planner.question.request import ModelInput, Options, check_options, price_of, resolve_named_model
 from planner.results import Note, assumed_notes
 from profiles.engines import EngineSpec, check_engine
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec, has_own_head, with_value_head
 from profiles.model_presets import ResolvedModel
@@ -163,7 +163,7 @@ def _format(precision: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Not
     precision = format_name(precision) if isinstance(precision, str) else precision
     if precision is not None and not _is_one(precision, SIXTEEN_BITS):
         hint = "bf16 or fp16, with weights for checkpoints in fewer bits"
-        raise SpecError("precision", f"is a format of 16 bits; got {str(precision)[:40]!r}", hint)
+        raise SpecError("precision", f"is a format of 16 bits; got {shown(precision)}", hint)
     known = [name for name in SIXTEEN_BITS if name in device.peak_flops_per_s]
     if precision is not None and precision not in known:
         raise SpecError("precision", f"{device.name} has no {precision} arithmetic", f"use {' or '.join(known)}")
@@ -193,7 +193,7 @@ def _cache_format(
     if kv_cache_dtype is None or _is_one(kv_cache_dtype, ("auto", precision)):
         return precision
     if not _is_one(kv_cache_dtype, (EIGHT_BITS,)):
-        problem = f"is auto, {precision} as the rest or {EIGHT_BITS}; got {str(kv_cache_dtype)[:40]!r}"
+        problem = f"is auto, {precision} as the rest or {EIGHT_BITS}; got {shown(kv_cache_dtype)}"
         raise SpecError("kv_cache_dtype", problem, EIGHT_BITS)
     if device.architecture in _WITHOUT_EIGHT_BIT_CACHE:
         problem = f"{device.name} has no kernels of attention that read {EIGHT_BITS}"
@@ -224,7 +224,7 @@ def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:
     """Plan columns that are fixed."""
     given = {} if pins is None else pins
     if not isinstance(given, Mapping):
-        raise SpecError("plan", f"must be a mapping of degrees; got {str(given)[:40]!r}", "for example {'tp': 8}")
+        raise SpecError("plan", f"must be a mapping of degrees; got {shown(given)}", "for example {'tp': 8}")
     found: dict[str, int] = {}
     for name, value in given.items():
         column, where = PINS.get(str(name), str(name)), f"plan.{str(name)[:40]}"
@@ -254,7 +254,7 @@ def _answered(asked: ServingResult, pins: Mapping[str, int], top: int, *, disagg
     """The question with its answer."""
     top = whole_number("top", top, least=1, most=MOST_TOP)
     if not isinstance(disaggregated, bool):
-        raise SpecError("disaggregated", f"must be True or False; got {str(disaggregated)[:40]!r}")
+        raise SpecError("disaggregated", f"must be true or false; got {shown(disaggregated)}")
     if disaggregated:
         _check_apart(asked, pins)
     plans, replicas = replica_layouts(asked, pins)

@@ -28,7 +28,7 @@ from planner.question.request import (
     resolve_request,
 )
 from planner.results import RISKY, Infeasible, PlanEstimate, Request
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 
 _MODULES = {
     "megatron-lm": "megatron_lm",
@@ -182,7 +182,7 @@ def _check_format(format: str) -> None:
     if format in FLOW_FORMATS:
         raise SpecError("format", f"{format} runs workflows, and this is a single model", "add --job grpo")
     if not isinstance(format, str) or format not in FORMATS:
-        raise SpecError("format", f"unknown name {str(format)[:40]!r}", did_you_mean(str(format), FORMATS))
+        raise SpecError("format", f"unknown name {shown(format)}", did_you_mean(str(format), FORMATS))
 
 
 def _check_stack(request: Request, target: Target) -> None:

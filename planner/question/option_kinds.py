@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 
 _WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text", Mapping: "a mapping"}
 
@@ -47,6 +47,6 @@ def check_kinds(options: Any) -> None:
             continue
         kind = {float: numbers.Real, int: numbers.Integral}.get(kinds[0], kinds[0])
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise SpecError(item.name, f"must be {_WORDS[kinds[0]]}; got {str(value)[:40]!r}")
+            raise SpecError(item.name, f"must be {_WORDS[kinds[0]]}; got {shown(value)}")
         if kinds[0] is float and isinstance(value, int) and abs(value) > sys.float_info.max:
             raise SpecError(item.name, f"is beyond all numbers with a point; got {str(value)[:20]}...")

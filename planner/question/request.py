@@ -31,7 +31,7 @@ from planner.results import RISKY, Note, Request, assumed_notes
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
 from planner.space.enumeration import Space, plan_space
 from profiles.catalog import default_catalog
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 from profiles.hardware import ClusterSpec, NodeSpec
 from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
@@ -159,7 +159,7 @@ def price_of(options: Options) -> Price | None:
 def check_options(options: Options) -> None:
     """Refuse values of the wrong type, which only a caller in Python can give."""
     if not isinstance(options, Options):
-        raise SpecError("options", f"must be planner.question.request.Options; got {str(options)[:40]!r}")
+        raise SpecError("options", f"must be planner.question.request.Options; got {shown(options)}")
     check_kinds(options)
     check_oom_risk(options.max_oom_risk)
     if options.price_date and options.price_per_device_hour_usd is None:

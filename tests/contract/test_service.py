@@ -274,7 +274,10 @@ def test_trials_are_posted_row_by_row(client: TestClient) -> None:
     assert error["errors"][0]["field"] == "trials.0.modle"
     empty = problem(client.post("/observe", json=BODY | {"trials": []}), 422)
     assert empty["detail"] == "trials: must have at least 1; got 0"
-    for value, words in ((-5, "greater than or equal to 0; got -5"), ([], "text, a number, true or false; got a list")):
+    for value, words in (
+        (-5, "greater than or equal to 0; got -5"),
+        ([], "text, a number, true or false; got an empty"),
+    ):
         (error,) = problem(client.post("/observe", json=BODY | {"trials": [ran | {"tp": value}]}), 422)["errors"]
         assert error["field"] == "trials.0.tp"
         assert words in error["problem"]

@@ -14,7 +14,7 @@ from costmodels.workload import ADAPTER_TASKS
 from planner.dataflow.graphs import preset_data, preset_policy
 from planner.dataflow.graphs.graph import MAX_FACTOR, Dataflow
 from planner.dataflow.graphs.preset_settings import Settings
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,4 +288,4 @@ def _typed(name: str, value: object, default: object) -> object:
         return float(value) if kind is float else Fraction(value).limit_denominator(MAX_FACTOR)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise SpecError(f"job.{name}", f"must be {wanted[kind]}; got {str(value)[:40]!r}")
+    raise SpecError(f"job.{name}", f"must be {wanted[kind]}; got {shown(value)}")
