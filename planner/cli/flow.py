@@ -11,7 +11,7 @@ import typer
 from planner.cli.options import asked_risk, given, option
 from planner.cli.output import EXIT_NOTHING_FITS, emit, progress, write_text
 from planner.cli.words import prompt_of
-from planner.flow_words import models_by_role, pins_from_words, settings_from_words
+from planner.flow_words import models_by_role, pins_from_words, settings_from_words, words_of_settings
 from profiles.errors import SpecError
 from profiles.units import GIB
 
@@ -259,8 +259,8 @@ def show_workflows(name: str) -> tuple[dict[str, Any], Any]:
         for title in ("workflow", "roles", "what it is", "settings"):
             table.add_column(title, overflow="fold")
         for entry in entries:
-            settings = " ".join(key if value is None else f"{key}={value}" for key, value in entry["settings"].items())
-            table.add_row(entry["name"], " ".join(entry["roles"]), entry["summary"], settings)
+            settings = words_of_settings(entry["settings"])
+            table.add_row(entry["name"], " ".join(entry["roles"]), entry["summary"], " ".join(settings))
         console.print(table)
 
     return document | {"workflows": entries}, tables
