@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from profiles.errors import LARGEST, SpecError, did_you_mean, shown
+from profiles.errors import LARGEST, SpecError, meant_among, shown
 from profiles.indexer import Indexer
 from profiles.linear_attention import LinearAttention
 from profiles.model import LatentAttention, ModelSpec, MoESpec
@@ -92,7 +92,7 @@ def _checked(
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if not isinstance(key, str) or key not in known:
-            raise SpecError(f"{field}.{str(key)[:64]}", "unknown field", did_you_mean(str(key), known))
+            raise SpecError(f"{field}.{str(key)[:64]}", "unknown field", meant_among(str(key), known))
         if value is None:
             continue
         wanted = known[key]

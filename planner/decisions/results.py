@@ -7,7 +7,7 @@ from typing import Any
 from costmodels.plan import ExecutionPlan
 from planner.results import Infeasible, Note, Request
 from planner.validate.tables.rows import UnscorableRow
-from profiles.errors import SpecError, did_you_mean, shown
+from profiles.errors import SpecError, meant_among, shown
 from profiles.scalars import plain, whole_number
 
 MAX_TRIALS = 50
@@ -54,7 +54,7 @@ def terms_of(given: Terms | Mapping[str, Any] | None) -> Terms:
         raise SpecError("terms", f"must be a mapping; got {shown(given)}", "with " + ", ".join(known))
     for name in given:
         if name not in known:
-            raise SpecError(f"terms.{str(name)[:40]}", "unknown field", did_you_mean(str(name), known))
+            raise SpecError(f"terms.{str(name)[:40]}", "unknown field", meant_among(str(name), known))
     return Terms(**given)
 
 

@@ -29,7 +29,7 @@ from planner.question.machines import ClusterInput, fabric_notes, resolve_cluste
 from planner.question.request import ModelInput, Options, check_options, price_of, resolve_named_model
 from planner.results import Note, assumed_notes
 from profiles.engines import EngineSpec, check_engine
-from profiles.errors import SpecError, did_you_mean, shown
+from profiles.errors import SpecError, meant_among, shown
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec, has_own_head, with_value_head
 from profiles.model_presets import ResolvedModel
@@ -210,7 +210,7 @@ def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, dict[str, Any], Option
     for name in asked:
         if not (name in known or name in (*_SETTINGS, *ASKED, *_OPTIONS)):
             names = [*known, *_SETTINGS, *ASKED, *_OPTIONS]
-            raise SpecError(name[:40], "unknown setting", meant_field(name, names) or did_you_mean(name, names))
+            raise SpecError(name[:40], "unknown setting", meant_field(name, names) or meant_among(name, names))
     for name in ("prompt", "generate"):
         if asked.get(name) is None:
             raise SpecError(name, "is required: tokens per request", f"for example {name} 1024")

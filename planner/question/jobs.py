@@ -22,7 +22,7 @@ from planner.question.job_checks import MAX_TRAIN_TOKENS, check_job
 from planner.question.lora import adapters_of
 from planner.results import Note
 from planner.rules.base import divisors
-from profiles.errors import SpecError, did_you_mean, shown
+from profiles.errors import SpecError, meant_among, shown
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
 from profiles.precision import format_name
@@ -203,7 +203,7 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         kind = _KINDS.get(name, _EXTRA.get(name))
         if kind is None:
-            hint = meant_field(str(name), JOB_FIELDS) or did_you_mean(str(name), JOB_FIELDS)
+            hint = meant_field(str(name), JOB_FIELDS) or meant_among(str(name), JOB_FIELDS)
             raise SpecError(f"job.{str(name)[:40]}", "unknown field", hint)
         if value is None:
             continue

@@ -6,7 +6,7 @@ from typing import Any
 
 from costmodels.workload import ADAPTER_TASKS, JOINT_TARGET, LORA_TARGETS, LoraSpec
 from profiles.adapter_parameters import MLP_TARGETS
-from profiles.errors import SpecError, did_you_mean, shown
+from profiles.errors import SpecError, meant_among, shown
 from profiles.model import ModelSpec
 
 MAX_RANK = 1 << 14
@@ -116,7 +116,7 @@ def _fields_of(lora: object, where: str) -> Mapping[str, Any]:
         raise SpecError(f"{where}.lora", problem)
     for name in lora:
         if name not in _FIELDS:
-            raise SpecError(f"{where}.lora.{str(name)[:40]}", "unknown field", did_you_mean(str(name), _FIELDS))
+            raise SpecError(f"{where}.lora.{str(name)[:40]}", "unknown field", meant_among(str(name), _FIELDS))
     return lora
 
 

@@ -8,7 +8,7 @@ from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, Re
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.rules.modules import MODULE_NAMES
 from planner.rules.pipeline import SCHEDULE_NAMES
-from profiles.errors import SpecError, did_you_mean, shown
+from profiles.errors import SpecError, did_you_mean, meant_among, shown
 from profiles.scalars import plain
 
 ALIASES = {
@@ -61,9 +61,7 @@ def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
             continue
         column = ALIASES.get(str(name).lower(), str(name).lower())
         if column not in _KINDS:
-            raise SpecError(
-                f"plan.{str(name)[:40]}", "unknown field", did_you_mean(str(name), [*PLAN_FIELDS, *ALIASES])
-            )
+            raise SpecError(f"plan.{str(name)[:40]}", "unknown field", meant_among(str(name), [*PLAN_FIELDS, *ALIASES]))
         if column in pins:
             raise SpecError(f"plan.{column}", "is given twice", "give one of its names")
         if column == "recompute":

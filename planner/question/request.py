@@ -31,7 +31,7 @@ from planner.results import RISKY, Note, Request, assumed_notes
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
 from planner.space.enumeration import Space, plan_space
 from profiles.catalog import default_catalog
-from profiles.errors import SpecError, did_you_mean, shown
+from profiles.errors import SpecError, did_you_mean, meant_among, shown
 from profiles.hardware import ClusterSpec, NodeSpec
 from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
@@ -98,7 +98,7 @@ def given_options(options: Options | None, settings: Mapping[str, Any], *, fixed
     known = [item.name for item in fields(Options)]
     for name in settings:
         if name not in known:
-            hint = meant_setting(name, known, JOB_FIELDS, fixed=fixed) or did_you_mean(name, known)
+            hint = meant_setting(name, known, JOB_FIELDS, fixed=fixed) or meant_among(name, known)
             raise SpecError(name[:40], "unknown setting", hint)
     return options or Options(**settings)
 

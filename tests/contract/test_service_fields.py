@@ -121,6 +121,7 @@ def test_one_problem_names_the_place_in_the_body(
         ("/plan", BODY | {"sequence_length": 8}, "unknown field", 'a field of job: {"job": {"sequence_length": ...}}'),
         ("/plan", BODY | {"tp": 8}, "unknown field", 'a field of plan: {"plan": {"tensor_parallel": ...}}'),
         ("/plan", BODY | {"pins": {}}, "unknown field", "did you mean 'plan'?"),
+        ("/portfolio", BODY | {"cont": 4}, "unknown field", "did you mean 'count'?"),
         ("/serving", SERVED | {"prompt_tokens": 8}, "unknown field", "did you mean 'prompt'?"),
     ],
 )
