@@ -35,6 +35,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         ("group_size=2", "--set group_size=2"),
         ("16, or a smaller global_batch_size", "16, or a smaller --global-batch"),
         ("leave it or rate_per_s out", "leave it or --rate out"),
+        ("leave it out; memory_reserve_bytes leaves memory free", "leave it out; --reserve-gib leaves memory free"),
     ],
 )  # fmt: skip
 def test_fields_are_options(hint: str, words: str) -> None:
