@@ -40,7 +40,6 @@ from profiles.weights import SIXTEEN_BITS
 PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
 MOST_TOP = 1000
 _WITHOUT_EIGHT_BIT_CACHE = ("pascal", "volta", "turing", "cdna1", "cdna2")
-_TENSORRT_LLM = "tensorrt-llm"
 _SETTINGS = ("memory_utilization", "max_num_seqs", "max_num_batched_tokens", "eager")
 _OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
 
@@ -187,8 +186,8 @@ def _cache_format(
 
     FlashInfer's read them from compute capability 8.0 on, also where no tensor core does (vLLM pull request 45375);
     those in Triton, which older devices are left with, from 8.9 on (vLLM issues 47549 and 26431, "type fp8e4nv not
-    supported in this architecture"). Keys that an indexer chooses TensorRT-LLM reads on Hopper in 16 bits only
-    (NVIDIA/Model-Optimizer issue 763).
+    supported in this architecture"). Keys that an indexer chooses some engines read in 16 bits only
+    (``EngineSpec.sparse_cache_16_bits``).
     """
     if kv_cache_dtype is None or _is_one(kv_cache_dtype, ("auto", precision)):
         return precision
@@ -198,7 +197,7 @@ def _cache_format(
     if device.architecture in _WITHOUT_EIGHT_BIT_CACHE:
         problem = f"{device.name} has no kernels of attention that read {EIGHT_BITS}"
         raise SpecError("kv_cache_dtype", problem, "leave it out: 16 bits")
-    if model.indexer is not None and engine.name == _TENSORRT_LLM and device.architecture == "hopper":
+    if model.indexer is not None and device.architecture in engine.sparse_cache_16_bits:
         problem = f"{engine.name} attends to chosen keys of {model.name} in 16 bits on {device.name}"
         raise SpecError("kv_cache_dtype", problem, "leave it out: 16 bits, or engine vllm or sglang")
     return kv_cache_dtype
