@@ -44,7 +44,7 @@ from planner.question.request import (
 from planner.ranking import MAY_USE_FEWER_DEVICES, Priced, best_rows, objective_values, pareto_rows
 from planner.results import FrontierPoint, Infeasible, Note, PlanEstimate, PlanResult, Request
 from planner.space.constraints import check_plan
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.scalars import plain
 
 MAX_TOP = 1000
@@ -97,7 +97,7 @@ def plan(
     """
     top = plain(top)
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
-        raise SpecError("top", f"must be a whole number between 1 and {MAX_TOP}; got {str(top)[:40]!r}")
+        raise SpecError("top", f"must be a whole number between 1 and {MAX_TOP}; got {shown(top)}")
     request = resolve_request(model, cluster, job, pins, given_options(options, settings))
     return _answer("plan", request, top)
 

@@ -14,7 +14,7 @@ from planner.document_plan import plan_document, request_document
 from planner.exporters.saved import DOCUMENT, is_fitted, saved_plan, saved_ranks, wrong_fit
 from planner.question.request import cost_context, on_used_part
 from planner.results import PlanEstimate, PlanResult, Request
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.scalars import plain
 
 MOST_COMPARED = 8
@@ -147,7 +147,7 @@ def _chosen(
     if ranks is not None:
         ranks = plain(ranks)
         if isinstance(ranks, str) or not isinstance(ranks, Sequence):
-            raise SpecError("ranks", f"must list whole numbers; got {str(ranks)[:40]!r}", "for example [1, 2]")
+            raise SpecError("ranks", f"must list whole numbers; got {shown(ranks)}", "for example [1, 2]")
         if len(answers) > 1 and len(ranks) != len(answers):
             raise SpecError("ranks", f"are {len(ranks)}, of {len(answers)} answers", "give one for each answer")
         given, chosen = list(answers) * (len(ranks) if len(answers) == 1 else 1), list(ranks)

@@ -1,6 +1,6 @@
 """Words that a question about a workflow is asked in: models by role, settings, pins of calls."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from profiles.errors import SpecError
@@ -39,6 +39,11 @@ def settings_from_words(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def words_of_settings(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as ``--set`` takes them, ``kl=true`` and the like; of one without a value its name."""
+    return [name if value is None else f"{name}={_word(value)}" for name, value in settings.items()]
+
+
 def pins_from_words(words: Sequence[str]) -> dict[str, dict[str, Any]]:
     """``CALL.FIELD=VALUE`` words of ``--pin``, by call.
 
@@ -54,6 +59,12 @@ def pins_from_words(words: Sequence[str]) -> dict[str, dict[str, Any]]:
             raise SpecError("--pin", f"'{call}.{key}' is given twice", "one value per field of a call")
         pins[call][key] = value
     return pins
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _value(text: str) -> Any:

@@ -24,7 +24,7 @@ from planner.question.machines import ClusterInput, resolve_cluster, with_memory
 from planner.question.request import JobInput, ModelInput, Options, given_options, part_of, pins_of
 from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request, assumed_notes
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.hardware import ClusterSpec
 from profiles.scalars import plain
 
@@ -297,5 +297,5 @@ def _worthwhile(found: list[Continuation], batch: int) -> tuple[Continuation, ..
 def _checked(batch_change: object) -> float:
     value = plain(batch_change)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise SpecError("batch_change", f"must be a share from 0 to 1; got {str(batch_change)[:40]!r}")
+        raise SpecError("batch_change", f"must be a share from 0 to 1; got {shown(batch_change)}")
     return float(value)

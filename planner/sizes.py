@@ -28,7 +28,7 @@ from planner.question.request import (
     resolve_request,
 )
 from planner.results import Infeasible, Note, PlanEstimate, Request
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.hardware import ClusterSpec
 from profiles.scalars import plain
 from profiles.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
@@ -373,5 +373,5 @@ def _checked_days(days: object) -> float | None:
         return None
     value = plain(days)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_DAYS:
-        raise SpecError("days", f"must be a number above 0 and at most {_MAX_DAYS:g}; got {str(days)[:40]!r}")
+        raise SpecError("days", f"must be a number above 0 and at most {_MAX_DAYS:g}; got {shown(days)}")
     return float(value)

@@ -15,7 +15,7 @@ from planner.question.machines import ClusterInput
 from planner.question.request import ModelInput
 from planner.results import Note
 from planner.rules.base import HUGGINGFACE, MEGATRON
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, meant_among
 from profiles.mixed_cluster import MixedCluster
 
 
@@ -51,7 +51,7 @@ def plan_dataflow(
     known = [item.name for item in fields(FlowOptions)]
     for name in settings:
         if name not in known:
-            raise SpecError(name[:40], "unknown setting", did_you_mean(name, known))
+            raise SpecError(name[:40], "unknown setting", meant_among(name, known))
     by_role: Mapping[str, ModelInput] = models if _is_by_role(models) else {"": models}  # type: ignore[assignment]
     request = resolve_flow(job, by_role, cluster, FlowOptions(**settings))
     plan = solve_flow(request)

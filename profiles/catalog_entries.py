@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, meant_among, shown
 from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, DeviceSpec, LinkSpec, NodeSpec, check_role, links_of
 from profiles.units import GIB, GIGA, MIB, MICROSECOND, TERA
 
@@ -98,7 +98,7 @@ class DeviceEntry(Entry):
         unknown = set(self.sources) - set(_ENTRY_FIELD_OF.values()) - {DEFAULT_SOURCE}
         if unknown:
             word = min(unknown)
-            hint = did_you_mean(word, [*_ENTRY_FIELD_OF.values(), DEFAULT_SOURCE])
+            hint = meant_among(word, [*_ENTRY_FIELD_OF.values(), DEFAULT_SOURCE])
             raise SpecError(f"{where}.sources", f"unknown field {word[:40]!r}", hint)
         rest = self.sources.get(DEFAULT_SOURCE, f"unsourced, from {file}")
         said = {number: field for number, field in _ENTRY_FIELD_OF.items() if field in self.model_fields_set}
@@ -223,13 +223,11 @@ def validated(entry_type: type[EntryT], data: Any, *, where: str) -> EntryT:
         path = ".".join(str(part)[:60] for part in first["loc"])
         field = f"{where}.{path}" if path else where
         if first["type"] == "extra_forbidden":
-            hint = did_you_mean(str(first["loc"][-1]), _entry_at(entry_type, first["loc"][:-1]).model_fields)
+            hint = meant_among(str(first["loc"][-1]), _entry_at(entry_type, first["loc"][:-1]).model_fields)
             raise SpecError(field, "unknown field", hint) from None
         if first["type"] == "missing":
             raise SpecError(field, "is required") from None
-        given = repr(first["input"])
-        shown = given if len(given) <= 60 else given[:57] + "..."
-        problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}; got {shown}"
+        problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}; got {shown(first['input'])}"
         raise SpecError(field, problem, nearest_bound(first)) from None
 
 

@@ -32,13 +32,14 @@ METHODS = ("eagle3", "eagle", "mtp", "ngram")
 # What ``memory_utilization`` is a share of, and what has to fit it.
 OF_ALL = "all"  # of all memory, for all it keeps
 OF_ALL_BUT_GRAPHS = "all_but_graphs"  # of all memory, for all but graphs, which come on top
-OF_WEIGHTS_AND_CACHE = (
-    "weights_and_cache"  # of what is free before it loads, for weights and cache; the rest comes on top
-)
+OF_WEIGHTS_AND_CACHE = "weights_and_cache"  # of what is free before it loads, for these two; the rest comes on top
 OF_FREE = "free"  # of what weights and activations leave, for the cache
 _SHARES = (OF_ALL, OF_ALL_BUT_GRAPHS, OF_WEIGHTS_AND_CACHE, OF_FREE)
 # Fields that are lists in YAML.
-_TUPLES = ("unsupported", "linear_attention", "sparse_attention", "speculates", "speculates_ungrouped")
+_TUPLES = (
+    *("unsupported", "linear_attention", "sparse_attention", "sparse_cache_16_bits"),
+    *("speculates", "speculates_ungrouped"),
+)
 _FITTED_AS = "fitted_as"  # in YAML: another engine, whose fits are this one's, too
 _HOST_TIMES = (
     *("kernel_launch_s", "prefill_launch_s", "eager_launch_s", "collective_launch_s"),
@@ -121,6 +122,7 @@ class EngineSpec:
         linear_attention: Kinds of linear attention whose models it runs (``profiles.linear_attention``).
         sparse_attention: Architectures of devices for which it has kernels of DeepSeek sparse attention; none where it
             has no code for indexers (``profiles.indexer``).
+        sparse_cache_16_bits: Those of them on which these kernels read keys and values in 16 bits only.
         float32_states: Those whose recurrent states it keeps in 32 bits; others are in the model's format, but for
             models that ask for 32 (``LinearAttention.float32_states``).
         expert_multiples: Format of weights and architecture of devices to the multiples that its kernels' matrices of
@@ -180,6 +182,7 @@ class EngineSpec:
     unsupported: tuple[str, ...] = ()
     linear_attention: tuple[str, ...] = ()
     sparse_attention: tuple[str, ...] = ()
+    sparse_cache_16_bits: tuple[str, ...] = ()
     float32_states: tuple[str, ...] = LINEAR_KINDS
     weights_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     expert_multiples: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict, hash=False)

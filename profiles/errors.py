@@ -9,6 +9,9 @@ Anything else that escapes is a bug (CLI exit 1, HTTP 500).
 
 import difflib
 from collections.abc import Iterable, Mapping
+from numbers import Number
+
+LARGEST = 10**30  # whole numbers beyond cannot be meant, and longer ones not even be printed
 
 
 class PlannerError(Exception):
@@ -58,19 +61,44 @@ class InfeasibleError(PlannerError):
         return InfeasibleError, (self.reasons,)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5, most: int = 12) -> str:
     """Hint naming the known words closest to ``name``, three at most, or listing a few when none is close.
 
     Args:
         name: What the user wrote; compared case-insensitively, only its first 64 characters.
         known: Every accepted word.
+        cutoff: From which share of common letters a word is close.
+        most: Words that are listed.
 
     Returns:
         A hint such as ``did you mean 'H100-80GB'?``; empty when ``known`` is empty.
     """
     words = sorted(set(known))
     lowered = {word.lower(): word for word in words}
-    close = difflib.get_close_matches(name[:64].lower(), lowered, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name[:64].lower(), lowered, n=3, cutoff=cutoff)
     if close:
         return "did you mean " + " or ".join(f"'{lowered[word]}'" for word in close) + "?"
-    return "known: " + ", ".join(words[:12]) + (", ..." if len(words) > 12 else "") if words else ""
+    return "known: " + ", ".join(words[:most]) + (", ..." if len(words) > most else "") if words else ""
+
+
+def meant_among(name: str, fields: Iterable[str]) -> str:
+    """Hint for an unknown field: those that share more than half its letters, or else all, for they are few."""
+    return did_you_mean(name, fields, cutoff=0.6, most=48)
+
+
+def shown(value: object) -> str:
+    """A short, safe rendering of any input value for an error message.
+
+    Texts are quoted, so that ``None``, ``True`` and ``False`` outside quotes are values; the service says them in JSON.
+    """
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple | set):
+        return "a list" if value else "an empty list"
+    if isinstance(value, int) and not -LARGEST < value < LARGEST:
+        return "an integer of more than 30 digits"
+    if isinstance(value, str):
+        text = repr(value[:64])
+    else:
+        text = str(value) if isinstance(value, Number) or value is None else type(value).__name__
+    return text if len(text) <= 48 else text[:45] + "..."

@@ -7,11 +7,10 @@ number of experts was cut or written by hand: read by the keys that are left it 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.hf_families import ENCODERS, STATE_SPACE, STATES, UNPRICED, UNPRICED_NAMES, VISION, Family
 from profiles.hf_layers import FIELD, at_least
 from profiles.model import MAX_LAYERS
-from profiles.model_fields import shown
 
 MAX_HEAD_DIM = 1 << 14  # of a key that says so; the widest heads known have 576
 _MIXTURES = (

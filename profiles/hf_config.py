@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from profiles.checkpoint_names import IN_QLORA, configured_format
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.hf_checks import check_priced, check_said, key_of
 from profiles.hf_families import FAMILIES, LLAMA, SYNONYMS, Family
 from profiles.hf_indexer import indexer_of
@@ -21,7 +21,6 @@ from profiles.hf_pattern import pattern_mixer, read_pattern
 from profiles.hf_reader import NAMES, Reader
 from profiles.layer_pattern import EXPERTS
 from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, MoESpec
-from profiles.model_fields import shown
 
 TEXT_PART = "multimodal model: only its text part"  # how what is said of one begins
 _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.hf_families import Family
 from profiles.hf_layers import FIELD, at_least, one_each
 from profiles.indexer import Indexer
-from profiles.model_fields import shown
 
 _OWN = {"full": True, "shared": False, "F": True, "S": False}
 _OFFSET = 2  # of GlmMoeDsaConfig, where a file says how often layers choose and not from which on

@@ -7,9 +7,9 @@ layers with an interval, and a number of windowed layers. What does not fit is a
 from collections.abc import Mapping
 from typing import Any
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.hf_families import Family
-from profiles.model_fields import is_integer, shown
+from profiles.model_fields import is_integer
 
 FIELD = "config.json"
 _BOUNDED = ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval")

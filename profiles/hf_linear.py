@@ -7,11 +7,11 @@ of layers. A family that has linear attention and mixes it otherwise (Kimi K3) i
 from collections.abc import Mapping
 from typing import Any
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.hf_families import Family
 from profiles.hf_layers import FIELD, at_least, one_each
 from profiles.linear_attention import DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2, LinearAttention
-from profiles.model_fields import is_integer, shown
+from profiles.model_fields import is_integer
 
 _LINEAR = ("linear_attention", "mamba")
 _FULL = ("full_attention", "attention")

@@ -9,12 +9,11 @@ Source:
 from collections.abc import Mapping
 from typing import Any
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.hf_layers import FIELD, at_least
 from profiles.layer_pattern import ATTENTION, EXPERTS, KINDS, MAMBA, MLP
 from profiles.linear_attention import MAMBA2, LinearAttention
 from profiles.model import MAX_LAYERS
-from profiles.model_fields import shown
 
 _TEXT = "hybrid_override_pattern"
 _LISTS = ("layers_block_type", "layer_types")

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.hf_families import Family, Rule
 from profiles.hf_layers import FIELD, at_least
-from profiles.model_fields import shown
 
 # Names under which families keep one dimension, most common first.
 NAMES = {

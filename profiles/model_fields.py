@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import LARGEST, SpecError, meant_among, shown
 from profiles.indexer import Indexer
 from profiles.linear_attention import LinearAttention
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 
 MAX_TEXT = 256
-LARGEST = 10**30
 
 _Nested = type[MoESpec] | type[LatentAttention] | type[LinearAttention] | type[Indexer]
 _NESTED: dict[str, _Nested] = {
@@ -93,7 +92,7 @@ def _checked(
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if not isinstance(key, str) or key not in known:
-            raise SpecError(f"{field}.{str(key)[:64]}", "unknown field", did_you_mean(str(key), known))
+            raise SpecError(f"{field}.{str(key)[:64]}", "unknown field", meant_among(str(key), known))
         if value is None:
             continue
         wanted = known[key]
@@ -132,15 +131,3 @@ def is_integer(value: object) -> bool:
 def is_number(value: object) -> bool:
     """Whether the value is a positive finite number that fits a float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("1e30")
-
-
-def shown(value: object) -> str:
-    """A short, safe rendering of any input value for an error message."""
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, list | tuple | set):
-        return "a list"
-    if isinstance(value, int) and not -LARGEST < value < LARGEST:
-        return "an integer of more than 30 digits"
-    text = repr(value) if isinstance(value, str | int | float | bool) or value is None else type(value).__name__
-    return text if len(text) <= 48 else text[:45] + "..."

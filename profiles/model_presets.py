@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 from profiles import strict_json
 from profiles.checkpoint_names import IN_QLORA, PADDED_WIDTHS, SIXTEEN, without_format
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 from profiles.hf_checks import unpriced_layers
 from profiles.hf_config import TEXT_PART, read_hf_config
 from profiles.hf_families import ENCODERS, VISION
 from profiles.model import ModelSpec
-from profiles.model_fields import MAX_TEXT, model_from_fields, shown
+from profiles.model_fields import MAX_TEXT, model_from_fields
 from profiles.parameters import active_parameters, total_parameters
 
 MAX_CONFIG_BYTES = 1 << 20

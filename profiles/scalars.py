@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 
 _DEEPEST = 8  # levels of what a user describes
 
@@ -42,7 +42,7 @@ def whole_number(field: str, value: Any, *, least: int, most: int) -> int:
     """
     given = plain(value)
     if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= most:
-        raise SpecError(field, f"must be a whole number from {least} to {most}; got {str(value)[:40]!r}")
+        raise SpecError(field, f"must be a whole number from {least} to {most}; got {shown(value)}")
     return given
 
 

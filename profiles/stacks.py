@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from profiles.catalog import default_catalog, load_yaml_directory
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 from profiles.stack import StackSpec
 from profiles.stack_names import DEFAULTS, TOOLS, runs_on, stack_name
 
@@ -244,7 +244,7 @@ def _card(where: str, card: Mapping[str, Any]) -> dict[str, Any]:
         if name not in numeric:
             raise SpecError(where, f"unknown value {name[:40]!r}", did_you_mean(name, numeric))
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
-            raise SpecError(f"{where}.{name}", f"must be a number of at least 0; got {str(value)[:40]!r}")
+            raise SpecError(f"{where}.{name}", f"must be a number of at least 0; got {shown(value)}")
         if name.endswith("_overlap") and value > 1:
             raise SpecError(f"{where}.{name}", f"is a share, at most 1; got {value:g}")
         if name.endswith("_time_scale") and not 1 / _WIDEST_SCALE <= value <= _WIDEST_SCALE:

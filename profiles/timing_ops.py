@@ -27,6 +27,13 @@ ELEMENT_BYTES = {
 }  # fmt: skip
 DTYPES = tuple(ELEMENT_BYTES)
 
+# Fused attention keeps no scores: its backward pass multiplies queries by keys again, then makes the gradients of
+# values (P^T dO), of scores (dO V^T), of queries (dS K) and of keys (dS^T Q). Five products to the forward pass's two,
+# each as many operations as those where keys are as wide as values (arXiv:2205.14135, section 3 and appendix B).
+ATTENTION_BACKWARD_FLOPS = 5 / 2
+# The forward pass reads q, k and v and writes o; the backward pass reads those four and do, and writes dq, dk and dv.
+ATTENTION_BACKWARD_BYTES = 8 / 4
+
 # How a time was taken, and whether the host's launch overhead is part of it.
 METHODS = {
     "events": False,  # device events round many launches or round one behind a queue: the device alone

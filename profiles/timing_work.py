@@ -5,10 +5,6 @@ import numpy as np
 from profiles import timing_ops as ops
 from profiles.timings import FloatArray, TimingTable
 
-# A fused backward pass recomputes the scores: five products to the forward pass's two (arXiv:2205.14135, section 3).
-BACKWARD_FLOPS = 2.5
-BACKWARD_BYTES = 2.0  # reads the output and its gradient besides the inputs, writes three gradients
-
 
 def element_bytes(table: TimingTable) -> FloatArray:
     """(R,) bytes per element of the dtype; NaN where it is not given."""
@@ -36,7 +32,7 @@ def flops(table: TimingTable) -> FloatArray:
     gemm = 2.0 * m * n * k * batch
     value = np.where(table.value_width > 0, table.value_width, k)
     attention = 2.0 * batch * table.heads * m * n * (k + value) * score_share(table)
-    attention *= np.where(table.op == "attention_backward", BACKWARD_FLOPS, 1.0)
+    attention *= np.where(table.op == "attention_backward", ops.ATTENTION_BACKWARD_FLOPS, 1.0)
     kernel = table.kind == ops.KERNEL
     found = np.where(kernel & np.isin(table.op, ops.GEMMS), gemm, 0.0)
     return np.where(kernel & np.isin(table.op, ops.ATTENTIONS), attention, found)
@@ -50,7 +46,7 @@ def traffic_bytes(table: TimingTable) -> FloatArray:
     # Narrow formats are multiplied narrow and written in 16 bits.
     gemm = batch * ((m * k + k * n) * size + m * n * np.maximum(size, 2.0))
     attention = size * batch * (m * table.heads + n * table.kv_heads) * (k + value)
-    attention *= np.where(table.op == "attention_backward", BACKWARD_BYTES, 1.0)
+    attention *= np.where(table.op == "attention_backward", ops.ATTENTION_BACKWARD_BYTES, 1.0)
     passes = {word: ops.POINTWISE_PASSES.get(word) for word in set(table.op.tolist())}
     tensors = np.array([np.nan if (p := passes[word]) is None else p.reads + p.writes for word in table.op.tolist()])
     shaped = np.where((m > 0) & (n > 0), tensors * m * n * size, np.nan)

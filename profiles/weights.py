@@ -7,7 +7,7 @@ reading of them. Embedding, norms, router and head stay in 16 bits.
 
 from dataclasses import dataclass
 
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 from profiles.hardware import DeviceSpec
 from profiles.precision import find_recipe
 
@@ -126,5 +126,5 @@ def parse_weights(name: object) -> WeightFormat | None:
     if key not in WEIGHT_FORMATS:
         known = (*WEIGHT_FORMATS, "bf16")
         hint = did_you_mean(key, known) if key else f"one of {', '.join(known)}"
-        raise SpecError("weights", f"unknown format {str(name)[:40]!r}", hint)
+        raise SpecError("weights", f"unknown format {shown(name)}", hint)
     return WEIGHT_FORMATS[key]

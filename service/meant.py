@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from planner.question.field_names import OTHER_NAMES
 from planner.question.pins import ALIASES
-from profiles.errors import did_you_mean
+from profiles.errors import meant_among
 from service.job_bodies import JobBody, LoraBody, PlanBody
 from service.schemas import (
     CompareRequest,
@@ -56,14 +56,14 @@ def meant_field(parents: Sequence[str], name: str, *, path: str = "", tag: str =
         return 'models, by role: {"models": {"actor": "llama-2-7b"}}'
     if workflow:
         asked = WorkflowExportRequest if path == "/export" else WorkflowRequest
-        return "" if parents else _named(name, asked) or did_you_mean(name, asked.model_fields)
+        return "" if parents else _named(name, asked) or meant_among(name, asked.model_fields)
     question = QUESTIONS.get(path, PlanRequest)
     body = _BODIES.get(parents[-1]) if parents else question
     if body is None:
         return ""
     others = [] if parents else [route for route, asked in QUESTIONS.items() if name in asked.model_fields]
     elsewhere = f"a field of {', '.join(others)}" if others else ""
-    return _named(name, body) or _placed(parents, name, question) or elsewhere or did_you_mean(name, body.model_fields)
+    return _named(name, body) or _placed(parents, name, question) or elsewhere or meant_among(name, body.model_fields)
 
 
 def _named(name: str, body: type[Body]) -> str:

@@ -18,8 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from profiles.catalog_entries import nearest_bound
-from profiles.errors import SpecError
-from profiles.model_fields import shown
+from profiles.errors import SpecError, shown
 from service.meant import meant_field
 from service.values import INSIDE, PATTERN_WORDS, SAVED_TAG, WORKFLOW_TAG
 
@@ -35,6 +34,11 @@ _KINDS = dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "mu
     "int_type": "must be a whole number",
     "bool_type": "must be true or false",
 }
+
+# Values of Python outside quotes, as ``profiles.errors.shown`` writes them, in JSON; a quote inside a word is none.
+_QUOTED = r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_VALUES = re.compile(rf"{_QUOTED}|\b(?P<value>None|True|False)\b")
+_IN_JSON = {"None": "null", "True": "true", "False": "false"}
 
 _SIZES = ("too_short", "too_long")  # of lists and mappings
 
@@ -106,13 +110,18 @@ def _clean(text: str, most_characters: int) -> str:
     return text[:most_characters].encode("utf-8", "replace").decode("utf-8")
 
 
+def _in_json(text: str) -> str:
+    """A message with its values as a client wrote them: ``null`` where Python has ``None``."""
+    return _VALUES.sub(lambda found: _IN_JSON[found["value"]] if found["value"] else found[0], text)
+
+
 def _of_spec_error(error: SpecError) -> FieldProblem:
     """What the library says; a config.json is the ``model`` of a body here, and ``[0]`` is ``.0``."""
     field = re.sub(r"^config\.json(\.|: ?)", "model.", error.field)
     return FieldProblem(
         field=_clean(re.sub(r"\[(\d+)\]", r".\1", field), MAX_FIELD_CHARACTERS),
-        problem=_clean(error.problem, MAX_MESSAGE_CHARACTERS),
-        hint=_clean(_COMMANDS.sub(r"POST /\1", error.hint), MAX_MESSAGE_CHARACTERS),
+        problem=_clean(_in_json(error.problem), MAX_MESSAGE_CHARACTERS),
+        hint=_clean(_in_json(_COMMANDS.sub(r"POST /\1", error.hint)), MAX_MESSAGE_CHARACTERS),
     )
 
 
@@ -180,7 +189,7 @@ def _of_validation_error(item: Mapping[str, Any], path: str, body: Any) -> Field
         tag = next((part for part in (WORKFLOW_TAG, SAVED_TAG) if part in location), "")
         problem, hint = "unknown field", meant_field(parts[:-1], parts[-1], path=path, tag=tag)
     else:
-        problem, hint = _wrong_value(item), _hint(parts, item.get("input")) or nearest_bound(item)
+        problem, hint = _in_json(_wrong_value(item)), _hint(parts, item.get("input")) or nearest_bound(item)
     return FieldProblem(
         field=_clean(field, MAX_FIELD_CHARACTERS),
         problem=_clean(problem, MAX_MESSAGE_CHARACTERS),

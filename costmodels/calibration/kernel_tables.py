@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from costmodels.calibration.published import ATTENTION as PUBLISHED_ATTENTION
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp, concatenate, kernel_calls, take
 from profiles.precision import GEMM_FORMATS
+from profiles.timing_ops import ATTENTION_BACKWARD_BYTES, ATTENTION_BACKWARD_FLOPS
 
 # Device names of the tables -> catalogue entry with the same silicon.
 DEVICES = {
@@ -206,7 +207,8 @@ def attention_timings(folder: Path) -> list[Timings]:
         columns=["source", "gpu", "phase", "batch", "seq_q", "heads", "head_dim", "causal", "tflops"],
     )
     published["seq_kv"], published["kv_heads"] = published.seq_q, published.heads
-    flops_scale = np.where(published.phase == "train_bwd", 2.5, 1.0) * np.where(published.causal > 0, 0.5, 1.0)
+    backward = published.phase == "train_bwd"
+    flops_scale = np.where(backward, ATTENTION_BACKWARD_FLOPS, 1.0) * np.where(published.causal > 0, 0.5, 1.0)
     square = 4.0 * published.batch * published.heads * published.seq_q**2 * published.head_dim
     published["time_us"] = square * flops_scale / published.tflops / 1e6
     table = pd.concat([table, published], ignore_index=True)
@@ -223,9 +225,9 @@ def _attention(part: Any, *, backward: bool) -> Timings:
     causal = 1 - np.where(part.causal.to_numpy() > 0, (queries - 1) / (2 * keys), 0.0)
     # The value heads of the multi-head latent attention rows are 128 wide, whatever the key heads are.
     value = np.where(part.source.to_numpy() == "simumax", 128.0, width)
-    # Backward: five GEMMs to the forward's two, and twice its traffic (arXiv:2205.14135).
-    flops = 2 * sequences * heads * queries * keys * (width + value) * causal * (2.5 if backward else 1.0)
-    traffic = 2 * sequences * (queries * heads + keys * kv_heads) * (width + value) * (2.0 if backward else 1.0)
+    work, moved = (ATTENTION_BACKWARD_FLOPS, ATTENTION_BACKWARD_BYTES) if backward else (1.0, 1.0)
+    flops = 2 * sequences * heads * queries * keys * (width + value) * causal * work
+    traffic = 2 * sequences * (queries * heads + keys * kv_heads) * (width + value) * moved
     calls = make_calls(
         KernelOp.ATTENTION_BACKWARD if backward else KernelOp.ATTENTION_FORWARD, "16-bit", len(part),
         m=queries, n=keys, k=width, batch=sequences, heads=heads, kv_heads=kv_heads,

@@ -7,10 +7,10 @@ from costmodels.calibration.training_rows import TrainingRows
 from costmodels.kernels.calls import KernelOp, kernel_calls
 from costmodels.kernels.implementations import REPLAYED, Engine, Library, code_of
 from profiles.precision import GEMM_FORMATS
+from profiles.timing_ops import ATTENTION_BACKWARD_BYTES, ATTENTION_BACKWARD_FLOPS
 
 _WIDTH = 128.0  # of a head, in all of them
 _PHASE = {"attention_forward": "train_fwd", "attention_backward": "train_bwd"}
-_BACKWARD_FLOPS, _BACKWARD_TRAFFIC = 2.5, 2.0  # over the forward pass's (arXiv:2205.14135)
 _ELEMENT_BYTES = 2.0
 
 
@@ -20,7 +20,7 @@ def published_rows(op_class: str) -> TrainingRows:
     numbers = np.array([row[3:] for row in rows], dtype=np.float64).reshape(-1, 6)
     batch, length, heads, kv_heads, masked, tflops = numbers.T
     backward = op_class == "attention_backward"
-    flops = 4.0 * batch * heads * length**2 * _WIDTH * (_BACKWARD_FLOPS if backward else 1.0)
+    flops = 4.0 * batch * heads * length**2 * _WIDTH * (ATTENTION_BACKWARD_FLOPS if backward else 1.0)
     causal = 1.0 - masked * (length - 1) / (2 * length)
     moved = _ELEMENT_BYTES * batch * length * 2 * (heads + kv_heads) * _WIDTH
     return TrainingRows(
@@ -37,7 +37,7 @@ def published_rows(op_class: str) -> TrainingRows:
             kv_heads=kv_heads,
             causal=causal,
             flops=flops * causal,
-            bytes=moved * (_BACKWARD_TRAFFIC if backward else 1.0),
+            bytes=moved * (ATTENTION_BACKWARD_BYTES if backward else 1.0),
             element_bytes=_ELEMENT_BYTES,
             implementation=code_of(Engine.UNKNOWN, Library.AITER) + REPLAYED,
         ),

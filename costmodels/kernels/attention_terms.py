@@ -16,6 +16,7 @@ from costmodels.kernels.device_features import GENERATIONS, OPERAND_BYTES, Devic
 from costmodels.kernels.flash_tiles import flash_tiles
 from costmodels.kernels.implementations import Engine, Library, engine_of, is_replayed, library_of
 from costmodels.kernels.shared_memory import backward_stretch
+from profiles.timing_ops import ATTENTION_BACKWARD_BYTES, ATTENTION_BACKWARD_FLOPS
 
 # Units of the terms that are not a device's: their coefficients are fitted, so they only set the scale.
 MICROSECOND = 1e-6
@@ -33,7 +34,6 @@ _SHARING = np.array(["alone", "grouped", "wide"])
 _OUTGROWN = 1.0  # log2 of traffic over cache from which nothing is served twice
 CACHE_EDGE = 8.0  # how sharply traffic moves from cache to memory where the operands outgrow it
 _SHARES = 20.0  # of a score matrix, that are told apart: timings count the diagonal of a causal mask, plans do not
-_BACKWARD = 2.5  # arithmetic of the backward pass over the forward's (arXiv:2205.14135)
 _HOPPER, _BLACKWELL, _CDNA = GENERATIONS["hopper"], GENERATIONS["blackwell"], GENERATIONS["cdna1"]
 _INTERFACES = (Library.UNKNOWN, Library.FLASH_2, Library.FLASH_3, Library.CUDNN)
 
@@ -41,13 +41,13 @@ _INTERFACES = (Library.UNKNOWN, Library.FLASH_2, Library.FLASH_3, Library.CUDNN)
 def value_width(calls: KernelCallBatch) -> FloatArray:
     """(C,) key plus value width of a head, from the operations the call counts."""
     scores = calls.batch * calls.heads * calls.m * calls.n * calls.causal
-    passes = np.where(calls.op == KernelOp.ATTENTION_BACKWARD, _BACKWARD, 1.0)
+    passes = np.where(calls.op == KernelOp.ATTENTION_BACKWARD, ATTENTION_BACKWARD_FLOPS, 1.0)
     return np.asarray(calls.flops / np.maximum(2.0 * scores * passes, 1.0))
 
 
 def traffic(calls: KernelCallBatch) -> tuple[FloatArray, FloatArray]:
     """(C,) bytes of keys and values, and of queries and output."""
-    passes = np.where(calls.op == KernelOp.ATTENTION_BACKWARD, 2.0, 1.0)
+    passes = np.where(calls.op == KernelOp.ATTENTION_BACKWARD, ATTENTION_BACKWARD_BYTES, 1.0)
     query_bytes = passes * calls.element_bytes * calls.batch * calls.m * calls.heads * value_width(calls)
     return np.maximum(calls.bytes - query_bytes, 0.0), np.minimum(query_bytes, calls.bytes)
 
@@ -55,7 +55,7 @@ def traffic(calls: KernelCallBatch) -> tuple[FloatArray, FloatArray]:
 def key_bytes(calls: KernelCallBatch) -> FloatArray:
     """(C,) bytes per element of the keys and values, rounded to 1, 2 or 4."""
     keys, _ = traffic(calls)
-    passes = np.where(calls.op == KernelOp.ATTENTION_BACKWARD, 2.0, 1.0)
+    passes = np.where(calls.op == KernelOp.ATTENTION_BACKWARD, ATTENTION_BACKWARD_BYTES, 1.0)
     elements = passes * calls.batch * calls.n * calls.kv_heads * value_width(calls)
     return np.asarray(2.0 ** np.clip(np.round(np.log2(np.maximum(keys / np.maximum(elements, 1.0), 0.5))), 0, 2))
 

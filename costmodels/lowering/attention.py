@@ -26,11 +26,8 @@ from costmodels.lowering.shapes import RankShape
 from costmodels.lowering.sparse_attention import chooses, chosen_core, gathered_width, indexer_calls
 from costmodels.plan import ContextKind, FloatArray
 from profiles.model import ModelSpec
+from profiles.timing_ops import ATTENTION_BACKWARD_BYTES, ATTENTION_BACKWARD_FLOPS
 
-# Backward of fused attention recomputes the scores: 5 GEMMs against the forward's 2 (arXiv:2205.14135).
-_BACKWARD_FLOPS = 2.5
-# It reads q, k, v, o, do and writes dq, dk, dv: twice what the forward moves.
-_BACKWARD_TRAFFIC = 2.0
 # What every operand's address, width and stride must be a multiple of for tensor cores to be used well (cuBLAS library
 # documentation, section "Tensor Core Usage").
 _ALIGNED_BYTES = 16
@@ -172,7 +169,7 @@ def _fused_core(calls: CallList, shape: RankShape, context: CostContext) -> None
     traffic = element * sequences * (heads * queries + kv_heads * keys) * (qk_width + v_width)
     for phase, work, moved in (
         (Phase.CORE, 1.0, 1.0),
-        (Phase.INPUT_GRADIENT, _BACKWARD_FLOPS, _BACKWARD_TRAFFIC),
+        (Phase.INPUT_GRADIENT, ATTENTION_BACKWARD_FLOPS, ATTENTION_BACKWARD_BYTES),
     ):
         calls.attention(
             phase,

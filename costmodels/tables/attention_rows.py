@@ -7,6 +7,7 @@ from costmodels.kernels.implementations import REPLAYED, implementation_of
 from costmodels.tables.read import Table
 from costmodels.tables.rows import KernelRows, dtype_problems, first_problem, formats_of, rows_with
 from profiles.precision import GEMM_FORMATS
+from profiles.timing_ops import ATTENTION_BACKWARD_BYTES, ATTENTION_BACKWARD_FLOPS
 
 _PHASES = {
     "prefill": KernelOp.ATTENTION_FORWARD,
@@ -15,8 +16,6 @@ _PHASES = {
     "decode": KernelOp.ATTENTION_DECODE,
 }
 _NARROW_CACHE = "/kvfp8"  # 16-bit queries, keys and values kept in 8 bits
-# Backward: five GEMMs to the forward's two, and twice its traffic (arXiv:2205.14135).
-_BACKWARD_FLOPS, _BACKWARD_TRAFFIC = 2.5, 2.0
 
 
 def attention_rows(table: Table) -> KernelRows:
@@ -51,8 +50,8 @@ def attention_rows(table: Table) -> KernelRows:
     traffic = sequences * (2 * queries * heads + cached * keys * kv_heads) * (width + value)
     calls = kernel_calls(
         len(rows), op=op, gemm_format=index[rows], m=queries, n=keys, k=width, batch=sequences, heads=heads,
-        kv_heads=kv_heads, causal=causal, flops=flops * np.where(backward, _BACKWARD_FLOPS, 1.0),
-        bytes=traffic * np.where(backward, _BACKWARD_TRAFFIC, 1.0), element_bytes=2.0,
+        kv_heads=kv_heads, causal=causal, flops=flops * np.where(backward, ATTENTION_BACKWARD_FLOPS, 1.0),
+        bytes=traffic * np.where(backward, ATTENTION_BACKWARD_BYTES, 1.0), element_bytes=2.0,
         implementation=impl.map(implementation_of)[rows] + REPLAYED,
     )  # fmt: skip
     return rows_with(table, op=phase, engine=impl, problem=problem, parts=[(rows, calls)])

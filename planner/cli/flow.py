@@ -10,7 +10,8 @@ import typer
 
 from planner.cli.options import asked_risk, given, option
 from planner.cli.output import EXIT_NOTHING_FITS, emit, progress, write_text
-from planner.flow_words import models_by_role, pins_from_words, settings_from_words
+from planner.cli.words import prompt_of
+from planner.flow_words import models_by_role, pins_from_words, settings_from_words, words_of_settings
 from profiles.errors import SpecError
 from profiles.units import GIB
 
@@ -34,7 +35,7 @@ def workflow(
         ),
     ] = None,
     batch: Annotated[int | None, _option("--batch", "Prompts, pairs or texts per iteration.")] = None,
-    prompt: Annotated[int | None, _option("--prompt", "Tokens per prompt.")] = None,
+    prompt: Annotated[int | None, _option("--prompt", "Tokens per prompt.", whole=prompt_of)] = None,
     generate: Annotated[
         str | None, _option("--generate", "Tokens per response: 1024 or lognormal:mean=800,sigma=1,max=8192.")
     ] = None,
@@ -258,8 +259,8 @@ def show_workflows(name: str) -> tuple[dict[str, Any], Any]:
         for title in ("workflow", "roles", "what it is", "settings"):
             table.add_column(title, overflow="fold")
         for entry in entries:
-            settings = " ".join(key if value is None else f"{key}={value}" for key, value in entry["settings"].items())
-            table.add_row(entry["name"], " ".join(entry["roles"]), entry["summary"], settings)
+            settings = words_of_settings(entry["settings"])
+            table.add_row(entry["name"], " ".join(entry["roles"]), entry["summary"], " ".join(settings))
         console.print(table)
 
     return document | {"workflows": entries}, tables

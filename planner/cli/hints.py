@@ -10,11 +10,11 @@ _SAME = (
     *("allow_partial", "first_stage_layers", "last_stage_layers", "sample_tokens", "attention_library", "lora_rank"),
     *("lora_targets", "optimizer_in_backward", "gradient_dtype", "master_dtype", "state_dtype", "frozen_dtype"),
     *("context_kind", "axis_order", "draft_tokens", "tree_tokens", "max_model_len", "max_num_batched_tokens"),
-    *("max_num_seqs", "price_date", "speculate", "percentile"),
+    *("max_num_seqs", "price_date", "speculate", "percentile", "oom_penalty"),
 )
 # A cluster is a word of any text.
 _OTHERS = {field: "--" + name.replace("_", "-") for name, field in OPTION_FIELDS.items() if field != "cluster"}
-_FIELDS = {name: "--" + name.replace("_", "-") for name in _SAME} | _OTHERS
+_FIELDS = {name: "--" + name.replace("_", "-") for name in _SAME} | _OTHERS | {"memory_reserve_bytes": "--reserve-gib"}
 # Options whose names are words of any text, with the values after which they are no such word.
 _VALUES = {
     r"tp|pp|dp|cp|ep|etp|vpp|zero|hsdp|replicas|generate|staleness|micro-batch": r"\d",

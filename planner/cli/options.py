@@ -11,9 +11,18 @@ FIXED = "Fixed parts of the plan (the rest is searched)"
 _JOB, _PLAN, _SEARCH, _OUTPUT = "Job", FIXED, "Search", "Output"
 
 
-def option(name: str, words: str, panel: str, *more: str) -> Any:
-    """An option of a command, under a heading of its help; further names, such as ``-m``, may follow."""
-    return typer.Option(name, *more, help=words, rich_help_panel=panel, show_default=False)
+def option(name: str, words: str, panel: str, *more: str, whole: Callable[[str], int] | None = None) -> Any:
+    """An option of a command, under a heading of its help.
+
+    Args:
+        name: Of the option.
+        words: Of its help.
+        panel: The heading.
+        more: Further names, such as ``-m``.
+        whole: What reads a whole number, or refuses it in the words of the library.
+    """
+    kind = None if whole is None else "<int>"
+    return typer.Option(name, *more, help=words, rich_help_panel=panel, show_default=False, parser=whole, metavar=kind)
 
 
 Model = Annotated[

@@ -9,7 +9,7 @@ import typer
 from planner.cli import options as shared
 from planner.cli.options import option
 from planner.cli.output import EXIT_NOTHING_FITS, emit, progress
-from planner.cli.words import cluster_of
+from planner.cli.words import cluster_of, prompt_of
 from profiles.errors import SpecError
 from profiles.units import GIB
 
@@ -26,7 +26,7 @@ _PLAIN_S = 30.0  # beyond, a number without a unit is taken for milliseconds by 
 _UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "min": 60.0}
 
 Served = Annotated[str, typer.Option("--model", "-m", help="Name, size (13b), Hugging Face id, or config.json.")]
-Prompt = Annotated[int, _request("--prompt", "Tokens of a prompt.")]
+Prompt = Annotated[int, _request("--prompt", "Tokens of a prompt.", whole=prompt_of)]
 Generate = Annotated[
     str,
     _request("--generate", "Tokens generated: 256, lognormal:mean=300,sigma=1,max=4096; 0: embeddings, scores."),

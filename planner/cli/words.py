@@ -1,5 +1,6 @@
 """What single options of the command line say: a model, a cluster, a number of tokens."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,18 @@ def amount(field: str, text: str) -> float:
     if not 0 < number < float("inf"):
         raise SpecError(field, f"must be a number of tokens; got {text[:40]!r}", "for example 15T, 300B or 1e12")
     return number
+
+
+def prompt_of(text: str) -> int:
+    """Tokens of a prompt; what is no number is refused as the library refuses it.
+
+    Raises:
+        SpecError: If it is none.
+    """
+    from planner.dataflow.length_text import parse_prompt
+
+    words = text.strip()
+    return int(words) if re.fullmatch(r"[+-]?\d{1,11}", words) else parse_prompt("prompt", text)
 
 
 def cluster_of(text: str) -> Any:

@@ -10,12 +10,14 @@ The same as mappings: ``{"lognormal": {"mean": 800, "sigma": 1, "max": 8192}}``,
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from costmodels.lengths import OutputLengths, fixed_length, lengths_from_quantiles, log_normal_lengths
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.model import MAX_SEQUENCE
+from profiles.scalars import whole_number
 
 LengthInput = int | str | Mapping[str, Any] | OutputLengths
 
@@ -26,12 +28,13 @@ _LOGNORMAL, _CDF = "lognormal", "cdf"
 _PARAMETERS = ("mean", "sigma", "max")
 
 
-def parse_lengths(field: str, given: LengthInput) -> OutputLengths:
+def parse_lengths(field: str, given: LengthInput, *, least: int = 1) -> OutputLengths:
     """The distribution a user means.
 
     Args:
         field: Name of the input, for errors.
         given: One of the forms above, or a distribution.
+        least: Fewest tokens that the question takes; a caller of 0 reads that itself, as no distribution.
 
     Raises:
         SpecError: If it has another form or describes no distribution.
@@ -41,12 +44,15 @@ def parse_lengths(field: str, given: LengthInput) -> OutputLengths:
     if isinstance(given, str):
         given = _split(field, given)
     if isinstance(given, int) and not isinstance(given, bool):
-        return _named(field, lambda: fixed_length(given))
+        if not least <= given <= MAX_SEQUENCE:
+            problem = f"must be between {least} and {MAX_SEQUENCE} tokens; got {shown(given)}"
+            raise SpecError(field, problem, str(min(max(given, least), MAX_SEQUENCE)))
+        return fixed_length(given)
     if not isinstance(given, Mapping) or len(given) != 1:
-        raise SpecError(field, f"must be a number of tokens or a distribution; got {str(given)[:60]!r}", _FORMS)
+        raise SpecError(field, f"must be a number of tokens or a distribution; got {shown(given)}", _FORMS)
     ((kind, values),) = given.items()
     if kind not in (_LOGNORMAL, _CDF) or not isinstance(values, Mapping) or not 1 <= len(values) <= MAX_POINTS:
-        raise SpecError(field, f"unknown distribution {str(kind)[:40]!r}", _FORMS)
+        raise SpecError(field, f"unknown distribution {shown(kind)}", _FORMS)
     if kind == _CDF:
         pairs = [(_number(field, share), _number(field, tokens)) for share, tokens in values.items()]
         return _named(field, lambda: lengths_from_quantiles(pairs))
@@ -57,15 +63,16 @@ def parse_lengths(field: str, given: LengthInput) -> OutputLengths:
     return _named(field, lambda: log_normal_lengths(mean=mean, sigma=sigma, most=_whole(f"{field}.max", most)))
 
 
-def parse_prompt(field: str, given: int) -> int:
+def parse_prompt(field: str, given: Any, *, most: int = MAX_SEQUENCE) -> int:
     """Tokens of a prompt: one number, because reading prompts costs what their mean costs.
 
     Raises:
-        SpecError: If it is out of bounds.
+        SpecError: If it is none, or out of bounds.
     """
-    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= MAX_SEQUENCE:
-        raise SpecError(field, f"must be between 1 and {MAX_SEQUENCE} tokens; got {str(given)[:40]}")
-    return given
+    if isinstance(given, str | Mapping):
+        hint = "one number, as 1024; only generate takes a distribution"
+        raise SpecError(field, f"must be a number of tokens; got {shown(given)}", hint)
+    return whole_number(field, given, least=1, most=most)
 
 
 def lengths_text(lengths: OutputLengths) -> str:
@@ -86,7 +93,7 @@ def _named(field: str, make: Any) -> OutputLengths:
 
 def _split(field: str, text: str) -> int | Mapping[str, Any]:
     words = text.strip()
-    if words.isdigit() and len(words) < 12:
+    if re.fullmatch(r"[+-]?\d{1,11}", words):
         return int(words)
     kind, found, rest = words[:MAX_TEXT].partition(":")
     pairs = [part.partition("=") for part in rest.split(",")]
@@ -106,7 +113,7 @@ def _number(field: str, value: object) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise SpecError(field, f"must be a number; got {str(value)[:40]!r}", _FORMS)
+        raise SpecError(field, f"must be a number; got {shown(value)}", _FORMS)
     return number
 
 

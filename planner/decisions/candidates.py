@@ -9,9 +9,10 @@ from costmodels.plan import BoolArray, PlanBatch
 from planner.answer.memory_law import MemoryLaw
 from planner.answer.pricing import price_all, price_contenders
 from planner.decisions.portfolio import MOST_RISK
+from planner.question.option_kinds import refuse_oom_risk
 from planner.question.request import cost_context, space_of
 from planner.ranking import best_rows
-from planner.results import RISKY, Request
+from planner.results import Request
 from profiles.errors import SpecError
 
 MOST = 256  # plans compared; slower ones are the best in no scenario worth counting
@@ -46,9 +47,7 @@ def candidates_of(request: Request) -> Candidates:
     if request.objective != "step_time":
         problem = f"is {request.objective}, but decisions under uncertainty weigh step times"
         raise SpecError("objective", problem, "leave it out, and give fewer GPUs to compare the cost of fewer")
-    if request.max_oom_risk != RISKY:
-        problem = "decides what a ranking holds, but here risks of running out of memory are weighed"
-        raise SpecError("max_oom_risk", problem, "leave it out; oom_penalty says what avoiding them is worth")
+    refuse_oom_risk(request.max_oom_risk, "oom_penalty says what it costs to run out of memory")
     context = cost_context(request)
     plans = space_of(request).plans
     priced = price_contenders(plans, context) if len(plans) else price_all(plans, context)

@@ -7,7 +7,7 @@ from typing import Any
 from costmodels.plan import ExecutionPlan
 from planner.results import Infeasible, Note, Request
 from planner.validate.tables.rows import UnscorableRow
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, meant_among, shown
 from profiles.scalars import plain, whole_number
 
 MAX_TRIALS = 50
@@ -38,7 +38,7 @@ class Terms:
             whole_number(name, value, least=least, most=most)
         penalty = self.oom_penalty
         if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0 <= penalty <= 1:
-            raise SpecError("oom_penalty", f"must be from 0 to 1; got {str(penalty)[:40]!r}")
+            raise SpecError("oom_penalty", f"must be from 0 to 1; got {shown(penalty)}")
 
 
 def terms_of(given: Terms | Mapping[str, Any] | None) -> Terms:
@@ -51,10 +51,10 @@ def terms_of(given: Terms | Mapping[str, Any] | None) -> Terms:
         return given or Terms()
     known = [item.name for item in fields(Terms)]
     if not isinstance(given, Mapping):
-        raise SpecError("terms", f"must be a mapping; got {str(given)[:40]!r}", "with " + ", ".join(known))
+        raise SpecError("terms", f"must be a mapping; got {shown(given)}", "with " + ", ".join(known))
     for name in given:
         if name not in known:
-            raise SpecError(f"terms.{str(name)[:40]}", "unknown field", did_you_mean(str(name), known))
+            raise SpecError(f"terms.{str(name)[:40]}", "unknown field", meant_among(str(name), known))
     return Terms(**given)
 
 

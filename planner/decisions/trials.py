@@ -16,7 +16,7 @@ from planner.validate.tables.mapping import Mapped, map_files, map_rows
 from planner.validate.tables.reader import GIVEN, REQUIRED, Row, known_columns, place_of
 from planner.validate.tables.rows import CONTRADICTION, ScorableRow, UnscorableRow, reasons, unreadable
 from profiles.catalog import default_catalog
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.scalars import plain
 from profiles.stack import StackSpec
 from profiles.units import GIB
@@ -83,7 +83,7 @@ def read_trials(given: TrialInput | Sequence[TrialInput], *, allow_files: bool =
         SpecError: If a table or a row is malformed.
     """
     if not isinstance(given, str | Path | Mapping | Sequence):
-        raise SpecError("trials", f"must be tables or rows; got {str(given)[:40]!r}", "name a table, or give rows")
+        raise SpecError("trials", f"must be tables or rows; got {shown(given)}", "name a table, or give rows")
     items = [given] if isinstance(given, str | Path | Mapping) else list(given)
     if not items:
         raise SpecError("trials", "none given", "name a table, or give rows")
@@ -102,7 +102,7 @@ def _row(item: Any, number: int) -> Row:
     """A row as a table would hold it; true and false are yes and no there."""
     where = place_of(GIVEN, number + 1)
     if not isinstance(item, Mapping):
-        raise SpecError(where, f"must be a mapping of columns; got {str(item)[:40]!r}")
+        raise SpecError(where, f"must be a mapping of columns; got {shown(item)}")
     cells: dict[str, str] = {}
     names = [str(name) for name in item]
     columns = known_columns(names, lambda name: f"{where}.{name[:40]}")
@@ -110,7 +110,7 @@ def _row(item: Any, number: int) -> Row:
     for column, name, given in zip(columns, names, item.values(), strict=True):
         value = plain(given)
         if value is not None and not isinstance(value, str | int | float):
-            raise SpecError(f"{where}.{name}", f"must be a text or a number; got {str(value)[:40]!r}")
+            raise SpecError(f"{where}.{name}", f"must be a text or a number; got {shown(value)}")
         cells[column] = _cell(value)
     cells["source"] = cells.get("source") or "trial"
     missing = [column for column in REQUIRED if not cells.get(column)]

@@ -5,9 +5,9 @@ from typing import Any
 
 from costmodels.lengths import OutputLengths, fixed_length
 from costmodels.serving.percentiles import LEAST_SHARE, LEAST_VARIATION, MOST_SHARE, lengths_tell
-from planner.dataflow.length_text import LengthInput, parse_lengths
+from planner.dataflow.length_text import LengthInput, parse_lengths, parse_prompt
 from profiles.engines import EngineSpec, load_engines
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 from profiles.hardware import DeviceSpec
 from profiles.model import MAX_SEQUENCE
 from profiles.scalars import plain, whole_number
@@ -119,7 +119,7 @@ def serving_job(
     Raises:
         SpecError: If a number is none, or out of bounds, or they contradict each other.
     """
-    prompt_tokens = whole_number("prompt", prompt, least=1, most=MAX_SEQUENCE - 1)
+    prompt_tokens = parse_prompt("prompt", prompt, most=MAX_SEQUENCE - 1)
     output, pools = _output(generate)
     longest = int(prompt_tokens + (0 if pools else output.most))
     if longest > MAX_SEQUENCE:
@@ -162,7 +162,7 @@ def _output(generate: LengthInput) -> tuple[OutputLengths, bool]:
     word = generate.strip() if isinstance(generate, str) else plain(generate)
     if word == "0" or (isinstance(word, int) and not isinstance(word, bool) and word == 0):
         return fixed_length(1), True
-    output = parse_lengths("generate", generate)
+    output = parse_lengths("generate", generate, least=0)
     if output.mean < 2 and output.most > 1:
         problem = f"must be at least 2 tokens on average, or 1 or 0 of every request; got {output.mean:g} on average"
         raise SpecError("generate", problem, "generate 1, or 2")
@@ -221,7 +221,7 @@ def serving_engine(
             another.
     """
     if not isinstance(name, str):
-        raise SpecError("engine", f"must be text; got {str(name)[:40]!r}", "vllm, sglang or tensorrt-llm")
+        raise SpecError("engine", f"must be text; got {shown(name)}", "vllm, sglang or tensorrt-llm")
     serving = {engine.name: engine for engine in load_engines().values() if engine.continuous}
     if name not in serving:
         if name not in load_engines():
@@ -258,7 +258,7 @@ def _count(field: str, value: Any, most: int) -> int | None:
 
 def _yes(field: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise SpecError(field, f"must be true or false; got {str(value)[:40]!r}")
+        raise SpecError(field, f"must be true or false; got {shown(value)}")
     return value
 
 
@@ -269,5 +269,5 @@ def _amount(field: str, value: Any, most: float, *, least: float = LEAST) -> flo
     if isinstance(given, bool) or not isinstance(given, int | float) or not least <= given <= most:
         percent = isinstance(given, int | float) and most == 1 and _LEAST_PERCENT <= given <= 100
         hint = f"{given / 100:g}" if percent else ""
-        raise SpecError(field, f"must be a number from {least:g} to {most:g}; got {str(value)[:40]!r}", hint)
+        raise SpecError(field, f"must be a number from {least:g} to {most:g}; got {shown(value)}", hint)
     return float(given)

@@ -29,7 +29,7 @@ from planner.question.machines import ClusterInput, fabric_notes, resolve_cluste
 from planner.question.request import ModelInput, Options, check_options, price_of, resolve_named_model
 from planner.results import Note, assumed_notes
 from profiles.engines import EngineSpec, check_engine
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, meant_among, shown
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec, has_own_head, with_value_head
 from profiles.model_presets import ResolvedModel
@@ -40,7 +40,6 @@ from profiles.weights import SIXTEEN_BITS
 PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
 MOST_TOP = 1000
 _WITHOUT_EIGHT_BIT_CACHE = ("pascal", "volta", "turing", "cdna1", "cdna2")
-_TENSORRT_LLM = "tensorrt-llm"
 _SETTINGS = ("memory_utilization", "max_num_seqs", "max_num_batched_tokens", "eager")
 _OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
 
@@ -163,7 +162,7 @@ def _format(precision: str | None, cluster: ClusterSpec) -> tuple[str, tuple[Not
     precision = format_name(precision) if isinstance(precision, str) else precision
     if precision is not None and not _is_one(precision, SIXTEEN_BITS):
         hint = "bf16 or fp16, with weights for checkpoints in fewer bits"
-        raise SpecError("precision", f"is a format of 16 bits; got {str(precision)[:40]!r}", hint)
+        raise SpecError("precision", f"is a format of 16 bits; got {shown(precision)}", hint)
     known = [name for name in SIXTEEN_BITS if name in device.peak_flops_per_s]
     if precision is not None and precision not in known:
         raise SpecError("precision", f"{device.name} has no {precision} arithmetic", f"use {' or '.join(known)}")
@@ -187,18 +186,18 @@ def _cache_format(
 
     FlashInfer's read them from compute capability 8.0 on, also where no tensor core does (vLLM pull request 45375);
     those in Triton, which older devices are left with, from 8.9 on (vLLM issues 47549 and 26431, "type fp8e4nv not
-    supported in this architecture"). Keys that an indexer chooses TensorRT-LLM reads on Hopper in 16 bits only
-    (NVIDIA/Model-Optimizer issue 763).
+    supported in this architecture"). Keys that an indexer chooses some engines read in 16 bits only
+    (``EngineSpec.sparse_cache_16_bits``).
     """
     if kv_cache_dtype is None or _is_one(kv_cache_dtype, ("auto", precision)):
         return precision
     if not _is_one(kv_cache_dtype, (EIGHT_BITS,)):
-        problem = f"is auto, {precision} as the rest or {EIGHT_BITS}; got {str(kv_cache_dtype)[:40]!r}"
+        problem = f"is auto, {precision} as the rest or {EIGHT_BITS}; got {shown(kv_cache_dtype)}"
         raise SpecError("kv_cache_dtype", problem, EIGHT_BITS)
     if device.architecture in _WITHOUT_EIGHT_BIT_CACHE:
         problem = f"{device.name} has no kernels of attention that read {EIGHT_BITS}"
         raise SpecError("kv_cache_dtype", problem, "leave it out: 16 bits")
-    if model.indexer is not None and engine.name == _TENSORRT_LLM and device.architecture == "hopper":
+    if model.indexer is not None and device.architecture in engine.sparse_cache_16_bits:
         problem = f"{engine.name} attends to chosen keys of {model.name} in 16 bits on {device.name}"
         raise SpecError("kv_cache_dtype", problem, "leave it out: 16 bits, or engine vllm or sglang")
     return kv_cache_dtype
@@ -210,7 +209,7 @@ def _split(asked: Mapping[str, Any]) -> tuple[ServingJob, dict[str, Any], Option
     for name in asked:
         if not (name in known or name in (*_SETTINGS, *ASKED, *_OPTIONS)):
             names = [*known, *_SETTINGS, *ASKED, *_OPTIONS]
-            raise SpecError(name[:40], "unknown setting", meant_field(name, names) or did_you_mean(name, names))
+            raise SpecError(name[:40], "unknown setting", meant_field(name, names) or meant_among(name, names))
     for name in ("prompt", "generate"):
         if asked.get(name) is None:
             raise SpecError(name, "is required: tokens per request", f"for example {name} 1024")
@@ -224,7 +223,7 @@ def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:
     """Plan columns that are fixed."""
     given = {} if pins is None else pins
     if not isinstance(given, Mapping):
-        raise SpecError("plan", f"must be a mapping of degrees; got {str(given)[:40]!r}", "for example {'tp': 8}")
+        raise SpecError("plan", f"must be a mapping of degrees; got {shown(given)}", "for example {'tp': 8}")
     found: dict[str, int] = {}
     for name, value in given.items():
         column, where = PINS.get(str(name), str(name)), f"plan.{str(name)[:40]}"
@@ -254,7 +253,7 @@ def _answered(asked: ServingResult, pins: Mapping[str, int], top: int, *, disagg
     """The question with its answer."""
     top = whole_number("top", top, least=1, most=MOST_TOP)
     if not isinstance(disaggregated, bool):
-        raise SpecError("disaggregated", f"must be True or False; got {str(disaggregated)[:40]!r}")
+        raise SpecError("disaggregated", f"must be true or false; got {shown(disaggregated)}")
     if disaggregated:
         _check_apart(asked, pins)
     plans, replicas = replica_layouts(asked, pins)

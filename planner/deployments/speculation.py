@@ -11,7 +11,7 @@ from costmodels.serving.speculation import Speculation, head_of
 from planner.question.request import resolve_named_model
 from planner.results import Note
 from profiles.engines import DRAFT_MODEL, METHODS, EngineSpec
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.model import ModelSpec
 from profiles.scalars import plain, whole_number
 
@@ -99,7 +99,7 @@ def drafting(asked: Mapping[str, Any], *, model: ModelSpec, engine: EngineSpec, 
                 raise SpecError(name, problem, "add speculate, for example eagle3")
         return None
     if not isinstance(named, str):
-        raise SpecError("speculate", f"must be text; got {str(named)[:40]!r}", f"{', '.join(METHODS)} or a model")
+        raise SpecError("speculate", f"must be text; got {shown(named)}", f"{', '.join(METHODS)} or a model")
     word = named.strip().lower()
     method = word if word in METHODS else DRAFT_MODEL
     if method not in engine.speculates:
@@ -161,5 +161,5 @@ def _accepted(value: Any, count: int) -> float:
     given = plain(value)
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= count:
         hint = f"{given - 1:g}, without the model's own token" if given == count + 1 else ""
-        raise SpecError("accepted", f"must be a number from 0 to draft_tokens, {count}; got {str(value)[:40]!r}", hint)
+        raise SpecError("accepted", f"must be a number from 0 to draft_tokens, {count}; got {shown(value)}", hint)
     return float(given)

@@ -28,7 +28,7 @@ from planner.question.request import (
     resolve_request,
 )
 from planner.results import RISKY, Infeasible, PlanEstimate, Request
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 
 _MODULES = {
     "megatron-lm": "megatron_lm",
@@ -39,6 +39,7 @@ _MODULES = {
     "nanotron": "nanotron",
 }
 FORMATS = tuple(_MODULES)
+_ANY_SHAPE = ("accelerate", "deepspeed")  # run a model's own code in transformers
 FLOW_FORMATS = ("verl", "nemo-rl", "openrlhf")  # of workflows: ``planner.exporters.flow_api``
 
 
@@ -182,7 +183,7 @@ def _check_format(format: str) -> None:
     if format in FLOW_FORMATS:
         raise SpecError("format", f"{format} runs workflows, and this is a single model", "add --job grpo")
     if not isinstance(format, str) or format not in FORMATS:
-        raise SpecError("format", f"unknown name {str(format)[:40]!r}", did_you_mean(str(format), FORMATS))
+        raise SpecError("format", f"unknown name {shown(format)}", did_you_mean(str(format), FORMATS))
 
 
 def _check_stack(request: Request, target: Target) -> None:
@@ -214,5 +215,27 @@ def _exported(plan: ExecutionPlan, request: Request, *, format: str, allow_parti
         first, *others = exported.unsupported
         also = f"; nor {', '.join(gap.field for gap in others)}" if others else ""
         problem = f"{exported.target.title} cannot express it: {first.problem}{also}"
-        raise SpecError(first.field, problem, "; or ".join(filter(None, (first.hint, "allow_partial"))))
+        hint = first.hint or _elsewhere(first.field, plan, request, format=format)
+        raise SpecError(first.field, problem, "; or ".join(filter(None, (hint, "allow_partial"))))
     return exported
+
+
+def _elsewhere(field: str, plan: ExecutionPlan, request: Request, *, format: str) -> str:
+    """Formats that say all of a plan that another cannot say; of a model's shape, that none does, and what to do."""
+    able = [other for other in FORMATS if other != format and _says_all(other, plan, request)]
+    if able:
+        return f"format {' or '.join(able)}"
+    if not field.startswith("model."):
+        return ""
+    return f"no other format says all of this plan; format {' or '.join(_ANY_SHAPE)} plans the model anew"
+
+
+def _says_all(format: str, plan: ExecutionPlan, request: Request) -> bool:
+    """Whether a target runs plans for that software, and expresses this one."""
+    target = _module(format)
+    if request.stack.name not in target.TARGET.stacks:
+        return False
+    try:
+        return not target.export(plan, request).unsupported
+    except SpecError:  # a target without a configuration of the model
+        return False

@@ -37,6 +37,10 @@ _FIELDS = {
     "--overlap-param-gather": ("ddp.overlap_param_gather", "optimizer.overlap_param_gather"),
     "--fp8-format": ("model.fp8",),
     "--fp8-recipe": ("model.fp8_recipe", "optimizer.fp8_recipe"),
+    "--fp8-param-gather": ("model.fp8_param", "ddp.fp8_param_gather"),
+    "--reuse-grad-buf-for-mxfp8-param-ag": (
+        *("ddp.reuse_grad_buf_for_mxfp8_param_ag", "optimizer.reuse_grad_buf_for_mxfp8_param_ag"),
+    ),
     "--fp4-format": ("model.fp4",),
     "--cpu-offloading-num-layers": ("model.cpu_offloading_num_layers",),
 }
@@ -143,7 +147,7 @@ def with_defaults(found: dict[str, str], model: ModelSpec) -> dict[str, str]:
 def precision(options: Iterable[list[str]]) -> dict[str, str]:
     """Formats: one of Megatron-Bridge's names, or no name and fields where it has none that says the same.
 
-    Its names of 8 and 4 bits gather weights in these, too, which is another plan than the one that was priced.
+    Its names of 8 and 4 bits keep and gather weights in these, too, whatever the plan; fields do where that was priced.
     """
     flags = _flags(options)
     name = "fp16" if "--fp16" in flags else "bf16" if "--bf16" in flags else "fp32"

@@ -22,7 +22,7 @@ from planner.question.machines import ClusterInput
 from planner.question.request import ModelInput
 from planner.results import RISKY
 from planner.workflows import plan_dataflow
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 from profiles.mixed_cluster import MixedCluster
 
 
@@ -156,14 +156,12 @@ def _check_target(job: GraphInput, format: str, settings: Mapping[str, Any]) -> 
         SpecError: If the target is unknown, or runs no such workflow in no such way.
     """
     if not isinstance(format, str) or format not in FLOW_FORMATS:
-        raise SpecError(
-            "format", f"unknown for workflows: {str(format)[:40]!r}", did_you_mean(str(format), FLOW_FORMATS)
-        )
+        raise SpecError("format", f"unknown for workflows: {shown(format)}", did_you_mean(str(format), FLOW_FORMATS))
     found = flow_target(format)
     name = found.target.name
     if not isinstance(job, str) or preset_name(job) not in found.workflows:
-        shown = repr(job[:40]) if isinstance(job, str) else "a graph of one's own"
-        problem = f"{name} cannot express it: exports are written for {', '.join(found.workflows)}; got {shown}"
+        other = shown(job) if isinstance(job, str) else "a graph of one's own"
+        problem = f"{name} cannot express it: exports are written for {', '.join(found.workflows)}; got {other}"
         raise SpecError("job", problem, "one of these")
     mode = str(settings.get("mode", "")).strip().lower()
     if found.one_pool and mode in (ASYNC, DISAGGREGATED):

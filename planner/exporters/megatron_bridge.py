@@ -25,7 +25,7 @@ from planner.exporters.exported import (
     whole_steps,
 )
 from planner.exporters.megatron_lm import TARGET as MEGATRON_LM
-from planner.exporters.megatron_lm import job_gaps, megatron_options, queues
+from planner.exporters.megatron_lm import copied_weights, job_gaps, megatron_options, queues
 from planner.exporters.megatron_lm import plan_checks as megatron_checks
 from planner.exporters.megatron_model import model_gaps, shape_options
 from planner.exporters.recipes import recipe_of
@@ -128,7 +128,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
             *job_gaps(request, _ADAPTERS),
             *gaps((job.fp8_attention, "job.fp8_attention", "is not said", "leave it out")),
         ),
-        left_to_you=(*_yours(request, recipe), *on_every_node(request.cluster)),
+        left_to_you=(*_yours(request, recipe), *copied_weights(plan, request), *on_every_node(request.cluster)),
         defaults=trial,
     )
 

@@ -79,7 +79,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
             *job_gaps(request, f"{name} trains all weights"),
             *_eight_bits(request),
         ),
-        left_to_you=(*_yours(request), *on_every_node(request.cluster)),
+        left_to_you=(*_yours(request), *copied_weights(plan, request), *on_every_node(request.cluster)),
         defaults=mock,
     )
 
@@ -181,7 +181,8 @@ def _sharding(plan: ExecutionPlan) -> list[list[str]]:
 def _formats(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     """Number formats of products, gradients and states; the optimizer and where its states are."""
     job, sharded = request.job, plan.zero_stage in _SHARDING
-    options = [*_PRECISION.get(job.precision, []), ["--optimizer", "sgd" if job.optimizer == "sgd" else "adam"]]
+    options = [*_PRECISION.get(job.precision, []), *_narrow_weights(plan, request)]
+    options.append(["--optimizer", "sgd" if job.optimizer == "sgd" else "adam"])
     gradients = _gradients(request)
     if sharded:
         options.append(["--megatron-fsdp-main-grads-dtype", gradients])
@@ -201,6 +202,36 @@ def _formats(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     if job.fuses_loss:
         options.append(["--cross-entropy-loss-fusion", "--cross-entropy-fusion-impl", "native"])
     return options
+
+
+def _live_in_eight_bits(plan: ExecutionPlan, request: Request) -> bool:
+    """Whether weights of layers are priced in 8 bits, with none in 16 besides (``costmodels.narrow_weights``)."""
+    eight = request.stack.narrow_weights == "live" and request.job.numerics.gemm_format == "fp8"
+    return eight and plan.zero_stage < 3
+
+
+def _narrow_weights(plan: ExecutionPlan, request: Request) -> list[list[str]]:
+    """What keeps weights in 8 bits, where ``validate_args`` lets it: with sharded states, on the host by one recipe.
+
+    Of MXFP8 they are gathered in 16 bits through the buffer of gradients, which ``OptimizerConfig`` asks for;
+    Megatron-FSDP has no such buffer.
+    """
+    mxfp8 = request.job.precision == "mxfp8"
+    if not _live_in_eight_bits(plan, request) or not plan.zero_stage or (plan.offload_optimizer and mxfp8):
+        return []
+    shared = mxfp8 and plan.zero_stage not in _SHARDING
+    return [["--fp8-param-gather"], *([["--reuse-grad-buf-for-mxfp8-param-ag"]] if shared else [])]
+
+
+def copied_weights(plan: ExecutionPlan, request: Request) -> tuple[str, ...]:
+    """What to know of weights in 8 bits that are priced alone, and that Megatron-Core does not keep so."""
+    if not _live_in_eight_bits(plan, request) or _narrow_weights(plan, request):
+        return ()
+    needs = "states of the optimizer on the device" if plan.zero_stage else "the distributed optimizer (ZeRO 1)"
+    return (
+        f"memory is planned for weights that live in 8 bits, which takes {needs}; here Transformer Engine keeps copies "
+        "of them beside the 16-bit ones",
+    )
 
 
 def _recompute(plan: ExecutionPlan, request: Request) -> list[list[str]]:
@@ -298,9 +329,4 @@ def _yours(request: Request) -> tuple[str, ...]:
     found.append("what does not change the cost: the base of rotary embeddings, epsilon of norms, the router's scores")
     if request.job.task == "full":
         found.append("the weights to start from: --load DIR --finetune")
-    if request.job.numerics.gemm_format == "fp8":  # validate_args takes the option with that optimizer alone
-        found.append(
-            "memory is planned for weights that live in 8 bits: --fp8-param-gather, with the distributed optimizer;"
-            " without it Transformer Engine keeps copies of 2 bytes a weight beside the 16-bit ones"
-        )
     return tuple(found)

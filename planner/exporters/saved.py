@@ -12,7 +12,7 @@ from planner.question.request import Options, on_used_part, resolve_request, set
 from planner.results import RISKY, Request
 from planner.schema_types import SCHEMA_VERSION
 from planner.space.constraints import check_plan
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 
 _DERIVED = {"model": ("total_parameters", "active_parameters"), "cluster": ("num_devices", "usable_memory_bytes")}
 DOCUMENT = "document"  # what fields of a saved answer begin with in errors
@@ -162,7 +162,7 @@ def _figure(entry: Mapping[str, Any], part: str, name: str, *, chance: bool = Fa
         return None
     number = isinstance(told, int | float) and not isinstance(told, bool)
     if not (number and (0 <= told <= 1 if chance else 0 < told <= float_info.max)):
-        raise SpecError(DOCUMENT, f"has a plan whose {part}.{name} is {str(told)[:40]!r}", _WANTED)
+        raise SpecError(DOCUMENT, f"has a plan whose {part}.{name} is {shown(told)}", _WANTED)
     return float(told)
 
 

@@ -22,7 +22,7 @@ from planner.question.job_checks import MAX_TRAIN_TOKENS, check_job
 from planner.question.lora import adapters_of
 from planner.results import Note
 from planner.rules.base import divisors
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, meant_among, shown
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
 from profiles.precision import format_name
@@ -199,12 +199,12 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         task = str(given).strip().lower()
         hint = f"{{'task': '{task}'}}" if task in TASKS else "for example {'sequence_length': 4096}"
-        raise SpecError("job", f"must be a mapping of job fields; got {str(given)[:40]!r}", hint)
+        raise SpecError("job", f"must be a mapping of job fields; got {shown(given)}", hint)
     values: dict[str, Any] = {}
     for name, value in given.items():
         kind = _KINDS.get(name, _EXTRA.get(name))
         if kind is None:
-            hint = meant_field(str(name), JOB_FIELDS) or did_you_mean(str(name), JOB_FIELDS)
+            hint = meant_field(str(name), JOB_FIELDS) or meant_among(str(name), JOB_FIELDS)
             raise SpecError(f"job.{str(name)[:40]}", "unknown field", hint)
         if value is None:
             continue
@@ -232,7 +232,7 @@ def _typed(name: str, value: Any, kind: type) -> Any:
         value = float(value) if abs(value) < 1e300 else value
     if kind is not object and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
         wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
-        raise SpecError(name, f"must be {wanted}; got {str(value)[:40]!r}")
+        raise SpecError(name, f"must be {wanted}; got {shown(value)}")
     return value
 
 

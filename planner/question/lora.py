@@ -6,7 +6,7 @@ from typing import Any
 
 from costmodels.workload import ADAPTER_TASKS, JOINT_TARGET, LORA_TARGETS, LoraSpec
 from profiles.adapter_parameters import MLP_TARGETS
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, meant_among, shown
 from profiles.model import ModelSpec
 
 MAX_RANK = 1 << 14
@@ -61,7 +61,7 @@ def adapters_of(
     rank, targets = given.get("rank"), given.get("targets")
     dropout = given.get("dropout", False)
     if not isinstance(dropout, bool):
-        raise SpecError(f"{where}.lora.dropout", f"must be true or false; got {str(dropout)[:40]!r}")
+        raise SpecError(f"{where}.lora.dropout", f"must be true or false; got {shown(dropout)}")
     if task not in ADAPTER_TASKS:
         if given:
             fields["dropout"] = f"{where}.lora.dropout"
@@ -112,11 +112,11 @@ def _fields_of(lora: object, where: str) -> Mapping[str, Any]:
     if isinstance(lora, LoraSpec):
         return {"rank": lora.rank, "targets": lora.targets, "dropout": lora.dropout}
     if not isinstance(lora, Mapping):
-        problem = f"must be a mapping with rank, targets and dropout; got {str(lora)[:40]!r}"
+        problem = f"must be a mapping with rank, targets and dropout; got {shown(lora)}"
         raise SpecError(f"{where}.lora", problem)
     for name in lora:
         if name not in _FIELDS:
-            raise SpecError(f"{where}.lora.{str(name)[:40]}", "unknown field", did_you_mean(str(name), _FIELDS))
+            raise SpecError(f"{where}.lora.{str(name)[:40]}", "unknown field", meant_among(str(name), _FIELDS))
     return lora
 
 
@@ -146,16 +146,16 @@ def read_targets(given: object, field: str) -> tuple[str, ...]:
     known = _USUAL.targets
     words = [word.strip() for word in given.split(",")] if isinstance(given, str) else given
     if not isinstance(words, (list, tuple)) or not words:
-        raise SpecError(field, f"must name layers; got {str(given)[:60]!r}", ", ".join(known))
+        raise SpecError(field, f"must name layers; got {shown(given)}", ", ".join(known))
     found = []
     for word in words:
         small = word.lower() if isinstance(word, str) else word
         name = _JOINT_NAMES.get(small, small.removesuffix("_proj")) if isinstance(small, str) else small
         if name not in (*known, JOINT_TARGET):
             hint = f"a list of {', '.join(known)}; {JOINT_TARGET} where one layer makes q, k and v"
-            raise SpecError(field, f"unknown value {str(word)[:40]!r}", hint)
+            raise SpecError(field, f"unknown value {shown(word)}", hint)
         if name in found:
-            raise SpecError(field, f"names {name} twice; got {str(given)[:60]!r}", "each layer once")
+            raise SpecError(field, f"names {name} twice; got {shown(given)}", "each layer once")
         found.append(name)
     if JOINT_TARGET in found and {"q", "k", "v"} & set(found):
         raise SpecError(field, "names q, k or v beside qkv, which is all three", "qkv, or q, k and v")

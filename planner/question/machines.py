@@ -8,7 +8,7 @@ from typing import Any
 from planner.results import Note
 from profiles.catalog import default_catalog
 from profiles.cluster_string import cluster_from_mapping, parse_cluster
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster, is_mixed, mixed_cluster_from_mapping, parse_mixed_cluster
 from profiles.scalars import plain
@@ -51,7 +51,7 @@ def resolve_cluster(cluster: ClusterInput, fabric: str | None) -> ClusterSpec:
             return cluster
         return replace(cluster, node=replace(cluster.node, nic=nic))
     if not isinstance(cluster, Mapping):
-        raise SpecError("cluster", f"must be text or a mapping; got {str(cluster)[:40]!r}", "for example '8xH100'")
+        raise SpecError("cluster", f"must be text or a mapping; got {shown(cluster)}", "for example '8xH100'")
     if nic is None:
         return cluster_from_mapping(dict(cluster), default_catalog())
     said = cluster.get("fabric")

@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
-from profiles.errors import SpecError
+from planner.results import RISKY
+from profiles.errors import SpecError, shown
 
 _WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text", Mapping: "a mapping"}
 
@@ -23,6 +24,21 @@ def check_oom_risk(share: float) -> None:
     if not 0 < share <= 1:
         problem = f"must be a share above 0 and up to 1; got {str(share)[:20]}"
         raise SpecError("max_oom_risk", problem, "0.05 for one run in twenty, 1 for whatever fits")
+
+
+def refuse_oom_risk(share: float, instead: str) -> None:
+    """Refuse a share of runs that was asked for, of a question that ranks no plans by it.
+
+    Args:
+        share: As given, or its default.
+        instead: What the question has for plans that run out of memory.
+
+    Raises:
+        SpecError: Naming ``max_oom_risk``.
+    """
+    if share != RISKY:
+        problem = "decides which plans a ranking holds, and no ranking is asked for here"
+        raise SpecError("max_oom_risk", problem, f"leave it out; {instead}")
 
 
 def in_small_letters(options: Options, names: tuple[str, ...]) -> Options:
@@ -47,6 +63,6 @@ def check_kinds(options: Any) -> None:
             continue
         kind = {float: numbers.Real, int: numbers.Integral}.get(kinds[0], kinds[0])
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise SpecError(item.name, f"must be {_WORDS[kinds[0]]}; got {str(value)[:40]!r}")
+            raise SpecError(item.name, f"must be {_WORDS[kinds[0]]}; got {shown(value)}")
         if kinds[0] is float and isinstance(value, int) and abs(value) > sys.float_info.max:
             raise SpecError(item.name, f"is beyond all numbers with a point; got {str(value)[:20]}...")

@@ -8,7 +8,7 @@ from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, Re
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.rules.modules import MODULE_NAMES
 from planner.rules.pipeline import SCHEDULE_NAMES
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, meant_among, shown
 from profiles.scalars import plain
 
 ALIASES = {
@@ -54,16 +54,14 @@ def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
         SpecError: If a name or a value is unknown or out of bounds.
     """
     if given is not None and not isinstance(given, Mapping):
-        raise SpecError("plan", f"must be a mapping of plan fields; got {str(given)[:40]!r}", "for example {'tp': 8}")
+        raise SpecError("plan", f"must be a mapping of plan fields; got {shown(given)}", "for example {'tp': 8}")
     pins: dict[str, int] = {}
     for name, value in (given or {}).items():
         if value is None or (name == "stage_layers" and _says_nothing(value)):
             continue
         column = ALIASES.get(str(name).lower(), str(name).lower())
         if column not in _KINDS:
-            raise SpecError(
-                f"plan.{str(name)[:40]}", "unknown field", did_you_mean(str(name), [*PLAN_FIELDS, *ALIASES])
-            )
+            raise SpecError(f"plan.{str(name)[:40]}", "unknown field", meant_among(str(name), [*PLAN_FIELDS, *ALIASES]))
         if column in pins:
             raise SpecError(f"plan.{column}", "is given twice", "give one of its names")
         if column == "recompute":
@@ -111,7 +109,7 @@ def _pin_recompute(pins: dict[str, int], value: Any) -> None:
         if text != "block" or not (layers.isascii() and layers.isdigit() and len(layers) <= 6 and int(layers)):
             raise SpecError(
                 "plan.recompute",
-                f"unknown value {str(value)[:40]!r}",
+                f"unknown value {shown(value)}",
                 "none, selective, selective:MODULE, full or block:N",
             )
         if "recompute_layers" in pins:
@@ -125,13 +123,13 @@ def _modules(value: Any, field: str = "plan.recompute_modules") -> int:
         return int(value)
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names or len(names) > len(MODULE_NAMES):
-        raise SpecError(field, f"must name modules; got {str(value)[:40]!r}", ", ".join(MODULE_NAMES))
+        raise SpecError(field, f"must name modules; got {shown(value)}", ", ".join(MODULE_NAMES))
     found = 0
     for name in names:
         key = str(name).strip().lower()
         if key not in MODULE_NAMES:
             hint = did_you_mean(key, MODULE_NAMES)
-            raise SpecError(field, f"unknown name {str(name)[:40]!r}", hint)
+            raise SpecError(field, f"unknown name {shown(name)}", hint)
         found |= MODULE_NAMES[key]
     return int(found)
 
@@ -149,13 +147,13 @@ def _code(column: str, value: Any) -> int:
             return int(words[key])
         if isinstance(value, int) and not isinstance(value, bool) and value in set(words.values()):
             return int(value)
-        raise SpecError(f"plan.{column}", f"unknown value {str(value)[:40]!r}", did_you_mean("", words))
+        raise SpecError(f"plan.{column}", f"unknown value {shown(value)}", did_you_mean("", words))
     if _KINDS[column] is bool:
         if not isinstance(value, bool):
-            raise SpecError(f"plan.{column}", f"must be true or false; got {str(value)[:40]!r}")
+            raise SpecError(f"plan.{column}", f"must be true or false; got {shown(value)}")
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise SpecError(f"plan.{column}", f"must be a whole number; got {str(value)[:40]!r}")
+        raise SpecError(f"plan.{column}", f"must be a whole number; got {shown(value)}")
     number = int(value)  # IntEnum's members too
     smallest = 0 if column in _MAY_BE_ZERO else 1
     largest = {"zero_stage": 3, "micro_batch_size": MAX_GLOBAL_BATCH, "num_microbatches": MAX_GLOBAL_BATCH}.get(

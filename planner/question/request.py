@@ -31,7 +31,7 @@ from planner.results import RISKY, Note, Request, assumed_notes
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
 from planner.space.enumeration import Space, plan_space
 from profiles.catalog import default_catalog
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, meant_among, shown
 from profiles.hardware import ClusterSpec, NodeSpec
 from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
@@ -98,7 +98,7 @@ def given_options(options: Options | None, settings: Mapping[str, Any], *, fixed
     known = [item.name for item in fields(Options)]
     for name in settings:
         if name not in known:
-            hint = meant_setting(name, known, JOB_FIELDS, fixed=fixed) or did_you_mean(name, known)
+            hint = meant_setting(name, known, JOB_FIELDS, fixed=fixed) or meant_among(name, known)
             raise SpecError(name[:40], "unknown setting", hint)
     return options or Options(**settings)
 
@@ -159,7 +159,7 @@ def price_of(options: Options) -> Price | None:
 def check_options(options: Options) -> None:
     """Refuse values of the wrong type, which only a caller in Python can give."""
     if not isinstance(options, Options):
-        raise SpecError("options", f"must be planner.question.request.Options; got {str(options)[:40]!r}")
+        raise SpecError("options", f"must be planner.question.request.Options; got {shown(options)}")
     check_kinds(options)
     check_oom_risk(options.max_oom_risk)
     if options.price_date and options.price_per_device_hour_usd is None:

@@ -12,7 +12,7 @@ from planner.search.frameworks import search_each, several
 from planner.search.portfolio import search_question
 from planner.search.question import MixedInput, ask
 from planner.search.result import SearchResult
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 
 
 def search(
@@ -62,7 +62,7 @@ def search(
         True
     """
     if not isinstance(runnable, bool):
-        raise SpecError("runnable", f"must be true or false; got {str(runnable)[:40]!r}")
+        raise SpecError("runnable", f"must be true or false; got {shown(runnable)}")
     chosen = given_options(options, settings)
     budget = SearchBudget(seconds=seconds, evaluations=evaluations, seed=seed)
 

@@ -32,7 +32,7 @@ from planner.search.spaces import ACROSS, Space, mixed_space, staged_space, unif
 from planner.search.staged import StagedSearch
 from planner.search.told import told_freedoms
 from planner.space.stage_constraints import has_pipelines, lays_out_itself
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 
 Engine = Callable[[Question, BestSoFar], list[EngineRun]]
 
@@ -65,7 +65,7 @@ def search_question(question: Question, best: BestSoFar, *, strategy: str) -> Se
         SpecError: If there is no such strategy.
     """
     if strategy not in STRATEGIES:
-        raise SpecError("strategy", f"unknown value {str(strategy)[:40]!r}", did_you_mean(str(strategy), STRATEGIES))
+        raise SpecError("strategy", f"unknown value {shown(strategy)}", did_you_mean(str(strategy), STRATEGIES))
     others = STRATEGIES[strategy][1:]
     uniform = _runs_of("enumerate", question, best)
     uniform_s = best.step_time_s

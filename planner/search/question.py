@@ -10,6 +10,7 @@ from costmodels.context import CostContext
 from costmodels.plan import PlanBatch, concatenate
 from planner.answer.parts import part_spaces, sizes_to_try
 from planner.question.machines import ClusterInput, mixed_of
+from planner.question.option_kinds import refuse_oom_risk
 from planner.question.request import (
     JobInput,
     ModelInput,
@@ -20,7 +21,7 @@ from planner.question.request import (
     setting_of,
     space_of,
 )
-from planner.results import RISKY, Note, Request
+from planner.results import Note, Request
 from planner.rules.base import Setting
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -152,9 +153,7 @@ def ask(
         )
     if question.requests[0].objective != "step_time":
         raise SpecError("objective", "a search minimises step_time", "planner plan knows other objectives")
-    if question.requests[0].max_oom_risk != RISKY:
-        problem = "decides what planner plan ranks, but a search proves things of all plans that fit"
-        raise SpecError("max_oom_risk", problem, "leave memory free instead: --reserve-gib 8")
+    refuse_oom_risk(question.requests[0].max_oom_risk, "memory_reserve_bytes leaves memory free")
     return question
 
 

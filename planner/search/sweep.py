@@ -5,7 +5,7 @@ from typing import Any
 
 from planner.search.call import search
 from planner.search.result import SearchResult
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 from profiles.scalars import whole_number
 
 BACKENDS = ("loky", "threading", "sequential", "dask", "ray")
@@ -33,16 +33,16 @@ def sweep(
         SpecError: If the backend is unknown or not installed, or there are too many questions.
     """
     if backend not in BACKENDS:
-        raise SpecError("backend", f"unknown value {str(backend)[:40]!r}", did_you_mean(str(backend), BACKENDS))
+        raise SpecError("backend", f"unknown value {shown(backend)}", did_you_mean(str(backend), BACKENDS))
     if isinstance(questions, str | Mapping) or not isinstance(questions, Sequence):
-        raise SpecError("questions", f"must be a list of mappings; got {str(questions)[:40]!r}", "one per search")
+        raise SpecError("questions", f"must be a list of mappings; got {shown(questions)}", "one per search")
     if workers != -1:
         whole_number("workers", workers, least=1, most=MAX_WORKERS)
     if len(questions) > MAX_SWEEP:
         raise SpecError("questions", f"at most {MAX_SWEEP}; got {len(questions)}")
     for number, question in enumerate(questions):
         if not isinstance(question, Mapping):
-            raise SpecError(f"questions.{number}", f"must be a mapping of arguments; got {str(question)[:40]!r}")
+            raise SpecError(f"questions.{number}", f"must be a mapping of arguments; got {shown(question)}")
     from joblib import Parallel, delayed, parallel_config
 
     _prepare(backend)

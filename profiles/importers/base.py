@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from profiles.catalog import default_catalog
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.timings import MAX_ROWS, TimingTable, table_of_rows
 
 MAX_TEXT_BYTES = 512 << 20
@@ -241,7 +241,7 @@ def flag_in(row: Mapping[str, Any], name: str, *, where: str) -> bool:
     """
     word = str(row.get(name, "")).strip().lower()
     if word not in _FLAGS:
-        raise SpecError(f"{where}: {name}", f"must be true or false; got {str(row.get(name, ''))[:40]!r}")
+        raise SpecError(f"{where}: {name}", f"must be true or false; got {shown(row.get(name, ''))}")
     return _FLAGS[word]
 
 

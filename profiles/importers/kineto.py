@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.importers.base import Imported, ImportOptions, Rows, dtype_of
 from profiles.importers.torch_ops import Call, known, recognise
 from profiles.timing_ops import ELEMENT_BYTES
@@ -91,7 +91,7 @@ def _check(event: Mapping[str, Any], where: str) -> None:
     for name in ("ts", "dur"):
         value = event.get(name)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
-            raise SpecError(f"{where}: {name}", f"must be a number; got {str(value)[:40]!r}")
+            raise SpecError(f"{where}: {name}", f"must be a number; got {shown(value)}")
     if not isinstance(event.get("args", {}), dict):
         raise SpecError(f"{where}: args", "must be an object")
 

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from profiles.timing_ops import COLLECTIVE, ELEMENT_BYTES, KERNEL, pointwise_bytes
+from profiles.timing_ops import (
+    ATTENTION_BACKWARD_BYTES,
+    ATTENTION_BACKWARD_FLOPS,
+    COLLECTIVE,
+    ELEMENT_BYTES,
+    KERNEL,
+    pointwise_bytes,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,15 +141,12 @@ def attention(
         width: Width of one head.
         causal: Whether the mask is causal; needs ``queries == keys``.
         kernel: ``torch_flash``, ``torch_cudnn``, or ``torch_sdpa`` for what PyTorch picks.
-
-    Source:
-        The backward pass runs five products where the forward runs two (arXiv:2205.14135, appendix B) and moves
-        twice as much: q, k, v, o, do in; dq, dk, dv out.
     """
     backward = op == "attention_backward"
     share = 0.5 if causal else 1.0
-    flops = 4.0 * batch * heads * queries * keys * width * share * (2.5 if backward else 1.0)
-    moved = 2.0 * ELEMENT_BYTES[dtype] * batch * width * (heads * queries + kv_heads * keys) * (2 if backward else 1)
+    work, traffic = (ATTENTION_BACKWARD_FLOPS, ATTENTION_BACKWARD_BYTES) if backward else (1.0, 1.0)
+    flops = 4.0 * batch * heads * queries * keys * width * share * work
+    moved = 2.0 * ELEMENT_BYTES[dtype] * batch * width * (heads * queries + kv_heads * keys) * traffic
     return Case(
         family="attention", kind=KERNEL, op=op, dtype=dtype, kernel=kernel,
         shape=(("m", queries), ("n", keys), ("k", width), ("batch", batch), ("heads", heads), ("kv_heads", kv_heads),

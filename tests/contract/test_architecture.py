@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from profiles.timing_ops import ATTENTION_BACKWARD_BYTES, ATTENTION_BACKWARD_FLOPS
 from tests.places import ROOT
 
 PACKAGES = ("profiles", "costmodels", "planner", "service")
@@ -94,6 +95,14 @@ def test_the_unit_check_sees_an_offender(tmp_path: Path, monkeypatch: pytest.Mon
     offender.write_text("def f(*, step_time: float, bandwidth: float, step_time_s: float, memory: str) -> None: ...\n")
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     assert [entry.rsplit(" ", 1)[1] for entry in quantities_without_unit(offender)] == ["step_time", "bandwidth"]
+
+
+def test_the_work_of_a_backward_pass_of_attention_is_said_once() -> None:
+    assert (ATTENTION_BACKWARD_FLOPS, ATTENTION_BACKWARD_BYTES) == (2.5, 2.0)
+    again = re.compile(r"(?i)backward\w*(, \w+)? = 2\.5|\b2\.5 if backward|train_bwd\", 2\.5")
+    said = [path.name for path in modules() if again.search(path.read_text())]
+    # Of chosen keys it has a derivation of its own; of rows it is a count of passes.
+    assert said == ["row_work.py", "sparse_attention.py"]
 
 
 def test_public_interfaces_are_documented() -> None:

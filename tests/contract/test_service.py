@@ -17,7 +17,7 @@ from profiles.cluster_entries import ClusterEntry
 from profiles.cluster_string import cluster_from_mapping
 from service import routes
 from service.app import create_app
-from service.schemas import EXAMPLE_TRIAL
+from service.schemas import EXAMPLE_TRIAL, PortfolioRequest
 from service.settings import ServiceSettings
 
 BODY: dict[str, Any] = {
@@ -84,7 +84,7 @@ def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], fiel
 @pytest.mark.parametrize(
     ("change", "detail"),
     [
-        ({"modle": "x"}, "modle: unknown field. Hint: did you mean 'model' or 'named_modules'?"),
+        ({"modle": "x"}, "modle: unknown field. Hint: did you mean 'model'?"),
         ({"plan": {"tp": 8}}, "plan.tp: unknown field. Hint: did you mean 'tensor_parallel'?"),
         (
             {"job": {"seq_length": 1}},
@@ -250,6 +250,8 @@ def test_plans_worth_trying_are_those_of_the_library(client: TestClient) -> None
     assert error["errors"][0]["field"] == "count"
     error = problem(client.post("/portfolio", json=asked | {"trial_step": 5}), 422)
     assert error["errors"][0]["hint"].startswith("did you mean 'trial_steps'")
+    hint = problem(client.post("/portfolio", json=asked | {"size": 5}), 422)["errors"][0]["hint"]
+    assert hint == f"known: {', '.join(sorted(PortfolioRequest.model_fields))}"  # half of seed is no seed
     nothing = client.post("/portfolio", json=BODY | {"model": "llama-3-405b"})
     assert (nothing.status_code, nothing.json()["trials"]) == (200, [])
 
@@ -274,7 +276,10 @@ def test_trials_are_posted_row_by_row(client: TestClient) -> None:
     assert error["errors"][0]["field"] == "trials.0.modle"
     empty = problem(client.post("/observe", json=BODY | {"trials": []}), 422)
     assert empty["detail"] == "trials: must have at least 1; got 0"
-    for value, words in ((-5, "greater than or equal to 0; got -5"), ([], "text, a number, true or false; got a list")):
+    for value, words in (
+        (-5, "greater than or equal to 0; got -5"),
+        ([], "text, a number, true or false; got an empty"),
+    ):
         (error,) = problem(client.post("/observe", json=BODY | {"trials": [ran | {"tp": value}]}), 422)["errors"]
         assert error["field"] == "trials.0.tp"
         assert words in error["problem"]

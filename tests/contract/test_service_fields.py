@@ -1,5 +1,6 @@
 """Errors of the service name fields as a client wrote them."""
 
+import re
 from typing import Any
 
 import pytest
@@ -112,7 +113,7 @@ def test_one_problem_names_the_place_in_the_body(
         ("/serving", SERVED | {"prompt": 1 << 24}, "input should be less than or equal to 16777215", ""),
         ("/observe", BODY | {"trials": [{"model": "x"}]}, "is missing", "every trial says model, gpu, num_gpus"),
         ("/plan", FLOW | {"settings": {"a": {}}}, "must be a whole number, or a valid number, or true or false", ""),
-        ("/plan", BODY | {"plan": []}, "must be a mapping; got a list", ""),
+        ("/plan", BODY | {"plan": []}, "must be a mapping; got an empty list", ""),
         ("/compare", {"answers": "a"}, "must be a list; got 'a'", ""),
         ("/plan", BODY | {"top": "3"}, "must be a whole number; got '3'", ""),
         ("/plan", BODY | {"job": {"framework": "fsdp"}}, "unknown field", "a field beside job, not in it"),
@@ -120,6 +121,7 @@ def test_one_problem_names_the_place_in_the_body(
         ("/plan", BODY | {"sequence_length": 8}, "unknown field", 'a field of job: {"job": {"sequence_length": ...}}'),
         ("/plan", BODY | {"tp": 8}, "unknown field", 'a field of plan: {"plan": {"tensor_parallel": ...}}'),
         ("/plan", BODY | {"pins": {}}, "unknown field", "did you mean 'plan'?"),
+        ("/portfolio", BODY | {"cont": 4}, "unknown field", "did you mean 'count'?"),
         ("/serving", SERVED | {"prompt_tokens": 8}, "unknown field", "did you mean 'prompt'?"),
     ],
 )
@@ -129,6 +131,24 @@ def test_what_to_change_is_said_in_words(
     (error,) = client.post(path, json=body).json()["errors"]
     assert error["problem"].startswith(problem)
     assert error["hint"].startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "problem"),
+    [
+        ("/plan", FLOW | {"settings": {"kl": "True"}}, "must be true or false; got 'True'"),  # a text is told as it is
+        ("/plan", FLOW | {"settings": {"group_size": True}}, "must be a whole number; got true"),
+        ("/plan", BODY | {"max_oom_risk": None}, "input should be a valid number; got null"),
+        ("/plan", {"model": CONFIG | {"hidden_size": False}, "cluster": "8xH100"}, "must be a whole number of at"),
+        ("/plan", BODY | {"cluster": {"node": "dgx-h100", "num_nodes": True}}, "must not be true or false; got true"),
+    ],
+)
+def test_values_are_told_in_json(client: TestClient, path: str, body: dict[str, Any], problem: str) -> None:
+    answer = client.post(path, json=body).json()
+    (error,) = answer["errors"]
+    assert error["problem"].startswith(problem)
+    outside = re.sub("'[^']*'", "", answer["detail"])
+    assert not re.search("None|True|False", outside)
 
 
 def test_every_pattern_has_its_words(client: TestClient) -> None:

@@ -9,8 +9,8 @@ BRIDGE_FIELDS = {
     "ddp": (
         "check_for_nan_in_grad data_parallel_sharding_strategy delay_wgrad_compute grad_reduce_in_fp32 "
         "megatron_fsdp_main_grads_dtype "
-        "megatron_fsdp_main_params_dtype num_distributed_optimizer_instances overlap_grad_reduce "
-        "overlap_param_gather use_distributed_optimizer use_megatron_fsdp"
+        "fp8_param_gather megatron_fsdp_main_params_dtype num_distributed_optimizer_instances overlap_grad_reduce "
+        "overlap_param_gather reuse_grad_buf_for_mxfp8_param_ag use_distributed_optimizer use_megatron_fsdp"
     ),
     "dist": "use_megatron_fsdp use_tp_pp_dp_mapping",
     "model": (
@@ -19,7 +19,7 @@ BRIDGE_FIELDS = {
         "attention_dropout attention_output_gate batch_p2p_comm bf16 bias_activation_fusion bias_dropout_fusion "
         "context_parallel_size cp_comm_type cpu_offloading cpu_offloading_num_layers cross_entropy_fusion_impl "
         "cross_entropy_loss_fusion cuda_graph_impl delay_wgrad_compute expert_model_parallel_size "
-        "expert_tensor_parallel_size ffn_hidden_size fp16 fp4 fp4_recipe fp8 fp8_recipe gated_linear_unit "
+        "expert_tensor_parallel_size ffn_hidden_size fp16 fp4 fp4_recipe fp8 fp8_param fp8_recipe gated_linear_unit "
         "hidden_dropout hidden_size hybrid_layer_pattern init_model_with_meta_device kv_channels "
         "moe_expert_capacity_factor moe_ffn_hidden_size moe_flex_dispatcher_backend moe_grouped_gemm "
         "moe_pad_expert_input_to_capacity "
@@ -36,6 +36,7 @@ BRIDGE_FIELDS = {
     "optimizer": (
         "bf16 exp_avg_dtype exp_avg_sq_dtype fp16 fp8_recipe main_grads_dtype main_params_dtype optimizer "
         "optimizer_cpu_offload optimizer_offload_fraction overlap_param_gather params_dtype "
+        "reuse_grad_buf_for_mxfp8_param_ag "
         "use_distributed_optimizer use_precision_aware_optimizer"
     ),
     "rerun_state_machine": "check_for_nan_in_loss",

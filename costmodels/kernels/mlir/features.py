@@ -24,11 +24,11 @@ from costmodels.kernels.mlir.flatten import Flat, FlatProgram, element_count, fl
 from costmodels.kernels.mlir.kernel import ATTENTION, DYNAMIC, ELEMENT_BYTES, FORMAT_ELEMENT, MEMORY, Kernel
 from costmodels.kernels.mlir.partition import ATTENTION_NAMES, Fusion, Partition, custom_target, histogram
 from costmodels.kernels.mlir.reader import TensorType, fault, read
+from profiles.timing_ops import ATTENTION_BACKWARD_FLOPS
 
 _ATTRIBUTE = re.compile(r"\b(causal|kernels|traffic_bytes) = ([-+0-9.eE]{1,40}) :")
 _QUOTED = re.compile(r'"([^"\n]{1,200})"')
 _ORDER = re.compile(r"dims = \[([\d, ]+)\]")
-_BACKWARD_WORK = 2.5  # of attention: five products against the forward's two (arXiv:2205.14135)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +257,7 @@ def _attention(flat: Flat, fusion: Fusion, program: FlatProgram, common: Mapping
         name=target or flat.name, op=KernelOp.ATTENTION_BACKWARD if backward else op, format=format_name,
         batch=float(query.dims[0]), m=m, n=n, k=float(query.dims[3]), heads=float(query.dims[heads]),
         kv_heads=float(key.dims[heads]), causal=causal, reduced=n,
-        matrix_flops=work * (_BACKWARD_WORK if backward else 1.0), bytes=fusion.bytes,
+        matrix_flops=work * (ATTENTION_BACKWARD_FLOPS if backward else 1.0), bytes=fusion.bytes,
         element_bytes=_element_bytes(query), histogram=histogram(fusion.operations),
         **common,
     )  # fmt: skip

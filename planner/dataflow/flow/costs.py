@@ -33,7 +33,7 @@ from planner.dataflow.rollouts import IN_FLIGHT
 from planner.dataflow.strategies import training_job
 from planner.dataflow.streams import input_parts, read_early, ready_shares
 from profiles.engines import TRAINER
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.hardware import ClusterSpec
 from profiles.mixed_cluster import MixedCluster
 from profiles.model import ModelSpec
@@ -318,7 +318,7 @@ def holdings_of(request: FlowRequest, call: Call) -> tuple[int, ...]:
 def _engines(request: FlowRequest, call: Call, pin: CallPin) -> tuple[str, ...]:
     if call.kind != CallKind.GENERATE:
         if pin.engine not in (None, TRAINER):
-            problem = f"{call.name} runs in the trainer; got {str(pin.engine)[:40]!r}"
+            problem = f"{call.name} runs in the trainer; got {shown(pin.engine)}"
             raise SpecError(f"pins.{call.name}.engine", problem, TRAINER)
         return (TRAINER,)
     if pin.engine is not None and pin.engine not in request.engines:

@@ -11,7 +11,7 @@ from typing import Any
 
 from planner.dataflow.graphs.graph import EXTERNAL, TRAIN, Dataflow
 from planner.question.pins import ALIASES, RECOMPUTE_NAMES
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.mixed_cluster import MixedCluster
 from profiles.scalars import whole_number
@@ -73,7 +73,7 @@ def parse_call_pins(given: Mapping[str, Any], graph: Dataflow, cluster: MixedClu
                 f"pins.{str(name)[:40]}", "no call of that name runs on GPUs", did_you_mean(str(name), names)
             )
         if not isinstance(values, Mapping):
-            raise SpecError(f"pins.{name}", f"must be a mapping; got {str(values)[:40]!r}", "{gpus: 0-7, tp: 8}")
+            raise SpecError(f"pins.{name}", f"must be a mapping; got {shown(values)}", "{gpus: 0-7, tp: 8}")
         pins[name] = _pin(name, values, cluster, trains=graph.call(name).kind == TRAIN)
     return pins
 
@@ -102,7 +102,7 @@ def _pin(name: str, values: Mapping[str, Any], cluster: MixedCluster, *, trains:
             first, count = _gpus(where, value, cluster)
         elif column == "engine":
             if not isinstance(value, str):
-                raise SpecError(where, f"must be text; got {str(value)[:40]!r}")
+                raise SpecError(where, f"must be text; got {shown(value)}")
             engine = value
         elif column in COLUMNS:
             value = _column(where, column, value)
@@ -121,7 +121,7 @@ def _column(where: str, column: str, value: object) -> int:
     if column == "recompute":
         named = value.strip().lower() if isinstance(value, str) else column_word(column, value)
         if named not in RECOMPUTE_NAMES:
-            raise SpecError(where, f"unknown value {str(value)[:40]!r}", did_you_mean(str(value), RECOMPUTE_NAMES))
+            raise SpecError(where, f"unknown value {shown(value)}", did_you_mean(str(value), RECOMPUTE_NAMES))
         return int(RECOMPUTE_NAMES[named])
     if column == "tensor_parallel_overlap":
         return whole_number(where, value, least=0, most=1)
@@ -150,7 +150,7 @@ def _gpus(where: str, value: object, cluster: MixedCluster) -> tuple[int | None,
         return None, value
     match = _RANGE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        raise SpecError(where, f"cannot read {str(value)[:40]!r}", "a number of GPUs (16) or a range of them (0-15)")
+        raise SpecError(where, f"cannot read {shown(value)}", "a number of GPUs (16) or a range of them (0-15)")
     if match[2] is None:
         return _gpus(where, int(match[1]), cluster)
     first, last = int(match[1]), int(match[2])

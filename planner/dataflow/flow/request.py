@@ -27,7 +27,7 @@ from planner.question.machines import ClusterInput, fabric_notes, mixed_of, reso
 from planner.question.option_kinds import check_kinds, check_oom_risk, in_small_letters
 from planner.question.request import ModelInput, resolve_named_model
 from planner.results import RISKY, Note
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import ModelSpec
 from profiles.precision import parse_precision
@@ -243,7 +243,7 @@ def _graph(job: GraphInput, options: FlowOptions) -> tuple[Dataflow, Mapping[str
             raise SpecError("job", "names a file, which is not read here", "the graph itself, as a mapping")
         return found.graph, found.models
     if not isinstance(job, str):
-        raise SpecError("job", f"must be a name, a file or a graph; got {str(job)[:40]!r}", ", ".join(PRESETS))
+        raise SpecError("job", f"must be a name, a file or a graph; got {shown(job)}", ", ".join(PRESETS))
     if options.allow_files and job.lower() not in PRESETS and _exists(job):
         raise SpecError(
             "job", f"{job[:60]!r} is a file, but not named as YAML", f"rename it to {Path(job).name[:40]}.yaml"
@@ -303,7 +303,7 @@ def _check_options(options: FlowOptions) -> None:
     for name, known in (("mode", MODES), ("objective", OBJECTIVES), ("rollout", ROLLOUTS)):
         value = getattr(options, name)
         if value not in known:
-            raise SpecError(name, f"unknown value {str(value)[:40]!r}", f"use one of {', '.join(known)}")
+            raise SpecError(name, f"unknown value {shown(value)}", f"use one of {', '.join(known)}")
     for name, low, high in (
         ("batch", 1, MAX_GLOBAL_BATCH),
         ("iterations", 1, MAX_ITERATIONS),
@@ -337,12 +337,12 @@ def _dependency(options: FlowOptions) -> str:
     """How iterations depend on each other."""
     if options.mode == ASYNC:
         if options.dependency not in (None, STALE):
-            problem = f"{str(options.dependency)[:40]!r} leaves nothing to run ahead"
+            problem = f"{shown(options.dependency)} leaves nothing to run ahead"
             raise SpecError("dependency", problem, f"{STALE}, or another mode")
         return STALE
     if options.dependency not in (None, VERSION, BARRIER):
         hint = "mode async" if options.dependency == STALE else f"{VERSION} or {BARRIER}"
-        raise SpecError("dependency", f"must suit mode {options.mode}; got {str(options.dependency)[:40]!r}", hint)
+        raise SpecError("dependency", f"must suit mode {options.mode}; got {shown(options.dependency)}", hint)
     return options.dependency or VERSION
 
 

@@ -14,7 +14,7 @@ from costmodels.workload import ADAPTER_TASKS
 from planner.dataflow.graphs import preset_data, preset_policy
 from planner.dataflow.graphs.graph import MAX_FACTOR, Dataflow
 from planner.dataflow.graphs.preset_settings import Settings
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, meant_among, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +233,7 @@ def build_preset(name: str, settings: Mapping[str, Any] | None = None, *, allow_
     chosen = {item.name: getattr(preset.defaults, item.name) for item in fields(Settings)}
     for setting, value in (settings or {}).items():
         if setting not in chosen:
-            raise SpecError(f"job.{str(setting)[:40]}", "unknown setting", did_you_mean(str(setting), chosen))
+            raise SpecError(f"job.{str(setting)[:40]}", "unknown setting", meant_among(str(setting), chosen))
         if setting not in preset.takes:
             takes = ", ".join(preset.takes) or "no settings"
             raise SpecError(f"job.{setting}", f"has no effect on {key}", f"{key} takes {takes}")
@@ -288,4 +288,4 @@ def _typed(name: str, value: object, default: object) -> object:
         return float(value) if kind is float else Fraction(value).limit_denominator(MAX_FACTOR)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise SpecError(f"job.{name}", f"must be {wanted[kind]}; got {str(value)[:40]!r}")
+    raise SpecError(f"job.{name}", f"must be {wanted[kind]}; got {shown(value)}")

@@ -19,7 +19,7 @@ from planner.dataflow.solving.problem import (
     DataflowProblem,
     Edge,
 )
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, shown
 from profiles.units import GIB
 
 OBJECTIVES = ("iteration", "reference")
@@ -135,7 +135,7 @@ def _graph(given: Any, names: Sequence[str]) -> tuple[tuple[Edge, ...], int]:
         for parent in _sequence(row.get("parents"), f"graph[{index}].parents", most=MOST_CALLS * 64, least=0):
             known = call_of.get(parent) if isinstance(parent, str) else None
             if known is None:
-                raise SpecError(f"graph[{index}].parents", f"unknown task {str(parent)[:80]!r}")
+                raise SpecError(f"graph[{index}].parents", f"unknown task {shown(parent)}")
             if iteration == 0 and known[1] == 0:
                 edges.add((known[0], child))
     index_of = {name: index for index, name in enumerate(names)}
@@ -156,7 +156,7 @@ def _candidates(
         entry = _mapping(row, where)
         rpc = entry.get("rpc")
         if not isinstance(rpc, str) or rpc not in columns:
-            raise SpecError(f"{where}.rpc", f"unknown call {str(rpc)[:80]!r}", "every candidate belongs to one of rpcs")
+            raise SpecError(f"{where}.rpc", f"unknown call {shown(rpc)}", "every candidate belongs to one of rpcs")
         start, size, per_node = _mesh(entry.get("mapping"), f"{where}.mapping", nodes)
         if width not in (0, per_node):
             raise SpecError(f"{where}.mapping", f"{per_node} GPUs in a node, {width} elsewhere")
@@ -207,17 +207,17 @@ def _sequence(given: Any, where: str, *, most: int, least: int = 1) -> list[Any]
 
 def _text(given: Any, where: str) -> str:
     if not isinstance(given, str) or not 1 <= len(given) <= 200:
-        raise SpecError(where, f"{str(given)[:80]!r} is no name", "a text of 1 to 200 characters")
+        raise SpecError(where, f"{shown(given)} is no name", "a text of 1 to 200 characters")
     return given
 
 
 def _number(given: Any, where: str) -> float:
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= _LARGEST:
-        raise SpecError(where, f"{str(given)[:80]!r} is no number of at least 0")
+        raise SpecError(where, f"{shown(given)} is no number of at least 0")
     return float(given)
 
 
 def _whole(given: Any, where: str, *, most: int) -> int:
     if type(given) is not int or not 0 <= given <= most:
-        raise SpecError(where, f"{str(given)[:80]!r} is no whole number from 0 to {most}")
+        raise SpecError(where, f"{shown(given)} is no whole number from 0 to {most}")
     return given

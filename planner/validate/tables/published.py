@@ -36,6 +36,8 @@ def write_page(
 ) -> None:
     """The command of a page: ``--out`` writes it, ``--first`` adds rows to the table of what was said first.
 
+    The folder of the page need not be there.
+
     Args:
         description: Of the command.
         page: Gives the page as Markdown.
@@ -49,6 +51,7 @@ def write_page(
     if asked.first is not None:
         sys.stdout.write(f"{_add(asked.first, said())} said first\n")
     if asked.out is not None:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(page(), encoding="utf-8")
 
 

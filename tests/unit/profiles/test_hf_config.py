@@ -356,7 +356,7 @@ MOE = LLAMA | {"num_experts": 8}
         (GROUPS | {"n_group": 256, "topk_group": 1},
          "config.json.topk_group: must be between 1 and router_groups=256, and hold 8 experts; got 1"),
         ({"text_config": 3}, "config.json.text_config: must be a mapping; got 3"),
-        ([], "config.json: must be a mapping; got a list"),
+        ([], "config.json: must be a mapping; got an empty list"),
         ({"model_type": "t5", "num_layers": 12}, "config.json.model_type: 't5' is not a decoder-only transformer"),
         (LLAMA | {"model_type": "x", "is_encoder_decoder": True}, "config.json.model_type: 'x' is not a decoder-only"),
         ({"model_type": "mamba"}, "config.json.model_type: 'mamba' has state-space or recurrent layers"),

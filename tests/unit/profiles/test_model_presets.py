@@ -305,7 +305,7 @@ def test_arbitrary_text_gives_a_model_or_a_spec_error(text):
 def test_entry_errors_name_the_entry():
     with pytest.raises(SpecError, match=r"^models\.mine\.num_layers: must be between 1 and 4096; got 9999"):
         model_from_entry("mine", {**OWN_FIELDS, "num_layers": 9999}, "mine.yaml")
-    with pytest.raises(SpecError, match=r"^models\.mine: must be a mapping; got a list"):
+    with pytest.raises(SpecError, match=r"^models\.mine: must be a mapping; got an empty list"):
         model_from_entry("mine", [])
     assert model_from_entry("mine", OWN_FIELDS, "mine.yaml").source == "mine.yaml"
 

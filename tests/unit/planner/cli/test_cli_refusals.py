@@ -21,6 +21,16 @@ def test_options_that_do_nothing_or_contradict_are_refused(run: Any, options: Se
     assert error in " ".join(told.split())
 
 
+@pytest.mark.parametrize("command", [("serving", "--generate", "8"), ("plan", "--job", "ppo")])
+@pytest.mark.parametrize("words", ["lognormal:", "lognormal:mean=8", "5.5", ""])
+def test_prompts_that_are_no_number_are_refused_in_the_words_of_the_library(
+    run: Any, command: Sequence[str], words: str
+) -> None:
+    code, _, told = run(*command, "--model", "llama-2-7b", "--gpus", "8xA100-80GB", "--prompt", words)
+    hint = "one number, as 1024; only generate takes a distribution"
+    assert (code, told) == (2, f"error: prompt: must be a number of tokens; got {words!r}. Hint: {hint}\n")
+
+
 def test_programs_are_told_what_is_wrong_as_the_service_tells_it(run: Any) -> None:
     ask = ("plan", "--model", "llama-2-7b", "--gpus", "8xH10O")
     code, out, told = run(*ask, "--json")

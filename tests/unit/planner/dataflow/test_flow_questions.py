@@ -92,7 +92,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"batch": 0}, "batch", "whole number from 1"),
     ({"batch": True}, "batch", "whole number from 1"),
     ({"batch": 10}, "job.calls.actor_train.mini_batches", "must divide the 10 sequences per iteration; got 4"),
-    ({"prompt": 0}, "prompt", "between 1 and"),
+    ({"prompt": 0}, "prompt", "from 1 to 16777216; got"),
     ({"generate": "long"}, "generate", "cannot read 'long'"),
     ({"prompt": 1 << 24, "generate": 1 << 24}, "generate", "together have up to"),
     ({"models": "gpt2", "prompt": 800, "generate": 400}, "generate", "1200 tokens; gpt2 (actor) has 1024 learned"),
@@ -193,6 +193,9 @@ def test_lengths_in_all_their_forms() -> None:
     [
         (True, "must be a number of tokens"),
         (0, "must be between 1"),
+        ("-1", "must be between 1 and 16777216 tokens; got -1"),
+        (1 << 25, "must be between 1 and 16777216 tokens; got 33554432"),
+        ("\u00b2", "cannot read"),  # a digit to some functions of Python, a number to none
         ("lognormal", "cannot read"),
         ("lognormal:mean=800", "needs mean, sigma and max; got mean"),
         ("lognormal:mean=x,sigma=1,max=10", "must be a number; got 'x'"),

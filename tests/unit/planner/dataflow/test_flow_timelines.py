@@ -17,6 +17,7 @@ from planner.dataflow.flow.results import FlowPlan, FlowResult
 from planner.dataflow.flow.trace import trace_document
 from planner.dataflow.graphs.graph import GENERATE
 from planner.document_flow import flow_document
+from planner.flow_words import settings_from_words, words_of_settings
 from planner.phrases import seconds
 from planner.render.flow import render_flow
 from planner.workflows import plan_dataflow
@@ -204,3 +205,13 @@ def test_workflows_are_listed(run: Any) -> None:
     assert entry["calls"][0] == "actor_gen"
     assert "ppo-ema" in run("workflows")[1]
     assert run("workflows", "pppo")[0] == 2
+
+
+def test_settings_are_listed_as_set_takes_them(run: Any) -> None:
+    entries = json.loads(run("workflows", "--json")[1])["workflows"]
+    listed = run("workflows", "dapo")[1]
+    assert "kl=false" in listed
+    assert "old_logprobs=true" in listed
+    for entry in entries:
+        said = {name: value for name, value in entry["settings"].items() if value is not None}
+        assert settings_from_words(words_of_settings(said)) == said

@@ -160,7 +160,7 @@ def test_documents_match_their_schema() -> None:
 
 
 def test_wrong_numbers_of_rivals_are_named() -> None:
-    with pytest.raises(SpecError, match="rivals: must be a whole number from 1 to 20; got '0'"):
+    with pytest.raises(SpecError, match="rivals: must be a whole number from 1 to 20; got 0"):
         planner.sensitivity("llama-3-70b", "4x8xH100", JOB, rivals=0)
 
 

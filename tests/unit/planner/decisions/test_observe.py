@@ -190,7 +190,7 @@ def test_a_plan_that_ran_is_known_to_fit_though_nothing_was_expected_to() -> Non
         ([{"model": "llama-2-7b"}], r"trials\.0.gpu: is missing. Hint: every trial says model, gpu, num_gpus"),
         ([{"tensor_parallel": ["x"]}], r"trials\.0.tensor_parallel: must be a text or a number; got"),
         ([{"model": ["x"]}], r"trials\.0.model: must be a text or a number; got"),
-        ([3], r"trials\.0: must be a mapping of columns; got '3'"),
+        ([3], r"trials\.0: must be a mapping of columns; got 3"),
         (["no-such-file.csv"], "trials: no file or folder"),
         (["a.csv", {"model": "x"}], "trials: tables and rows cannot be mixed"),
     ],

@@ -199,6 +199,8 @@ def test_commands_say_that_models_pool() -> None:
             "generate: must be at least 2 tokens on average, or 1 or 0 of every request; got 1.3 on average. Hint: "
             "generate 1, or 2.",
         ),
+        ({"generate": -1}, "generate: must be between 0 and 16777216 tokens; got -1. Hint: 0."),
+        ({"generate": "-1"}, "generate: must be between 0 and 16777216 tokens; got -1. Hint: 0."),
     ],
 )
 def test_what_means_nothing_is_refused_with_what_does(more: dict[str, Any], message: str) -> None:

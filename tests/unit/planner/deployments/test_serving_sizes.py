@@ -346,5 +346,5 @@ def test_tokens_of_the_cache_lie_beside_the_states_of_all_requests() -> None:
 def test_a_percentage_is_hinted_as_a_share() -> None:
     with pytest.raises(SpecError, match=r"0\.9$"):
         served(memory_utilization=90)
-    with pytest.raises(SpecError, match=r"got '1\.5'$"):
+    with pytest.raises(SpecError, match=r"got 1\.5$"):
         served(memory_utilization=1.5)

@@ -7,7 +7,7 @@ import pytest
 import planner
 from planner.exporters.trainer import script_notes
 from profiles.errors import SpecError
-from tests.exported import export, options, plan_of, request_of, script_words
+from tests.exported import export, options, overrides, plan_of, request_of, script_words
 
 JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64}
 
@@ -120,9 +120,39 @@ def test_megatron_lm_caps_no_logits() -> None:
         planner.export("gemma-2-9b", "8xH100", JOB, format="megatron-lm", framework="megatron")
 
 
-@pytest.mark.parametrize(("precision", "told"), [("fp8", True), ("bf16", False)])
-def test_megatron_lm_is_told_where_weights_of_eight_bits_live(precision: str, told: bool) -> None:
+GATHERS, SHARES = "--fp8-param-gather", "--reuse-grad-buf-for-mxfp8-param-ag"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "precision", "pins", "written"),
+    [
+        ("8xH100", "bf16", {"zero": 1}, set()),
+        ("8xH100", "fp8", {"zero": 1}, {GATHERS}),
+        ("8xH100", "fp8", {"zero": 2}, {GATHERS}),
+        ("8xH100", "fp8", {"zero": 1, "offload_optimizer": True}, {GATHERS}),
+        ("8xB200", "mxfp8", {"zero": 1}, {GATHERS, SHARES}),
+        ("8xB200", "mxfp8", {"zero": 2}, {GATHERS}),
+        ("8xB200", "nvfp4", {"zero": 1}, set()),
+        ("8xH100", "fp8", {"zero": 3}, set()),  # priced in 16 bits
+        ("8xH100", "fp8", {"zero": 0}, None),
+        ("8xB200", "mxfp8", {"zero": 1, "offload_optimizer": True}, None),
+    ],
+)
+def test_megatron_core_keeps_weights_in_eight_bits_where_they_are_priced_so(
+    cluster: str, precision: str, pins: dict[str, Any], written: set[str] | None
+) -> None:
     """Unasked, Transformer Engine keeps copies beside the 16-bit weights that the plan's memory has none of."""
-    request = request_of("llama-3-8b", "8xH100", "megatron", **JOB | {"precision": precision})
-    exported = export("megatron_lm", plan_of(request, tp=2, zero=1), request)
-    assert any("--fp8-param-gather, with the distributed optimizer" in words for words in exported.left_to_you) is told
+    request = request_of("llama-3-8b", cluster, "megatron", **JOB | {"precision": precision})
+    plan = plan_of(request, tp=2, **pins)
+    exported = export("megatron_lm", plan, request)
+    assert {GATHERS, SHARES} & set(script_words(exported)) == (written or set())
+    warned = [words for words in exported.left_to_you if "live in 8 bits" in words]
+    assert len(warned) == (written is None)
+    assert "param-gather" not in " ".join(exported.left_to_you)
+    bridge = export("megatron_bridge", plan, request)
+    fields = overrides(script_words(bridge))
+    told = {field for field in fields if "fp8_param" in field or "reuse_grad_buf" in field}
+    wanted = {"model.fp8_param", "ddp.fp8_param_gather"} if written else set()
+    reused = {f"{part}.reuse_grad_buf_for_mxfp8_param_ag" for part in ("ddp", "optimizer")}
+    assert told == wanted | (reused if SHARES in (written or ()) else set())
+    assert len([words for words in bridge.left_to_you if "live in 8 bits" in words]) == len(warned)

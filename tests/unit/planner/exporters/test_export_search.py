@@ -87,3 +87,21 @@ def test_a_batch_has_the_gaps_of_its_plans() -> None:
     together = {plans.plan(row): bool(batch[row]) for row in range(len(plans))}
     assert {plan: together[plan] for plan in alone} == alone
     assert all(0 not in chunk_layers(plan, request.model) for plan, said in alone.items() if said)
+
+
+@pytest.mark.parametrize("format_", ["megatron-lm", "megatron-bridge"])
+@pytest.mark.parametrize("model", ["k-exaone-236b-a23b", "trinity-mini-26b-a3b", "olmo-hybrid-7b"])
+def test_a_shape_that_no_format_says_is_told_where_it_is_planned_anew(format_: str, model: str) -> None:
+    with pytest.raises(SpecError, match="cannot express it") as caught:
+        planner.export(model, "16x8xH100", format=format_)
+    anew = "format accelerate or deepspeed plans the model anew"
+    assert caught.value.hint == f"no other format says all of this plan; {anew}; or allow_partial"
+    assert planner.export(model, "16x8xH100", format="accelerate").exported is not None
+
+
+def test_a_shape_that_another_format_says_is_told_which() -> None:
+    """Layers of Gemma 2 have four norms, which a recipe of Megatron-Bridge knows."""
+    with pytest.raises(SpecError, match=r"model\.norms_per_layer") as caught:
+        planner.export("gemma-2-9b", "8xH100", format="megatron-lm")
+    assert caught.value.hint == "format megatron-bridge; or allow_partial"
+    assert planner.export("gemma-2-9b", "8xH100", format="megatron-bridge").exported is not None

@@ -165,6 +165,14 @@ def test_servers_are_told_the_format_of_the_cache_that_was_priced() -> None:
         planner.serving("deepseek-v3.2", "8xH200", engine="tensorrt-llm", kv_cache_dtype="fp8", **asked)
 
 
+def test_engines_say_where_they_read_chosen_keys_in_16_bits_only() -> None:
+    told = {name: engine.sparse_cache_16_bits for name, engine in load_engines().items()}
+    assert {name: where for name, where in told.items() if where} == {"tensorrt-llm": ("hopper",)}
+    for name, where in told.items():
+        assert set(where) <= set(load_engines()[name].sparse_attention)
+        assert not where or "sparse_cache_16_bits" in load_engines()[name].sources
+
+
 @pytest.mark.parametrize("target", ["verl", "nemo_rl"])
 def test_exports_of_workflows_say_that_they_turn_no_kernels_on(target: str) -> None:
     """Before a plan is searched for."""

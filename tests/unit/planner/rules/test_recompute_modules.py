@@ -306,8 +306,8 @@ def test_modules_are_named_in_any_order(given: dict[str, Any]) -> None:
     ("given", "words"),
     [
         ({"recompute": "selective:moe_akt"}, "plan.recompute: unknown name 'moe_akt'. Hint: did you mean"),
-        ({"recompute_modules": 7}, "plan.recompute_modules: must name modules; got '7'"),
-        ({"recompute_modules": []}, "plan.recompute_modules: must name modules; got '[]'"),
+        ({"recompute_modules": 7}, "plan.recompute_modules: must name modules; got 7"),
+        ({"recompute_modules": []}, "plan.recompute_modules: must name modules; got an empty list"),
         ({"recompute": "full:moe"}, "plan.recompute: unknown value 'full:moe'"),
         ({"recompute_modules": ["moe"], "recompute": "selective:mlp"}, "is given twice"),
     ],

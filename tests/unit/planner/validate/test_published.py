@@ -27,7 +27,7 @@ def test_what_is_said_first_is_added_with_its_commit_and_the_page_is_written(
     monkeypatch.setattr(
         subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 0, stdout="abc1234\n", stderr="")
     )
-    table, page = tmp_path / "first.csv", tmp_path / "page.md"
+    table, page = tmp_path / "first.csv", tmp_path / "new" / "docs" / "page.md"
     table.write_text("commit,source,figure\n0000000,there,1\n", encoding="utf-8")
     words = ["--first", str(table), "--out", str(page)]
     write_page("", lambda: "# Page\n", lambda: [["a, b", "2"], ["c", "3"]], words)
