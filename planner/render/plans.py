@@ -7,6 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from costmodels.memory.peaks import memory_error_factor
 from planner.phrases import (
     RISK_MEANS,
     TIME_NAMES,
@@ -29,7 +30,6 @@ from planner.phrases import (
 )
 from planner.render.stages import memory_table
 from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request
-from profiles.hardware import ClusterSpec
 from profiles.parameters import active_parameters, total_parameters
 from profiles.units import SECONDS_PER_HOUR, TERA
 
@@ -84,7 +84,7 @@ def render_ranking(result: PlanResult, console: Console) -> None:
 
 def render_estimate(result: PlanResult, best: PlanEstimate, console: Console) -> None:
     """One plan in full: verdict, time, memory, rivals."""
-    _verdict(best, result.request.cluster, console)
+    _verdict(best, result.request, console)
     _riskier(result, console)
     _throughput(result.request, best, console)
     for table in (_time_table(best), memory_table(best)):
@@ -194,8 +194,8 @@ def _largest(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _verdict(best: PlanEstimate, cluster: ClusterSpec, console: Console) -> None:
-    devices, host_bytes = cluster.num_devices, cluster.node.host_memory_bytes
+def _verdict(best: PlanEstimate, request: Request, console: Console) -> None:
+    devices, host_bytes = request.cluster.num_devices, request.cluster.node.host_memory_bytes
     color, word = ("green", "fits") if best.fits else ("red", "does not fit")
     plan = best.plan
     extras = [
@@ -220,11 +220,12 @@ def _verdict(best: PlanEstimate, cluster: ClusterSpec, console: Console) -> None
     hosts = ""
     if best.host_memory_bytes > host_bytes:
         hosts = f"{gib(best.host_memory_bytes)} of host memory per node, which has {gib(host_bytes)}; per GPU "
+    # The interval of the document is wider: publishers do not all count alike, which kills no run.
+    usual = memory_error_factor(request.stack, unseen_publisher=False)
+    usually = f"{gib(best.peak_memory_bytes / usual)} to {gib(best.peak_memory_bytes * usual)}"
     console.print(
-        f"[bold {color}]{word}[/]: {hosts}{gib(best.peak_memory_bytes)} of {gib(best.usable_memory_bytes)} usable, "
-        f"{percent(best.oom_probability)} risk of running out "
-        # Publishers do not all count alike, which widens the interval and kills no run.
-        f"(90 % of reports: {gib(best.peak_memory_low_bytes)} to {gib(best.peak_memory_high_bytes)})",
+        f"[bold {color}]{word}[/]: {hosts}{gib(best.peak_memory_bytes)} of {gib(best.usable_memory_bytes)} usable "
+        f"({usually} on setups seen before), {percent(best.oom_probability)} risk of running out",
         highlight=False,
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from costmodels.memory.peaks import memory_error_factor
 from planner import api
 from planner.render.plans import render, render_front
 from planner.results import PlanResult
@@ -78,7 +79,13 @@ def test_one_plan_in_full(pipeline: PlanResult) -> None:
     text = shown(pipeline)
     assert "tp2 pp4 dp1 " in text
     assert "sequence parallel" in text
-    assert re.search(r"fits: \S+ GiB of \S+ GiB usable, \S+ % risk of running out \(90 % of reports: \S+ GiB to", text)
+    told = re.search(
+        r"fits: (\S+) GiB of \S+ GiB usable \((\S+) GiB to (\S+) GiB on setups seen before\), \S+ % risk", text
+    )
+    assert told is not None
+    peak, low, high = map(float, told.groups())
+    usual = memory_error_factor(pipeline.request.stack, unseen_publisher=False)
+    assert (peak / low, high / peak) == pytest.approx((usual, usual), rel=0.02)
     assert "MFU" in text
     assert "causal attention counted in half" in text
     assert "backward" in text
