@@ -139,8 +139,9 @@ def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
     words += ["--mem-fraction-static", _share(plan, result), *_formats(result, "fp8_e4m3")]
     if result.model.indexer is not None and result.kv_cache_dtype != EIGHT_BITS:
         words += ["--kv-cache-dtype", "bfloat16"]  # else 8 bits on Blackwell (_set_default_nsa_kv_cache_dtype)
-    if result.weights is not None and result.weights.beside and result.cluster.device.architecture == "hopper":
-        words += ["--moe-runner-backend", "marlin"]  # SGLang documentation, DeepSeek-V4
+    if result.weights is not None and result.weights.beside:  # SGLang documentation, DeepSeek-V4
+        hopper = result.cluster.device.architecture == "hopper"
+        words += ["--moe-runner-backend", "marlin" if hopper else "flashinfer_mxfp4"]
     words += [] if result.engine.captures_graphs else ["--disable-cuda-graph"]
     words += [] if result.speculation is None else _sglang_drafts(result.speculation)
     if nodes > 1:

@@ -134,7 +134,11 @@ def test_a_layer_that_predicts_further_words_may_draft() -> None:
 def test_servers_are_told_what_the_model_needs() -> None:
     assert given(served(), "--block-size") == ["256"]
     assert given(served(), "--kv-cache-dtype") == ["fp8"]
-    for gpus, weights, backend in (("8xH200", None, ["marlin"]), ("8xH200", "fp8-block", []), ("4xB200", None, [])):
+    for gpus, weights, backend in (
+        ("8xH200", None, ["marlin"]),
+        ("8xH200", "fp8-block", []),
+        ("4xB200", None, ["flashinfer_mxfp4"]),
+    ):
         answer = served(gpus=gpus, engine="sglang", weights=weights)
         assert given(answer, "--moe-runner-backend") == backend
         assert given(answer, "--kv-cache-dtype") == ["fp8_e4m3"]
