@@ -65,9 +65,24 @@ class CostContext:
     def packed_bytes(self, *, experts: bool) -> float:
         """Bytes of a weight that kernels unpack as they multiply it, of experts or of other layers; 0 where none do."""
         weights = self.weights
+        if weights is not None and weights.beside and experts:
+            return weights.element_bytes
         if weights is None or weights.recipe == self.job.precision or (weights.experts_only and not experts):
             return 0.0
-        return weights.element_bytes
+        return weights.element_bytes if experts else weights.dense_bytes
+
+    @property
+    def expert_format(self) -> str:
+        """Format in which routed experts multiply: the job's, or 16 bits where these alone are unpacked to them.
+
+        Source:
+            Weights of 4 bits and inputs of 8 on data-centre Blackwell's tensor cores: DeepGEMM, whose fused experts of
+            DeepSeek-V4 are "FP4 weights, FP8 activations" (SGLang documentation, DeepSeek-V4, MegaMoE); on Hopper
+            vLLM and SGLang run Marlin's kernels, with 16-bit inputs (the same; NVIDIA Dynamo's recipes on H200).
+        """
+        name = self.job.numerics.gemm_format
+        mixed = self.weights is not None and bool(self.weights.beside)
+        return "bf16" if mixed and name == "fp8" and "fp4" not in self.cluster.device.peak_flops_per_s else name
 
     @property
     def sends_eight_bits(self) -> bool:
@@ -78,3 +93,9 @@ class CostContext:
     def cache_element_bytes(self) -> float:
         """Bytes of one number among keys and values that an engine keeps."""
         return 1.0 if self.eight_bit_cache else self.job.numerics.storage_bytes
+
+    @property
+    def sequence_element_bytes(self) -> float:
+        """The same of what is kept per sequence: keys of a window as the cache's, a convolution's inputs as stored."""
+        windows = self.model.compressed_attention is not None
+        return self.cache_element_bytes if windows else self.job.numerics.storage_bytes

@@ -9,12 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from costmodels.compressed_work import layer_kinds, met_by_prompt
 from costmodels.linear_work import recurrence_flops
 from costmodels.lowering.attention import score_share
 from costmodels.memory.saved_products import layer_products
 from costmodels.plan import FloatArray, IntArray, Recompute, RecomputeModule, chosen_modules
 from costmodels.workload import LoraSpec, TrainingJob
 from profiles.adapter_parameters import total_lora_parameters
+from profiles.compressed_attention import SPARSE_RATIO
+from profiles.hyper_connections import connection_parameters
 from profiles.model import ModelSpec
 from profiles.parameters import layer_parameters, total_indexer_parameters
 from profiles.stack import StackSpec
@@ -30,6 +33,8 @@ def matmul_parameters(model: ModelSpec) -> float:
         mixed = layer_parameters(model, moe=True)
         visited = mixed.routed_experts * model.moe.experts_per_token / model.moe.num_experts
         total += moe_layers * (mixed.attention + mixed.shared_experts + mixed.router + mixed.latent + visited)
+    if model.hyper_connections is not None:
+        total += model.num_layers * connection_parameters(model.hyper_connections, model.hidden_size)
     return total
 
 
@@ -40,10 +45,17 @@ def attention_core_flops_per_token(model: ModelSpec, sequence_length: int, *, ca
         model: Heads and widths are read.
         sequence_length: Tokens that attend to each other.
         causal: Count only the unmasked part of the score matrix. Where keys are chosen, only these count, at the
-            widths of uncompressed heads as for all latent attention, whatever kernels multiply.
+            widths of uncompressed heads as for all latent attention, whatever kernels multiply. Of compressed keys
+            windows and entries count.
     """
-    latent = model.latent_attention
+    latent, compressed = model.latent_attention, model.compressed_attention
     width = 2 * model.head_dim
+    if compressed is not None:
+        met = sum(
+            share * met_by_prompt(compressed, ratio, sequence_length, causal=causal)
+            for ratio, share in layer_kinds(compressed, model.num_layers)
+        )
+        return 2.0 * model.num_layers * model.num_attention_heads * width * met
     if latent is not None:
         width = latent.qk_nope_head_dim + latent.qk_rope_head_dim + latent.v_head_dim
     share = score_share(model, sequence_length) if causal else 1.0
@@ -53,11 +65,11 @@ def attention_core_flops_per_token(model: ModelSpec, sequence_length: int, *, ca
 
 
 def index_scores_flops_per_token(model: ModelSpec, sequence_length: int, *, causal: bool) -> float:
-    """Forward FLOPs of the scores of indexers for one token, all layers that have one."""
-    if model.indexer is None:
-        return 0.0
-    pairs = sequence_length * (0.5 if causal else 1.0)
-    return 2.0 * model.indexer.layers * model.indexer.query_width * pairs
+    """Forward FLOPs of the scores of indexers for one token, all layers that have one: of keys, or of entries."""
+    indexer, pairs = model.indexer, sequence_length * (0.5 if causal else 1.0)
+    if model.compressed_attention is not None:
+        indexer, pairs = model.compressed_attention.indexer, pairs / SPARSE_RATIO
+    return 0.0 if indexer is None else 2.0 * indexer.layers * indexer.query_width * pairs
 
 
 def linear_core_flops_per_token(model: ModelSpec) -> float:

@@ -12,7 +12,7 @@ from costmodels.context import CostContext
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.stages.parameters import StageParameters, end_parameters, end_weights, layer_unit_parameters
 from costmodels.stages.table import StageTable
-from profiles.parameters import layer_norm_parameters, position_parameters
+from profiles.parameters import layer_norm_parameters, position_parameters, total_compressing_parameters
 from profiles.precision import NF4_BYTES
 
 
@@ -59,9 +59,13 @@ def unit_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
 
 
 def unquantised(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
-    """(N, S) weights on one rank that quantisation leaves alone: embedding, norms and, but for some stacks, head."""
+    """(N, S) weights on one rank that quantisation leaves alone: embedding, norms and, but for some stacks, head.
+
+    So it does compressors of keys (``quant_config=None`` in vLLM, models/deepseek_v4/compressor.py).
+    """
     model = context.model
     ends = end_weights(stages, model, head=not context.stack.quantises_head)
     ends = ends + stages.has_embedding * float(position_parameters(model))
-    found: FloatArray = ends / plans.tensor_parallel[:, None] + stages.layers * float(layer_norm_parameters(model))
+    whole = layer_norm_parameters(model) + total_compressing_parameters(model) / model.num_layers
+    found: FloatArray = ends / plans.tensor_parallel[:, None] + stages.layers * float(whole)
     return found

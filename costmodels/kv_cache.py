@@ -3,11 +3,15 @@
 Two vectors per key/value head and layer (arXiv:2305.13245 for grouped heads), or one latent vector for all heads
 under latent attention (arXiv:2405.04434 section 2.1), which every tensor-parallel rank holds whole. Beside it layers
 with an indexer keep an index key (``profiles.indexer``). Windowed layers keep their window only. Layers of linear
-attention keep no token, but a state per sequence, however long it is.
+attention keep no token, but a state per sequence, however long it is; those with compressed keys keep both
+(``costmodels.compressed_work``).
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
+from costmodels.compressed_work import layer_kinds, token_bytes, waiting_bytes
 from costmodels.lengths import OutputLengths
 from costmodels.linear_work import STATE_BYTES, RankHeads, state_bytes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
@@ -56,6 +60,8 @@ def kept_tokens(model: ModelSpec, tokens: FloatArray | float) -> FloatArray:
 
 def bytes_per_cached_token(plans: PlanBatch, model: ModelSpec, element_bytes: float) -> FloatArray:
     """(N,) bytes per token on the rank that keeps most layers."""
+    if model.compressed_attention is not None:
+        return _of_compressed(plans, model, lambda ratio: token_bytes(model, ratio, element_bytes))
     layers = -(-model.full_attention_layers // plans.pipeline_parallel)
     held = layers * layer_bytes_per_token(model, element_bytes, plans.tensor_parallel)
     if model.indexer is None:
@@ -66,19 +72,30 @@ def bytes_per_cached_token(plans: PlanBatch, model: ModelSpec, element_bytes: fl
 def bytes_per_sequence(
     plans: PlanBatch, model: ModelSpec, element_bytes: float, number_bytes: float = STATE_BYTES
 ) -> FloatArray:
-    """(N,) bytes per sequence, whatever its length, on the rank with most layers of linear attention.
+    """(N,) bytes per sequence, whatever its length, on the rank with most layers that keep any.
 
     Args:
         plans: N plans; degrees are read.
-        model: Its linear attention; 0 bytes without.
-        element_bytes: Per number of what the convolution reaches back to.
+        model: Its linear attention or its compressed keys; 0 bytes without.
+        element_bytes: Per number of what the convolution reaches back to, or of keys in a window.
         number_bytes: Per number of a state (``CostContext.state_element_bytes``).
     """
     linear = model.linear_attention
+    if model.compressed_attention is not None:
+        return _of_compressed(plans, model, lambda ratio: waiting_bytes(model, ratio, element_bytes))
     if linear is None:
         return np.zeros(len(plans))
     layers = -(-linear.layers // plans.pipeline_parallel)
     return layers * state_bytes(linear, RankHeads.of(linear, plans.tensor_parallel), element_bytes, number_bytes)
+
+
+def _of_compressed(plans: PlanBatch, model: ModelSpec, layer_bytes: Callable[[int], float]) -> FloatArray:
+    """(N,) bytes of all layers of the rank with most of each kind, of layers with so many tokens per entry."""
+    found = np.zeros(len(plans))
+    if model.compressed_attention is not None:
+        for ratio, share in layer_kinds(model.compressed_attention, model.num_layers):
+            found += layer_bytes(ratio) * -(-round(share * model.num_layers) // plans.pipeline_parallel)
+    return found
 
 
 def tokens_together(model: ModelSpec, prompt_tokens: float, output: OutputLengths, *, grows: bool) -> float:

@@ -68,6 +68,8 @@ def configured_format(config: Mapping[str, Any]) -> tuple[str, str]:
     if method == "fp8":
         block = given.get("weight_block_size")
         form = "fp8" if block is None else "fp8-block" if block == [128, 128] else ""
+        if config.get("expert_dtype") == "fp4":  # DeepSeek-V4's, beside the quantisation of all else
+            return "mxfp4-fp8" if form == "fp8-block" else "", f"{method}, experts in fp4"
         return form, f"{method}, blocks {str(block)[:40]}"
     if method == "fbgemm_fp8":
         return "fp8", method

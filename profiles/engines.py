@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from profiles.catalog import load_yaml_directory
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
-from profiles.linear_attention import KIND_TITLES, LINEAR_KINDS, LinearAttention
+from profiles.linear_attention import LINEAR_KINDS, LinearAttention
 from profiles.model import ModelSpec
 from profiles.units import GIB
 from profiles.weights import WeightFormat
@@ -37,7 +37,7 @@ OF_FREE = "free"  # of what weights and activations leave, for the cache
 _SHARES = (OF_ALL, OF_ALL_BUT_GRAPHS, OF_WEIGHTS_AND_CACHE, OF_FREE)
 # Fields that are lists in YAML.
 _TUPLES = (
-    *("unsupported", "linear_attention", "sparse_attention", "sparse_cache_16_bits"),
+    *("unsupported", "linear_attention", "sparse_attention", "sparse_cache_16_bits", "compressed_attention"),
     *("speculates", "speculates_ungrouped"),
 )
 _FITTED_AS = "fitted_as"  # in YAML: another engine, whose fits are this one's, too
@@ -123,6 +123,7 @@ class EngineSpec:
         sparse_attention: Architectures of devices for which it has kernels of DeepSeek sparse attention; none where it
             has no code for indexers (``profiles.indexer``).
         sparse_cache_16_bits: Those of them on which these kernels read keys and values in 16 bits only.
+        compressed_attention: The same of compressed keys (``profiles.compressed_attention``).
         float32_states: Those whose recurrent states it keeps in 32 bits; others are in the model's format, but for
             models that ask for 32 (``LinearAttention.float32_states``).
         expert_multiples: Format of weights and architecture of devices to the multiples that its kernels' matrices of
@@ -183,6 +184,7 @@ class EngineSpec:
     linear_attention: tuple[str, ...] = ()
     sparse_attention: tuple[str, ...] = ()
     sparse_cache_16_bits: tuple[str, ...] = ()
+    compressed_attention: tuple[str, ...] = ()
     float32_states: tuple[str, ...] = LINEAR_KINDS
     weights_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     expert_multiples: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict, hash=False)
@@ -250,14 +252,20 @@ class EngineSpec:
         return weights if padded is None else replace(weights, expert_multiples=padded)
 
     def knows(self, model: ModelSpec) -> bool:
-        """Whether it has code for the linear attention and the indexers that a model has, if any."""
-        linear = model.linear_attention
-        sparse = model.indexer is None or bool(self.sparse_attention)
-        return sparse and (linear is None or linear.kind in self.linear_attention)
+        """Whether it has code for linear attention, indexers and compressed keys as far as a model has them."""
+        linear, chosen = model.linear_attention, self._kernels_of(model)
+        return (chosen is None or bool(chosen)) and (linear is None or linear.kind in self.linear_attention)
 
     def chooses_on(self, model: ModelSpec, device: DeviceSpec) -> bool:
-        """Whether it has kernels on a device for keys that an indexer of the model chooses, if it has one."""
-        return model.indexer is None or device.architecture in self.sparse_attention
+        """Whether it has kernels on a device for keys that the model compresses or an indexer chooses, if any."""
+        chosen = self._kernels_of(model)
+        return chosen is None or device.architecture in chosen
+
+    def _kernels_of(self, model: ModelSpec) -> tuple[str, ...] | None:
+        """Architectures for which it has kernels of such keys; None where a model has none."""
+        if model.compressed_attention is not None:
+            return self.compressed_attention
+        return None if model.indexer is None else self.sparse_attention
 
     def widens_states(self, linear: LinearAttention) -> bool:
         """Whether it keeps recurrent states in 32 bits, whatever the model's format."""
@@ -373,27 +381,3 @@ def find_engine(name: str) -> EngineSpec:
     if name not in engines:
         raise SpecError("engine", f"unknown name {name[:40]!r}", did_you_mean(name, engines))
     return engines[name]
-
-
-def check_engine(engine: EngineSpec, model: ModelSpec, device: DeviceSpec | None = None) -> EngineSpec:
-    """The engine, which has code for the linear attention or the indexers a model has, and kernels on the device.
-
-    Raises:
-        SpecError: If it has none.
-    """
-    if not engine.knows(model):
-        linear = model.linear_attention
-        what = "an indexer that chooses keys" if linear is None else KIND_TITLES[linear.kind]
-        raise SpecError(
-            "engine", f"{engine.name} runs no model with {what}, as {model.name} has", " or ".join(_knowing(model))
-        )
-    if device is not None and not engine.chooses_on(model, device):
-        able = [name for name in _knowing(model) if load_engines()[name].chooses_on(model, device)]
-        problem = f"{engine.name} has no kernels on {device.name} for keys that an indexer chooses, as {model.name} has"
-        raise SpecError("engine", problem, " or ".join(able) or "a GPU of Hopper or data-centre Blackwell")
-    return engine
-
-
-def _knowing(model: ModelSpec) -> list[str]:
-    """Engines that have code for a model."""
-    return [name for name, engine in load_engines().items() if engine.knows(model) and name != TRAINER]

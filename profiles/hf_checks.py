@@ -16,7 +16,7 @@ MAX_HEAD_DIM = 1 << 14  # of a key that says so; the widest heads known have 576
 _MIXTURES = (
     *("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "deepseek_v2", "deepseek_v3", "kimi_k2"),
     *("olmoe", "glm4_moe", "dots1", "gpt_oss", "phimoe", "llama4_text", "kimi_linear"),
-    *("deepseek_v32", "glm_moe_dsa"),
+    *("deepseek_v32", "glm_moe_dsa", "deepseek_v4"),
     *("afmoe", "bailing_moe", "exaone_moe"),
 )
 _LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2")
@@ -41,8 +41,10 @@ _OTHER_LAYERS = {
     "moe_layers_enum": "layers with experts by a list",
     "block_configs": "layers of different widths",
     "index_kpool": "keys that an indexer chooses in groups",
-    "compress_ratios": "keys that are compressed before an indexer chooses among them",
+    "kv_source_layers": "compressed keys that layers share",
+    "engram_layer_ids": "embeddings of n-grams",
 }
+_COMPRESSED = ("compress_ratios", "compress_rates")  # of ``profiles.hf_compressed``
 
 
 def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) -> None:
@@ -66,7 +68,11 @@ def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) ->
     for key, layers in _OTHER_LAYERS.items():
         if config.get(key):
             raise SpecError(f"{FIELD}.{key}", f"says that there are {layers}, which have no cost model")
-    if config.get("index_topk") and not (family and family.indexer):
+    for key in _COMPRESSED:
+        if config.get(key) and not (family and family.compressed):
+            problem = "says that there are compressed keys, which have no cost model in"
+            raise SpecError(f"{FIELD}.{key}", f"{problem} {shown(kind) if kind else 'no family'}", "deepseek_v4")
+    if config.get("index_topk") and not (family and (family.indexer or family.compressed)):
         problem = f"an indexer chooses the keys, which has no cost model in {shown(kind) if kind else 'no family'}"
         raise SpecError(f"{FIELD}.index_topk", problem, "model_type deepseek_v32 or glm_moe_dsa where it is one")
     if kind in VISION or ("image_size" in config and "vocab_size" not in config):
@@ -92,7 +98,7 @@ def check_said(config: Mapping[str, Any], kind: str, *, experts: Sequence[str], 
     """
     if kind in _MIXTURES and not any(key in config for key in experts):
         key = "num_local_experts" if kind in ("mixtral", "gpt_oss", "phimoe", "llama4_text") else "num_experts"
-        key = "n_routed_experts" if kind in (*_LATENT, "glm4_moe", "dots1") else key
+        key = "n_routed_experts" if kind in (*_LATENT, "glm4_moe", "dots1", "deepseek_v4") else key
         raise SpecError(f"{FIELD}.{key}", f"is missing, which {kind} always says", "0 for a dense model")
     if kind in _LATENT and config.get("kv_lora_rank") is None:
         hint = "model_type deepseek for plain attention"
@@ -112,6 +118,15 @@ _KEYS = {
         *("shared_expert_intermediate_size", "shared_intermediate_size", "n_shared_experts", "num_shared_experts"),
         "moe_num_shared_experts",
     ),
+    "compressed_attention.window": ("sliding_window",),
+    "compressed_attention.output_groups": ("o_groups",),
+    "compressed_attention.output_rank": ("o_lora_rank",),
+    "compressed_attention.rope_head_dim": ("qk_rope_head_dim", "partial_rotary_factor"),
+    "compressed_attention.index_heads": ("index_n_heads",),
+    "compressed_attention.chosen_entries": ("index_topk",),
+    "hyper_connections.streams": ("hc_mult",),
+    "hyper_connections.sinkhorn_steps": ("hc_sinkhorn_iters",),
+    "moe.hash_layers": ("num_hash_layers",),
     "moe.first_dense_layers": ("first_k_dense_replace", "first_last_k_dense_replace", "num_dense_layers"),
     "moe.router_groups": ("n_group",),
     "moe.groups_per_token": ("topk_group",),

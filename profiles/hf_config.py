@@ -13,6 +13,7 @@ from typing import Any
 from profiles.checkpoint_names import IN_QLORA, configured_format
 from profiles.errors import SpecError, shown
 from profiles.hf_checks import check_priced, check_said, key_of
+from profiles.hf_compressed import compressed_attention, hash_layers, hyper_connections
 from profiles.hf_families import FAMILIES, LLAMA, SYNONYMS, Family
 from profiles.hf_indexer import indexer_of
 from profiles.hf_layers import FIELD, layer_mask_of_experts, windowed_layers
@@ -124,9 +125,10 @@ def _build(reader: Reader, name: str, source: str) -> ModelSpec:
     else:
         linear = linear_attention(reader.config, family, num_layers, reader.notes)
     indexer = indexer_of(reader.config, family, num_layers)
-    full = bool(family.linear) or family.indexer
+    full = bool(family.linear) or family.indexer or family.compressed
     windows = (0, 0, 0) if full else windowed_layers(reader.config, family, num_layers, reader.notes)
     window, windowed, full_every = windows
+    width = latent.v_head_dim if latent else _head_dim(reader, hidden, heads)
     max_length = reader.dimension("max_sequence_length") or 0
     embedding = reader.integer("word_embed_proj_dim") or 0
     return ModelSpec(
@@ -135,7 +137,7 @@ def _build(reader: Reader, name: str, source: str) -> ModelSpec:
         hidden_size=hidden,
         num_attention_heads=heads,
         num_key_value_heads=_key_value_heads(reader, heads),
-        head_dim=latent.v_head_dim if latent else _head_dim(reader, hidden, heads),
+        head_dim=width,
         ffn_hidden_size=_ffn(reader, hidden, moe),
         vocab_size=vocab,
         gated_mlp=family.gated,
@@ -158,6 +160,8 @@ def _build(reader: Reader, name: str, source: str) -> ModelSpec:
         embedding_dim=0 if embedding == hidden else embedding,
         latent_attention=latent,
         indexer=indexer,
+        compressed_attention=compressed_attention(reader.config, num_layers, width) if family.compressed else None,
+        hyper_connections=hyper_connections(reader.config, reader.notes) if family.compressed else None,
         moe=moe,
         sliding_window=window,
         windowed_layers=windowed,
@@ -296,7 +300,8 @@ def _moe(reader: Reader, num_layers: int, pattern: str) -> MoESpec | None:
     experts = reader.integer(*NAMES["num_experts"])
     if not experts or (pattern and EXPERTS not in pattern):
         return None
-    placement = (0, 1) if pattern else layer_mask_of_experts(reader.config, num_layers)
+    all_mixed = bool(pattern) or reader.family.compressed
+    placement = (0, 1) if all_mixed else layer_mask_of_experts(reader.config, num_layers)
     if placement is None:
         return None
     per_token = reader.integer(*NAMES["experts_per_token"])
@@ -318,6 +323,7 @@ def _moe(reader: Reader, num_layers: int, pattern: str) -> MoESpec | None:
         layer_interval=interval,
         shared_expert_gate=reader.family.shared_gate,
         router_bias=reader.boolean(("moe_router_enable_expert_bias", reader.family.router_bias)),
+        hash_layers=hash_layers(reader.config, num_layers) if reader.family.compressed else 0,
         latent_size=reader.integer("moe_latent_size") or 0,
         all_run_by_transformers=_is_llama_4(reader),
         **_router_groups(reader),

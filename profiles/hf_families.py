@@ -43,6 +43,7 @@ class Family:
         window_default: Window when the key is absent.
         linear: Kind of linear attention that some of its layers have; "" for none.
         indexer: An indexer chooses the keys that latent attention attends to.
+        compressed: Attention over compressed keys, several residual streams and routers that look experts up.
         halves: A layer is a mixer or an MLP alone, by a pattern (``profiles.hf_pattern``).
         output_gate: Queries bring a gate for the output of attention: rule.
         dense_key: Key with the width of an MLP without experts, where it is not the usual one.
@@ -75,6 +76,7 @@ class Family:
     window_default: int = 0
     linear: str = ""
     indexer: bool = False
+    compressed: bool = False
     halves: bool = False
     output_gate: Rule = ("", False)
     dense_key: str = ""
@@ -133,6 +135,7 @@ FAMILIES: Mapping[str, Family] = {
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": replace(_DEEPSEEK, router_bias=True),
     "deepseek_v32": replace(_DEEPSEEK, router_bias=True, indexer=True),
+    "deepseek_v4": replace(_DEEPSEEK, router_bias=True, key_value_heads=1, compressed=True),
     "glm_moe_dsa": replace(_DEEPSEEK, router_bias=True, indexer=True),
     "kimi_k2": replace(_DEEPSEEK, router_bias=True),
     "gemma": replace(_GEMMA, key_value_heads=16, defaults={"head_dim": 256}),
@@ -258,7 +261,7 @@ UNPRICED_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("-jamba-", "-falcon-h-1-", "-mamba-", "-bamba-"), STATES),
     **dict.fromkeys(("-zamba-", "-rwkv-", "-recurrentgemma-"), STATES),
     "-gemma-3n-": _ALTUP,
-    "-deepseek-v-4-": "keys that are compressed before an indexer chooses among them",
+    "-deepseek-v-4-1-": "compressed keys that layers share, and embeddings of n-grams",
     "-glm-5-3-flash-": "keys that an indexer chooses in groups",
     **dict.fromkeys(("-lfm-2-", "-ring-mini-linear-", "-ring-flash-linear-"), STATES),
     **dict.fromkeys(("-ling-2-5-", "-ling-2-6-", "-ring-2-5-", "-ring-2-6-"), "groups of layers that attend linearly"),

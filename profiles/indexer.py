@@ -10,7 +10,7 @@ Symbols: h hidden_size, r rank of the compressed query, H index heads of width D
 Source:
     DeepSeek-V3.2-Exp (github.com/deepseek-ai/DeepSeek-V3.2-Exp, its report, section 2.1, and ``inference/model.py``);
     layers that share: GLM-5.2, transformers ``models/glm_moe_dsa``, arXiv:2603.12201. Left out on purpose: keys that
-    are chosen in blocks or compressed before (DeepSeek-V4, GLM-5.3-Flash's ``index_kpool``).
+    are chosen in blocks (GLM-5.3-Flash's ``index_kpool``). Of entries, ``profiles.compressed_attention``.
 """
 
 from dataclasses import dataclass, fields

@@ -1,16 +1,17 @@
 """ModelSpec: the facts about a decoder-only transformer that costs depend on.
 
-Dimension names are those of Hugging Face configurations. What it leaves out, on purpose: encoders,
-vision towers and layers that are neither a token mixer with an MLP nor one of the two; a configuration that needs them
-is rejected by ``hf_config``.
+Dimension names are those of Hugging Face configurations. Left out on purpose: encoders, vision towers and layers that
+are neither a token mixer with an MLP nor one of the two; ``hf_config`` rejects a configuration that needs them.
 """
 
 from dataclasses import dataclass, field, fields, replace
 
-from profiles.errors import SpecError, did_you_mean
+from profiles.compressed_attention import CompressedAttention, check_compressed
+from profiles.errors import SpecError
+from profiles.hyper_connections import HyperConnections, check_connections
 from profiles.indexer import Indexer, check_indexer, indexer_parameters
 from profiles.layer_pattern import ATTENTION, EXPERTS, MLP, check_pattern
-from profiles.linear_attention import LINEAR_KINDS, LinearAttention
+from profiles.linear_attention import LinearAttention, check_linear
 from profiles.weights import WEIGHT_FORMATS
 
 MAX_LAYERS = 4096
@@ -53,6 +54,8 @@ class MoESpec:
         shared_expert_gate: Whether a learned scalar gates the shared expert (Qwen2-MoE).
         router_bias: One number per expert beside the router's matrix: a bias (gpt-oss) or the
             load-balancing correction of DeepSeek-V3.
+        hash_layers: Leading MoE layers whose router looks experts up by the token's number and has no such numbers;
+            what it weighs them with it multiplies as others do (DeepSeek-V4).
         router_groups: Groups of neighbouring experts the router chooses from first (DeepSeek ``n_group``); 1 for none.
         latent_size: Width that tokens are brought to before they go to experts, and back after (LatentMoE, Nemotron 3,
             arXiv:2512.20856); 0 where experts work on the residual stream's. Router and shared experts do in any case.
@@ -69,6 +72,7 @@ class MoESpec:
     layer_interval: int = 1
     shared_expert_gate: bool = False
     router_bias: bool = False
+    hash_layers: int = 0
     latent_size: int = 0
     router_groups: int = 1
     groups_per_token: int = 1
@@ -108,11 +112,12 @@ class ModelSpec:
             (OPT-350M); 0 when it is ``hidden_size`` itself.
         latent_attention: MLA dimensions, when used.
         indexer: What chooses the keys that latent attention attends to (DeepSeek sparse attention), when used.
+        compressed_attention: Attention over compressed keys in place of all else (DeepSeek-V4), when used.
+        hyper_connections: Residual streams, where there are several (mHC).
         moe: Expert structure, when used.
         sliding_window: Window of the windowed layers, in tokens; 0 for none.
         windowed_layers: How many layers use the window.
-        full_attention_every: n where all layers but every n-th have the window and nothing else tells them apart; 0
-            where all or none have it, or it is not known.
+        full_attention_every: n where all layers but every n-th have the window and differ in nothing else; 0 otherwise.
         attention_output_gate: Queries bring a gate for every value of attention's output (Qwen3-Next).
         linear_attention: Linear attention of some layers, when used.
         layer_pattern: One letter per layer where each is a mixer or an MLP alone (``profiles.layer_pattern``); "" where
@@ -152,6 +157,8 @@ class ModelSpec:
     embedding_dim: int = 0
     latent_attention: LatentAttention | None = None
     indexer: Indexer | None = None
+    compressed_attention: CompressedAttention | None = None
+    hyper_connections: HyperConnections | None = None
     moe: MoESpec | None = None
     sliding_window: int = 0
     windowed_layers: int = 0
@@ -192,10 +199,21 @@ class ModelSpec:
         if self.moe is not None:
             self._check_moe(self.moe)
         if self.linear_attention is not None:
-            self._check_linear(self.linear_attention)
+            check_linear(self.linear_attention, num_layers=self.num_layers, windowed=bool(self.windowed_layers))
+        alone = self.linear_attention is None and not self.windowed_layers
+        if self.compressed_attention is not None:
+            check_compressed(
+                self.compressed_attention,
+                num_layers=self.num_layers,
+                heads=self.num_attention_heads,
+                head_dim=self.head_dim,
+                alone=alone and self.latent_attention is None and self.indexer is None,
+            )
+        if self.hyper_connections is not None:
+            halves = bool(self.layer_pattern)
+            check_connections(self.hyper_connections, parallel=self.parallel_residual, halves=halves)
         if self.indexer is not None:
             rank = 0 if self.latent_attention is None else self.latent_attention.q_lora_rank
-            alone = self.linear_attention is None and not self.windowed_layers
             check_indexer(self.indexer, num_layers=self.num_layers, query_rank=rank, alone=alone)
         if self.layer_pattern:
             linear = 0 if self.linear_attention is None else self.linear_attention.layers
@@ -236,6 +254,7 @@ class ModelSpec:
             "ffn_hidden_size": (1, MAX_DIMENSION),
             "shared_ffn_hidden_size": (0, MAX_DIMENSION),
             "latent_size": (0, MAX_DIMENSION),
+            "hash_layers": (0, self.num_layers),
         }
         for name, (smallest, largest) in bounds.items():
             value = getattr(moe, name)
@@ -261,28 +280,6 @@ class ModelSpec:
                 f"must be between 1 and router_groups={moe.router_groups}, and hold {moe.experts_per_token} experts; "
                 f"got {moe.groups_per_token}",
             )
-
-    def _check_linear(self, linear: LinearAttention) -> None:
-        where = "model.linear_attention"
-        if linear.kind not in LINEAR_KINDS:
-            problem = f"must be one of {', '.join(LINEAR_KINDS)}; got {linear.kind[:40]!r}"
-            raise SpecError(f"{where}.kind", problem, did_you_mean(linear.kind, LINEAR_KINDS))
-        if not 1 <= linear.layers < self.num_layers:
-            most = self.num_layers - 1
-            problem = f"must be between 1 and {most}, for at least one layer attends in full; got {linear.layers}"
-            raise SpecError(f"{where}.layers", problem)
-        for item in fields(linear):
-            if item.name in ("kind", "layers", "float32_states"):
-                continue
-            value, smallest = getattr(linear, item.name), int(item.name not in ("conv_kernel_dim", "chunk_tokens"))
-            if not smallest <= value <= MAX_DIMENSION:
-                problem = f"must be between {smallest} and {MAX_DIMENSION}; got {value}"
-                raise SpecError(f"{where}.{item.name}", problem)
-        if linear.num_value_heads % linear.num_key_heads:
-            problem = f"must divide num_value_heads={linear.num_value_heads}; got {linear.num_key_heads}"
-            raise SpecError(f"{where}.num_key_heads", problem)
-        if self.windowed_layers:
-            raise SpecError("model.windowed_layers", "windows beside linear attention have no cost model", "0")
 
     @property
     def bounded_keys(self) -> tuple[int, float]:
@@ -376,6 +373,11 @@ class ModelSpec:
     def expert_hidden_size(self) -> int:
         """Width of what routed experts read and give: the residual stream's, or a latent one."""
         return self.hidden_size if self.moe is None else self.moe.latent_size or self.hidden_size
+
+    @property
+    def stream_width(self) -> int:
+        """Numbers per token that one layer hands to the next: the residual stream, or all of several."""
+        return self.hidden_size * (1 if self.hyper_connections is None else self.hyper_connections.streams)
 
     @property
     def output_width(self) -> int:

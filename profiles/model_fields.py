@@ -1,26 +1,37 @@
 """From a mapping of our own field names (catalogue entry, request body) to a checked ModelSpec.
 
-Keys are exactly the fields of ``ModelSpec``, with ``moe``, ``latent_attention``, ``linear_attention`` and
-``indexer`` nested; unknown keys are errors. Three fields may be left out where the rest decides them: see ``_fill``.
+Keys are exactly the fields of ``ModelSpec``, with ``moe``, kinds of attention, ``indexer`` and ``hyper_connections``
+nested; unknown keys are errors. Three fields may be left out where the rest decides them: see ``_fill``.
 """
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+from profiles.compressed_attention import CompressedAttention
 from profiles.errors import LARGEST, SpecError, meant_among, shown
+from profiles.hyper_connections import HyperConnections
 from profiles.indexer import Indexer
 from profiles.linear_attention import LinearAttention
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 
 MAX_TEXT = 256
 
-_Nested = type[MoESpec] | type[LatentAttention] | type[LinearAttention] | type[Indexer]
-_NESTED: dict[str, _Nested] = {
+_Nested = (
+    type[MoESpec]
+    | type[LatentAttention]
+    | type[LinearAttention]
+    | type[Indexer]
+    | type[CompressedAttention]
+    | type[HyperConnections]
+)
+NESTED: dict[str, _Nested] = {
     "moe": MoESpec,
     "latent_attention": LatentAttention,
     "linear_attention": LinearAttention,
     "indexer": Indexer,
+    "compressed_attention": CompressedAttention,
+    "hyper_connections": HyperConnections,
 }
 
 
@@ -42,7 +53,7 @@ def model_from_fields(
         SpecError: If a key is unknown or missing, a value has the wrong type or is out of bounds.
     """
     checked = _checked(values, ModelSpec, field, skip=("name",))
-    for key, kind in _NESTED.items():
+    for key, kind in NESTED.items():
         nested = checked.get(key)
         if nested is not None:
             inner = _checked(nested, kind, f"{field}.{key}")
@@ -96,7 +107,7 @@ def _checked(
         if value is None:
             continue
         wanted = known[key]
-        if key in _NESTED:
+        if key in NESTED:
             fits, expected = isinstance(value, Mapping), "a mapping"
         elif wanted is bool:
             fits, expected = isinstance(value, bool), "true or false"

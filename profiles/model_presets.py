@@ -20,7 +20,7 @@ from profiles.hf_checks import unpriced_layers
 from profiles.hf_config import TEXT_PART, read_hf_config
 from profiles.hf_families import ENCODERS, VISION
 from profiles.model import ModelSpec
-from profiles.model_fields import MAX_TEXT, model_from_fields
+from profiles.model_fields import MAX_TEXT, NESTED, model_from_fields
 from profiles.parameters import active_parameters, total_parameters
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -327,7 +327,7 @@ def _overridden(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
 def _fields_of(spec: ModelSpec) -> dict[str, Any]:
     """A preset's fields as plain values; the published count does not survive an override."""
     values = {item.name: getattr(spec, item.name) for item in fields(spec)}
-    for nested in ("moe", "latent_attention", "linear_attention", "indexer"):
+    for nested in NESTED:
         part = values[nested]
         values[nested] = None if part is None else {item.name: getattr(part, item.name) for item in fields(part)}
     del values["name"], values["published_parameters"]

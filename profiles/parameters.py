@@ -9,6 +9,15 @@ of a quantised checkpoint.
 
 from dataclasses import dataclass
 
+from profiles.compressed_attention import (
+    SPARSE_RATIO,
+    compressing_parameters,
+    compressor_parameters,
+    down_parameters,
+    index_parameters,
+    up_parameters,
+)
+from profiles.hyper_connections import closing_parameters, connection_parameters
 from profiles.linear_attention import (
     linear_key_parameters,
     linear_parameters,
@@ -36,10 +45,10 @@ class LayerParameters:
         shared_experts: Always-active experts and their gate; 0 where there are none.
         router: The routing matrix and its bias; 0 in a dense layer.
         latent: The products that bring tokens to the experts' width and back, where that is a latent one; else 0.
-        norms: The norms of width h.
+        norms: The norms of width h, and hyper-connections.
         replicated: Of everything but the routed experts, what every tensor-parallel rank holds in
             full: norms, biases of row-parallel layers, router, shared-expert gate, query/key norms, the
-            down-projections of latent attention, indexers and the projections round latent experts
+            down-projections of latent attention, indexers, compressors and the projections round latent experts
             (megatron/core/transformer/moe/moe_layer.py: TELinear, ``parallel_mode="duplicated"``).
         routed_experts_replicated: Of ``routed_experts``, the biases of row-parallel layers, which
             expert-tensor parallelism does not divide.
@@ -80,12 +89,12 @@ def norm_parameters(model: ModelSpec, *, width: int | None = None) -> int:
 
 
 def key_value_parameters(model: ModelSpec) -> int:
-    """Parameters of the key and value projections of one layer, with biases (0 under latent attention).
+    """Parameters of the key and value projections of one layer, with biases (0 where every rank holds them whole).
 
     Beyond k-way tensor parallelism a rank still holds one whole key/value head: this over k. Layers of linear attention
     have their own (``linear_key_parameters``).
     """
-    if model.latent_attention is not None:
+    if model.latent_attention is not None or model.compressed_attention is not None:
         return 0
     width = 2 * model.num_key_value_heads * model.head_dim
     return model.hidden_size * width + (width if model.qkv_bias else 0)
@@ -93,6 +102,8 @@ def key_value_parameters(model: ModelSpec) -> int:
 
 def attention_parameters(model: ModelSpec) -> int:
     """Parameters of full attention in one layer: MHA, GQA, MQA or MLA, with biases, query/key norms and sinks.
+
+    Of attention over compressed keys what all layers have; ``compressing_parameters`` of some come on top.
 
     Source:
         Grouped queries: Ainslie et al., arXiv:2305.13245. Latent attention: DeepSeek-V2,
@@ -105,6 +116,8 @@ def attention_parameters(model: ModelSpec) -> int:
     extra = model.num_attention_heads if model.attention_sinks else 0
     if latent is not None:
         return extra + _latent_down(model, latent) + _latent_up(model, latent) + _out_bias(model)
+    if model.compressed_attention is not None:
+        return _compressed_down(model) + _compressed_up(model)
     h, q_width = model.hidden_size, model.num_attention_heads * model.head_dim
     query = model.query_parts * (h * q_width + (q_width if model.qkv_bias else 0))
     output = q_width * h + _out_bias(model)
@@ -143,14 +156,33 @@ def shared_expert_parameters(model: ModelSpec) -> int:
 
 
 def router_parameters(model: ModelSpec) -> int:
-    """Parameters of one router: h per expert, and one more where it has a bias; 0 for a dense model."""
+    """Parameters of one router: h per expert, and one more where it has a bias; 0 for a dense model.
+
+    Routers that look experts up have no bias, but a table with a row per word, which is no parameter and is left out
+    (6 numbers per word in three layers of DeepSeek-V4); ``total_parameters`` counts their biases off.
+    """
     moe = model.moe
     return moe.num_experts * (model.hidden_size + (1 if moe.router_bias else 0)) if moe else 0
 
 
 def layer_norm_parameters(model: ModelSpec) -> int:
-    """Parameters of all norms of width h in one layer."""
-    return model.norms_per_layer * norm_parameters(model)
+    """Parameters of all norms of width h in one layer, and of its hyper-connections, which are as little divided."""
+    connections = model.hyper_connections
+    mixing = 0 if connections is None else connection_parameters(connections, model.hidden_size)
+    return model.norms_per_layer * norm_parameters(model) + mixing
+
+
+def mean_choosing_parameters(model: ModelSpec) -> float:
+    """Parameters of compressors and indexers in a layer, on average; every tensor-parallel rank holds them."""
+    return (total_compressing_parameters(model) + total_indexer_parameters(model)) / model.num_layers
+
+
+def total_compressing_parameters(model: ModelSpec) -> int:
+    """Parameters of the compressors of all layers; 0 where keys are not compressed."""
+    compressed = model.compressed_attention
+    if compressed is None:
+        return 0
+    return compressing_parameters(compressed, hidden_size=model.hidden_size, head_dim=model.head_dim)
 
 
 def layer_parameters(model: ModelSpec, *, moe: bool) -> LayerParameters:
@@ -193,8 +225,9 @@ def _mean_attention(model: ModelSpec) -> tuple[float, float]:
     latent, linear = model.latent_attention, model.linear_attention
     whole = attention_parameters(model)
     replicated = _out_bias(model) + (_latent_down(model, latent) if latent else _qk_norm(model))
+    replicated += _compressed_down(model)
     if linear is None:
-        beside = model.indexer_parameters * model.indexer_share
+        beside = mean_choosing_parameters(model)
         return model.full_share * whole + beside, model.full_share * replicated + beside
     pairs = (
         (whole, linear_parameters(linear, model.hidden_size)),
@@ -208,6 +241,9 @@ def _mean_attention(model: ModelSpec) -> tuple[float, float]:
 
 def total_indexer_parameters(model: ModelSpec) -> int:
     """Parameters of the indexers of all layers; 0 where nothing chooses keys."""
+    compressed = model.compressed_attention
+    if compressed is not None:
+        return compressed.sparse_layers * index_parameters(compressed, hidden_size=model.hidden_size)
     return 0 if model.indexer is None else model.indexer.layers * model.indexer_parameters
 
 
@@ -215,6 +251,10 @@ def largest_mixer_parameters(model: ModelSpec) -> int:
     """Parameters of the token mixer of whichever layers have more of them, those that attend in full or linearly."""
     linear = model.linear_attention
     full = attention_parameters(model) + model.indexer_parameters
+    compressed = model.compressed_attention
+    if compressed is not None:
+        full += index_parameters(compressed, hidden_size=model.hidden_size)
+        full += compressor_parameters(SPARSE_RATIO, hidden_size=model.hidden_size, width=model.head_dim)
     return max(full, 0 if linear is None else linear_parameters(linear, model.hidden_size))
 
 
@@ -255,8 +295,10 @@ def embedding_norm_parameters(model: ModelSpec) -> int:
 
 
 def final_norm_parameters(model: ModelSpec) -> int:
-    """Parameters of the norm before the output head."""
-    return norm_parameters(model)
+    """Parameters of the norm before the output head, and of the sum of residual streams where there are several."""
+    connections = model.hyper_connections
+    closing = 0 if connections is None else closing_parameters(connections, model.hidden_size)
+    return norm_parameters(model) + closing
 
 
 def non_layer_parameters(model: ModelSpec) -> int:
@@ -279,13 +321,15 @@ def total_parameters(model: ModelSpec) -> int:
     moe_layers, linear = model.num_moe_layers, model.linear_attention
     total = non_layer_parameters(model) + model.num_layers * layer_norm_parameters(model)
     total += model.full_attention_layers * attention_parameters(model)
-    total += total_indexer_parameters(model)
+    total += total_indexer_parameters(model) + total_compressing_parameters(model)
     if linear is not None:
         total += linear.layers * linear_parameters(linear, model.hidden_size)
     total += model.dense_mlp_layers * mlp_parameters(model)
     if model.moe is not None:
         experts = model.moe.num_experts * expert_parameters(model) + shared_expert_parameters(model)
         total += moe_layers * (experts + router_parameters(model) + latent_parameters(model))
+        if model.moe.router_bias:
+            total -= min(model.moe.hash_layers, moe_layers) * model.moe.num_experts
     return total
 
 
@@ -335,3 +379,20 @@ def _latent_up(model: ModelSpec, latent: LatentAttention) -> int:
     query = (latent.q_lora_rank or model.hidden_size) * heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
     key_value = latent.kv_lora_rank * heads * (latent.qk_nope_head_dim + latent.v_head_dim)
     return query + key_value + heads * latent.v_head_dim * model.hidden_size
+
+
+def _compressed_down(model: ModelSpec) -> int:
+    """What every rank holds of attention over compressed keys, compressors left out."""
+    compressed = model.compressed_attention
+    if compressed is None:
+        return 0
+    return down_parameters(compressed, hidden_size=model.hidden_size, head_dim=model.head_dim)
+
+
+def _compressed_up(model: ModelSpec) -> int:
+    """What ranks share out of it."""
+    compressed = model.compressed_attention
+    if compressed is None:
+        return 0
+    heads, width = model.num_attention_heads, model.head_dim
+    return up_parameters(compressed, hidden_size=model.hidden_size, heads=heads, head_dim=width)

@@ -27,6 +27,9 @@ class WeightFormat:
             kernels do with parts.
         grouped_outputs: Whether weights of so many outputs share it as well.
         experts_only: Only the matrices of routed experts are in it.
+        beside: Format of all other matrices where that is another; ``recipe``, ``group`` and ``grouped_outputs`` are
+            these', and experts multiply in 8 bits where a device has products of 8 by 4 bits, else in 16.
+        expert_group: Weights of an expert that share a scale, where ``beside`` says what others do.
         expert_multiples: Multiples that an engine's kernels round the hidden width of experts, and a rank's part of
             their own, up to (``EngineSpec.laid_out``).
         source: Where the layout is described.
@@ -39,8 +42,17 @@ class WeightFormat:
     group: int = 0
     grouped_outputs: bool = False
     experts_only: bool = False
+    beside: str = ""
+    expert_group: int = 0
     expert_multiples: tuple[int, int] = (1, 1)
     source: str
+
+    @property
+    def dense_bytes(self) -> float:
+        """Bytes of a weight that is no routed expert's; 0 where these stay in 16 bits."""
+        if self.beside:
+            return WEIGHT_FORMATS[self.beside].element_bytes
+        return 0.0 if self.experts_only else self.element_bytes
 
     def recipe_on(self, device: DeviceSpec) -> str:
         """The recipe of its products on a device; "" where these are in 16 bits."""
@@ -96,6 +108,17 @@ _FORMATS = (
         recipe="",
         experts_only=True,
         source="gpt-oss model card (arXiv:2508.10925), section 2.1; OCP Microscaling Formats v1.0",
+    ),
+    WeightFormat(
+        name="mxfp4-fp8",
+        title="experts in 4 bits, an 8-bit exponent per 32; the rest in 8, by 128 x 128",
+        element_bytes=0.5 + 1.0 / 32,
+        recipe="fp8-block",
+        group=128,
+        grouped_outputs=True,
+        beside="fp8-block",
+        expert_group=32,
+        source="deepseek-ai/DeepSeek-V4-Flash and -Pro, config.json (expert_dtype fp4) and inference/model.py (Linear)",
     ),
     WeightFormat(
         name="nvfp4",

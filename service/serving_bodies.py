@@ -69,8 +69,8 @@ class ServingRequest(Body):
     precision: Literal["bf16", "fp16"] | None = Field(default=None, description="bf16 where the device has it.")
     weights: Name | None = Field(
         default=None,
-        description="The checkpoint's: fp8, fp8-block, int8, int4 (AWQ, GPTQ), int4-experts, mxfp4, nvfp4, or bf16; "
-        "as published unless given.",
+        description="The checkpoint's: fp8, fp8-block, int8, int4 (AWQ, GPTQ), int4-experts, mxfp4, mxfp4-fp8, "
+        "nvfp4, or bf16; as published unless given.",
     )
     kv_cache_dtype: Literal["auto", "bf16", "fp16", "fp8"] = Field(
         default="auto", description="fp8 keeps keys and values in 8 bits; the others, in the 16 of `precision`."

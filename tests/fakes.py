@@ -16,7 +16,9 @@ from costmodels.memory.peaks import tensor_memory, with_overheads
 from costmodels.plan import PlanBatch
 from costmodels.stages.table import StageTable
 from costmodels.workload import TrainingJob
+from profiles.compressed_attention import CompressedAttention
 from profiles.hardware import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from profiles.hyper_connections import HyperConnections
 from profiles.linear_attention import LinearAttention
 from profiles.model import LatentAttention, ModelSpec, MoESpec
 from profiles.stack import StackSpec
@@ -182,6 +184,25 @@ def latent(**changes: Any) -> ModelSpec:
     """Multi-head latent attention with compressed queries."""
     dims = LatentAttention(q_lora_rank=384, kv_lora_rank=256, qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64)
     return gpt(**{"name": "latent", "latent_attention": dims, "rms_norm": True} | changes)
+
+
+def compressed(**changes: Any) -> ModelSpec:
+    """Entries per four tokens in three of eight layers and per 128 in two, four streams; one key for all heads."""
+    attention = CompressedAttention(
+        q_lora_rank=384,
+        rope_head_dim=32,
+        output_groups=4,
+        output_rank=128,
+        window=128,
+        sparse_layers=3,
+        heavy_layers=2,
+        index_heads=4,
+        index_head_dim=32,
+        chosen_entries=256,
+    )
+    streams = HyperConnections(streams=4, sinkhorn_steps=20)
+    own = {"name": "compressed", "compressed_attention": attention, "hyper_connections": streams}
+    return llama(**own | {"num_key_value_heads": 1} | changes)
 
 
 def hybrid(*, linear: dict[str, Any] | None = None, **changes: Any) -> ModelSpec:

@@ -87,7 +87,7 @@ class KernelCallBatch:
         implementation: Who ran the kernel and which (``costmodels.kernels.implementations``); 0: not known.
         scale_block: Elements that share one scale of a narrow format; 0: the whole tensor (GEMMs only).
         packed_bytes: Bytes per weight, scales included, where it lies in fewer bits than are multiplied and kernels
-            unpack it as they go; 0: as ``bytes`` says (GEMMs and fused experts of 16 bits only).
+            unpack it as they go; 0: as ``bytes`` says (GEMMs and fused experts of 16 bits, and experts of 8).
     """
 
     op: IntArray

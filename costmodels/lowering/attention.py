@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from costmodels.compressed_work import mean_met
 from costmodels.context import CostContext
 from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.calls import Axis, CallList, Phase
+from costmodels.lowering.compressed_attention import compressed_projections, read_prompt
 from costmodels.lowering.elementwise import (
     beside_product,
     norm_and_residual,
@@ -42,7 +44,7 @@ def score_share(model: ModelSpec, sequence_length: int) -> float:
     window, share = model.bounded_keys
     if not window or window >= sequence_length:
         return causal
-    windowed = window / sequence_length - 0.5 * (window / sequence_length) ** 2
+    windowed = mean_met(sequence_length, window) / sequence_length
     return causal * (1 - share) + windowed * share
 
 
@@ -52,7 +54,13 @@ def lower_attention(shape: RankShape, context: CostContext) -> CallList:
     calls.share = context.model.mixer_share
     norm_and_residual(calls, shape)
     linear = context.model.linear_attention
+    compressed = context.model.compressed_attention
     calls.share = context.model.full_share
+    if compressed is not None:
+        compressed_projections(calls, shape, context, compressed)
+        read_prompt(calls, shape, context, compressed)
+        _tensor_traffic(calls, shape, context)
+        return calls
     projections(calls, shape, context)
     if context.model.indexer is not None:
         _chosen_core(calls, shape, context)

@@ -100,7 +100,7 @@ class CallList:
             flops=2.0 * m * n * k * batch,
             bytes=elements * batch * element,
             element_bytes=element,
-            scale_block=float(numerics.scale_block if name == numerics.gemm_format else 0),
+            scale_block=float(numerics.scale_block if name == numerics.gemm_format and not packed_bytes else 0),
             packed_bytes=packed_bytes,
             implementation=float(implementation),
         )
@@ -130,12 +130,13 @@ class CallList:
             moved = (self.context.job.numerics.storage_bytes + EIGHT_BIT_BYTES) * batch * rows * inputs
             self.memory(Phase.FORWARD, moved, family=KernelFamily.QUANTISE, rows=rows, width=inputs, kernels=batch)
         in_memory = 0.0 if gemm_format else self.context.packed_bytes(experts=grouped)
+        unpacked = self.context.expert_format if grouped and in_memory else ""
         wider = widening(self.context, trained=trained, packed=packed, grouped=grouped)
         multiply = partial(
             self.gemm,
             batch=batch,
             grouped=grouped,
-            gemm_format=wider.gemm_format or gemm_format,
+            gemm_format=wider.gemm_format or gemm_format or unpacked,
             element_bytes=wider.element_bytes,
         )
         by = self.context.implementation if in_memory else code

@@ -27,6 +27,7 @@ from costmodels.autocast import casts_weights, output_bytes, stream_bytes
 from costmodels.kernels.calls import KernelFamily
 from costmodels.kernels.issue_bound import issue_stretch
 from costmodels.lowering.calls import CallList, Phase
+from costmodels.lowering.hyper_connections import mixed_streams
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import BoolArray, FloatArray
@@ -179,13 +180,20 @@ def _norm_work(calls: CallList) -> _Work:
 
 
 def norm_and_residual(calls: CallList, shape: RankShape) -> None:
-    """Norm before and residual after one block, over h per token; sharded by sequence parallelism."""
+    """Norm before and residual after one block, over h per token; sharded by sequence parallelism.
+
+    Of several residual streams (``lowering.hyper_connections``) one is made first and all are mixed after.
+    """
     context = calls.context
     code, hidden, tokens = context.stack.norm, context.model.hidden_size, shape.sharded_tokens
     norms = context.model.norms_per_block
     calls.part = Part.NORM
     issue = NORM_ISSUE.get(code, _MEMORY_BOUND)
     passes(calls, _norm_work(calls), KernelFamily.NORM, rows=tokens, width=hidden, times=norms, issue=issue)
+    if context.model.hyper_connections is not None:
+        mixed_streams(calls, tokens, context.model.hyper_connections)
+        calls.part = None
+        return
     residual = DROPPED_OUT[code] if context.job.dropout else _RESIDUAL
     element = stream_bytes(context.job, context.stack)
     passes(calls, residual, KernelFamily.POINTWISE, rows=tokens, width=hidden, times=norms, element_bytes=element)

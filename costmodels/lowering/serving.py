@@ -19,6 +19,7 @@ from costmodels.kernels.implementations import Library, library_of, with_library
 from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.attention import head_widths, projections, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase
+from costmodels.lowering.compressed_attention import compressed_projections, take_step
 from costmodels.lowering.elementwise import norm_and_residual
 from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
 from costmodels.lowering.linear_attention import linear_step
@@ -52,7 +53,13 @@ def lower_decode_attention(shape: RankShape, context: CostContext, *, keys: floa
     calls = CallList(context, len(shape))
     calls.share = context.model.mixer_share
     norm_and_residual(calls, shape)
-    calls.share = context.model.full_share
+    calls.share, row_bytes = context.model.full_share, context.model.hidden_size * context.job.numerics.storage_bytes
+    compressed = context.model.compressed_attention
+    if compressed is not None:
+        compressed_projections(calls, shape, context, compressed)
+        take_step(calls, shape, context, compressed, keys=keys)
+        tensor_block_traffic(calls, shape, row_bytes)
+        return calls
     projections(calls, shape, context)
     indexer_calls(calls, shape, context, queries=shape.tokens / shape.sequences, keys=keys, seen=1.0)
     _cached_core(calls, shape, context, windowed_keys(context.model, keys))
@@ -60,7 +67,7 @@ def lower_decode_attention(shape: RankShape, context: CostContext, *, keys: floa
         calls.share = context.model.linear_share
         linear_step(calls, shape, context, context.model.linear_attention)
     calls.share = context.model.mixer_share
-    tensor_block_traffic(calls, shape, context.model.hidden_size * context.job.numerics.storage_bytes)
+    tensor_block_traffic(calls, shape, row_bytes)
     return calls
 
 
@@ -131,10 +138,11 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
     active = np.maximum(-local * np.expm1(tokens * np.log1p(-seen)), 1.0)
     each = np.maximum(rows / active, 1.0)
     width, matrices = moe.ffn_hidden_size / shape.expert_tensor, model.mlp_matrices
+    packed_bytes = context.packed_bytes(experts=True)
     calls.add(
         Phase.FORWARD,
         op=float(KernelOp.FUSED_EXPERTS),
-        gemm_format=float(GEMM_FORMATS.index(context.job.numerics.gemm_format)),
+        gemm_format=float(GEMM_FORMATS.index(context.expert_format)),
         m=rows,
         n=width,
         k=float(outer),
@@ -145,8 +153,8 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
         flops=2.0 * matrices * rows * width * outer,
         bytes=element * (active * matrices * width * outer + rows * (4.0 * outer + 3.0 * width)),
         element_bytes=element,
-        scale_block=float(context.job.numerics.scale_block),
-        packed_bytes=context.packed_bytes(experts=True),
+        scale_block=float(0 if packed_bytes else context.job.numerics.scale_block),
+        packed_bytes=packed_bytes,
         implementation=_expert_kernels(shape, context),
     )
     if moe.shared_ffn_hidden_size:
@@ -169,7 +177,7 @@ def _expert_kernels(shape: RankShape, context: CostContext) -> FloatArray:
         server_args.py sets for sm100; SGLang's documentation of expert parallelism.
     """
     alone, shared = Library.TRITON, Library.TRITON
-    if context.job.numerics.gemm_format in ("fp8", "fp4"):
+    if context.expert_format in ("fp8", "fp4"):
         shared = Library.CUTLASS
         alone = Library.TRTLLM_GEN if context.cluster.device.architecture == "blackwell" else Library.TRITON
     shared_code, alone_code = (float(with_library(context.implementation, each)) for each in (shared, alone))

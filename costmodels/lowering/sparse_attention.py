@@ -42,7 +42,7 @@ _NUMBER_PASSES = 3.0  # written by the choice; read and written once more as pla
 # Kernels multiply so many query heads at least: FlashMLA's sparse ones have 64 (vLLM's flashmla_sparse.py: "only
 # supports h_q = 64 or 128, so we need to pad"; ``_flash_mla_head_padding`` of Megatron-Core's dsa_cudnn_kernels.py).
 # TensorRT-LLM's generated ones, which engines run on Blackwell with few heads, are taken to need no more than 16 rows.
-_LEAST_HEADS = 64.0
+LEAST_HEADS = 64.0
 _LEAST_HEADS_BLACKWELL = 16.0
 # Backward: scores again, and gradients of scores, values, queries and keys (widths 576, 512, 512, 576 and 576) over
 # scores and values; it reads what the forward pass moved and writes gradients.
@@ -82,7 +82,7 @@ def indexer_calls(
     outer, calls.share, calls.detached = calls.share, model.indexer_share, True
     _made(calls, shape, context, indexer, latent)
     if scored:
-        _scored(calls, shape.sequences, context, indexer, queries=queries, keys=keys, seen=seen)
+        index_scores(calls, shape.sequences, context, indexer, queries=queries, keys=keys, seen=seen)
     calls.share, calls.detached = outer, False
 
 
@@ -104,7 +104,7 @@ def _made(calls: CallList, shape: RankShape, context: CostContext, indexer: Inde
         calls.transfer(Axis.TENSOR_FORWARD, CollectiveOp.ALL_GATHER, gathered, group=shape.tensor, stride=one)
 
 
-def _scored(
+def index_scores(
     calls: CallList,
     sequences: FloatArray,
     context: CostContext,
@@ -114,6 +114,7 @@ def _scored(
     keys: float,
     seen: float,
 ) -> None:
+    """Scores of all keys, or entries of compressed ones, and the choice among them; arguments as ``indexer_calls``."""
     narrow = context.by_engine
     element = EIGHT_BIT_BYTES if narrow else context.job.numerics.storage_bytes
     key_bytes = float(indexer.key_bytes) if narrow else element * indexer.head_dim
@@ -169,13 +170,58 @@ def chosen_core(
         decodes: Whether they look back from the end of sequences in a cache.
     """
     key_width, value_width = float(latent.kv_lora_rank + latent.qk_rope_head_dim), float(latent.kv_lora_rank)
-    element = min(context.job.numerics.storage_bytes, 4.0)
-    cached = min(context.cache_element_bytes, 4.0) if context.by_engine else element
-    kept = latent_key_bytes(context.model, cached)
     blackwell = context.by_engine and context.cluster.device.architecture == "blackwell"
-    rows = np.maximum(heads, _LEAST_HEADS_BLACKWELL if blackwell else _LEAST_HEADS)
+    gathered_core(
+        calls,
+        context,
+        widths=(key_width, value_width),
+        kept_bytes=latent_key_bytes(context.model, read_element_bytes(context)),
+        tokens=tokens,
+        heads=heads,
+        rows=np.maximum(heads, _LEAST_HEADS_BLACKWELL if blackwell else LEAST_HEADS),
+        keys=keys,
+        read=read,
+        decodes=decodes,
+    )
+
+
+def read_element_bytes(context: CostContext) -> float:
+    """Bytes of a number of keys as attention reads them: the cache's where an engine runs it."""
+    element = min(context.job.numerics.storage_bytes, 4.0)
+    return min(context.cache_element_bytes, 4.0) if context.by_engine else element
+
+
+def gathered_core(
+    calls: CallList,
+    context: CostContext,
+    *,
+    widths: tuple[float, float],
+    kept_bytes: float,
+    tokens: FloatArray,
+    heads: FloatArray,
+    rows: FloatArray,
+    keys: float,
+    read: FloatArray,
+    decodes: bool,
+) -> None:
+    """The kernel of ``chosen_core``, for keys that all heads share.
+
+    Args:
+        calls: Where it goes.
+        context: Job.
+        widths: Of a key and of a value.
+        kept_bytes: Of a key as it is read; it holds its value.
+        tokens: (K,) queries of the rank.
+        heads: (K,) its query heads.
+        rows: (K,) heads that the kernel multiplies.
+        keys: That a query attends to, on average.
+        read: (K,) keys read from memory for all of them.
+        decodes: Whether they look back from the end of sequences in a cache.
+    """
+    key_width, value_width = widths
+    element = min(context.job.numerics.storage_bytes, 4.0)
     flops = 2 * (key_width + value_width) * tokens * rows * keys
-    traffic = read * kept + tokens * element * heads * (key_width + value_width)
+    traffic = read * kept_bytes + tokens * element * heads * (key_width + value_width)
     for phase, op, work, moved in (
         (Phase.CORE, KernelOp.CHOSEN_DECODE if decodes else KernelOp.CHOSEN_FORWARD, 1.0, 1.0),
         (Phase.INPUT_GRADIENT, KernelOp.CHOSEN_BACKWARD, _BACKWARD_FLOPS, _BACKWARD_TRAFFIC),

@@ -33,6 +33,7 @@ from costmodels.memory.attention_activations import (
     dropped_bytes,
     input_bytes,
     score_bytes,
+    stream_elements,
 )
 from costmodels.memory.saved_products import saved_bytes
 from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
@@ -133,7 +134,7 @@ def _layer_activations(
     if stack.keeps_quantised_inputs > 1 and job.task == "qlora":  # those of the micro-batch before
         width = model.num_attention_heads * model.head_dim + model.ffn_hidden_size
         whole += element * (2 * model.hidden_size * over_r + width * over_t)
-    stream = stream_bytes(job, stack) * model.hidden_size
+    stream = stream_bytes(job, stack) * model.stream_width
     weights = layer_parameters(model, moe=moe).total if casts_weights(job, stack) else 0
     casts = element * weights / plans.tensor_parallel
     whole += casts
@@ -143,7 +144,7 @@ def _layer_activations(
     if moe and model.moe is not None:
         copies = model.moe.experts_per_token * over_t
         whole += copies * (kept.routed * plans.expert_tensor_parallel + kept.routed_inner)
-        routed = stream * model.expert_hidden_size / model.hidden_size
+        routed = stream_bytes(job, stack) * model.expert_hidden_size
         backward = 2 * (stream * tokens + routed * copies * plans.expert_tensor_parallel)
         backward += _mlp_gradient(model, job, stack, moe=True) * copies
     if model.linear_attention is not None:
@@ -199,14 +200,13 @@ def _module_bytes(
 
 
 def output_activations(plans: PlanBatch, model: ModelSpec, job: TrainingJob) -> FloatArray:
-    """(N,) bytes kept by the final norm and as the head's input, per micro-batch.
+    """(N,) bytes kept by the final norm and as the head's input, per micro-batch; and of streams that become one.
 
     Source:
         arXiv:2205.05198 section 4.2.2: 2sbh each.
     """
-    return (2 * job.numerics.storage_bytes * model.hidden_size) * (
-        tokens_per_rank(plans, job) / sequence_divisor(plans)
-    )
+    width = 2 * model.hidden_size + (0 if model.hyper_connections is None else model.stream_width)
+    return job.numerics.storage_bytes * width * (tokens_per_rank(plans, job) / sequence_divisor(plans))
 
 
 def embedding_activations(plans: PlanBatch, model: ModelSpec, job: TrainingJob) -> FloatArray:
@@ -248,6 +248,8 @@ def _add_norms(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackS
     inputs = 1 if model.parallel_residual else norms
     stream = stream_bytes(job, stack)
     kept.sequence += inputs * stream * h
+    if model.hyper_connections is not None:
+        kept.sequence += stream_elements(model.hyper_connections, h) * stream
     if not stack.fused_norm and model.rms_norm:  # an fp32 copy, not the 16-bit input, and the normalised tensor
         kept.sequence += inputs * ((_FP32 - stream) + (stream if job.lora is None else 0.0)) * h
     attention_input = _shared_input_bytes(job, stack, *_READ_TOGETHER, readers=3) * adapted_share(model, job)

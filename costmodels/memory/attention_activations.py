@@ -10,9 +10,12 @@ import numpy as np
 
 from costmodels.arrays import total
 from costmodels.autocast import fp32_stream
+from costmodels.compressed_work import layer_kinds
 from costmodels.linear_work import kept_elements
 from costmodels.plan import FloatArray
 from costmodels.workload import TrainingJob
+from profiles.compressed_attention import HEAVY_RATIO, SPARSE_RATIO, CompressedAttention, made_width
+from profiles.hyper_connections import BLOCKS, HyperConnections
 from profiles.indexer import Indexer
 from profiles.linear_attention import KIMI_DELTA, LinearAttention
 from profiles.model import LatentAttention, ModelSpec
@@ -109,6 +112,9 @@ def _add_linear(kept: PerToken, linear: LinearAttention, job: TrainingJob, stack
 def _add_attention(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> None:
     """Queries, keys and values, and the attention output; before it is gated, too, where it is."""
     element, kernel = job.numerics.storage_bytes, attention_bytes(job)
+    if model.compressed_attention is not None:
+        _add_compressed(kept, model, model.compressed_attention, job, stack)
+        return
     latent = model.latent_attention
     if latent is None:
         query = model.num_attention_heads * model.head_dim
@@ -176,6 +182,37 @@ def _add_chosen(
     expanded = latent.qk_nope_head_dim + latent.qk_rope_head_dim + latent.v_head_dim
     kept.tensor += heads * (element * (2 * latent.kv_lora_rank + latent.qk_rope_head_dim) - kernel * expanded)
     kept.replicated += element * (latent.kv_lora_rank + latent.qk_rope_head_dim) + _INT32 * indexer.chosen_keys
+
+
+def _add_compressed(
+    kept: PerToken, model: ModelSpec, compressed: CompressedAttention, job: TrainingJob, stack: StackSpec
+) -> None:
+    """Attention over compressed keys: queries before and after norm and rotation, keys, entries, choices, outputs.
+
+    Compressors keep the values and weights that they sum, in 32 bits. Nothing is kept of an indexer but what it chose.
+
+    Source:
+        NVIDIA/Megatron-LM, experimental_attention_variant/csa.py and deepseek_v4_hybrid_attention.py (branch dev),
+        whose kernels keep queries, keys with entries, numbers of those that are attended to, outputs and log sums.
+    """
+    element, width = job.numerics.storage_bytes, model.num_attention_heads * model.head_dim
+    kept.replicated += 2 * element * (compressed.q_lora_rank + model.head_dim)
+    kept.tensor += 3 * element * width + _FP32 * model.num_attention_heads
+    kept.tensor += input_bytes(job, stack, "o") * compressed.output_groups * compressed.output_rank
+    for ratio, share in layer_kinds(compressed, model.num_layers):
+        met = compressed.window + (compressed.chosen_entries if ratio == SPARSE_RATIO else 0)
+        if ratio == HEAVY_RATIO:
+            met += -(-job.attended_tokens // ratio)
+        made = _FP32 * made_width(ratio, model.head_dim) + element * model.head_dim / ratio if ratio else 0.0
+        kept.replicated += share * (made + _INT32 * met)
+
+
+def stream_elements(connections: HyperConnections, hidden: int) -> float:
+    """Numbers per token that hyper-connections of a layer keep: streams before either block, what it gave, weights.
+
+    Weights, in 32 bits, count as two numbers.
+    """
+    return BLOCKS * (connections.streams * hidden + hidden + 2.0 * connections.weights)
 
 
 def core_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:

@@ -276,7 +276,7 @@ def communication_bytes(
     job, stack = context.job, context.stack
     storage = job.numerics.storage_bytes
     per_plan = np.where((plans.zero_stage > 0) & (plans.shard_degree > 1), stack.bucket_bytes, 0.0)
-    boundary = 2 * storage * context.model.hidden_size * tokens_per_rank(plans, job) / sequence_divisor(plans)
+    boundary = 2 * storage * context.model.stream_width * tokens_per_rank(plans, job) / sequence_divisor(plans)
     per_plan = per_plan + np.where(plans.pipeline_parallel > 1, boundary, 0.0)
     held = np.broadcast_to(per_plan[:, None], parameters.dense.shape)
     if stack.gradient_bucket_copies:

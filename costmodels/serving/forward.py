@@ -117,8 +117,8 @@ def weight_bytes(plans: PlanBatch, parameters: StageParameters, context: CostCon
     held: FloatArray = storage * (parameters.dense / plans.weight_shards[:, None] + parameters.expert / expert)
     if context.weights is not None:
         dense = parameters.dense - unquantised(plans, stage_table(plans, context.model), context)
-        matrices = parameters.expert + (0.0 if context.weights.experts_only else dense)
-        held = held - (storage - context.weights.element_bytes) * matrices
+        held = held - (storage - context.weights.element_bytes) * parameters.expert
+        held = held - (storage - (context.weights.dense_bytes or storage)) * dense
         held = held + context.weights.element_bytes * _padding(plans, context)[:, None] * parameters.expert
     return held
 
@@ -156,7 +156,7 @@ def _memory(
     working = np.zeros(len(plans))
     for moe in {model.num_moe_layers > 0, model.num_moe_layers == model.num_layers}:
         working = np.maximum(working, layer_activations(plans, model, job, stack, moe=moe).whole)
-    boundary = 2 * job.numerics.storage_bytes * model.hidden_size * tokens_per_rank(plans, job)
+    boundary = 2 * job.numerics.storage_bytes * model.stream_width * tokens_per_rank(plans, job)
     received = np.where(plans.pipeline_parallel > 1, boundary, 0.0)
     sharded = plans.weight_shards > 1
     unit = unit_parameters(plans, model)[:, None] * stack.unsharded_units

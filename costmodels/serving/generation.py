@@ -212,7 +212,7 @@ def generation_memory(plans: PlanBatch, call: ModelCall, engine: EngineSpec, con
     together = tokens_together(context.model, own_prompt, output, grows=grows)
     staggered = tokens_staggered(context.model, own_prompt, output) if grows else together
     per_token = bytes_per_cached_token(plans, context.model, context.cache_element_bytes)
-    state = bytes_per_sequence(plans, context.model, element, context.state_element_bytes)
+    state = bytes_per_sequence(plans, context.model, context.sequence_element_bytes, context.state_element_bytes)
     working = np.zeros(len(plans))
     for moe in {context.model.num_moe_layers > 0, context.model.num_moe_layers == context.model.num_layers}:
         layer = layer_activations(plans, context.model, context.job, context.stack, moe=moe)

@@ -75,7 +75,10 @@ def head_of(model: ModelSpec, *, vocab_size: int | None = None, experts: bool = 
         experts: Whether its layer is a mixture of experts where the model's are.
     """
     indexer = None if model.indexer is None else replace(model.indexer, layers=1)
-    moe = replace(model.moe, first_dense_layers=0, layer_interval=1) if experts and model.moe is not None else None
+    moe = model.moe if experts else None
+    if moe is not None:
+        moe = replace(moe, first_dense_layers=0, layer_interval=1, hash_layers=0)
+    compressed = model.compressed_attention
     return replace(
         model,
         name=f"a draft head of {model.name}",
@@ -87,6 +90,7 @@ def head_of(model: ModelSpec, *, vocab_size: int | None = None, experts: bool = 
         moe=moe,
         linear_attention=None,
         indexer=indexer,
+        compressed_attention=None if compressed is None else replace(compressed, sparse_layers=0, heavy_layers=0),
         layer_pattern="",
         published_parameters=0,
         checkpoint_weights="",

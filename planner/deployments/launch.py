@@ -30,6 +30,7 @@ from profiles.engines import DRAFT_MODEL
 _NGRAM = 4  # tokens that are looked up, the longest of vLLM's example
 _SGLANG_DRAFTS = {"eagle3": "EAGLE3", "eagle": "EAGLE", "mtp": "EAGLE", "ngram": "NGRAM", DRAFT_MODEL: "STANDALONE"}
 _TENSORRT_DRAFTS = {"eagle3": "Eagle3", "mtp": "MTP", "ngram": "NGram", DRAFT_MODEL: "Draft_Target"}
+_COMPRESSED_BLOCK = "256"  # tokens of a block of compressed keys (vllm-project/recipes, DeepSeek-V4)
 _CAST = "fp8"  # weights that engines make of 16 bits themselves
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 Words = list[str]
@@ -94,6 +95,7 @@ def _vllm(plan: ServingPlan, result: ServingResult) -> Words:
     words += ["--max-model-len", f"{result.job.max_model_len}", "--max-num-seqs", f"{most_running(plan, result)}"]
     words += ["--max-num-batched-tokens", f"{result.engine.prefill_tokens}"]
     words += ["--gpu-memory-utilization", _share(plan, result), *_formats(result, "fp8")]
+    words += ["--block-size", _COMPRESSED_BLOCK] if result.model.compressed_attention is not None else []
     words += [] if result.engine.captures_graphs else ["--enforce-eager"]
     if result.speculation is not None:
         words += ["--speculative-config", _vllm_drafts(result.speculation)]
@@ -137,6 +139,9 @@ def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
     words += ["--mem-fraction-static", _share(plan, result), *_formats(result, "fp8_e4m3")]
     if result.model.indexer is not None and result.kv_cache_dtype != EIGHT_BITS:
         words += ["--kv-cache-dtype", "bfloat16"]  # else 8 bits on Blackwell (_set_default_nsa_kv_cache_dtype)
+    if result.weights is not None and result.weights.beside:  # SGLang documentation, DeepSeek-V4
+        hopper = result.cluster.device.architecture == "hopper"
+        words += ["--moe-runner-backend", "marlin" if hopper else "flashinfer_mxfp4"]
     words += [] if result.engine.captures_graphs else ["--disable-cuda-graph"]
     words += [] if result.speculation is None else _sglang_drafts(result.speculation)
     if nodes > 1:
@@ -162,6 +167,7 @@ def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
         options += [f"speculative_config: {{{_tensorrt_drafts(result.speculation)}}}"]
     if options or narrow:
         cache = f"free_gpu_memory_fraction: {share}" + (", dtype: fp8" if narrow else "")
+        cache += ", tokens_per_block: 128" if result.model.compressed_attention is not None else ""
         options += [f"kv_cache_config: {{{cache}}}"]
     words = ["printf", r"'%s\n'", *(f"'{line}'" for line in options), ">", "options.yaml", "&&"] if options else []
     if nodes > 1:

@@ -14,7 +14,7 @@ from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.dataflow.engine_strategies import engine_strategies
 from planner.deployments.results import ServingResult
 from planner.deployments.states import STACK, serving_call
-from planner.deployments.weights import cuts
+from planner.deployments.weights import cuts, spread
 from planner.rules.base import divisors
 from profiles.hardware import ClusterSpec
 from profiles.stacks import find_stack
@@ -50,7 +50,8 @@ def replica_layouts(asked: ServingResult, pins: Mapping[str, int]) -> tuple[Plan
     for name, value in pins.items():
         if name != "data_parallel":
             kept &= getattr(plans, name) == value
-    rows = np.flatnonzero(kept & cuts(plans, asked.model, asked.weights))
+    kept &= cuts(plans, asked.model, asked.weights)
+    rows = np.flatnonzero(kept & spread(plans, asked.weights, asked.engine, cluster.device))
     return plans.take(rows), most[rows] if wanted is None else np.full(len(rows), wanted)
 
 

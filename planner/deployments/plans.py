@@ -28,7 +28,8 @@ from planner.question.field_names import meant_field
 from planner.question.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
 from planner.question.request import ModelInput, Options, check_options, price_of, resolve_named_model
 from planner.results import Note, assumed_notes
-from profiles.engines import EngineSpec, check_engine
+from profiles.engine_checks import check_engine
+from profiles.engines import EngineSpec
 from profiles.errors import SpecError, meant_among, shown
 from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec, has_own_head, with_value_head
@@ -187,8 +188,14 @@ def _cache_format(
     FlashInfer's read them from compute capability 8.0 on, also where no tensor core does (vLLM pull request 45375);
     those in Triton, which older devices are left with, from 8.9 on (vLLM issues 47549 and 26431, "type fp8e4nv not
     supported in this architecture"). Keys that an indexer chooses some engines read in 16 bits only
-    (``EngineSpec.sparse_cache_16_bits``).
+    (``EngineSpec.sparse_cache_16_bits``). Compressed keys are kept in 8 bits with 16 for what is rotated, which kernels
+    of FlashMLA read and nothing else (vLLM, models/deepseek_v4/attention.py, ``_resolve_dsv4_kv_cache_dtype``).
     """
+    if model.compressed_attention is not None:
+        if kv_cache_dtype is not None and not _is_one(kv_cache_dtype, ("auto", EIGHT_BITS)):
+            problem = f"engines keep the compressed keys of {model.name} in {EIGHT_BITS}"
+            raise SpecError("kv_cache_dtype", f"{problem}; got {str(kv_cache_dtype)[:40]!r}", "leave it out")
+        return EIGHT_BITS
     if kv_cache_dtype is None or _is_one(kv_cache_dtype, ("auto", precision)):
         return precision
     if not _is_one(kv_cache_dtype, (EIGHT_BITS,)):

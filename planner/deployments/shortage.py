@@ -9,6 +9,7 @@ import numpy as np
 from costmodels.plan import FloatArray
 from costmodels.serving.reading import reads_per_s
 from costmodels.serving.steady import most_per_s
+from planner.dataflow.engine_strategies import stages_refused
 from planner.deployments.deployed import deployment
 from planner.deployments.job import MOST_REQUESTS, MOST_SECONDS, bound_words, serving_engine
 from planner.deployments.layouts import fewest_devices, replica_layouts
@@ -41,11 +42,8 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
         why = f"that takes {needed:,} devices, and there are {devices:,}"
     elif model.num_attention_heads % t:
         why = f"{model.num_attention_heads} attention heads do not divide by tp {t}"
-    elif model.linear_attention is not None and not model.linear_attention.splits_over(t):
-        linear = model.linear_attention
-        why = f"{linear.num_key_heads} and {linear.num_value_heads} heads of linear attention do not divide by tp {t}"
-    elif shares_choices(model) and pins.get("pipeline_parallel", 1) > 1:
-        why = f"layers of {model.name} take the choice of keys of one before them, which has to be on their stage"
+    elif _of_attention(asked, pins, t):
+        why = _of_attention(asked, pins, t)
     elif e > 1 and model.moe is None:
         why = f"{model.name} has no experts for ep {e}"
     elif e > 1 and "tensor_parallel" in pins and e != t and not (asked.engine.attention_data_parallel and e % t == 0):
@@ -60,11 +58,28 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
             why += f", and that of {asked.engine.name} by {method} no data-parallel attention"
     elif asked.weights is not None and len(replica_layouts(replace(asked, weights=None), pins)[0]):
         why = f"ranks would get parts of {asked.weights.group} weights that share a scale in {asked.weights.name}"
+        if asked.weights.beside:
+            why += f", or {asked.engine.name} shares such experts out by width alone on {asked.cluster.device.name}"
     else:
         fixed = ", ".join(f"{_NAMES.get(name, name.replace('_', ' '))} {value}" for name, value in pins.items())
         why = f"{asked.engine.name} loads {model.name} in no layout of {devices:,} devices"
         why += f" with {fixed}" if fixed else ""
     return ServingShortage(reason="no_layout", message=why, remedy=_elsewhere(asked, pins), nearest=None)
+
+
+def _of_attention(asked: ServingResult, pins: Mapping[str, int], t: int) -> str:
+    """Why what a model attends to does not go with the degrees that are fixed; empty where it does."""
+    model, stages = asked.model, pins.get("pipeline_parallel", 1)
+    linear, compressed = model.linear_attention, model.compressed_attention
+    if linear is not None and not linear.splits_over(t):
+        return f"{linear.num_key_heads} and {linear.num_value_heads} heads of linear attention do not divide by tp {t}"
+    if compressed is not None and compressed.output_groups % t:
+        return f"{compressed.output_groups} groups of heads in the output do not divide by tp {t}"
+    if compressed is not None and stages > 1 and stages_refused(asked.engine):
+        return f"{asked.engine.name} runs compressed keys on one pipeline stage only"
+    if shares_choices(model) and stages > 1:
+        return f"layers of {model.name} take the choice of keys of one before them, which has to be on their stage"
+    return ""
 
 
 def no_room(found: Layouts, asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:

@@ -13,6 +13,11 @@ from profiles.hardware import DeviceSpec
 from profiles.model import ModelSpec
 from profiles.weights import WEIGHT_FORMATS, WeightFormat, parse_weights
 
+# In which checkpoints of DeepSeek-V4 are published: the grouped product of its output reads 8 bits by blocks, else 16
+# (wo_a of vLLM's models/deepseek_v4/attention.py); those in NVFP4 hold experts alone in it.
+_OF_COMPRESSED = ("mxfp4-fp8", "fp8-block")
+_WIDTHS_ONLY = "sglang"
+
 
 def served_weights(
     asked: object, model: ModelSpec, engine: EngineSpec, device: DeviceSpec
@@ -32,9 +37,14 @@ def served_weights(
 
 
 def _check(weights: WeightFormat | None, model: ModelSpec, engine: EngineSpec, device: DeviceSpec) -> None:
-    if weights is not None and weights.experts_only and model.moe is None:
+    if weights is not None and (weights.experts_only or weights.beside) and model.moe is None:
         problem = f"{weights.name} is of the matrices of experts, and {model.name} has none"
         raise SpecError("weights", problem, _others(engine, device, model))
+    if weights is not None and model.compressed_attention is not None and weights.name not in _OF_COMPRESSED:
+        problem = (
+            f"no checkpoint of {model.name} is all in {weights.name}, whose output has products of groups of heads"
+        )
+        raise SpecError("weights", problem, f"{' or '.join(_OF_COMPRESSED)}, or bf16")
     if weights is not None and not engine.serves(weights, device):
         problem = f"{engine.name} has no kernels for {weights.name} on {device.name}"
         raise SpecError("weights", problem, _instead(weights, engine, device, model))
@@ -80,7 +90,7 @@ def _others(engine: EngineSpec, device: DeviceSpec, model: ModelSpec) -> str:
     known = [
         name
         for name, each in WEIGHT_FORMATS.items()
-        if engine.serves(each, device) and (model.moe is not None or not each.experts_only)
+        if engine.serves(each, device) and (model.moe is not None or not (each.experts_only or each.beside))
     ]
     return f"one of {', '.join([*known, 'bf16'])}" if known else "bf16, for a checkpoint in 16 bits"
 
@@ -95,22 +105,38 @@ def cuts(plans: PlanBatch, model: ModelSpec, weights: WeightFormat | None) -> Bo
     """
     if weights is None or not weights.group:
         return np.ones(len(plans), dtype=np.bool_)
-    found = [width % weights.group == 0 for width in _cut_widths(plans, model, weights)]
+    found = [width % group == 0 for width, group in _cut_widths(plans, model, weights)]
     return np.asarray(np.logical_and.reduce([plans.tensor_parallel > 0, *found]), dtype=np.bool_)
 
 
-def _cut_widths(plans: PlanBatch, model: ModelSpec, weights: WeightFormat) -> Iterator[FloatArray]:
-    """Inputs that are shared out over ranks, and outputs where these share scales as well; 0 where nothing is cut."""
-    ranks, moe = plans.tensor_parallel, model.moe
+def spread(plans: PlanBatch, weights: WeightFormat | None, engine: EngineSpec, device: DeviceSpec) -> BoolArray:
+    """(N,) whether the engine spreads experts in that format so over ranks.
+
+    Source:
+        SGLang documentation, DeepSeek-V4, note on Hopper: its FP4 experts run on Marlin's kernels, which is "TP-only"
+        (neither data-parallel attention nor expert parallelism; checkpoints in FP8 have both).
+    """
+    if weights is None or not weights.beside or engine.name != _WIDTHS_ONLY or device.architecture != "hopper":
+        return np.ones(len(plans), dtype=np.bool_)
+    return np.asarray((plans.expert_parallel == 1) & (plans.attention_groups == 1), dtype=np.bool_)
+
+
+def _cut_widths(plans: PlanBatch, model: ModelSpec, weights: WeightFormat) -> Iterator[tuple[FloatArray, int]]:
+    """Inputs that are shared out over ranks, and outputs where these share scales as well; 0 where nothing is cut.
+
+    With each comes how many weights share a scale.
+    """
+    ranks, moe, group = plans.tensor_parallel, model.moe, weights.group
     if moe is not None:
-        yield np.where(plans.expert_tensor_parallel > 1, moe.ffn_hidden_size / plans.expert_tensor_parallel, 0.0)
+        own = np.where(plans.expert_tensor_parallel > 1, moe.ffn_hidden_size / plans.expert_tensor_parallel, 0.0)
+        yield own, weights.expert_group or group
     if weights.experts_only:
         return
     cut = ranks > 1
-    yield np.where(cut, model.num_attention_heads * model.head_dim / ranks, 0.0)
+    yield np.where(cut, model.num_attention_heads * model.head_dim / ranks, 0.0), group
     if model.dense_mlp_layers:
-        yield np.where(cut, model.ffn_hidden_size / ranks, 0.0)
+        yield np.where(cut, model.ffn_hidden_size / ranks, 0.0), group
     if moe is not None and moe.shared_ffn_hidden_size:
-        yield np.where(cut, moe.shared_ffn_hidden_size / ranks, 0.0)
+        yield np.where(cut, moe.shared_ffn_hidden_size / ranks, 0.0), group
     if weights.grouped_outputs and model.latent_attention is None:
-        yield np.where(cut, np.maximum(model.num_key_value_heads / ranks, 1.0) * model.head_dim, 0.0)
+        yield np.where(cut, np.maximum(model.num_key_value_heads / ranks, 1.0) * model.head_dim, 0.0), group

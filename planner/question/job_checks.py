@@ -2,6 +2,7 @@
 
 from costmodels.workload import TrainingJob
 from planner.question.lora import check_adapted
+from planner.rules.compressed import check_compressed_trained
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
@@ -65,15 +66,16 @@ def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
 
 
 def check_chosen_keys(model: ModelSpec, device: DeviceSpec) -> None:
-    """Refuse keys that an indexer chooses where nobody has kernels that train with them.
+    """Refuse compressed keys, and those that an indexer chooses where nobody has kernels that train with them.
 
     Raises:
-        SpecError: If the model has an indexer and the device is none of those.
+        SpecError: If the model compresses keys, or has an indexer and the device is none of those.
 
     Source:
         megatron-core 0.19.2, experimental_attention_variant/dsa_cudnn_kernels.py: cuDNN's and FlashMLA's require Hopper
         or later, and none are built for consumer Blackwell (deepseek-ai/FlashMLA, README, support matrix).
     """
+    check_compressed_trained(model)
     if model.indexer is not None and device.architecture not in ("hopper", "blackwell"):
         problem = f"no framework has kernels on {device.name} for keys that an indexer chooses, as {model.name} has"
         raise SpecError("model.indexer", problem, "a GPU of Hopper or data-centre Blackwell")

@@ -11,6 +11,7 @@ import numpy as np
 
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
 from planner.rules.base import FRAMEWORKS, Rule, Setting
+from planner.rules.compressed import COMPRESSED
 from planner.rules.experts import EXPERT
 from planner.rules.formats import FORMAT_RULES
 from planner.rules.indexer import INDEXER
@@ -25,7 +26,7 @@ from planner.rules.transformers_code import TRANSFORMERS
 from profiles.errors import SpecError, did_you_mean
 
 RULES: tuple[Rule, ...] = (
-    *(*LAYOUT, *TENSOR, *LINEAR, *INDEXER, *CONTEXT, *EXPERT, *TRANSFORMERS),
+    *(*LAYOUT, *TENSOR, *LINEAR, *INDEXER, *COMPRESSED, *CONTEXT, *EXPERT, *TRANSFORMERS),
     *(*PIPELINE_RULES, *STATE_RULES, *OFFLOAD_RULES, *FORMAT_RULES, *OPTIMIZER_RULES),
 )
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from planner.dataflow.graphs.graph import GENERATE, Dataflow
-from profiles.engines import TRAINER, check_engine, find_engine
+from profiles.engine_checks import check_engine
+from profiles.engines import TRAINER, find_engine
 from profiles.errors import SpecError
 from profiles.hardware import DeviceSpec
 from profiles.mixed_cluster import MixedCluster

@@ -165,7 +165,7 @@ def test_what_is_no_configuration_is_said(given: object) -> None:
 def test_formats_take_the_bytes_they_say() -> None:
     """Bits of a weight, and of what a group of them shares."""
     bits = {"fp8": 8, "fp8-block": 8 + 32 / 128**2, "int8": 8 + 16 / 128, "int4": 4 + (16 + 4) / 128,
-            "int4-experts": 4 + 16 / 32, "mxfp4": 4 + 8 / 32, "nvfp4": 4 + 8 / 16}  # fmt: skip
+            "int4-experts": 4 + 16 / 32, "mxfp4": 4 + 8 / 32, "mxfp4-fp8": 4 + 8 / 32, "nvfp4": 4 + 8 / 16}  # fmt: skip
     assert {name: 8 * each.element_bytes for name, each in WEIGHT_FORMATS.items()} == pytest.approx(bits)
     assert all(each.source and each.title for each in WEIGHT_FORMATS.values())
 
