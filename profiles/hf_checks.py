@@ -67,6 +67,9 @@ def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) ->
     for key, layers in _OTHER_LAYERS.items():
         if config.get(key):
             raise SpecError(f"{FIELD}.{key}", f"says that there are {layers}, which have no cost model")
+    if config.get("use_bidirectional_attention") in ("all", True):
+        problem = "says that tokens attend to later ones, which has no cost model"
+        raise SpecError(f"{FIELD}.use_bidirectional_attention", problem, "false where it is a decoder")
     if config.get("index_topk") and not (family and family.indexer):
         problem = f"an indexer chooses the keys, which has no cost model in {shown(kind) if kind else 'no family'}"
         raise SpecError(f"{FIELD}.index_topk", problem, "model_type deepseek_v32 or glm_moe_dsa where it is one")
@@ -95,6 +98,9 @@ def check_said(config: Mapping[str, Any], kind: str, *, experts: Sequence[str], 
         key = "num_local_experts" if kind in ("mixtral", "gpt_oss", "phimoe", "llama4_text") else "num_experts"
         key = "n_routed_experts" if kind in (*_LATENT, "glm4_moe", "dots1") else key
         raise SpecError(f"{FIELD}.{key}", f"is missing, which {kind} always says", "0 for a dense model")
+    if kind == "gemma4_text" and "hidden_size_per_layer_input" not in config:
+        key = f"{FIELD}.hidden_size_per_layer_input"
+        raise SpecError(key, f"is missing, which {kind} always says", "0 where layers have no embeddings of their own")
     if kind in _LATENT and config.get("kv_lora_rank") is None:
         hint = "model_type deepseek for plain attention"
         raise SpecError(f"{FIELD}.kv_lora_rank", f"is missing, which {kind} always says", hint)

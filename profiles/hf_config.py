@@ -14,14 +14,16 @@ from profiles.checkpoint_names import IN_QLORA, configured_format
 from profiles.errors import SpecError
 from profiles.hf_checks import check_priced, check_said, key_of
 from profiles.hf_families import FAMILIES, LLAMA, SYNONYMS, Family
+from profiles.hf_heads import with_heads
 from profiles.hf_indexer import indexer_of
 from profiles.hf_layers import FIELD, layer_mask_of_experts, windowed_layers
 from profiles.hf_linear import linear_attention
 from profiles.hf_pattern import pattern_mixer, read_pattern
 from profiles.hf_reader import NAMES, Reader
 from profiles.layer_pattern import EXPERTS
-from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, MoESpec
+from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec
 from profiles.model_fields import shown
+from profiles.moe import MoESpec
 
 TEXT_PART = "multimodal model: only its text part"  # how what is said of one begins
 _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
@@ -57,7 +59,7 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
     check_said(flat, SYNONYMS.get(kind, kind), experts=NAMES["num_experts"], lengths=NAMES["max_sequence_length"])
     reader = Reader(flat, _family(text, kind, notes), notes)
     try:
-        spec = _build(reader, name, source)
+        spec = with_heads(reader, _build(reader, name, source))
     except SpecError as error:
         where = error.field.removeprefix("model.")
         key = key_of(where, flat, NAMES)
@@ -254,7 +256,12 @@ def _norm_bias(reader: Reader) -> bool:
 
 
 def _norms(reader: Reader) -> int:
-    """Falcon has one norm per layer with parallel attention, two in its newer architecture."""
+    """Falcon has one norm per layer with parallel attention, two in its newer architecture.
+
+    Beside experts Gemma 4's MLP has a norm of its own behind it, experts one on either side, and their router one.
+    """
+    if reader.family.mlp_beside_experts and reader.boolean(reader.family.experts):
+        return 2 * reader.family.norms
     kind = reader.config.get("model_type")
     if kind in ("falcon", "RefinedWeb", "RefinedWebModel") and reader.boolean(("parallel_attn", True)):
         two = reader.boolean(("new_decoder_architecture", kind == "RefinedWeb"))
@@ -295,7 +302,7 @@ _OWN_EXPERT_WIDTH = (
 
 def _moe(reader: Reader, num_layers: int, pattern: str) -> MoESpec | None:
     experts = reader.integer(*NAMES["num_experts"])
-    if not experts or (pattern and EXPERTS not in pattern):
+    if not experts or not reader.boolean(reader.family.experts) or (pattern and EXPERTS not in pattern):
         return None
     placement = (0, 1) if pattern else layer_mask_of_experts(reader.config, num_layers)
     if placement is None:
@@ -340,6 +347,8 @@ def _is_llama_4(reader: Reader) -> bool:
 def _shared_width(reader: Reader, width: int) -> int:
     if _is_llama_4(reader):
         return width  # one shared expert, always, as wide as a routed one
+    if reader.family.mlp_beside_experts:
+        return reader.required("ffn_hidden_size")
     explicit = reader.integer(
         "shared_expert_intermediate_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size"
     )

@@ -44,6 +44,10 @@ class Family:
         linear: Kind of linear attention that some of its layers have; "" for none.
         indexer: An indexer chooses the keys that latent attention attends to.
         halves: A layer is a mixer or an MLP alone, by a pattern (``profiles.hf_pattern``).
+        global_heads: Layers without a window have heads of their own, by keys that say ``global``.
+        value_norm: Values pass a norm without weights.
+        experts: Layers have experts: rule; by default where there is a number of them.
+        mlp_beside_experts: A dense MLP runs beside the experts, on norms of its own.
         output_gate: Queries bring a gate for the output of attention: rule.
         dense_key: Key with the width of an MLP without experts, where it is not the usual one.
         defaults: Dimensions of the configuration class that its files really leave out.
@@ -76,6 +80,10 @@ class Family:
     linear: str = ""
     indexer: bool = False
     halves: bool = False
+    global_heads: bool = False
+    value_norm: bool = False
+    experts: Rule = ("", True)
+    mlp_beside_experts: bool = False
     output_gate: Rule = ("", False)
     dense_key: str = ""
     defaults: Mapping[str, int] = field(default_factory=dict)
@@ -112,6 +120,13 @@ _GEMMA3_DEFAULTS = {
     "max_position_embeddings": 131072,
 }  # fmt: skip
 
+# Gemma4TextConfig and Gemma4UnifiedTextConfig. The last layer attends in full whatever the interval.
+_GEMMA4_DEFAULTS = {**_GEMMA3_DEFAULTS, "vocab_size": 262144}
+_GEMMA4 = replace(
+    _GEMMA, norms=4, qk_norm=_YES, value_norm=True, global_heads=True, window="apart:6", window_default=512,
+    experts=("enable_moe_block", False), mlp_beside_experts=True, router_bias=True, defaults=_GEMMA4_DEFAULTS,
+)  # fmt: skip
+
 FAMILIES: Mapping[str, Family] = {
     "llama": LLAMA,
     "Yi": LLAMA,
@@ -142,6 +157,10 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "gemma3_text": replace(
         _GEMMA, norms=4, qk_norm=_YES, window="every:6", window_default=4096, defaults=_GEMMA3_DEFAULTS
+    ),
+    "gemma4_text": _GEMMA4,
+    "gemma4_unified_text": replace(
+        _GEMMA4, window_default=1024, defaults=_GEMMA4_DEFAULTS | {"max_position_embeddings": 262144}
     ),
     "phi": replace(
         _GPT, tied=False, norms=1, parallel=_YES, head_bias=_YES, ffn_multiple=4, qk_norm=("qk_layernorm", False)
@@ -227,7 +246,8 @@ FAMILIES: Mapping[str, Family] = {
 
 # Families named differently at the top of a multimodal or renamed configuration.
 SYNONYMS: Mapping[str, str] = {
-    "gemma3": "gemma3_text", "llama4": "llama4_text", "RefinedWeb": "falcon", "RefinedWebModel": "falcon",
+    "gemma3": "gemma3_text", "gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text",
+    "llama4": "llama4_text", "RefinedWeb": "falcon", "RefinedWebModel": "falcon",
     "phi-msft": "phi", "InternLM2ForCausalLM": "internlm2", "BaichuanForCausalLM": "baichuan",
     "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "minimax_text_01": "minimax", "minimax_m1": "minimax",
     "nemotron4": "nemotron", "bailing_moe_v2": "bailing_moe", "phi4mm": "phi3", "starcoder": "gpt_bigcode",
@@ -251,13 +271,20 @@ STATE_SPACE = frozenset({
 STATES = "state-space or recurrent layers"
 # Gemma3nTextConfig: altup_num_inputs, hidden_size_per_layer_input, num_kv_shared_layers.
 _ALTUP = "AltUp, per-layer embeddings and layers that share keys and values"
+_PER_LAYER = "embeddings of every layer and layers that share keys and values"
+_DIFFUSION = "tokens that are filled in by diffusion"
 # Families with other layers that have no cost model: what these are.
-UNPRICED: Mapping[str, str] = {"gemma3n": _ALTUP, "gemma3n_text": _ALTUP}
+UNPRICED: Mapping[str, str] = {
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), _ALTUP),
+    **dict.fromkeys(("diffusion_gemma", "diffusion_gemma_text"), _DIFFUSION),
+}
 # Words in names of models without one, canonical and between hyphens.
 UNPRICED_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("-jamba-", "-falcon-h-1-", "-mamba-", "-bamba-"), STATES),
     **dict.fromkeys(("-zamba-", "-rwkv-", "-recurrentgemma-"), STATES),
     "-gemma-3n-": _ALTUP,
+    **dict.fromkeys(("-gemma-4-e-2b-", "-gemma-4-e-4b-"), _PER_LAYER),
+    "-diffusiongemma-": _DIFFUSION,
     "-deepseek-v-4-": "keys that are compressed before an indexer chooses among them",
     "-glm-5-3-flash-": "keys that an indexer chooses in groups",
     **dict.fromkeys(("-lfm-2-", "-ring-mini-linear-", "-ring-flash-linear-"), STATES),

@@ -114,18 +114,7 @@ def windowed_layers(
     if key not in config and family.window_default:
         window = family.window_default
         notes.append(f"{FIELD}.{key} is absent: taken as {window}, as the family does")
-    types = config.get("layer_types")
-    if isinstance(types, list):
-        mask = _windowed_by_type(types, num_layers)
-    elif family.window == "chunk":
-        mask = _chunked(config, num_layers)
-    elif ":" in family.window:
-        mask = _all_but_every(_interval(config, int(family.window.rpartition(":")[2])), num_layers)
-    elif family.window == "qwen":
-        full = _whole(config, "max_window_layers", num_layers, smallest=0)
-        mask = [config.get("use_sliding_window") is True and index >= full for index in range(num_layers)]
-    else:
-        mask = [family.window == "all"] * num_layers
+    mask = window_mask(config, family, num_layers)
     if not window or not any(mask):
         return 0, 0, 0
     if family.window == "chunk":
@@ -133,6 +122,25 @@ def windowed_layers(
     alternates = range(2, num_layers + 1) if family.window.startswith("every:") else ()
     every = next((n for n in alternates if mask == _all_but_every(n, num_layers)), 0)
     return window, sum(mask), every
+
+
+def window_mask(config: Mapping[str, Any], family: Family, num_layers: int) -> list[bool]:
+    """For each layer whether it attends within a window, if there is one.
+
+    Raises:
+        SpecError: If a layer is neither full nor windowed attention, or a number is not one.
+    """
+    types = config.get("layer_types")
+    if isinstance(types, list):
+        return _windowed_by_type(types, num_layers)
+    if family.window == "chunk":
+        return _chunked(config, num_layers)
+    if ":" in family.window:
+        return _all_but_every(_interval(config, int(family.window.rpartition(":")[2])), num_layers)
+    if family.window == "qwen":
+        full = _whole(config, "max_window_layers", num_layers, smallest=0)
+        return [config.get("use_sliding_window") is True and index >= full for index in range(num_layers)]
+    return [family.window == "all"] * num_layers
 
 
 def _interval(config: Mapping[str, Any], default: int) -> int:

@@ -10,7 +10,19 @@ _KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 _LLAMA = tuple(f"{kind}_proj" for kind in _KINDS)
 _OF_LLAMA = (
     *("llama", "mistral", "ministral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2"),
-    *("gemma3_text", "granite", "smollm3", "cohere", "cohere2", "olmo2", "olmoe", "glm4_moe", "stablelm"),
+    *(
+        "gemma3_text",
+        "gemma4_text",
+        "gemma4_unified_text",
+        "granite",
+        "smollm3",
+        "cohere",
+        "cohere2",
+        "olmo2",
+        "olmoe",
+        "glm4_moe",
+        "stablelm",
+    ),
     *("olmo3", "exaone4", "exaone_moe", "ernie4_5", "ernie4_5_moe"),
     *("llama4_text", "gpt_oss", "phimoe", "nemotron", "dots1", "deepseek_v2", "deepseek_v3", "kimi_k2"),
 )

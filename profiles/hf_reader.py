@@ -23,7 +23,10 @@ NAMES = {
         "model_max_length",
     ),
     "num_experts": ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts"),
-    "experts_per_token": ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k"),
+    "experts_per_token": (
+        "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k",
+        "top_k_experts",
+    ),
     "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
 }  # fmt: skip
 

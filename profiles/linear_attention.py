@@ -16,7 +16,10 @@ Symbols: h hidden_size, K = key heads x key width, V = value heads x value width
 Hugging Face implementations. Left out on purpose: mixers side by side with attention (Falcon-H1), and sparse attention.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from profiles.errors import SpecError, did_you_mean
+from profiles.windowed_attention import MAX_DIMENSION
 
 DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2 = "gated_delta_net", "kimi_delta", "lightning", "mamba2"
 LINEAR_KINDS = (DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2)
@@ -140,3 +143,35 @@ def _vectors(linear: LinearAttention) -> int:
 def _norm(linear: LinearAttention) -> int:
     """The norm of the output, of one head's width or of all heads'."""
     return linear.value_head_dim if linear.kind in (DELTA_NET, KIMI_DELTA) else linear.value_width
+
+
+def check_linear(linear: LinearAttention, *, num_layers: int, windows: bool) -> None:
+    """Refuse kinds and sizes that no linear attention has, and one beside what it is not priced with.
+
+    Args:
+        linear: The linear attention of a model.
+        num_layers: Layers of the model.
+        windows: Whether other layers attend within a window.
+
+    Raises:
+        SpecError: With the field, the value and what would do.
+    """
+    where = "model.linear_attention"
+    if linear.kind not in LINEAR_KINDS:
+        problem = f"must be one of {', '.join(LINEAR_KINDS)}; got {linear.kind[:40]!r}"
+        raise SpecError(f"{where}.kind", problem, did_you_mean(linear.kind, LINEAR_KINDS))
+    if not 1 <= linear.layers < num_layers:
+        problem = f"must be between 1 and {num_layers - 1}, for at least one layer attends in full; got {linear.layers}"
+        raise SpecError(f"{where}.layers", problem)
+    for item in fields(linear):
+        if item.name in ("kind", "layers", "float32_states"):
+            continue
+        value, smallest = getattr(linear, item.name), int(item.name not in ("conv_kernel_dim", "chunk_tokens"))
+        if not smallest <= value <= MAX_DIMENSION:
+            problem = f"must be between {smallest} and {MAX_DIMENSION}; got {value}"
+            raise SpecError(f"{where}.{item.name}", problem)
+    if linear.num_value_heads % linear.num_key_heads:
+        problem = f"must divide num_value_heads={linear.num_value_heads}; got {linear.num_key_heads}"
+        raise SpecError(f"{where}.num_key_heads", problem)
+    if windows:
+        raise SpecError("model.windowed_layers", "windows beside linear attention have no cost model", "0")

@@ -6,17 +6,18 @@ is rejected by ``hf_config``.
 """
 
 from dataclasses import dataclass, field, fields, replace
+from math import gcd
 
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError
 from profiles.indexer import Indexer, check_indexer, indexer_parameters
 from profiles.layer_pattern import ATTENTION, EXPERTS, MLP, check_pattern
-from profiles.linear_attention import LINEAR_KINDS, LinearAttention
+from profiles.linear_attention import LinearAttention, check_linear
+from profiles.moe import MoESpec, check_moe
 from profiles.weights import WEIGHT_FORMATS
+from profiles.windowed_attention import MAX_DIMENSION, WindowedAttention, check_windowed
 
 MAX_LAYERS = 4096
-MAX_DIMENSION = 1 << 22
 MAX_SEQUENCE = 1 << 24
-MAX_EXPERTS = 1 << 14
 MAX_NORMS_PER_LAYER = 8
 
 
@@ -37,42 +38,6 @@ class LatentAttention:
     qk_nope_head_dim: int
     qk_rope_head_dim: int
     v_head_dim: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MoESpec:
-    """Mixture of experts: which layers have it and how wide its experts are.
-
-    Attributes:
-        num_experts: Routed experts per MoE layer.
-        experts_per_token: Routed experts each token visits (top-k).
-        ffn_hidden_size: Width of one routed expert.
-        shared_ffn_hidden_size: Total width of the always-active shared experts; 0 for none.
-        first_dense_layers: Leading layers with a dense MLP (DeepSeek ``first_k_dense_replace``).
-        layer_interval: After those, every n-th layer is MoE (1: all; Llama-4 Maverick: 2).
-        shared_expert_gate: Whether a learned scalar gates the shared expert (Qwen2-MoE).
-        router_bias: One number per expert beside the router's matrix: a bias (gpt-oss) or the
-            load-balancing correction of DeepSeek-V3.
-        router_groups: Groups of neighbouring experts the router chooses from first (DeepSeek ``n_group``); 1 for none.
-        latent_size: Width that tokens are brought to before they go to experts, and back after (LatentMoE, Nemotron 3,
-            arXiv:2512.20856); 0 where experts work on the residual stream's. Router and shared experts do in any case.
-        groups_per_token: How many of them a token's experts are in at most (``topk_group``).
-        all_run_by_transformers: Hugging Face's model code runs every expert on every token, and weights with zero what
-            the router did not choose (``Llama4TextMoe``); other code runs the experts that were chosen.
-    """
-
-    num_experts: int
-    experts_per_token: int
-    ffn_hidden_size: int
-    shared_ffn_hidden_size: int = 0
-    first_dense_layers: int = 0
-    layer_interval: int = 1
-    shared_expert_gate: bool = False
-    router_bias: bool = False
-    latent_size: int = 0
-    router_groups: int = 1
-    groups_per_token: int = 1
-    all_run_by_transformers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +76,10 @@ class ModelSpec:
         moe: Expert structure, when used.
         sliding_window: Window of the windowed layers, in tokens; 0 for none.
         windowed_layers: How many layers use the window.
+        windowed_attention: Heads of these layers where they are not those of the others, which are the model's.
+        keys_are_values: Layers that have the model's heads project no values: theirs are what becomes keys, before norm
+            and positions (Gemma 4). vLLM keeps a second copy of that projection.
+        value_norm: Values pass a norm without weights (Gemma 4).
         full_attention_every: n where all layers but every n-th have the window and nothing else tells them apart; 0
             where all or none have it, or it is not known.
         attention_output_gate: Queries bring a gate for every value of attention's output (Qwen3-Next).
@@ -155,6 +124,9 @@ class ModelSpec:
     moe: MoESpec | None = None
     sliding_window: int = 0
     windowed_layers: int = 0
+    windowed_attention: WindowedAttention | None = None
+    keys_are_values: bool = False
+    value_norm: bool = False
     full_attention_every: int = field(default=0, compare=False)
     attention_output_gate: bool = False
     linear_attention: LinearAttention | None = None
@@ -190,13 +162,19 @@ class ModelSpec:
                 f"must divide num_attention_heads={self.num_attention_heads}; got {self.num_key_value_heads}",
             )
         if self.moe is not None:
-            self._check_moe(self.moe)
+            check_moe(self.moe, num_layers=self.num_layers)
         if self.linear_attention is not None:
-            self._check_linear(self.linear_attention)
+            check_linear(self.linear_attention, num_layers=self.num_layers, windows=self.windowed_layers > 0)
         if self.indexer is not None:
             rank = 0 if self.latent_attention is None else self.latent_attention.q_lora_rank
             alone = self.linear_attention is None and not self.windowed_layers
             check_indexer(self.indexer, num_layers=self.num_layers, query_rank=rank, alone=alone)
+        if self.windowed_attention is not None:
+            others = self.latent_attention or self.linear_attention or self.layer_pattern
+            layers = (self.windowed_layers, self.num_layers)
+            check_windowed(self.windowed_attention, layers=layers, alone=not others)
+        if self.keys_are_values and self.latent_attention is not None:
+            raise SpecError("model.keys_are_values", "latent attention makes values of its own", "false")
         if self.layer_pattern:
             linear = 0 if self.linear_attention is None else self.linear_attention.layers
             check_pattern(
@@ -229,60 +207,6 @@ class ModelSpec:
                         f"model.latent_attention.{item.name}",
                         f"must be between {smallest} and {MAX_DIMENSION}; got {value}",
                     )
-
-    def _check_moe(self, moe: MoESpec) -> None:
-        bounds = {
-            "num_experts": (1, MAX_EXPERTS),
-            "ffn_hidden_size": (1, MAX_DIMENSION),
-            "shared_ffn_hidden_size": (0, MAX_DIMENSION),
-            "latent_size": (0, MAX_DIMENSION),
-        }
-        for name, (smallest, largest) in bounds.items():
-            value = getattr(moe, name)
-            if not smallest <= value <= largest:
-                raise SpecError(f"model.moe.{name}", f"must be between {smallest} and {largest}; got {value}")
-        if not 1 <= moe.experts_per_token <= moe.num_experts:
-            raise SpecError(
-                "model.moe.experts_per_token",
-                f"must be between 1 and num_experts={moe.num_experts}; got {moe.experts_per_token}",
-            )
-        if not 0 <= moe.first_dense_layers <= self.num_layers:
-            raise SpecError("model.moe.first_dense_layers", f"must be between 0 and num_layers={self.num_layers}")
-        if not 1 <= moe.layer_interval <= self.num_layers:
-            raise SpecError("model.moe.layer_interval", f"must be between 1 and num_layers={self.num_layers}")
-        if not 1 <= moe.router_groups <= moe.num_experts or moe.num_experts % moe.router_groups:
-            raise SpecError(
-                "model.moe.router_groups", f"must divide num_experts={moe.num_experts}; got {moe.router_groups}"
-            )
-        reached = moe.num_experts // moe.router_groups * moe.groups_per_token
-        if not 1 <= moe.groups_per_token <= moe.router_groups or reached < moe.experts_per_token:
-            raise SpecError(
-                "model.moe.groups_per_token",
-                f"must be between 1 and router_groups={moe.router_groups}, and hold {moe.experts_per_token} experts; "
-                f"got {moe.groups_per_token}",
-            )
-
-    def _check_linear(self, linear: LinearAttention) -> None:
-        where = "model.linear_attention"
-        if linear.kind not in LINEAR_KINDS:
-            problem = f"must be one of {', '.join(LINEAR_KINDS)}; got {linear.kind[:40]!r}"
-            raise SpecError(f"{where}.kind", problem, did_you_mean(linear.kind, LINEAR_KINDS))
-        if not 1 <= linear.layers < self.num_layers:
-            most = self.num_layers - 1
-            problem = f"must be between 1 and {most}, for at least one layer attends in full; got {linear.layers}"
-            raise SpecError(f"{where}.layers", problem)
-        for item in fields(linear):
-            if item.name in ("kind", "layers", "float32_states"):
-                continue
-            value, smallest = getattr(linear, item.name), int(item.name not in ("conv_kernel_dim", "chunk_tokens"))
-            if not smallest <= value <= MAX_DIMENSION:
-                problem = f"must be between {smallest} and {MAX_DIMENSION}; got {value}"
-                raise SpecError(f"{where}.{item.name}", problem)
-        if linear.num_value_heads % linear.num_key_heads:
-            problem = f"must divide num_value_heads={linear.num_value_heads}; got {linear.num_key_heads}"
-            raise SpecError(f"{where}.num_key_heads", problem)
-        if self.windowed_layers:
-            raise SpecError("model.windowed_layers", "windows beside linear attention have no cost model", "0")
 
     @property
     def bounded_keys(self) -> tuple[int, float]:
@@ -317,9 +241,34 @@ class ModelSpec:
         return 2 if self.attention_output_gate else 1
 
     @property
+    def widest_heads(self) -> int:
+        """Width of all query heads of a layer together, of the layers where it is most."""
+        windowed = self.windowed_attention
+        return max(self.num_attention_heads * self.head_dim, 0 if windowed is None else windowed.width)
+
+    @property
+    def split_heads(self) -> int:
+        """What tensor parallelism has to divide for the query heads of every layer to be split."""
+        windowed = self.windowed_attention
+        return gcd(self.num_attention_heads, 0 if windowed is None else windowed.num_attention_heads)
+
+    @property
+    def has_sinks(self) -> bool:
+        """Whether any layer has attention sinks."""
+        windowed = self.windowed_attention
+        return self.attention_sinks or (windowed is not None and windowed.attention_sinks)
+
+    @property
+    def key_value_heads(self) -> tuple[int, ...]:
+        """Numbers of key/value heads that layers have, without latent attention."""
+        windowed = self.windowed_attention
+        own = () if windowed is None else (windowed.num_key_value_heads,)
+        return tuple(dict.fromkeys((self.num_key_value_heads, *own)))
+
+    @property
     def widest_product(self) -> int:
         """Outputs per token of the widest matrix on the residual stream, or inputs of the one back to it."""
-        queries = self.query_parts * self.num_attention_heads * self.head_dim
+        queries = self.query_parts * self.widest_heads
         linear = 0 if self.linear_attention is None else self.linear_attention.joint_width
         return max(self.ffn_hidden_size, queries, linear)
 

@@ -1,7 +1,8 @@
 """From a mapping of our own field names (catalogue entry, request body) to a checked ModelSpec.
 
-Keys are exactly the fields of ``ModelSpec``, with ``moe``, ``latent_attention``, ``linear_attention`` and
-``indexer`` nested; unknown keys are errors. Three fields may be left out where the rest decides them: see ``_fill``.
+Keys are exactly the fields of ``ModelSpec``, with ``moe``, ``latent_attention``, ``linear_attention``, ``indexer`` and
+``windowed_attention`` nested; unknown keys are errors. Three fields may be left out where the rest decides them: see
+``_fill``.
 """
 
 from collections.abc import Mapping
@@ -11,17 +12,20 @@ from typing import Any
 from profiles.errors import SpecError, did_you_mean
 from profiles.indexer import Indexer
 from profiles.linear_attention import LinearAttention
-from profiles.model import LatentAttention, ModelSpec, MoESpec
+from profiles.model import LatentAttention, ModelSpec
+from profiles.moe import MoESpec
+from profiles.windowed_attention import WindowedAttention
 
 MAX_TEXT = 256
 LARGEST = 10**30
 
-_Nested = type[MoESpec] | type[LatentAttention] | type[LinearAttention] | type[Indexer]
+_Nested = type[MoESpec] | type[LatentAttention] | type[LinearAttention] | type[Indexer] | type[WindowedAttention]
 _NESTED: dict[str, _Nested] = {
     "moe": MoESpec,
     "latent_attention": LatentAttention,
     "linear_attention": LinearAttention,
     "indexer": Indexer,
+    "windowed_attention": WindowedAttention,
 }
 
 

@@ -327,7 +327,7 @@ def _overridden(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
 def _fields_of(spec: ModelSpec) -> dict[str, Any]:
     """A preset's fields as plain values; the published count does not survive an override."""
     values = {item.name: getattr(spec, item.name) for item in fields(spec)}
-    for nested in ("moe", "latent_attention", "linear_attention", "indexer"):
+    for nested in ("moe", "latent_attention", "linear_attention", "indexer", "windowed_attention"):
         part = values[nested]
         values[nested] = None if part is None else {item.name: getattr(part, item.name) for item in fields(part)}
     del values["name"], values["published_parameters"]

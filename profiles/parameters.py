@@ -9,6 +9,7 @@ of a quantised checkpoint.
 
 from dataclasses import dataclass
 
+from profiles.attention_kinds import attention_kinds, attention_shares
 from profiles.linear_attention import (
     linear_key_parameters,
     linear_parameters,
@@ -82,17 +83,21 @@ def norm_parameters(model: ModelSpec, *, width: int | None = None) -> int:
 def key_value_parameters(model: ModelSpec) -> int:
     """Parameters of the key and value projections of one layer, with biases (0 under latent attention).
 
+    One projection where values are what becomes keys. Of the model's own heads: ``attention_kinds`` has all.
+
     Beyond k-way tensor parallelism a rank still holds one whole key/value head: this over k. Layers of linear attention
     have their own (``linear_key_parameters``).
     """
     if model.latent_attention is not None:
         return 0
-    width = 2 * model.num_key_value_heads * model.head_dim
+    width = (1 if model.keys_are_values else 2) * model.num_key_value_heads * model.head_dim
     return model.hidden_size * width + (width if model.qkv_bias else 0)
 
 
 def attention_parameters(model: ModelSpec) -> int:
     """Parameters of full attention in one layer: MHA, GQA, MQA or MLA, with biases, query/key norms and sinks.
+
+    Of the model's own heads, where windowed layers have other ones (``attention_kinds`` has both).
 
     Source:
         Grouped queries: Ainslie et al., arXiv:2305.13245. Latent attention: DeepSeek-V2,
@@ -193,6 +198,10 @@ def _mean_attention(model: ModelSpec) -> tuple[float, float]:
     latent, linear = model.latent_attention, model.linear_attention
     whole = attention_parameters(model)
     replicated = _out_bias(model) + (_latent_down(model, latent) if latent else _qk_norm(model))
+    if model.windowed_attention is not None:
+        kinds = attention_shares(model)
+        own = sum(share * (_out_bias(kind) + _qk_norm(kind)) for kind, share in kinds)
+        return sum(share * attention_parameters(kind) for kind, share in kinds), own
     if linear is None:
         beside = model.indexer_parameters * model.indexer_share
         return model.full_share * whole + beside, model.full_share * replicated + beside
@@ -212,9 +221,9 @@ def total_indexer_parameters(model: ModelSpec) -> int:
 
 
 def largest_mixer_parameters(model: ModelSpec) -> int:
-    """Parameters of the token mixer of whichever layers have more of them, those that attend in full or linearly."""
+    """Parameters of the token mixer of whichever layers have most of them, however they attend."""
     linear = model.linear_attention
-    full = attention_parameters(model) + model.indexer_parameters
+    full = max(attention_parameters(kind) for kind, _ in attention_kinds(model)) + model.indexer_parameters
     return max(full, 0 if linear is None else linear_parameters(linear, model.hidden_size))
 
 
@@ -223,11 +232,13 @@ def whole_head_parameters(model: ModelSpec) -> tuple[tuple[float, int], ...]:
 
     Beyond so many tensor-parallel ranks each holds one head of them whole.
     """
-    full = (model.full_share * key_value_parameters(model), model.num_key_value_heads)
+    full = tuple(
+        (share * key_value_parameters(kind), kind.num_key_value_heads) for kind, share in attention_shares(model)
+    )
     linear = model.linear_attention
     if linear is None:
-        return (full,)
-    return full, (model.linear_share * linear_key_parameters(linear, model.hidden_size), linear.num_key_heads)
+        return full
+    return *full, (model.linear_share * linear_key_parameters(linear, model.hidden_size), linear.num_key_heads)
 
 
 def embedding_parameters(model: ModelSpec) -> int:
@@ -278,7 +289,7 @@ def total_parameters(model: ModelSpec) -> int:
     """
     moe_layers, linear = model.num_moe_layers, model.linear_attention
     total = non_layer_parameters(model) + model.num_layers * layer_norm_parameters(model)
-    total += model.full_attention_layers * attention_parameters(model)
+    total += sum(layers * attention_parameters(kind) for kind, layers in attention_kinds(model))
     total += total_indexer_parameters(model)
     if linear is not None:
         total += linear.layers * linear_parameters(linear, model.hidden_size)

@@ -18,7 +18,8 @@ from costmodels.stages.table import StageTable
 from costmodels.workload import TrainingJob
 from profiles.hardware import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from profiles.linear_attention import LinearAttention
-from profiles.model import LatentAttention, ModelSpec, MoESpec
+from profiles.model import LatentAttention, ModelSpec
+from profiles.moe import MoESpec
 from profiles.stack import StackSpec
 
 GEMMS = (KernelOp.GEMM, KernelOp.GROUPED_GEMM)

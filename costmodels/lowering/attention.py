@@ -3,11 +3,13 @@
 Symbols as in ``costmodels``; T = b*s/c tokens per rank, T/t where sequence parallelism shards them.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from costmodels.context import CostContext
+from costmodels.eager_attention import runs_fused
 from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.calls import Axis, CallList, Phase
@@ -22,9 +24,10 @@ from costmodels.lowering.elementwise import (
 from costmodels.lowering.formats import core_format
 from costmodels.lowering.linear_attention import linear_mixer
 from costmodels.lowering.parts import Part
-from costmodels.lowering.shapes import RankShape
+from costmodels.lowering.shapes import RankShape, of_model
 from costmodels.lowering.sparse_attention import chooses, chosen_core, gathered_width, indexer_calls
 from costmodels.plan import ContextKind, FloatArray
+from profiles.attention_kinds import attention_shares
 from profiles.model import ModelSpec
 
 # Backward of fused attention recomputes the scores: 5 GEMMs against the forward's 2 (arXiv:2205.14135).
@@ -55,21 +58,31 @@ def lower_attention(shape: RankShape, context: CostContext) -> CallList:
     calls.share = context.model.mixer_share
     norm_and_residual(calls, shape)
     linear = context.model.linear_attention
-    calls.share = context.model.full_share
-    projections(calls, shape, context)
-    if context.model.indexer is not None:
-        _chosen_core(calls, shape, context)
-    elif context.job.attention == "flash":
-        _fused_core(calls, shape, context)
-    else:
-        _unfused_core(calls, shape, context)
-    _context_traffic(calls, shape, context)
+    for kind, where, share in by_kind(shape, context):
+        calls.share = share
+        projections(calls, kind, where)
+        if where.model.indexer is not None:
+            _chosen_core(calls, kind, where)
+        elif runs_fused(where.model, where.job, where.stack):
+            _fused_core(calls, kind, where)
+        else:
+            _unfused_core(calls, kind, where)
+        _context_traffic(calls, kind, where)
     if linear is not None:
         calls.share = context.model.linear_share
         linear_mixer(calls, shape, context, linear)
     calls.share = context.model.mixer_share
     _tensor_traffic(calls, shape, context)
     return calls
+
+
+def by_kind(shape: RankShape, context: CostContext) -> Iterator[tuple[RankShape, CostContext, float]]:
+    """Shapes and context as each kind of attending layers has them, and the share of the layers that are of it."""
+    for model, share in attention_shares(context.model):
+        if model is context.model:
+            yield shape, context, share
+        else:
+            yield of_model(shape, model), replace(context, model=model), share
 
 
 def projections(calls: CallList, shape: RankShape, context: CostContext) -> None:
@@ -82,9 +95,10 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
     latent = model.latent_attention
     if latent is None:
         q_width, kv_width = heads * model.head_dim, kv_heads * model.head_dim
-        made = model.query_parts * q_width + 2 * kv_width
+        made = model.query_parts * q_width + (1 if model.keys_are_values else 2) * kv_width
         calls.part = Part.PRODUCT
-        calls.linear(tokens, hidden, made, trained=trained, quantised=normed, apart=3)
+        apart = 2 if model.keys_are_values else 3
+        calls.linear(tokens, hidden, made, trained=trained, quantised=normed, apart=apart)
         calls.part = None
         beside_product(calls, tokens, made, bias=model.qkv_bias, joint=True)
         out_width = q_width
@@ -105,7 +119,7 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
         out_width = heads * latent.v_head_dim
         rotary_width = 2 * heads * qk_width  # rotation and the concatenation of both halves
     element = job.numerics.storage_bytes
-    positions_and_norms(calls, tokens, rotary_width)
+    positions_and_norms(calls, tokens, rotary_width, values=kv_heads * model.head_dim if model.value_norm else 0.0)
     if model.attention_output_gate:
         output_gate(calls, tokens, out_width)
     calls.part = Part.PRODUCT
@@ -117,11 +131,12 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
             "q": (hidden, model.query_parts * heads * model.head_dim),
             "k": (hidden, kv_heads * model.head_dim),
         }
-        widths["v"] = widths["k"]
         widths["o"] = (out_width, hidden)
-        widths["qkv"] = (hidden, widths["q"][1] + 2 * kv_heads * model.head_dim)
+        widths["qkv"] = (hidden, widths["q"][1] + (1 if model.keys_are_values else 2) * kv_heads * model.head_dim)
+        if not model.keys_are_values:
+            widths["v"] = widths["k"]
         targets = [target for target in job.lora.targets if target in widths]
-        if context.stack.joint_adapters and set("qkv") <= set(targets):
+        if context.stack.joint_adapters and set("qkv") <= set(job.lora.targets):
             targets = ["qkv", *(target for target in targets if target not in "qkv")]
         for target in targets:
             lora_pair(calls, tokens, *widths[target], rank=job.lora.rank, element=element)

@@ -38,8 +38,8 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     needed = max(t, e) * pins.get("pipeline_parallel", 1) * pins.get("data_parallel", 1)
     if needed > devices:
         why = f"that takes {needed:,} devices, and there are {devices:,}"
-    elif model.num_attention_heads % t:
-        why = f"{model.num_attention_heads} attention heads do not divide by tp {t}"
+    elif model.split_heads % t:
+        why = f"{model.split_heads} attention heads do not divide by tp {t}"
     elif model.linear_attention is not None and not model.linear_attention.splits_over(t):
         linear = model.linear_attention
         why = f"{linear.num_key_heads} and {linear.num_value_heads} heads of linear attention do not divide by tp {t}"

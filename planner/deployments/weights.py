@@ -6,6 +6,7 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from planner.results import Note
+from profiles.attention_kinds import attention_kinds
 from profiles.catalog import default_catalog
 from profiles.engines import EngineSpec, load_engines
 from profiles.errors import SpecError
@@ -107,10 +108,12 @@ def _cut_widths(plans: PlanBatch, model: ModelSpec, weights: WeightFormat) -> It
     if weights.experts_only:
         return
     cut = ranks > 1
-    yield np.where(cut, model.num_attention_heads * model.head_dim / ranks, 0.0)
+    for kind, _ in attention_kinds(model):
+        yield np.where(cut, kind.num_attention_heads * kind.head_dim / ranks, 0.0)
     if model.dense_mlp_layers:
         yield np.where(cut, model.ffn_hidden_size / ranks, 0.0)
     if moe is not None and moe.shared_ffn_hidden_size:
         yield np.where(cut, moe.shared_ffn_hidden_size / ranks, 0.0)
     if weights.grouped_outputs and model.latent_attention is None:
-        yield np.where(cut, np.maximum(model.num_key_value_heads / ranks, 1.0) * model.head_dim, 0.0)
+        for kind, _ in attention_kinds(model):
+            yield np.where(cut, np.maximum(kind.num_key_value_heads / ranks, 1.0) * kind.head_dim, 0.0)
