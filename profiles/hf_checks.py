@@ -18,9 +18,9 @@ _MIXTURES = (
     *("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "deepseek_v2", "deepseek_v3", "kimi_k2"),
     *("olmoe", "glm4_moe", "dots1", "gpt_oss", "phimoe", "llama4_text", "kimi_linear"),
     *("deepseek_v32", "glm_moe_dsa"),
-    *("afmoe", "bailing_moe", "exaone_moe"),
+    *("afmoe", "bailing_moe", "exaone_moe", "mistral4", "hunyuan_v1_moe", "hy_v3"),
 )
-_LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2")
+_LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2", "mistral4")
 _OF_STATES = (
     *("ssm_cfg", "state_size", "mamba_d_state", "ssm_state_size"),
     *("linear_attn_config", "linear_num_value_heads", "attn_type_list"),
@@ -41,6 +41,8 @@ _OTHER_LAYERS = {
     "num_attention_groups": "attention of factorised matrices",
     "moe_layers_enum": "layers with experts by a list",
     "block_configs": "layers of different widths",
+    "sparse_attention_config": "keys that an indexer chooses in blocks",
+    "index_topk_blocks": "keys that an indexer chooses in blocks",
     "index_kpool": "keys that an indexer chooses in groups",
     "compress_ratios": "keys that are compressed before an indexer chooses among them",
 }

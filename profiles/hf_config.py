@@ -26,6 +26,7 @@ from profiles.model_fields import shown
 from profiles.moe import MoESpec
 
 TEXT_PART = "multimodal model: only its text part"  # how what is said of one begins
+_OF_LAYERS = ("moe_topk", "moe_intermediate_size", "num_shared_expert")
 _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
 
 
@@ -73,7 +74,10 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
 
 
 def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
-    """The language model's own configuration, out of a multimodal one where necessary."""
+    """The language model's own configuration, out of a multimodal one where necessary; of Omni models what thinks."""
+    thinker = config.get("thinker_config")
+    if isinstance(thinker, Mapping):
+        return _text_part({"model_type": config.get("model_type"), **thinker})
     for key in ("text_config", "llm_config", "language_config"):
         nested = config.get(key)
         if nested is None:
@@ -91,8 +95,13 @@ def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]
 
 
 def _flattened(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration with MPT's and DBRX's nested attention and MLP settings at the top."""
-    flat = dict(config)
+    """The configuration with MPT's and DBRX's nested attention and MLP settings at the top.
+
+    What Hunyuan says of every layer is said once where it is the same of all.
+    """
+    listed = {key: config[key] for key in _OF_LAYERS if isinstance(config.get(key), list) and config[key]}
+    once = {key: value[0] for key, value in listed.items() if all(each == value[0] for each in value)}
+    flat = {**config, **once}
     for key in ("attn_config", "ffn_config"):
         nested = config.get(key)
         if isinstance(nested, Mapping):
@@ -297,6 +306,9 @@ _OWN_EXPERT_WIDTH = (
     "afmoe",
     "bailing_moe",
     "exaone_moe",
+    "mistral4",
+    "hy_v3",
+    "qwen3_omni_moe",
 )
 
 

@@ -109,6 +109,7 @@ _COHERE = replace(
     qk_norm=("use_qk_norm", False), qk_norm_all_heads=True,
 )  # fmt: skip
 _OLMO2 = replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, qk_norm_all_heads=True)
+_HUNYUAN = replace(LLAMA, tied=True, mlp_bias=_NO, qk_norm=("use_qk_norm", True))
 _GLM = replace(LLAMA, qkv_bias=("attention_bias", True), out_bias=_NO, mlp_bias=_NO)
 _ERNIE = replace(
     LLAMA, tied=True, qkv_bias=("use_bias", False), out_bias=("use_bias", False), mlp_bias=("use_bias", False)
@@ -150,6 +151,7 @@ FAMILIES: Mapping[str, Family] = {
     "deepseek_v32": replace(_DEEPSEEK, router_bias=True, indexer=True),
     "glm_moe_dsa": replace(_DEEPSEEK, router_bias=True, indexer=True),
     "kimi_k2": replace(_DEEPSEEK, router_bias=True),
+    "mistral4": _DEEPSEEK,
     "gemma": replace(_GEMMA, key_value_heads=16, defaults={"head_dim": 256}),
     "gemma2": replace(
         _GEMMA, norms=4, key_value_heads=4, window="every:2", window_default=4096, softcap=True,
@@ -218,6 +220,10 @@ FAMILIES: Mapping[str, Family] = {
             "linear_value_head_dim": 192,
         },
     ),
+    "apertus": replace(LLAMA, gated=False, mlp_bias=_NO, qk_norm=_YES),
+    "hunyuan_v1_dense": _HUNYUAN,
+    "hunyuan_v1_moe": _HUNYUAN,
+    "hy_v3": replace(LLAMA, qk_norm=_YES, router_bias=True, key_value_heads=8, defaults={"head_dim": 128}),
     "nemotron": replace(LLAMA, gated=False, rms=False),
     "qwen3_next": replace(_QWEN3_NEXT, key_value_heads=2),
     "qwen3_5_text": replace(_QWEN3_NEXT, key_value_heads=4),
@@ -254,6 +260,8 @@ SYNONYMS: Mapping[str, str] = {
     # Text parts: Qwen2_5_VLAttention has Qwen2's biases, Qwen3VLTextAttention Qwen3's norms.
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
     "qwen3_vl": "qwen3", "qwen3_vl_text": "qwen3", "qwen3_vl_moe": "qwen3_moe", "qwen3_vl_moe_text": "qwen3_moe",
+    "qwen3_omni_moe": "qwen3_moe", "qwen3_omni_moe_thinker": "qwen3_moe", "qwen3_omni_moe_text": "qwen3_moe",
+    "qwen2_5_omni": "qwen2", "qwen2_5_omni_thinker": "qwen2", "qwen2_5_omni_text": "qwen2",
 }  # fmt: skip
 
 ENCODERS = frozenset({
@@ -273,10 +281,13 @@ STATES = "state-space or recurrent layers"
 _ALTUP = "AltUp, per-layer embeddings and layers that share keys and values"
 _PER_LAYER = "embeddings of every layer and layers that share keys and values"
 _DIFFUSION = "tokens that are filled in by diffusion"
+_BLOCKS = "keys that an indexer chooses in blocks"
+_WIDTHS = "layers of different widths"
 # Families with other layers that have no cost model: what these are.
 UNPRICED: Mapping[str, str] = {
     **dict.fromkeys(("gemma3n", "gemma3n_text"), _ALTUP),
     **dict.fromkeys(("diffusion_gemma", "diffusion_gemma_text"), _DIFFUSION),
+    **dict.fromkeys(("minimax_m3", "minimax_m3_text", "minimax_m3_vl", "minimax_m3_vl_text"), _BLOCKS),
 }
 # Words in names of models without one, canonical and between hyphens.
 UNPRICED_NAMES: Mapping[str, str] = {
@@ -285,6 +296,8 @@ UNPRICED_NAMES: Mapping[str, str] = {
     "-gemma-3n-": _ALTUP,
     **dict.fromkeys(("-gemma-4-e-2b-", "-gemma-4-e-4b-"), _PER_LAYER),
     "-diffusiongemma-": _DIFFUSION,
+    "-minimax-m-3-": _BLOCKS,
+    **dict.fromkeys(("-nemotron-super-49b-", "-nemotron-ultra-253b-", "-nemotron-51b-"), _WIDTHS),
     "-deepseek-v-4-": "keys that are compressed before an indexer chooses among them",
     "-glm-5-3-flash-": "keys that an indexer chooses in groups",
     **dict.fromkeys(("-lfm-2-", "-ring-mini-linear-", "-ring-flash-linear-"), STATES),

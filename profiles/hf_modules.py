@@ -23,7 +23,7 @@ _OF_LLAMA = (
         "glm4_moe",
         "stablelm",
     ),
-    *("olmo3", "exaone4", "exaone_moe", "ernie4_5", "ernie4_5_moe"),
+    *("hunyuan_v1_dense", "hy_v3", "olmo3", "exaone4", "exaone_moe", "ernie4_5", "ernie4_5_moe"),
     *("llama4_text", "gpt_oss", "phimoe", "nemotron", "dots1", "deepseek_v2", "deepseek_v3", "kimi_k2"),
 )
 _NEOX = (*("query_key_value",) * 3, "dense", "", "dense_h_to_4h", "dense_4h_to_h")
@@ -43,6 +43,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "opt": (*_LLAMA[:3], "out_proj", "", "fc1", "fc2"),
     "phi": (*_LLAMA[:3], "dense", "", "fc1", "fc2"),
     "gptj": (*_LLAMA[:3], "out_proj", "", "fc_in", "fc_out"),
+    "apertus": (*_LLAMA[:4], "", *_LLAMA[5:]),
     "starcoder2": (*_LLAMA[:4], "", "mlp.c_fc", "mlp.c_proj"),
 }
 # All experts of a layer are two parameters, with gate and up in one (``GptOssExperts``, ``MixtralExperts`` ...): PEFT

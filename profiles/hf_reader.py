@@ -24,10 +24,10 @@ NAMES = {
     ),
     "num_experts": ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts"),
     "experts_per_token": (
-        "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k",
+        "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k", "moe_topk",
         "top_k_experts",
     ),
-    "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
+    "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert"),
 }  # fmt: skip
 
 
