@@ -49,7 +49,7 @@ def attention_core_flops_per_token(model: ModelSpec, sequence_length: int, *, ca
             for kind, layers in attention_kinds(model)
         )
     latent = model.latent_attention
-    width = 2 * model.head_dim
+    width = model.head_dim + model.value_width
     if latent is not None:
         width = latent.qk_nope_head_dim + latent.qk_rope_head_dim + latent.v_head_dim
     share = score_share(model, sequence_length) if causal else 1.0

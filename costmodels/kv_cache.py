@@ -29,7 +29,7 @@ def layer_bytes_per_token(model: ModelSpec, element_bytes: float, tensor_paralle
     if model.latent_attention is not None:
         return np.full(len(tensor_parallel), latent_key_bytes(model, element_bytes))
     heads = np.maximum(model.num_key_value_heads / tensor_parallel, 1.0)
-    return np.asarray(2.0 * element_bytes * model.head_dim * heads)
+    return np.asarray(element_bytes * (model.head_dim + model.value_width) * heads)
 
 
 def latent_key_bytes(model: ModelSpec, element_bytes: float) -> float:

@@ -61,9 +61,10 @@ def _attention_matrices(model: ModelSpec) -> list[tuple[str, tuple[int, int]]]:
     if latent is None:
         width, kv_width = heads * model.head_dim, model.num_key_value_heads * model.head_dim
         q_width = model.query_parts * width
-        values = [] if model.keys_are_values else [("v", (h, kv_width))]
-        joint = ("qkv", (h, q_width + (1 + len(values)) * kv_width))
-        return [("q", (h, q_width)), ("k", (h, kv_width)), *values, joint, ("o", (width, h))]
+        v_width = 0 if model.keys_are_values else model.num_key_value_heads * model.value_width
+        values = [("v", (h, v_width))] if v_width else []
+        joint = ("qkv", (h, q_width + kv_width + v_width))
+        return [("q", (h, q_width)), ("k", (h, kv_width)), *values, joint, ("o", (heads * model.value_width, h))]
     q_width = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
     query = [(h, latent.q_lora_rank), (latent.q_lora_rank, q_width)] if latent.q_lora_rank else [(h, q_width)]
     return [

@@ -18,7 +18,7 @@ _MIXTURES = (
     *("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "deepseek_v2", "deepseek_v3", "kimi_k2"),
     *("olmoe", "glm4_moe", "dots1", "gpt_oss", "phimoe", "llama4_text", "kimi_linear"),
     *("deepseek_v32", "glm_moe_dsa"),
-    *("afmoe", "bailing_moe", "exaone_moe", "mistral4", "hunyuan_v1_moe", "hy_v3"),
+    *("afmoe", "bailing_moe", "exaone_moe", "mistral4", "hunyuan_v1_moe", "hy_v3", "mimo_v2_flash", "step3p5"),
 )
 _LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2", "mistral4")
 _OF_STATES = (
@@ -33,13 +33,10 @@ _OTHER_LAYERS = {
     "num_kv_shared_layers": "layers that share keys and values",
     "hidden_size_per_layer_input": "embeddings of every layer",
     "num_key_value_heads_per_layer": "layers with different numbers of key/value heads",
-    "attention_other_setting": "windowed layers with other numbers of heads",
-    "swa_num_key_value_heads": "windowed layers with other numbers of heads",
     "layer_group_size": "groups of layers that attend linearly",
     "use_cla": "layers that share keys and values",
     "zero_expert_num": "experts that compute nothing",
-    "num_attention_groups": "attention of factorised matrices",
-    "moe_layers_enum": "layers with experts by a list",
+    "share_q_dim": "attention of factorised matrices",
     "block_configs": "layers of different widths",
     "sparse_attention_config": "keys that an indexer chooses in blocks",
     "index_topk_blocks": "keys that an indexer chooses in blocks",
@@ -98,7 +95,7 @@ def check_said(config: Mapping[str, Any], kind: str, *, experts: Sequence[str], 
     """
     if kind in _MIXTURES and not any(key in config for key in experts):
         key = "num_local_experts" if kind in ("mixtral", "gpt_oss", "phimoe", "llama4_text") else "num_experts"
-        key = "n_routed_experts" if kind in (*_LATENT, "glm4_moe", "dots1") else key
+        key = "n_routed_experts" if kind in (*_LATENT, "glm4_moe", "dots1", "mimo_v2_flash") else key
         raise SpecError(f"{FIELD}.{key}", f"is missing, which {kind} always says", "0 for a dense model")
     if kind == "gemma4_text" and "hidden_size_per_layer_input" not in config:
         key = f"{FIELD}.hidden_size_per_layer_input"

@@ -309,6 +309,8 @@ _OWN_EXPERT_WIDTH = (
     "mistral4",
     "hy_v3",
     "qwen3_omni_moe",
+    "mimo_v2_flash",
+    "step3p5",
 )
 
 
@@ -362,6 +364,9 @@ def _shared_width(reader: Reader, width: int) -> int:
     if reader.family.mlp_beside_experts:
         return reader.required("ffn_hidden_size")
     explicit = reader.integer(
-        "shared_expert_intermediate_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size"
+        "shared_expert_intermediate_size",
+        "shared_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+        "share_expert_dim",
     )
     return explicit if explicit is not None else (reader.integer(*NAMES["shared_experts"]) or 0) * width

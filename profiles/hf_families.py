@@ -39,12 +39,16 @@ class Family:
         key_value_heads: When no key gives them: 0 for as many as query heads, else this number.
         window: Which layers a sliding window applies to: ``none``, ``all`` (where the key is not
             null), ``qwen`` (switched by use_sliding_window), ``every:n`` (all but each n-th layer),
-            ``apart:n`` (the same, and the n-th differ in their positions too) or ``chunk`` (Llama 4).
+            ``apart:n`` (the same, and the n-th differ in their positions too), ``first:n`` (so, and the first has
+            none either) or ``chunk`` (Llama 4).
         window_default: Window when the key is absent.
         linear: Kind of linear attention that some of its layers have; "" for none.
         indexer: An indexer chooses the keys that latent attention attends to.
         halves: A layer is a mixer or an MLP alone, by a pattern (``profiles.hf_pattern``).
         global_heads: Layers without a window have heads of their own, by keys that say ``global``.
+        windowed_heads: Key/value heads of windowed layers over those of others where no key says how many.
+        windowed_sinks: Windowed layers have sinks, unless ``add_swa_attention_sink_bias`` says otherwise.
+        head_gates: Attention's output has a gate per head: rule.
         value_norm: Values pass a norm without weights.
         experts: Layers have experts: rule; by default where there is a number of them.
         mlp_beside_experts: A dense MLP runs beside the experts, on norms of its own.
@@ -81,6 +85,9 @@ class Family:
     indexer: bool = False
     halves: bool = False
     global_heads: bool = False
+    windowed_heads: int = 1
+    windowed_sinks: bool = False
+    head_gates: Rule = ("use_head_wise_attn_gate", False)
     value_norm: bool = False
     experts: Rule = ("", True)
     mlp_beside_experts: bool = False
@@ -220,6 +227,15 @@ FAMILIES: Mapping[str, Family] = {
             "linear_value_head_dim": 192,
         },
     ),
+    "mimo_v2_flash": replace(
+        LLAMA, mlp_bias=_NO, out_bias=_NO, router_bias=True, key_value_heads=4, window="first:6", window_default=128,
+        windowed_heads=2, windowed_sinks=True,
+        defaults={"head_dim": 192},
+    ),
+    "step3p5": replace(
+        LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True, key_value_heads=8,
+        head_gates=("use_head_wise_attn_gate", True), defaults={"head_dim": 128},
+    ),
     "apertus": replace(LLAMA, gated=False, mlp_bias=_NO, qk_norm=_YES),
     "hunyuan_v1_dense": _HUNYUAN,
     "hunyuan_v1_moe": _HUNYUAN,
@@ -260,6 +276,7 @@ SYNONYMS: Mapping[str, str] = {
     # Text parts: Qwen2_5_VLAttention has Qwen2's biases, Qwen3VLTextAttention Qwen3's norms.
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
     "qwen3_vl": "qwen3", "qwen3_vl_text": "qwen3", "qwen3_vl_moe": "qwen3_moe", "qwen3_vl_moe_text": "qwen3_moe",
+    "step3p7": "step3p5",
     "qwen3_omni_moe": "qwen3_moe", "qwen3_omni_moe_thinker": "qwen3_moe", "qwen3_omni_moe_text": "qwen3_moe",
     "qwen2_5_omni": "qwen2", "qwen2_5_omni_thinker": "qwen2", "qwen2_5_omni_text": "qwen2",
 }  # fmt: skip
@@ -302,7 +319,6 @@ UNPRICED_NAMES: Mapping[str, str] = {
     "-glm-5-3-flash-": "keys that an indexer chooses in groups",
     **dict.fromkeys(("-lfm-2-", "-ring-mini-linear-", "-ring-flash-linear-"), STATES),
     **dict.fromkeys(("-ling-2-5-", "-ling-2-6-", "-ring-2-5-", "-ring-2-6-"), "groups of layers that attend linearly"),
-    **dict.fromkeys(("-mimo-v-2-", "-step-3-5-"), "windowed layers with other numbers of heads"),
     **dict.fromkeys(("-11b-vision-", "-90b-vision-"), "layers that attend to images"),
     "-longcat-flash-": "experts that compute nothing",
     "-hunyuan-large-": "layers that share keys and values",

@@ -1,8 +1,10 @@
 """Which heads the layers of a Hugging Face model have that attend within a window, and which the others.
 
 Source:
-    transformers 5.24: ``Gemma4TextConfig.__post_init__`` of models/gemma4/configuration_gemma4.py, and
-    ``per_layer_config``, under which ``save_pretrained`` keeps what layers have otherwise than the model.
+    transformers 5.24: ``Gemma4TextConfig.__post_init__`` of models/gemma4/configuration_gemma4.py,
+    ``Step3p7TextConfig`` of models/step3p7, ``MiMoV2FlashAttention`` of models/mimo_v2_flash, and ``per_layer_config``,
+    under which ``save_pretrained`` keeps what layers have otherwise than the model. Keys that begin with ``swa`` are
+    those of XiaomiMiMo/MiMo-V2-Flash, configuration_mimo_v2_flash.py.
 """
 
 from collections.abc import Mapping
@@ -18,7 +20,9 @@ from profiles.model_fields import shown
 from profiles.windowed_attention import WindowedAttention
 
 _BY_LAYER = "per_layer_config"
+_OTHER = "attention_other_setting"
 _GLOBAL_HEAD_DIM = 512  # of Gemma4TextConfig
+_GROUPS = {"num_attention_groups": "num_key_value_heads"}  # Step-3.5's word
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,12 @@ class _Heads:
     head_dim: int
 
 
+_SAID = {
+    "swa_num_attention_heads": "num_attention_heads",
+    "num_sliding_attention_heads": "num_attention_heads",
+    "swa_num_key_value_heads": "num_key_value_heads",
+    "swa_head_dim": "head_dim",
+}
 _KEYS = tuple(_Heads.__dataclass_fields__)
 
 
@@ -43,36 +53,78 @@ def with_heads(reader: Reader, spec: ModelSpec) -> ModelSpec:
     Raises:
         SpecError: If layers of one kind have different heads, or a key holds no number.
     """
+    family = reader.family
     usual = _Heads(spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim)
-    shared = reader.boolean(("attention_k_eq_v", False))
-    spec = replace(spec, keys_are_values=shared, value_norm=reader.family.value_norm)
-    found = _by_layer(reader, spec, usual)
-    if found is None:
+    spec = replace(
+        spec,
+        keys_are_values=reader.boolean(("attention_k_eq_v", False)),
+        value_norm=family.value_norm,
+        value_head_dim=_value_head_dim(reader, spec),
+        head_gates=reader.boolean(family.head_gates),
+        attention_sinks=spec.attention_sinks or reader.boolean(("add_full_attention_sink_bias", False)),
+    )
+    sinks = reader.boolean(("add_swa_attention_sink_bias", family.windowed_sinks or spec.attention_sinks))
+    full, windowed = _by_layer(reader, spec, usual)
+    if spec.windowed_layers == spec.num_layers:
+        return replace(_of(spec, windowed), keys_are_values=False, attention_sinks=sinks)
+    if full != windowed and not spec.windowed_layers and not family.global_heads:
+        key = next((key for key in (*_SAID, _OTHER, _BY_LAYER) if reader.config.get(key)), "sliding_window")
+        problem = "says that windowed layers have other heads, and none has a window"
+        raise SpecError(f"{FIELD}.{key}", problem, "sliding_window, and layer_types that say which have it")
+    spec = _of(spec, full)
+    same = full == windowed and not spec.keys_are_values and sinks == spec.attention_sinks
+    if same or not spec.windowed_layers:
         return spec
-    full, windowed = found
-    every = (spec.windowed_layers == spec.num_layers, spec.windowed_layers == 0)
-    own = windowed if every[0] else full
-    spec = replace(spec, **{key: getattr(own, key) for key in _KEYS})
-    if any(every):
-        return replace(spec, keys_are_values=shared and not every[0])
-    if full == windowed and not shared:
-        return spec
-    return replace(spec, windowed_attention=WindowedAttention(**{key: getattr(windowed, key) for key in _KEYS}))
+    own = WindowedAttention(**{key: getattr(windowed, key) for key in _KEYS}, attention_sinks=sinks)
+    return replace(spec, windowed_attention=own)
 
 
-def _by_layer(reader: Reader, spec: ModelSpec, usual: _Heads) -> tuple[_Heads, _Heads] | None:
-    """Heads of the layers without a window and of those with one; None where all have the same."""
+def _of(spec: ModelSpec, heads: _Heads) -> ModelSpec:
+    return replace(spec, **{key: getattr(heads, key) for key in _KEYS})
+
+
+def _value_head_dim(reader: Reader, spec: ModelSpec) -> int:
+    """Width of a head of values where it is not that of keys; latent attention has its own."""
+    width = None if spec.latent_attention is not None else reader.integer("v_head_dim")
+    other = reader.integer("swa_v_head_dim")
+    if width is not None and other not in (None, width):
+        raise SpecError(
+            f"{FIELD}.swa_v_head_dim", f"is {other}, and v_head_dim {width}, which has no price", "the same"
+        )
+    return 0 if width is None or width == spec.head_dim else width
+
+
+def _by_layer(reader: Reader, spec: ModelSpec, usual: _Heads) -> tuple[_Heads, _Heads]:
+    """Heads of the layers without a window and of those with one."""
     config, family = reader.config, reader.family
     if config.get(_BY_LAYER):
         return _listed(config, family, spec, usual)
-    if family.global_heads:
-        wide = reader.integer("global_head_dim")
-        if wide is None:
-            reader.assume("global_head_dim", str(_GLOBAL_HEAD_DIM))
-        fewer = reader.integer("num_global_key_value_heads") if spec.keys_are_values else None
-        heads = usual.num_key_value_heads if fewer is None else fewer
-        return replace(usual, num_key_value_heads=heads, head_dim=wide or _GLOBAL_HEAD_DIM), usual
-    return None
+    if not family.global_heads:
+        return usual, _windowed(reader, usual)
+    wide = reader.integer("global_head_dim")
+    if wide is None:
+        reader.assume("global_head_dim", str(_GLOBAL_HEAD_DIM))
+    fewer = reader.integer("num_global_key_value_heads") if spec.keys_are_values else None
+    heads = usual.num_key_value_heads if fewer is None else fewer
+    return replace(usual, num_key_value_heads=heads, head_dim=wide or _GLOBAL_HEAD_DIM), usual
+
+
+def _windowed(reader: Reader, usual: _Heads) -> _Heads:
+    """Heads of windowed layers where keys of the configuration, or the family, say so."""
+    other = reader.config.get(_OTHER) or {}
+    if not isinstance(other, Mapping):
+        raise SpecError(f"{FIELD}.{_OTHER}", f"must be a mapping; got {shown(other)}")
+    said: dict[str, int] = {}
+    for name, value in other.items():
+        key = _GROUPS.get(str(name), str(name))
+        if key in _KEYS:
+            said[key] = at_least(value, f"{_OTHER}.{name}", 1)
+    for name, key in _SAID.items():
+        own = reader.integer(name)
+        if own is not None:
+            said[key] = own
+    said.setdefault("num_key_value_heads", reader.family.windowed_heads * usual.num_key_value_heads)
+    return replace(usual, **said)
 
 
 def _listed(config: Mapping[str, Any], family: Family, spec: ModelSpec, usual: _Heads) -> tuple[_Heads, _Heads]:
@@ -89,9 +141,9 @@ def _listed(config: Mapping[str, Any], family: Family, spec: ModelSpec, usual: _
         if unknown:
             raise SpecError(f"{where}.{str(unknown[0])[:64]}", "of single layers has no price", "of the model instead")
         heads[index] = replace(usual, **{key: at_least(value, key, 1) for key, value in otherwise.items()})
-    mask = window_mask(config, family, spec.num_layers)
+    mask = window_mask(config, family, spec.num_layers) if spec.windowed_layers else [False] * spec.num_layers
     kinds = [{each for each, inside in zip(heads, mask, strict=True) if inside is one} for one in (False, True)]
     if any(len(kind) > 1 for kind in kinds):
         raise SpecError(where, "gives layers that attend alike different heads, which has no price", "the same")
-    full, windowed = (next(iter(kind), usual) for kind in kinds)
+    full, windowed = (next(iter(kind or other)) for kind, other in (kinds, kinds[::-1]))
     return full, windowed

@@ -51,6 +51,7 @@ class ModelSpec:
         num_attention_heads: Query heads (a).
         num_key_value_heads: Key/value heads; equal to ``num_attention_heads`` without GQA.
         head_dim: Width of one head; not always ``hidden_size / num_attention_heads``.
+        value_head_dim: Width of one head of values, where it is another (MiMo-V2-Flash); 0: ``head_dim``.
         ffn_hidden_size: Inner width of a dense MLP (unused when every layer is MoE).
         vocab_size: Rows of the embedding, unpadded (V).
         gated_mlp: Three MLP matrices (SwiGLU, GeGLU) instead of two.
@@ -82,6 +83,7 @@ class ModelSpec:
         value_norm: Values pass a norm without weights (Gemma 4).
         full_attention_every: n where all layers but every n-th have the window and nothing else tells them apart; 0
             where all or none have it, or it is not known.
+        head_gates: A gate per head, from a product of its own, for attention's output (Step-3.5).
         attention_output_gate: Queries bring a gate for every value of attention's output (Qwen3-Next).
         linear_attention: Linear attention of some layers, when used.
         layer_pattern: One letter per layer where each is a mixer or an MLP alone (``profiles.layer_pattern``); "" where
@@ -129,6 +131,8 @@ class ModelSpec:
     value_norm: bool = False
     full_attention_every: int = field(default=0, compare=False)
     attention_output_gate: bool = False
+    head_gates: bool = False
+    value_head_dim: int = 0
     linear_attention: LinearAttention | None = None
     layer_pattern: str = ""
     checkpoint_weights: str = ""
@@ -169,12 +173,7 @@ class ModelSpec:
             rank = 0 if self.latent_attention is None else self.latent_attention.q_lora_rank
             alone = self.linear_attention is None and not self.windowed_layers
             check_indexer(self.indexer, num_layers=self.num_layers, query_rank=rank, alone=alone)
-        if self.windowed_attention is not None:
-            others = self.latent_attention or self.linear_attention or self.layer_pattern
-            layers = (self.windowed_layers, self.num_layers)
-            check_windowed(self.windowed_attention, layers=layers, alone=not others)
-        if self.keys_are_values and self.latent_attention is not None:
-            raise SpecError("model.keys_are_values", "latent attention makes values of its own", "false")
+        self._check_heads()
         if self.layer_pattern:
             linear = 0 if self.linear_attention is None else self.linear_attention.layers
             check_pattern(
@@ -184,12 +183,24 @@ class ModelSpec:
                 mixture=self.moe is not None,
             )
 
+    def _check_heads(self) -> None:
+        if self.windowed_attention is not None:
+            others = self.latent_attention or self.linear_attention or self.layer_pattern
+            layers = (self.windowed_layers, self.num_layers)
+            check_windowed(self.windowed_attention, layers=layers, alone=not others)
+        for name in ("keys_are_values", "value_head_dim", "head_gates"):
+            if getattr(self, name) and self.latent_attention is not None:
+                raise SpecError(f"model.{name}", "has no price beside latent attention", "leave it out")
+        if self.keys_are_values and self.value_head_dim:
+            raise SpecError("model.value_head_dim", "values that are keys are as wide as these", "leave it out")
+
     def _check_optional(self) -> None:
         bounds = {
             "learned_positions": MAX_SEQUENCE,
             "max_sequence_length": MAX_SEQUENCE,
             "sliding_window": MAX_SEQUENCE,
             "embedding_dim": MAX_DIMENSION,
+            "value_head_dim": MAX_DIMENSION,
             "norms_per_layer": MAX_NORMS_PER_LAYER,
             "windowed_layers": self.num_layers,
             "full_attention_every": MAX_LAYERS,  # a draft keeps that of the model it drafts for
@@ -251,6 +262,11 @@ class ModelSpec:
         """What tensor parallelism has to divide for the query heads of every layer to be split."""
         windowed = self.windowed_attention
         return gcd(self.num_attention_heads, 0 if windowed is None else windowed.num_attention_heads)
+
+    @property
+    def value_width(self) -> int:
+        """Width of one head of values."""
+        return self.value_head_dim or self.head_dim
 
     @property
     def has_sinks(self) -> bool:

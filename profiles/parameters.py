@@ -90,7 +90,8 @@ def key_value_parameters(model: ModelSpec) -> int:
     """
     if model.latent_attention is not None:
         return 0
-    width = (1 if model.keys_are_values else 2) * model.num_key_value_heads * model.head_dim
+    values = 0 if model.keys_are_values else model.value_width
+    width = model.num_key_value_heads * (model.head_dim + values)
     return model.hidden_size * width + (width if model.qkv_bias else 0)
 
 
@@ -112,7 +113,8 @@ def attention_parameters(model: ModelSpec) -> int:
         return extra + _latent_down(model, latent) + _latent_up(model, latent) + _out_bias(model)
     h, q_width = model.hidden_size, model.num_attention_heads * model.head_dim
     query = model.query_parts * (h * q_width + (q_width if model.qkv_bias else 0))
-    output = q_width * h + _out_bias(model)
+    gates = h * model.num_attention_heads if model.head_gates else 0
+    output = model.num_attention_heads * model.value_width * h + gates + _out_bias(model)
     return extra + query + key_value_parameters(model) + output + _qk_norm(model)
 
 

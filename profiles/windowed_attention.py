@@ -1,6 +1,7 @@
 """Layers that attend within a window with other heads than those that attend to everything.
 
-Gemma 4 has more and narrower key/value heads within its windows. The heads of the other layers are those of the model.
+Gemma 4 has more and narrower key/value heads within its windows, MiMo-V2-Flash more of them and sinks, Step-3.5-Flash
+more query heads. The heads of the other layers are those of the model.
 """
 
 from dataclasses import dataclass, fields

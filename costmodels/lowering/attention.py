@@ -95,13 +95,14 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
     latent = model.latent_attention
     if latent is None:
         q_width, kv_width = heads * model.head_dim, kv_heads * model.head_dim
-        made = model.query_parts * q_width + (1 if model.keys_are_values else 2) * kv_width
+        v_width = 0.0 if model.keys_are_values else kv_heads * model.value_width
+        made = model.query_parts * q_width + kv_width + v_width + (heads if model.head_gates else 0.0)
         calls.part = Part.PRODUCT
         apart = 2 if model.keys_are_values else 3
         calls.linear(tokens, hidden, made, trained=trained, quantised=normed, apart=apart)
         calls.part = None
         beside_product(calls, tokens, made, bias=model.qkv_bias, joint=True)
-        out_width = q_width
+        out_width = heads * model.value_width
         rotary_width = q_width + kv_width
     else:
         qk_width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
@@ -119,8 +120,8 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
         out_width = heads * latent.v_head_dim
         rotary_width = 2 * heads * qk_width  # rotation and the concatenation of both halves
     element = job.numerics.storage_bytes
-    positions_and_norms(calls, tokens, rotary_width, values=kv_heads * model.head_dim if model.value_norm else 0.0)
-    if model.attention_output_gate:
+    positions_and_norms(calls, tokens, rotary_width, values=kv_heads * model.value_width if model.value_norm else 0.0)
+    if model.attention_output_gate or model.head_gates:
         output_gate(calls, tokens, out_width)
     calls.part = Part.PRODUCT
     calls.linear(tokens, out_width, hidden, trained=trained)
@@ -132,9 +133,10 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
             "k": (hidden, kv_heads * model.head_dim),
         }
         widths["o"] = (out_width, hidden)
-        widths["qkv"] = (hidden, widths["q"][1] + (1 if model.keys_are_values else 2) * kv_heads * model.head_dim)
+        widths["qkv"] = (hidden, widths["q"][1] + kv_heads * model.head_dim)
         if not model.keys_are_values:
-            widths["v"] = widths["k"]
+            widths["v"] = (hidden, kv_heads * model.value_width)
+            widths["qkv"] = (hidden, widths["qkv"][1] + widths["v"][1])
         targets = [target for target in job.lora.targets if target in widths]
         if context.stack.joint_adapters and set("qkv") <= set(job.lora.targets):
             targets = ["qkv", *(target for target in targets if target not in "qkv")]
@@ -166,7 +168,7 @@ def head_widths(model: ModelSpec) -> tuple[float, float]:
     """Width of one query/key head and of one value head, uncompressed."""
     latent = model.latent_attention
     if latent is None:
-        return float(model.head_dim), float(model.head_dim)
+        return float(model.head_dim), float(model.value_width)
     return float(latent.qk_nope_head_dim + latent.qk_rope_head_dim), float(latent.v_head_dim)
 
 

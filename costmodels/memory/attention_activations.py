@@ -122,28 +122,27 @@ def _add_attention(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: St
     element, kernel = job.numerics.storage_bytes, attention_bytes(job)
     latent = model.latent_attention
     if latent is None:
-        query = model.num_attention_heads * model.head_dim
-        one = model.num_key_value_heads * model.head_dim
-        key_value, output = 2 * one, query
+        query, output = (model.num_attention_heads * width for width in (model.head_dim, model.value_width))
+        one, values = (model.num_key_value_heads * width for width in (model.head_dim, model.value_width))
         grouped = model.num_key_value_heads < model.num_attention_heads
         if stack.joint_projection:
             kept.tensor += element * _joint_width(model, job, viewed=not (grouped and stack.repeats_key_values))
         if stack.repeats_key_values:
-            kept.tensor += kernel * 2 * query
+            kept.tensor += kernel * (query + output)
         else:
-            kept.key_value += kernel * key_value
+            kept.key_value += kernel * (one + values)
         if model.qk_norm:  # the projections before their norm
             kept.tensor += element * query
             kept.key_value += element * one
         if model.value_norm and not model.keys_are_values:  # and so values, if those are not the keys'
-            kept.key_value += element * one
+            kept.key_value += element * values
     else:
         query, output = _add_latent(kept, latent, model.num_attention_heads, element, kernel)
         if model.indexer is not None:
             _add_chosen(kept, model.indexer, latent, model.num_attention_heads, element=element, kernel=kernel)
     kept.tensor += kernel * query + dropped_bytes(job, "o") * output
-    gated = model.attention_output_gate
-    kept.tensor += element * query if gated else 0.0
+    gated = model.attention_output_gate or model.head_gates
+    kept.tensor += element * (model.num_attention_heads if model.head_gates else query) if gated else 0.0
     linear = input_bytes(job, stack, "o")
     if runs_fused(model, job, stack):
         kept.tensor += kernel * output + _FP32 * model.num_attention_heads
@@ -160,8 +159,9 @@ def _joint_width(model: ModelSpec, job: TrainingJob, *, viewed: bool) -> float:
     some of the three add is kept, as the source of a copy by index.
     """
     query, one = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    values = model.num_key_value_heads * model.value_width
     width = float(query + one) if viewed and not model.learned_positions else 0.0
-    adapted = [] if job.lora is None else [each for name, each in (("q", query), ("k", one), ("v", one))
+    adapted = [] if job.lora is None else [each for name, each in (("q", query), ("k", one), ("v", values))
                                            if name in job.lora.targets]  # fmt: skip
     return width + (sum(adapted) if len(adapted) < 3 else 0.0)
 
@@ -217,7 +217,7 @@ def score_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> tuple[f
     element = job.numerics.storage_bytes
     spelled_out = stack.score_bytes > _FP32
     softmax = min(stack.score_bytes, _FP32) or element
-    if spelled_out and model.attention_sinks and stack.transformers_models and not fp32_stream(job, stack):
+    if spelled_out and model.has_sinks and stack.transformers_models and not fp32_stream(job, stack):
         softmax = element
     cast = element if spelled_out and softmax > element else 0.0
     kept = softmax + (MASK + element if job.dropout else cast) + (element if model.attention_softcap else 0.0)

@@ -83,10 +83,14 @@ def _attention_products(model: ModelSpec) -> tuple[Product, ...]:
         return Product(part=part, inputs=inputs, outputs=outputs, split=split)
 
     if latent is None:
-        width = heads * model.head_dim
-        one = product(hidden, model.num_key_value_heads * model.head_dim, "key_value")
-        keys_and_values = (one,) if model.keys_are_values else (one, one)
-        return (product(hidden, width, "tensor"), *keys_and_values, product(width, hidden, "none"))
+        kept = (model.head_dim,) if model.keys_are_values else (model.head_dim, model.value_width)
+        keys_and_values = [product(hidden, model.num_key_value_heads * width, "key_value") for width in kept]
+        gates = (product(hidden, heads, "tensor"),) if model.head_gates else ()
+        queries, back = (
+            product(hidden, heads * model.head_dim, "tensor"),
+            product(heads * model.value_width, hidden, "none"),
+        )
+        return (queries, *keys_and_values, *gates, back)
     rank, up = latent.q_lora_rank, Part.UP_PROJECTION
     query = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
     expanded = heads * (latent.qk_nope_head_dim + latent.v_head_dim)

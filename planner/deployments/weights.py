@@ -109,11 +109,12 @@ def _cut_widths(plans: PlanBatch, model: ModelSpec, weights: WeightFormat) -> It
         return
     cut = ranks > 1
     for kind, _ in attention_kinds(model):
-        yield np.where(cut, kind.num_attention_heads * kind.head_dim / ranks, 0.0)
+        yield np.where(cut, kind.num_attention_heads * kind.value_width / ranks, 0.0)
     if model.dense_mlp_layers:
         yield np.where(cut, model.ffn_hidden_size / ranks, 0.0)
     if moe is not None and moe.shared_ffn_hidden_size:
         yield np.where(cut, moe.shared_ffn_hidden_size / ranks, 0.0)
     if weights.grouped_outputs and model.latent_attention is None:
         for kind, _ in attention_kinds(model):
-            yield np.where(cut, np.maximum(kind.num_key_value_heads / ranks, 1.0) * kind.head_dim, 0.0)
+            for width in (kind.head_dim, kind.value_width):
+                yield np.where(cut, np.maximum(kind.num_key_value_heads / ranks, 1.0) * width, 0.0)

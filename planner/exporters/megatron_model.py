@@ -240,4 +240,6 @@ def model_gaps(request: Request) -> tuple[Gap, ...]:
         (apart, "model.windowed_attention", "layers with a window have the heads of the others", ""),
         (model.keys_are_values, "model.keys_are_values", "values have a projection of their own", ""),
         (model.value_norm, "model.value_norm", "values have no norm", ""),
+        (bool(model.value_head_dim), "model.value_head_dim", "values are as wide as keys", ""),
+        (model.head_gates, "model.head_gates", "gates are of every value, not of heads", ""),
     )

@@ -201,3 +201,27 @@ def test_recomputing_the_core_repeats_that_of_both_kinds() -> None:
     )
     again = attention_core_flops_per_token(APART, S, causal=True) * job().tokens_per_step
     assert core - plain == pytest.approx(again)
+
+
+def test_narrower_values_narrow_what_is_made_of_them() -> None:
+    """Values of 32 beside keys of 64: their projection, that of the output, their half of the work, and their cache."""
+    model, plan, plans = llama(value_head_dim=32), ExecutionPlan(), PlanBatch.from_plans([ExecutionPlan()])
+    weights = H * (16 * 64 + 4 * 64 + 4 * 32) + 16 * 32 * H
+    assert read(model, plan, GEMMS, "flops")[Phase.FORWARD] == pytest.approx(2 * S * weights)
+    assert read(model, plan, ATTENTION, "flops")[Phase.CORE] == pytest.approx(0.5 * 2 * 16 * (64 + 32) * S * S)
+    assert read(model, plan, ATTENTION, "bytes")[Phase.CORE] == pytest.approx(2 * S * (16 + 4) * (64 + 32))
+    assert attention_core_flops_per_token(model, S, causal=True) == 0.5 * 2 * L * 16 * (64 + 32) * S
+    assert bytes_per_cached_token(plans, model, 2.0)[0] == L * 2 * 4 * (64 + 32)
+    less = [layer_activations(plans, each, job(), stack(), moe=False).whole[0] for each in (llama(), model)]
+    assert less[0] - less[1] == pytest.approx(2 * S * (16 + 4) * 32)
+
+
+def test_gates_of_heads_are_made_and_kept() -> None:
+    """A column for every head in the product of queries; gates and the output before them are kept."""
+    plain, gated, plans = llama(), llama(head_gates=True), PlanBatch.from_plans([ExecutionPlan()])
+    more = read(gated, ExecutionPlan(), GEMMS, "flops") - read(plain, ExecutionPlan(), GEMMS, "flops")
+    assert more[Phase.FORWARD] == pytest.approx(2 * S * H * 16)
+    moved = [read(each, ExecutionPlan(), (KernelOp.MEMORY,), "bytes")[Phase.FORWARD] for each in (plain, gated)]
+    assert moved[1] - moved[0] == pytest.approx(3 * 2 * S * 16 * 64)
+    kept = [layer_activations(plans, each, job(), stack(), moe=False).whole[0] for each in (plain, gated)]
+    assert kept[1] - kept[0] == pytest.approx(2 * S * (16 + 16 * 64))
