@@ -19,8 +19,9 @@ _MIXTURES = (
     *("olmoe", "glm4_moe", "dots1", "gpt_oss", "phimoe", "llama4_text", "kimi_linear"),
     *("deepseek_v32", "glm_moe_dsa"),
     *("afmoe", "bailing_moe", "exaone_moe", "mistral4", "hunyuan_v1_moe", "hy_v3", "mimo_v2_flash", "step3p5"),
+    *("glm4_moe_lite", "minimax_m2", "solar_open", "laguna"),
 )
-_LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2", "mistral4")
+_LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2", "mistral4", "glm4_moe_lite")
 _OF_STATES = (
     *("ssm_cfg", "state_size", "mamba_d_state", "ssm_state_size"),
     *("linear_attn_config", "linear_num_value_heads", "attn_type_list"),
@@ -59,7 +60,7 @@ def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) ->
     where = f"{FIELD}.model_type"
     if config.get("is_encoder_decoder") is True or kind in ENCODERS:
         raise SpecError(where, f"{shown(kind)} is not a decoder-only transformer")
-    foreign = any(key in config for key in _OF_STATES) and not (family and family.linear)
+    foreign = any(_tells_states(config, key) for key in _OF_STATES) and not (family and family.linear)
     layers = STATES if kind in STATE_SPACE or foreign else UNPRICED.get(kind)
     if layers is not None:
         raise SpecError(where, f"{shown(kind)} has {layers}, which have no cost model")
@@ -74,6 +75,12 @@ def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) ->
         raise SpecError(f"{FIELD}.index_topk", problem, "model_type deepseek_v32 or glm_moe_dsa where it is one")
     if kind in VISION or ("image_size" in config and "vocab_size" not in config):
         raise SpecError(where, f"{shown(kind)} is a vision model, not a language model")
+
+
+def _tells_states(config: Mapping[str, Any], key: str) -> bool:
+    """Whether a key says that layers keep states; MiniMax M2's list says of every layer that it has none."""
+    value = config.get(key)
+    return key in config and not (key == "attn_type_list" and isinstance(value, list) and set(map(str, value)) <= {"1"})
 
 
 def unpriced_layers(name: str) -> str | None:
@@ -95,7 +102,7 @@ def check_said(config: Mapping[str, Any], kind: str, *, experts: Sequence[str], 
     """
     if kind in _MIXTURES and not any(key in config for key in experts):
         key = "num_local_experts" if kind in ("mixtral", "gpt_oss", "phimoe", "llama4_text") else "num_experts"
-        key = "n_routed_experts" if kind in (*_LATENT, "glm4_moe", "dots1", "mimo_v2_flash") else key
+        key = "n_routed_experts" if kind in (*_LATENT, "glm4_moe", "dots1", "mimo_v2_flash", "solar_open") else key
         raise SpecError(f"{FIELD}.{key}", f"is missing, which {kind} always says", "0 for a dense model")
     if kind == "gemma4_text" and "hidden_size_per_layer_input" not in config:
         key = f"{FIELD}.hidden_size_per_layer_input"

@@ -311,6 +311,8 @@ _OWN_EXPERT_WIDTH = (
     "qwen3_omni_moe",
     "mimo_v2_flash",
     "step3p5",
+    "solar_open",
+    "laguna",
 )
 
 

@@ -48,7 +48,7 @@ class Family:
         global_heads: Layers without a window have heads of their own, by keys that say ``global``.
         windowed_heads: Key/value heads of windowed layers over those of others where no key says how many.
         windowed_sinks: Windowed layers have sinks, unless ``add_swa_attention_sink_bias`` says otherwise.
-        head_gates: Attention's output has a gate per head: rule.
+        head_gates: Key that says that attention's output has a gate per head, as it does where the key is absent.
         value_norm: Values pass a norm without weights.
         experts: Layers have experts: rule; by default where there is a number of them.
         mlp_beside_experts: A dense MLP runs beside the experts, on norms of its own.
@@ -87,7 +87,7 @@ class Family:
     global_heads: bool = False
     windowed_heads: int = 1
     windowed_sinks: bool = False
-    head_gates: Rule = ("use_head_wise_attn_gate", False)
+    head_gates: str = ""
     value_norm: bool = False
     experts: Rule = ("", True)
     mlp_beside_experts: bool = False
@@ -147,6 +147,7 @@ FAMILIES: Mapping[str, Family] = {
     "smollm3": replace(LLAMA, tied=True, key_value_heads=4),
     "mistral": replace(_MISTRAL, window_default=4096),
     "ministral": replace(_MISTRAL, window_default=4096),
+    "ministral3": _MISTRAL,
     "mixtral": _MISTRAL,
     "qwen": replace(_QWEN2, window="none", ffn_divisor=2),
     "qwen2": _QWEN2,
@@ -217,6 +218,15 @@ FAMILIES: Mapping[str, Family] = {
         _GLM, qkv_bias=("attention_bias", False), key_value_heads=8, router_bias=True, qk_norm=("use_qk_norm", False),
         defaults={"head_dim": 128},
     ),
+    "glm4_moe_lite": replace(_DEEPSEEK, router_bias=True),
+    "glm4v_text": replace(_GLM, norms=4, key_value_heads=2, qkv_bias=_YES),
+    "minimax_m2": replace(
+        LLAMA, qkv_bias=_NO, out_bias=_NO, mlp_bias=_NO, qk_norm=("use_qk_norm", True), qk_norm_all_heads=True,
+        router_bias=True, key_value_heads=8,
+    ),
+    "seed_oss": replace(LLAMA, qkv_bias=("attention_bias", True), out_bias=("attention_out_bias", False)),
+    "solar_open": replace(LLAMA, mlp_bias=_NO, router_bias=True, key_value_heads=8, defaults={"head_dim": 128}),
+    "laguna": replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True, key_value_heads=8, head_gates="gating"),
     "olmo2": _OLMO2,
     "olmo3": replace(_OLMO2, window="apart:4", window_default=4096),
     "olmoe": _OLMO2,
@@ -234,7 +244,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "step3p5": replace(
         LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True, key_value_heads=8,
-        head_gates=("use_head_wise_attn_gate", True), defaults={"head_dim": 128},
+        head_gates="use_head_wise_attn_gate", defaults={"head_dim": 128},
     ),
     "apertus": replace(LLAMA, gated=False, mlp_bias=_NO, qk_norm=_YES),
     "hunyuan_v1_dense": _HUNYUAN,
@@ -276,7 +286,8 @@ SYNONYMS: Mapping[str, str] = {
     # Text parts: Qwen2_5_VLAttention has Qwen2's biases, Qwen3VLTextAttention Qwen3's norms.
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
     "qwen3_vl": "qwen3", "qwen3_vl_text": "qwen3", "qwen3_vl_moe": "qwen3_moe", "qwen3_vl_moe_text": "qwen3_moe",
-    "step3p7": "step3p5",
+    "step3p7": "step3p5", "mimo": "qwen2", "glm4v": "glm4v_text", "glm46v": "glm4v_text", "glm4v_moe": "glm4_moe",
+    "glm4v_moe_text": "glm4_moe",
     "qwen3_omni_moe": "qwen3_moe", "qwen3_omni_moe_thinker": "qwen3_moe", "qwen3_omni_moe_text": "qwen3_moe",
     "qwen2_5_omni": "qwen2", "qwen2_5_omni_thinker": "qwen2", "qwen2_5_omni_text": "qwen2",
 }  # fmt: skip

@@ -13,13 +13,14 @@ from typing import Any
 
 from profiles.errors import SpecError
 from profiles.hf_families import Family
-from profiles.hf_layers import FIELD, at_least, window_mask
+from profiles.hf_layers import FIELD, at_least, one_each, window_mask
 from profiles.hf_reader import Reader
 from profiles.model import ModelSpec
 from profiles.model_fields import shown
 from profiles.windowed_attention import WindowedAttention
 
 _BY_LAYER = "per_layer_config"
+_EACH = "num_attention_heads_per_layer"
 _OTHER = "attention_other_setting"
 _GLOBAL_HEAD_DIM = 512  # of Gemma4TextConfig
 _GROUPS = {"num_attention_groups": "num_key_value_heads"}  # Step-3.5's word
@@ -60,7 +61,7 @@ def with_heads(reader: Reader, spec: ModelSpec) -> ModelSpec:
         keys_are_values=reader.boolean(("attention_k_eq_v", False)),
         value_norm=family.value_norm,
         value_head_dim=_value_head_dim(reader, spec),
-        head_gates=reader.boolean(family.head_gates),
+        head_gates=_head_gates(reader),
         attention_sinks=spec.attention_sinks or reader.boolean(("add_full_attention_sink_bias", False)),
     )
     sinks = reader.boolean(("add_swa_attention_sink_bias", family.windowed_sinks or spec.attention_sinks))
@@ -83,6 +84,15 @@ def _of(spec: ModelSpec, heads: _Heads) -> ModelSpec:
     return replace(spec, **{key: getattr(heads, key) for key in _KEYS})
 
 
+def _head_gates(reader: Reader) -> bool:
+    """Whether attention's output has a gate per head."""
+    key = reader.family.head_gates
+    said = reader.config.get(key, True) if key else False
+    if said not in (True, False, None, "per-head"):
+        raise SpecError(f"{FIELD}.{key}", f"is {shown(said)}, which has no price", "per-head")
+    return bool(said)
+
+
 def _value_head_dim(reader: Reader, spec: ModelSpec) -> int:
     """Width of a head of values where it is not that of keys; latent attention has its own."""
     width = None if spec.latent_attention is not None else reader.integer("v_head_dim")
@@ -97,6 +107,10 @@ def _value_head_dim(reader: Reader, spec: ModelSpec) -> int:
 def _by_layer(reader: Reader, spec: ModelSpec, usual: _Heads) -> tuple[_Heads, _Heads]:
     """Heads of the layers without a window and of those with one."""
     config, family = reader.config, reader.family
+    listed = config.get(_EACH)
+    if isinstance(listed, list):  # Laguna
+        numbers = enumerate(one_each(listed, _EACH, spec.num_layers))
+        config = {**config, _BY_LAYER: {str(index): {"num_attention_heads": number} for index, number in numbers}}
     if config.get(_BY_LAYER):
         return _listed(config, family, spec, usual)
     if not family.global_heads:

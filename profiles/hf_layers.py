@@ -119,7 +119,9 @@ def windowed_layers(
         window = family.window_default
         notes.append(f"{FIELD}.{key} is absent: taken as {window}, as the family does")
     mask = window_mask(config, family, num_layers)
-    if not window or not any(mask):
+    longest = config.get("max_position_embeddings")
+    bounds = not isinstance(longest, int) or window < longest  # Phi-4-mini's window is twice as long as its sequences
+    if not window or not any(mask) or not bounds:
         return 0, 0, 0
     if family.window == "chunk":
         notes.append(f"attention in chunks of {window} tokens is treated as a sliding window")

@@ -23,7 +23,18 @@ _OF_LLAMA = (
         "glm4_moe",
         "stablelm",
     ),
-    *("hunyuan_v1_dense", "hy_v3", "olmo3", "exaone4", "exaone_moe", "ernie4_5", "ernie4_5_moe"),
+    *(
+        "hunyuan_v1_dense",
+        "hy_v3",
+        "ministral3",
+        "seed_oss",
+        "minimax_m2",
+        "olmo3",
+        "exaone4",
+        "exaone_moe",
+        "ernie4_5",
+        "ernie4_5_moe",
+    ),
     *("llama4_text", "gpt_oss", "phimoe", "nemotron", "dots1", "deepseek_v2", "deepseek_v3", "kimi_k2"),
 )
 _NEOX = (*("query_key_value",) * 3, "dense", "", "dense_h_to_4h", "dense_4h_to_h")
