@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from profiles.errors import SpecError
-from profiles.hf_families import ENCODERS, STATE_SPACE, STATES, UNPRICED, UNPRICED_NAMES, VISION, Family
+from profiles.hf_families import ENCODERS, STATE_SPACE, STATES, TELLING, UNPRICED, UNPRICED_NAMES, VISION, Family
 from profiles.hf_layers import FIELD, at_least
 from profiles.model import MAX_LAYERS
 from profiles.model_fields import shown
 
+# What there is to do about layers without a cost model.
+OWN_FIELDS = "plan for a near model in fields of your own: num_layers, hidden_size and so on, or base and what differs"
 MAX_HEAD_DIM = 1 << 14  # of a key that says so; the widest heads known have 576
 _MIXTURES = (
     *("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "deepseek_v2", "deepseek_v3", "kimi_k2"),
@@ -61,12 +63,12 @@ def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) ->
     if config.get("is_encoder_decoder") is True or kind in ENCODERS:
         raise SpecError(where, f"{shown(kind)} is not a decoder-only transformer")
     foreign = any(_tells_states(config, key) for key in _OF_STATES) and not (family and family.linear)
-    layers = STATES if kind in STATE_SPACE or foreign else UNPRICED.get(kind)
-    if layers is not None:
-        raise SpecError(where, f"{shown(kind)} has {layers}, which have no cost model")
-    for key, layers in _OTHER_LAYERS.items():
+    told, layers = TELLING.get(kind, ("", STATES if kind in STATE_SPACE or foreign else UNPRICED.get(kind)))
+    if layers is not None and not config.get(told):
+        raise SpecError(where, f"{shown(kind)} has {layers}, which have no cost model", OWN_FIELDS)
+    for key, others in {**_OTHER_LAYERS, **({told: layers} if layers else {})}.items():
         if config.get(key):
-            raise SpecError(f"{FIELD}.{key}", f"says that there are {layers}, which have no cost model")
+            raise SpecError(f"{FIELD}.{key}", f"says that there are {others}, which have no cost model", OWN_FIELDS)
     if config.get("use_bidirectional_attention") in ("all", True):
         problem = "says that tokens attend to later ones, which has no cost model"
         raise SpecError(f"{FIELD}.use_bidirectional_attention", problem, "false where it is a decoder")

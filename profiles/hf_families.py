@@ -307,6 +307,15 @@ STATE_SPACE = frozenset({
 STATES = "state-space or recurrent layers"
 # Gemma3nTextConfig: altup_num_inputs, hidden_size_per_layer_input, num_kv_shared_layers.
 _ALTUP = "AltUp, per-layer embeddings and layers that share keys and values"
+_CONVOLUTIONS = "layers of short convolutions"
+_BESIDE = "mixers of Mamba-2 beside attention in every layer"
+_MAMBA_1 = "layers of Mamba-1"
+# Of families with states, the key of a file that says so, and what they have.
+TELLING: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("lfm2", "lfm2_moe"), ("conv_L_cache", _CONVOLUTIONS)),
+    "falcon_h1": ("mamba_d_ssm", _BESIDE),
+    "jamba": ("mamba_d_state", _MAMBA_1),
+}
 _PER_LAYER = "embeddings of every layer and layers that share keys and values"
 _DIFFUSION = "tokens that are filled in by diffusion"
 _BLOCKS = "keys that an indexer chooses in blocks"
@@ -319,7 +328,10 @@ UNPRICED: Mapping[str, str] = {
 }
 # Words in names of models without one, canonical and between hyphens.
 UNPRICED_NAMES: Mapping[str, str] = {
-    **dict.fromkeys(("-jamba-", "-falcon-h-1-", "-mamba-", "-bamba-"), STATES),
+    **dict.fromkeys(("-mamba-", "-bamba-"), STATES),
+    **dict.fromkeys(("-falcon-h-1-", "-falcon-h-1r-"), _BESIDE),
+    "-jamba-": _MAMBA_1,
+    "-lfm-2-": _CONVOLUTIONS,
     **dict.fromkeys(("-zamba-", "-rwkv-", "-recurrentgemma-"), STATES),
     "-gemma-3n-": _ALTUP,
     **dict.fromkeys(("-gemma-4-e-2b-", "-gemma-4-e-4b-"), _PER_LAYER),
@@ -328,7 +340,7 @@ UNPRICED_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("-nemotron-super-49b-", "-nemotron-ultra-253b-", "-nemotron-51b-"), _WIDTHS),
     "-deepseek-v-4-": "keys that are compressed before an indexer chooses among them",
     "-glm-5-3-flash-": "keys that an indexer chooses in groups",
-    **dict.fromkeys(("-lfm-2-", "-ring-mini-linear-", "-ring-flash-linear-"), STATES),
+    **dict.fromkeys(("-ring-mini-linear-", "-ring-flash-linear-"), STATES),
     **dict.fromkeys(("-ling-2-5-", "-ling-2-6-", "-ring-2-5-", "-ring-2-6-"), "groups of layers that attend linearly"),
     **dict.fromkeys(("-11b-vision-", "-90b-vision-"), "layers that attend to images"),
     "-longcat-flash-": "experts that compute nothing",

@@ -7,6 +7,7 @@ import pytest
 
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
+from profiles.hf_checks import OWN_FIELDS
 from profiles.hf_config import read_hf_config
 from profiles.model_presets import resolve_model
 from profiles.parameters import active_parameters, total_parameters
@@ -109,7 +110,7 @@ def test_checkpoints_of_a_known_shape_are_named(name: str, preset: str) -> None:
 def test_names_of_other_layers_are_refused(name: str, reason: str) -> None:
     with pytest.raises(SpecError) as caught:
         resolve_model(name, default_catalog())
-    assert str(caught.value) == f"model: '{name}' has {reason}, which have no cost model"
+    assert str(caught.value) == f"model: '{name}' has {reason}, which have no cost model. Hint: {OWN_FIELDS}"
 
 
 def test_a_list_that_says_different_things_of_layers_is_refused() -> None:

@@ -158,7 +158,7 @@ def test_keys_of_layers_without_a_price_are_named(key: str, value: object) -> No
     ],
 )
 def test_names_of_models_without_a_price_say_what_has_none(name: str) -> None:
-    with pytest.raises(SpecError, match=r" has .*, which have no cost model$"):
+    with pytest.raises(SpecError, match=r" has .*, which have no cost model\. Hint: plan for a near"):
         resolve_model(name, default_catalog())
 
 
