@@ -12,10 +12,11 @@ import numpy as np
 from costmodels.compressed_work import layer_kinds, met_by_prompt
 from costmodels.linear_work import recurrence_flops
 from costmodels.lowering.attention import score_share
-from costmodels.memory.saved_products import layer_products
+from costmodels.memory.saved_products import layer_products, product_kinds
 from costmodels.plan import FloatArray, IntArray, Recompute, RecomputeModule, chosen_modules
 from costmodels.workload import LoraSpec, TrainingJob
 from profiles.adapter_parameters import total_lora_parameters
+from profiles.attention_kinds import attention_kinds
 from profiles.compressed_attention import SPARSE_RATIO
 from profiles.hyper_connections import connection_parameters
 from profiles.model import ModelSpec
@@ -48,8 +49,13 @@ def attention_core_flops_per_token(model: ModelSpec, sequence_length: int, *, ca
             widths of uncompressed heads as for all latent attention, whatever kernels multiply. Of compressed keys
             windows and entries count.
     """
+    if model.windowed_attention is not None:
+        return sum(
+            layers / model.num_layers * attention_core_flops_per_token(kind, sequence_length, causal=causal)
+            for kind, layers in attention_kinds(model)
+        )
     latent, compressed = model.latent_attention, model.compressed_attention
-    width = 2 * model.head_dim
+    width = model.head_dim + model.value_width
     if compressed is not None:
         met = sum(
             share * met_by_prompt(compressed, ratio, sequence_length, causal=causal)
@@ -149,9 +155,10 @@ def _repeated_parameters(model: ModelSpec) -> float:
     """Weights, all layers, that torchtitan's selective recomputation multiplies again, routed experts left out."""
     kinds = ((False, model.num_layers - model.num_moe_layers), (True, model.num_moe_layers))
     return sum(
-        1.0 * layers * product.weights
+        share * layers * product.weights
         for moe, layers in kinds
-        for product in layer_products(model, moe=moe)
+        for each, share in product_kinds(model)
+        for product in layer_products(each, moe=moe)
         if product.repeated
     )
 

@@ -2,26 +2,29 @@
 
 Two vectors per key/value head and layer (arXiv:2305.13245 for grouped heads), or one latent vector for all heads
 under latent attention (arXiv:2405.04434 section 2.1), which every tensor-parallel rank holds whole. Beside it layers
-with an indexer keep an index key (``profiles.indexer``). Windowed layers keep their window only. Layers of linear
-attention keep no token, but a state per sequence, however long it is; those with compressed keys keep both
-(``costmodels.compressed_work``).
+with an indexer keep an index key (``profiles.indexer``). Windowed layers keep their window only, in heads of their own
+where they have some. Values that are keys before their norm and positions are kept beside these (Gemma 4, in
+transformers and in vLLM: they are other numbers). Layers of linear attention keep no token, but a state per sequence,
+however long it is; those with compressed keys keep both (``costmodels.compressed_work``).
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
+from costmodels.arrays import total
 from costmodels.compressed_work import layer_kinds, token_bytes, waiting_bytes
 from costmodels.lengths import OutputLengths
 from costmodels.linear_work import STATE_BYTES, RankHeads, state_bytes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
+from profiles.attention_kinds import attention_kinds
 from profiles.model import ModelSpec
 
 _BLOCK_TOKENS = 16  # tokens per cache block (arXiv:2309.06180 section 7.2); half of the last one is empty on average
 
 
 def layer_bytes_per_token(model: ModelSpec, element_bytes: float, tensor_parallel: IntArray) -> FloatArray:
-    """(N,) bytes per token that one rank keeps for one layer.
+    """(N,) bytes per token that one rank keeps for one layer with the model's own heads.
 
     Example:
         Llama-2-70B in 16 bits: 2 x 8 heads x 128 x 2 bytes = 4096 on one rank, 512 on each of eight.
@@ -29,7 +32,7 @@ def layer_bytes_per_token(model: ModelSpec, element_bytes: float, tensor_paralle
     if model.latent_attention is not None:
         return np.full(len(tensor_parallel), latent_key_bytes(model, element_bytes))
     heads = np.maximum(model.num_key_value_heads / tensor_parallel, 1.0)
-    return np.asarray(2.0 * element_bytes * model.head_dim * heads)
+    return np.asarray(element_bytes * (model.head_dim + model.value_width) * heads)
 
 
 def latent_key_bytes(model: ModelSpec, element_bytes: float) -> float:
@@ -49,8 +52,21 @@ def latent_key_bytes(model: ModelSpec, element_bytes: float) -> float:
     return float(latent.kv_lora_rank + 4 * -(-latent.kv_lora_rank // 128) + 2 * latent.qk_rope_head_dim)
 
 
-def kept_tokens(model: ModelSpec, tokens: FloatArray | float) -> FloatArray:
-    """Tokens a layer keeps of a sequence, averaged over the layers."""
+def kept_tokens(plans: PlanBatch, model: ModelSpec, tokens: FloatArray | float) -> FloatArray:
+    """Tokens a layer keeps of a sequence, averaged over the layers, by the bytes that these keep of a token.
+
+    Args:
+        plans: N plans, which split heads and layers.
+        model: Its windows.
+        tokens: Of the sequence; a number or S of them.
+
+    Returns:
+        One of each number; (N,) or (N, S) of them where windowed layers have heads of their own.
+    """
+    if model.windowed_attention is not None:
+        kinds = [(kind, _rank_bytes(plans, kind, layers, 1.0)) for kind, layers in attention_kinds(model)]
+        kept = total(np.multiply.outer(held, kept_tokens(plans, kind, tokens)) for kind, held in kinds)
+        return np.asarray((kept.T / total(held for _, held in kinds)).T)
     held = np.asarray(tokens, dtype=np.float64)
     if not model.sliding_window:
         return held
@@ -62,11 +78,16 @@ def bytes_per_cached_token(plans: PlanBatch, model: ModelSpec, element_bytes: fl
     """(N,) bytes per token on the rank that keeps most layers."""
     if model.compressed_attention is not None:
         return _of_compressed(plans, model, lambda ratio: token_bytes(model, ratio, element_bytes))
-    layers = -(-model.full_attention_layers // plans.pipeline_parallel)
-    held = layers * layer_bytes_per_token(model, element_bytes, plans.tensor_parallel)
+    held = total(_rank_bytes(plans, kind, layers, element_bytes) for kind, layers in attention_kinds(model))
     if model.indexer is None:
         return held
     return np.asarray(held + -(-model.indexer.layers // plans.pipeline_parallel) * model.indexer.key_bytes)
+
+
+def _rank_bytes(plans: PlanBatch, kind: ModelSpec, layers: int, element_bytes: float) -> FloatArray:
+    """(N,) bytes per token of so many layers of one kind, on the rank that keeps most of them."""
+    most: IntArray = -(-layers // plans.pipeline_parallel)
+    return np.asarray(most * layer_bytes_per_token(kind, element_bytes, plans.tensor_parallel))
 
 
 def bytes_per_sequence(
@@ -98,19 +119,21 @@ def _of_compressed(plans: PlanBatch, model: ModelSpec, layer_bytes: Callable[[in
     return found
 
 
-def tokens_together(model: ModelSpec, prompt_tokens: float, output: OutputLengths, *, grows: bool) -> float:
-    """Tokens kept per sequence of a batch that starts together, where all of it keeps most.
+def tokens_together(
+    plans: PlanBatch, model: ModelSpec, prompt_tokens: float, output: OutputLengths, *, grows: bool
+) -> FloatArray:
+    """Tokens kept per sequence of a batch that starts together, where all of it keeps most; as ``kept_tokens``.
 
     Where they take room as they grow, ended sequences leave theirs: the largest share still running times what each has
     by then. Static batches, and engines that reserve it, keep room for the longest for every sequence.
     """
     if not grows:
-        return float(kept_tokens(model, prompt_tokens + output.most))
+        return kept_tokens(plans, model, prompt_tokens + output.most)
     steps = output.steps(4)
-    together = output.longer_than(steps) * kept_tokens(model, prompt_tokens + steps + _BLOCK_TOKENS / 2)
-    return float(together.max())
+    together = output.longer_than(steps) * kept_tokens(plans, model, prompt_tokens + steps + _BLOCK_TOKENS / 2)
+    return np.asarray(together.max(axis=-1))
 
 
-def tokens_staggered(model: ModelSpec, prompt_tokens: float, output: OutputLengths) -> float:
+def tokens_staggered(plans: PlanBatch, model: ModelSpec, prompt_tokens: float, output: OutputLengths) -> FloatArray:
     """Tokens kept per running sequence on average, when sequences of all ages run because ended ones are replaced."""
-    return float(kept_tokens(model, prompt_tokens + output.mean_context + _BLOCK_TOKENS / 2))
+    return kept_tokens(plans, model, prompt_tokens + output.mean_context + _BLOCK_TOKENS / 2)

@@ -1,5 +1,6 @@
 """How many parameters low-rank adapters add to a model, as exact integers (arXiv:2106.09685, section 4.1)."""
 
+from profiles.attention_kinds import attention_kinds, attention_shares
 from profiles.linear_attention import KIMI_DELTA, LinearAttention
 from profiles.model import ModelSpec
 
@@ -20,13 +21,15 @@ def lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...], *, mo
             up and down adapt every routed expert and the shared expert; the router has no adapter.
 
     Returns:
-        A count for one layer, a mean where only some layers attend linearly.
+        A count for one layer, a mean where layers attend in different ways.
 
     Source:
         Hu et al., arXiv:2106.09685, section 4.1.
     """
     is_moe = model.moe is not None if moe is None else moe
-    in_attention = model.full_share * _adapters(_attention_matrices(model), rank, targets)
+    in_attention = sum(
+        share * _adapters(_attention_matrices(kind), rank, targets) for kind, share in attention_shares(model)
+    )
     if model.linear_attention is not None:
         in_attention += model.linear_share * _adapters(_linear_matrices(model, model.linear_attention), rank, targets)
     share = 1.0 if is_moe else model.dense_mlp_share
@@ -36,7 +39,7 @@ def lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...], *, mo
 def total_lora_parameters(model: ModelSpec, rank: int, targets: tuple[str, ...]) -> int:
     """Trainable parameters that low-rank adapters add to the whole model (see ``lora_parameters``)."""
     moe_layers, linear = model.num_moe_layers, model.linear_attention
-    total = model.full_attention_layers * _adapters(_attention_matrices(model), rank, targets)
+    total = sum(layers * _adapters(_attention_matrices(kind), rank, targets) for kind, layers in attention_kinds(model))
     if linear is not None:
         total += linear.layers * _adapters(_linear_matrices(model, linear), rank, targets)
     total += model.dense_mlp_layers * _mlp_adapters(model, rank, targets, False)
@@ -58,8 +61,10 @@ def _attention_matrices(model: ModelSpec) -> list[tuple[str, tuple[int, int]]]:
     if latent is None:
         width, kv_width = heads * model.head_dim, model.num_key_value_heads * model.head_dim
         q_width = model.query_parts * width
-        joint = ("qkv", (h, q_width + 2 * kv_width))
-        return [("q", (h, q_width)), ("k", (h, kv_width)), ("v", (h, kv_width)), joint, ("o", (width, h))]
+        v_width = 0 if model.keys_are_values else model.num_key_value_heads * model.value_width
+        values = [("v", (h, v_width))] if v_width else []
+        joint = ("qkv", (h, q_width + kv_width + v_width))
+        return [("q", (h, q_width)), ("k", (h, kv_width)), *values, joint, ("o", (heads * model.value_width, h))]
     q_width = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
     query = [(h, latent.q_lora_rank), (latent.q_lora_rank, q_width)] if latent.q_lora_rank else [(h, q_width)]
     return [

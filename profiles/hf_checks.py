@@ -8,18 +8,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from profiles.errors import SpecError, shown
-from profiles.hf_families import ENCODERS, STATE_SPACE, STATES, UNPRICED, UNPRICED_NAMES, VISION, Family
+from profiles.hf_families import ENCODERS, STATE_SPACE, STATES, TELLING, UNPRICED, UNPRICED_NAMES, VISION, Family
 from profiles.hf_layers import FIELD, at_least
 from profiles.model import MAX_LAYERS
 
+# What there is to do about layers without a cost model.
+OWN_FIELDS = "plan for a near model in fields of your own: num_layers, hidden_size and so on, or base and what differs"
 MAX_HEAD_DIM = 1 << 14  # of a key that says so; the widest heads known have 576
 _MIXTURES = (
     *("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "deepseek_v2", "deepseek_v3", "kimi_k2"),
     *("olmoe", "glm4_moe", "dots1", "gpt_oss", "phimoe", "llama4_text", "kimi_linear"),
     *("deepseek_v32", "glm_moe_dsa", "deepseek_v4"),
-    *("afmoe", "bailing_moe", "exaone_moe"),
+    *("afmoe", "bailing_moe", "exaone_moe", "mistral4", "hunyuan_v1_moe", "hy_v3", "mimo_v2_flash", "step3p5"),
+    *("glm4_moe_lite", "minimax_m2", "solar_open", "laguna"),
 )
-_LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2")
+_LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2", "mistral4", "glm4_moe_lite")
 _OF_STATES = (
     *("ssm_cfg", "state_size", "mamba_d_state", "ssm_state_size"),
     *("linear_attn_config", "linear_num_value_heads", "attn_type_list"),
@@ -32,14 +35,13 @@ _OTHER_LAYERS = {
     "num_kv_shared_layers": "layers that share keys and values",
     "hidden_size_per_layer_input": "embeddings of every layer",
     "num_key_value_heads_per_layer": "layers with different numbers of key/value heads",
-    "attention_other_setting": "windowed layers with other numbers of heads",
-    "swa_num_key_value_heads": "windowed layers with other numbers of heads",
     "layer_group_size": "groups of layers that attend linearly",
     "use_cla": "layers that share keys and values",
     "zero_expert_num": "experts that compute nothing",
-    "num_attention_groups": "attention of factorised matrices",
-    "moe_layers_enum": "layers with experts by a list",
+    "share_q_dim": "attention of factorised matrices",
     "block_configs": "layers of different widths",
+    "sparse_attention_config": "keys that an indexer chooses in blocks",
+    "index_topk_blocks": "keys that an indexer chooses in blocks",
     "index_kpool": "keys that an indexer chooses in groups",
     "kv_source_layers": "compressed keys that layers share",
     "engram_layer_ids": "embeddings of n-grams",
@@ -61,22 +63,31 @@ def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) ->
     where = f"{FIELD}.model_type"
     if config.get("is_encoder_decoder") is True or kind in ENCODERS:
         raise SpecError(where, f"{shown(kind)} is not a decoder-only transformer")
-    foreign = any(key in config for key in _OF_STATES) and not (family and family.linear)
-    layers = STATES if kind in STATE_SPACE or foreign else UNPRICED.get(kind)
-    if layers is not None:
-        raise SpecError(where, f"{shown(kind)} has {layers}, which have no cost model")
-    for key, layers in _OTHER_LAYERS.items():
+    foreign = any(_tells_states(config, key) for key in _OF_STATES) and not (family and family.linear)
+    told, layers = TELLING.get(kind, ("", STATES if kind in STATE_SPACE or foreign else UNPRICED.get(kind)))
+    if layers is not None and not config.get(told):
+        raise SpecError(where, f"{shown(kind)} has {layers}, which have no cost model", OWN_FIELDS)
+    for key, others in {**_OTHER_LAYERS, **({told: layers} if layers else {})}.items():
         if config.get(key):
-            raise SpecError(f"{FIELD}.{key}", f"says that there are {layers}, which have no cost model")
+            raise SpecError(f"{FIELD}.{key}", f"says that there are {others}, which have no cost model", OWN_FIELDS)
     for key in _COMPRESSED:
         if config.get(key) and not (family and family.compressed):
             problem = "says that there are compressed keys, which have no cost model in"
             raise SpecError(f"{FIELD}.{key}", f"{problem} {shown(kind) if kind else 'no family'}", "deepseek_v4")
+    if config.get("use_bidirectional_attention") in ("all", True):
+        problem = "says that tokens attend to later ones, which has no cost model"
+        raise SpecError(f"{FIELD}.use_bidirectional_attention", problem, "false where it is a decoder")
     if config.get("index_topk") and not (family and (family.indexer or family.compressed)):
         problem = f"an indexer chooses the keys, which has no cost model in {shown(kind) if kind else 'no family'}"
         raise SpecError(f"{FIELD}.index_topk", problem, "model_type deepseek_v32 or glm_moe_dsa where it is one")
     if kind in VISION or ("image_size" in config and "vocab_size" not in config):
         raise SpecError(where, f"{shown(kind)} is a vision model, not a language model")
+
+
+def _tells_states(config: Mapping[str, Any], key: str) -> bool:
+    """Whether a key says that layers keep states; MiniMax M2's list says of every layer that it has none."""
+    value = config.get(key)
+    return key in config and not (key == "attn_type_list" and isinstance(value, list) and set(map(str, value)) <= {"1"})
 
 
 def unpriced_layers(name: str) -> str | None:
@@ -98,8 +109,12 @@ def check_said(config: Mapping[str, Any], kind: str, *, experts: Sequence[str], 
     """
     if kind in _MIXTURES and not any(key in config for key in experts):
         key = "num_local_experts" if kind in ("mixtral", "gpt_oss", "phimoe", "llama4_text") else "num_experts"
-        key = "n_routed_experts" if kind in (*_LATENT, "glm4_moe", "dots1", "deepseek_v4") else key
+        routed = (*_LATENT, "glm4_moe", "dots1", "deepseek_v4", "mimo_v2_flash", "solar_open")
+        key = "n_routed_experts" if kind in routed else key
         raise SpecError(f"{FIELD}.{key}", f"is missing, which {kind} always says", "0 for a dense model")
+    if kind == "gemma4_text" and "hidden_size_per_layer_input" not in config:
+        key = f"{FIELD}.hidden_size_per_layer_input"
+        raise SpecError(key, f"is missing, which {kind} always says", "0 where layers have no embeddings of their own")
     if kind in _LATENT and config.get("kv_lora_rank") is None:
         hint = "model_type deepseek for plain attention"
         raise SpecError(f"{FIELD}.kv_lora_rank", f"is missing, which {kind} always says", hint)

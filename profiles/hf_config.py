@@ -15,15 +15,18 @@ from profiles.errors import SpecError, shown
 from profiles.hf_checks import check_priced, check_said, key_of
 from profiles.hf_compressed import compressed_attention, hash_layers, hyper_connections
 from profiles.hf_families import FAMILIES, LLAMA, SYNONYMS, Family
+from profiles.hf_heads import with_heads
 from profiles.hf_indexer import indexer_of
 from profiles.hf_layers import FIELD, layer_mask_of_experts, windowed_layers
 from profiles.hf_linear import linear_attention
 from profiles.hf_pattern import pattern_mixer, read_pattern
 from profiles.hf_reader import NAMES, Reader
 from profiles.layer_pattern import EXPERTS
-from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, MoESpec
+from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec
+from profiles.moe import MoESpec
 
 TEXT_PART = "multimodal model: only its text part"  # how what is said of one begins
+_OF_LAYERS = ("moe_topk", "moe_intermediate_size", "num_shared_expert")
 _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
 
 
@@ -57,7 +60,7 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
     check_said(flat, SYNONYMS.get(kind, kind), experts=NAMES["num_experts"], lengths=NAMES["max_sequence_length"])
     reader = Reader(flat, _family(text, kind, notes), notes)
     try:
-        spec = _build(reader, name, source)
+        spec = with_heads(reader, _build(reader, name, source))
     except SpecError as error:
         where = error.field.removeprefix("model.")
         key = key_of(where, flat, NAMES)
@@ -71,7 +74,10 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
 
 
 def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
-    """The language model's own configuration, out of a multimodal one where necessary."""
+    """The language model's own configuration, out of a multimodal one where necessary; of Omni models what thinks."""
+    thinker = config.get("thinker_config")
+    if isinstance(thinker, Mapping):
+        return _text_part({"model_type": config.get("model_type"), **thinker})
     for key in ("text_config", "llm_config", "language_config"):
         nested = config.get(key)
         if nested is None:
@@ -89,8 +95,13 @@ def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]
 
 
 def _flattened(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration with MPT's and DBRX's nested attention and MLP settings at the top."""
-    flat = dict(config)
+    """The configuration with MPT's and DBRX's nested attention and MLP settings at the top.
+
+    What Hunyuan says of every layer is said once where it is the same of all.
+    """
+    listed = {key: config[key] for key in _OF_LAYERS if isinstance(config.get(key), list) and config[key]}
+    once = {key: value[0] for key, value in listed.items() if all(each == value[0] for each in value)}
+    flat = {**config, **once}
     for key in ("attn_config", "ffn_config"):
         nested = config.get(key)
         if isinstance(nested, Mapping):
@@ -257,7 +268,12 @@ def _norm_bias(reader: Reader) -> bool:
 
 
 def _norms(reader: Reader) -> int:
-    """Falcon has one norm per layer with parallel attention, two in its newer architecture."""
+    """Falcon has one norm per layer with parallel attention, two in its newer architecture.
+
+    Beside experts Gemma 4's MLP has a norm of its own behind it, experts one on either side, and their router one.
+    """
+    if reader.family.mlp_beside_experts and reader.boolean(reader.family.experts):
+        return 2 * reader.family.norms
     kind = reader.config.get("model_type")
     if kind in ("falcon", "RefinedWeb", "RefinedWebModel") and reader.boolean(("parallel_attn", True)):
         two = reader.boolean(("new_decoder_architecture", kind == "RefinedWeb"))
@@ -293,12 +309,19 @@ _OWN_EXPERT_WIDTH = (
     "afmoe",
     "bailing_moe",
     "exaone_moe",
+    "mistral4",
+    "hy_v3",
+    "qwen3_omni_moe",
+    "mimo_v2_flash",
+    "step3p5",
+    "solar_open",
+    "laguna",
 )
 
 
 def _moe(reader: Reader, num_layers: int, pattern: str) -> MoESpec | None:
     experts = reader.integer(*NAMES["num_experts"])
-    if not experts or (pattern and EXPERTS not in pattern):
+    if not experts or not reader.boolean(reader.family.experts) or (pattern and EXPERTS not in pattern):
         return None
     all_mixed = bool(pattern) or reader.family.compressed
     placement = (0, 1) if all_mixed else layer_mask_of_experts(reader.config, num_layers)
@@ -345,7 +368,12 @@ def _is_llama_4(reader: Reader) -> bool:
 def _shared_width(reader: Reader, width: int) -> int:
     if _is_llama_4(reader):
         return width  # one shared expert, always, as wide as a routed one
+    if reader.family.mlp_beside_experts:
+        return reader.required("ffn_hidden_size")
     explicit = reader.integer(
-        "shared_expert_intermediate_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size"
+        "shared_expert_intermediate_size",
+        "shared_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+        "share_expert_dim",
     )
     return explicit if explicit is not None else (reader.integer(*NAMES["shared_experts"]) or 0) * width

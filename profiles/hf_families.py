@@ -39,12 +39,20 @@ class Family:
         key_value_heads: When no key gives them: 0 for as many as query heads, else this number.
         window: Which layers a sliding window applies to: ``none``, ``all`` (where the key is not
             null), ``qwen`` (switched by use_sliding_window), ``every:n`` (all but each n-th layer),
-            ``apart:n`` (the same, and the n-th differ in their positions too) or ``chunk`` (Llama 4).
+            ``apart:n`` (the same, and the n-th differ in their positions too), ``first:n`` (so, and the first has
+            none either) or ``chunk`` (Llama 4).
         window_default: Window when the key is absent.
         linear: Kind of linear attention that some of its layers have; "" for none.
         indexer: An indexer chooses the keys that latent attention attends to.
         compressed: Attention over compressed keys, several residual streams and routers that look experts up.
         halves: A layer is a mixer or an MLP alone, by a pattern (``profiles.hf_pattern``).
+        global_heads: Layers without a window have heads of their own, by keys that say ``global``.
+        windowed_heads: Key/value heads of windowed layers over those of others where no key says how many.
+        windowed_sinks: Windowed layers have sinks, unless ``add_swa_attention_sink_bias`` says otherwise.
+        head_gates: Key that says that attention's output has a gate per head, as it does where the key is absent.
+        value_norm: Values pass a norm without weights.
+        experts: Layers have experts: rule; by default where there is a number of them.
+        mlp_beside_experts: A dense MLP runs beside the experts, on norms of its own.
         output_gate: Queries bring a gate for the output of attention: rule.
         dense_key: Key with the width of an MLP without experts, where it is not the usual one.
         defaults: Dimensions of the configuration class that its files really leave out.
@@ -78,6 +86,13 @@ class Family:
     indexer: bool = False
     compressed: bool = False
     halves: bool = False
+    global_heads: bool = False
+    windowed_heads: int = 1
+    windowed_sinks: bool = False
+    head_gates: str = ""
+    value_norm: bool = False
+    experts: Rule = ("", True)
+    mlp_beside_experts: bool = False
     output_gate: Rule = ("", False)
     dense_key: str = ""
     defaults: Mapping[str, int] = field(default_factory=dict)
@@ -103,6 +118,7 @@ _COHERE = replace(
     qk_norm=("use_qk_norm", False), qk_norm_all_heads=True,
 )  # fmt: skip
 _OLMO2 = replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, qk_norm_all_heads=True)
+_HUNYUAN = replace(LLAMA, tied=True, mlp_bias=_NO, qk_norm=("use_qk_norm", True))
 _GLM = replace(LLAMA, qkv_bias=("attention_bias", True), out_bias=_NO, mlp_bias=_NO)
 _ERNIE = replace(
     LLAMA, tied=True, qkv_bias=("use_bias", False), out_bias=("use_bias", False), mlp_bias=("use_bias", False)
@@ -113,6 +129,13 @@ _GEMMA3_DEFAULTS = {
     "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
     "max_position_embeddings": 131072,
 }  # fmt: skip
+
+# Gemma4TextConfig and Gemma4UnifiedTextConfig. The last layer attends in full whatever the interval.
+_GEMMA4_DEFAULTS = {**_GEMMA3_DEFAULTS, "vocab_size": 262144}
+_GEMMA4 = replace(
+    _GEMMA, norms=4, qk_norm=_YES, value_norm=True, global_heads=True, window="apart:6", window_default=512,
+    experts=("enable_moe_block", False), mlp_beside_experts=True, router_bias=True, defaults=_GEMMA4_DEFAULTS,
+)  # fmt: skip
 
 FAMILIES: Mapping[str, Family] = {
     "llama": LLAMA,
@@ -126,6 +149,7 @@ FAMILIES: Mapping[str, Family] = {
     "smollm3": replace(LLAMA, tied=True, key_value_heads=4),
     "mistral": replace(_MISTRAL, window_default=4096),
     "ministral": replace(_MISTRAL, window_default=4096),
+    "ministral3": _MISTRAL,
     "mixtral": _MISTRAL,
     "qwen": replace(_QWEN2, window="none", ffn_divisor=2),
     "qwen2": _QWEN2,
@@ -138,6 +162,7 @@ FAMILIES: Mapping[str, Family] = {
     "deepseek_v4": replace(_DEEPSEEK, router_bias=True, key_value_heads=1, compressed=True),
     "glm_moe_dsa": replace(_DEEPSEEK, router_bias=True, indexer=True),
     "kimi_k2": replace(_DEEPSEEK, router_bias=True),
+    "mistral4": _DEEPSEEK,
     "gemma": replace(_GEMMA, key_value_heads=16, defaults={"head_dim": 256}),
     "gemma2": replace(
         _GEMMA, norms=4, key_value_heads=4, window="every:2", window_default=4096, softcap=True,
@@ -145,6 +170,10 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "gemma3_text": replace(
         _GEMMA, norms=4, qk_norm=_YES, window="every:6", window_default=4096, defaults=_GEMMA3_DEFAULTS
+    ),
+    "gemma4_text": _GEMMA4,
+    "gemma4_unified_text": replace(
+        _GEMMA4, window_default=1024, defaults=_GEMMA4_DEFAULTS | {"max_position_embeddings": 262144}
     ),
     "phi": replace(
         _GPT, tied=False, norms=1, parallel=_YES, head_bias=_YES, ffn_multiple=4, qk_norm=("qk_layernorm", False)
@@ -192,6 +221,15 @@ FAMILIES: Mapping[str, Family] = {
         _GLM, qkv_bias=("attention_bias", False), key_value_heads=8, router_bias=True, qk_norm=("use_qk_norm", False),
         defaults={"head_dim": 128},
     ),
+    "glm4_moe_lite": replace(_DEEPSEEK, router_bias=True),
+    "glm4v_text": replace(_GLM, norms=4, key_value_heads=2, qkv_bias=_YES),
+    "minimax_m2": replace(
+        LLAMA, qkv_bias=_NO, out_bias=_NO, mlp_bias=_NO, qk_norm=("use_qk_norm", True), qk_norm_all_heads=True,
+        router_bias=True, key_value_heads=8,
+    ),
+    "seed_oss": replace(LLAMA, qkv_bias=("attention_bias", True), out_bias=("attention_out_bias", False)),
+    "solar_open": replace(LLAMA, mlp_bias=_NO, router_bias=True, key_value_heads=8, defaults={"head_dim": 128}),
+    "laguna": replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True, key_value_heads=8, head_gates="gating"),
     "olmo2": _OLMO2,
     "olmo3": replace(_OLMO2, window="apart:4", window_default=4096),
     "olmoe": _OLMO2,
@@ -202,6 +240,19 @@ FAMILIES: Mapping[str, Family] = {
             "linear_value_head_dim": 192,
         },
     ),
+    "mimo_v2_flash": replace(
+        LLAMA, mlp_bias=_NO, out_bias=_NO, router_bias=True, key_value_heads=4, window="first:6", window_default=128,
+        windowed_heads=2, windowed_sinks=True,
+        defaults={"head_dim": 192},
+    ),
+    "step3p5": replace(
+        LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True, key_value_heads=8,
+        head_gates="use_head_wise_attn_gate", defaults={"head_dim": 128},
+    ),
+    "apertus": replace(LLAMA, gated=False, mlp_bias=_NO, qk_norm=_YES),
+    "hunyuan_v1_dense": _HUNYUAN,
+    "hunyuan_v1_moe": _HUNYUAN,
+    "hy_v3": replace(LLAMA, qk_norm=_YES, router_bias=True, key_value_heads=8, defaults={"head_dim": 128}),
     "nemotron": replace(LLAMA, gated=False, rms=False),
     "qwen3_next": replace(_QWEN3_NEXT, key_value_heads=2),
     "qwen3_5_text": replace(_QWEN3_NEXT, key_value_heads=4),
@@ -230,13 +281,18 @@ FAMILIES: Mapping[str, Family] = {
 
 # Families named differently at the top of a multimodal or renamed configuration.
 SYNONYMS: Mapping[str, str] = {
-    "gemma3": "gemma3_text", "llama4": "llama4_text", "RefinedWeb": "falcon", "RefinedWebModel": "falcon",
+    "gemma3": "gemma3_text", "gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text",
+    "llama4": "llama4_text", "RefinedWeb": "falcon", "RefinedWebModel": "falcon",
     "phi-msft": "phi", "InternLM2ForCausalLM": "internlm2", "BaichuanForCausalLM": "baichuan",
     "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "minimax_text_01": "minimax", "minimax_m1": "minimax",
     "nemotron4": "nemotron", "bailing_moe_v2": "bailing_moe", "phi4mm": "phi3", "starcoder": "gpt_bigcode",
     # Text parts: Qwen2_5_VLAttention has Qwen2's biases, Qwen3VLTextAttention Qwen3's norms.
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
     "qwen3_vl": "qwen3", "qwen3_vl_text": "qwen3", "qwen3_vl_moe": "qwen3_moe", "qwen3_vl_moe_text": "qwen3_moe",
+    "step3p7": "step3p5", "mimo": "qwen2", "glm4v": "glm4v_text", "glm46v": "glm4v_text", "glm4v_moe": "glm4_moe",
+    "glm4v_moe_text": "glm4_moe",
+    "qwen3_omni_moe": "qwen3_moe", "qwen3_omni_moe_thinker": "qwen3_moe", "qwen3_omni_moe_text": "qwen3_moe",
+    "qwen2_5_omni": "qwen2", "qwen2_5_omni_thinker": "qwen2", "qwen2_5_omni_text": "qwen2",
 }  # fmt: skip
 
 ENCODERS = frozenset({
@@ -254,18 +310,41 @@ STATE_SPACE = frozenset({
 STATES = "state-space or recurrent layers"
 # Gemma3nTextConfig: altup_num_inputs, hidden_size_per_layer_input, num_kv_shared_layers.
 _ALTUP = "AltUp, per-layer embeddings and layers that share keys and values"
+_CONVOLUTIONS = "layers of short convolutions"
+_BESIDE = "mixers of Mamba-2 beside attention in every layer"
+_MAMBA_1 = "layers of Mamba-1"
+# Of families with states, the key of a file that says so, and what they have.
+TELLING: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("lfm2", "lfm2_moe"), ("conv_L_cache", _CONVOLUTIONS)),
+    "falcon_h1": ("mamba_d_ssm", _BESIDE),
+    "jamba": ("mamba_d_state", _MAMBA_1),
+}
+_PER_LAYER = "embeddings of every layer and layers that share keys and values"
+_DIFFUSION = "tokens that are filled in by diffusion"
+_BLOCKS = "keys that an indexer chooses in blocks"
+_WIDTHS = "layers of different widths"
 # Families with other layers that have no cost model: what these are.
-UNPRICED: Mapping[str, str] = {"gemma3n": _ALTUP, "gemma3n_text": _ALTUP}
+UNPRICED: Mapping[str, str] = {
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), _ALTUP),
+    **dict.fromkeys(("diffusion_gemma", "diffusion_gemma_text"), _DIFFUSION),
+    **dict.fromkeys(("minimax_m3", "minimax_m3_text", "minimax_m3_vl", "minimax_m3_vl_text"), _BLOCKS),
+}
 # Words in names of models without one, canonical and between hyphens.
 UNPRICED_NAMES: Mapping[str, str] = {
-    **dict.fromkeys(("-jamba-", "-falcon-h-1-", "-mamba-", "-bamba-"), STATES),
+    **dict.fromkeys(("-mamba-", "-bamba-"), STATES),
+    **dict.fromkeys(("-falcon-h-1-", "-falcon-h-1r-"), _BESIDE),
+    "-jamba-": _MAMBA_1,
+    "-lfm-2-": _CONVOLUTIONS,
     **dict.fromkeys(("-zamba-", "-rwkv-", "-recurrentgemma-"), STATES),
     "-gemma-3n-": _ALTUP,
     "-deepseek-v-4-1-": "compressed keys that layers share, and embeddings of n-grams",
+    **dict.fromkeys(("-gemma-4-e-2b-", "-gemma-4-e-4b-"), _PER_LAYER),
+    "-diffusiongemma-": _DIFFUSION,
+    "-minimax-m-3-": _BLOCKS,
+    **dict.fromkeys(("-nemotron-super-49b-", "-nemotron-ultra-253b-", "-nemotron-51b-"), _WIDTHS),
     "-glm-5-3-flash-": "keys that an indexer chooses in groups",
-    **dict.fromkeys(("-lfm-2-", "-ring-mini-linear-", "-ring-flash-linear-"), STATES),
+    **dict.fromkeys(("-ring-mini-linear-", "-ring-flash-linear-"), STATES),
     **dict.fromkeys(("-ling-2-5-", "-ling-2-6-", "-ring-2-5-", "-ring-2-6-"), "groups of layers that attend linearly"),
-    **dict.fromkeys(("-mimo-v-2-", "-step-3-5-"), "windowed layers with other numbers of heads"),
     **dict.fromkeys(("-11b-vision-", "-90b-vision-"), "layers that attend to images"),
     "-longcat-flash-": "experts that compute nothing",
     "-hunyuan-large-": "layers that share keys and values",

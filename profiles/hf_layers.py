@@ -36,7 +36,7 @@ def layer_mask_of_experts(config: Mapping[str, Any], num_layers: int) -> tuple[i
     first = indices[0] - (interval - 1)
     if first >= 0 and indices == list(range(indices[0], num_layers, interval)):
         return first, interval
-    said = ("mlp_only_layers", "moe_layers", *_LISTS, *_LEADING, *_BOUNDED)
+    said = ("mlp_only_layers", "moe_layers", "moe_layers_enum", *_LISTS, *_LEADING, *_BOUNDED)
     shown_layers = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
     raise SpecError(
         f"{FIELD}.{next((key for key in said if config.get(key)), 'decoder_sparse_step')}",
@@ -47,10 +47,13 @@ def layer_mask_of_experts(config: Mapping[str, Any], num_layers: int) -> tuple[i
 
 def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
     """For each layer whether it has experts, by whichever keys the family uses."""
-    explicit = config.get("moe_layers")
-    if isinstance(explicit, list):  # Llama 4
-        chosen = _numbered(explicit, "moe_layers", num_layers)
-        return [index in chosen for index in range(num_layers)]
+    for key in ("moe_layers", "moe_layers_enum"):  # Llama 4; Step-3.5, in a text or a list
+        explicit = config.get(key)
+        if isinstance(explicit, str):
+            explicit = [int(item) if item.strip().isdecimal() else item for item in explicit.split(",")[:num_layers]]
+        if isinstance(explicit, list):
+            chosen = _numbered(explicit, key, num_layers)
+            return [index in chosen for index in range(num_layers)]
     kinds = config.get("mlp_layer_types")
     if isinstance(kinds, list):  # GLM-5
         return [item == "sparse" for item in one_each(kinds, "mlp_layer_types", num_layers)]
@@ -110,29 +113,44 @@ def windowed_layers(
         SpecError: If a layer is neither full nor windowed attention, or a number is not one.
     """
     key = "attention_chunk_size" if family.window == "chunk" else "sliding_window"
+    key = "sliding_window_size" if key not in config and "sliding_window_size" in config else key
     window = _whole(config, key, 0, smallest=0)
     if key not in config and family.window_default:
         window = family.window_default
         notes.append(f"{FIELD}.{key} is absent: taken as {window}, as the family does")
-    types = config.get("layer_types")
-    if isinstance(types, list):
-        mask = _windowed_by_type(types, num_layers)
-    elif family.window == "chunk":
-        mask = _chunked(config, num_layers)
-    elif ":" in family.window:
-        mask = _all_but_every(_interval(config, int(family.window.rpartition(":")[2])), num_layers)
-    elif family.window == "qwen":
-        full = _whole(config, "max_window_layers", num_layers, smallest=0)
-        mask = [config.get("use_sliding_window") is True and index >= full for index in range(num_layers)]
-    else:
-        mask = [family.window == "all"] * num_layers
-    if not window or not any(mask):
+    mask = window_mask(config, family, num_layers)
+    longest = config.get("max_position_embeddings")
+    bounds = not isinstance(longest, int) or window < longest  # Phi-4-mini's window is twice as long as its sequences
+    if not window or not any(mask) or not bounds:
         return 0, 0, 0
     if family.window == "chunk":
         notes.append(f"attention in chunks of {window} tokens is treated as a sliding window")
     alternates = range(2, num_layers + 1) if family.window.startswith("every:") else ()
     every = next((n for n in alternates if mask == _all_but_every(n, num_layers)), 0)
     return window, sum(mask), every
+
+
+def window_mask(config: Mapping[str, Any], family: Family, num_layers: int) -> list[bool]:
+    """For each layer whether it attends within a window, if there is one.
+
+    Raises:
+        SpecError: If a layer is neither full nor windowed attention, or a number is not one.
+    """
+    types, ones = config.get("layer_types"), config.get("hybrid_layer_pattern")
+    if isinstance(types, list):
+        more = config.get("num_nextn_predict_layers")  # Step-3.5 says of these what they are, too
+        return _windowed_by_type(types[:num_layers] if len(types) == num_layers + (more or 0) else types, num_layers)
+    if isinstance(ones, list):  # MiMo
+        return [item in (1, True) for item in one_each(ones, "hybrid_layer_pattern", num_layers)]
+    if family.window == "chunk":
+        return _chunked(config, num_layers)
+    if ":" in family.window:
+        mask = _all_but_every(_interval(config, int(family.window.rpartition(":")[2])), num_layers)
+        return [False, *mask[1:]] if family.window.startswith("first:") else mask
+    if family.window == "qwen":
+        full = _whole(config, "max_window_layers", num_layers, smallest=0)
+        return [config.get("use_sliding_window") is True and index >= full for index in range(num_layers)]
+    return [family.window == "all"] * num_layers
 
 
 def _interval(config: Mapping[str, Any], default: int) -> int:

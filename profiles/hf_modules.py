@@ -10,8 +10,31 @@ _KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 _LLAMA = tuple(f"{kind}_proj" for kind in _KINDS)
 _OF_LLAMA = (
     *("llama", "mistral", "ministral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2"),
-    *("gemma3_text", "granite", "smollm3", "cohere", "cohere2", "olmo2", "olmoe", "glm4_moe", "stablelm"),
-    *("olmo3", "exaone4", "exaone_moe", "ernie4_5", "ernie4_5_moe"),
+    *(
+        "gemma3_text",
+        "gemma4_text",
+        "gemma4_unified_text",
+        "granite",
+        "smollm3",
+        "cohere",
+        "cohere2",
+        "olmo2",
+        "olmoe",
+        "glm4_moe",
+        "stablelm",
+    ),
+    *(
+        "hunyuan_v1_dense",
+        "hy_v3",
+        "ministral3",
+        "seed_oss",
+        "minimax_m2",
+        "olmo3",
+        "exaone4",
+        "exaone_moe",
+        "ernie4_5",
+        "ernie4_5_moe",
+    ),
     *("llama4_text", "gpt_oss", "phimoe", "nemotron", "dots1", "deepseek_v2", "deepseek_v3", "kimi_k2"),
 )
 _NEOX = (*("query_key_value",) * 3, "dense", "", "dense_h_to_4h", "dense_4h_to_h")
@@ -31,6 +54,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "opt": (*_LLAMA[:3], "out_proj", "", "fc1", "fc2"),
     "phi": (*_LLAMA[:3], "dense", "", "fc1", "fc2"),
     "gptj": (*_LLAMA[:3], "out_proj", "", "fc_in", "fc_out"),
+    "apertus": (*_LLAMA[:4], "", *_LLAMA[5:]),
     "starcoder2": (*_LLAMA[:4], "", "mlp.c_fc", "mlp.c_proj"),
 }
 # All experts of a layer are two parameters, with gate and up in one (``GptOssExperts``, ``MixtralExperts`` ...): PEFT

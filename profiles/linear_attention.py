@@ -19,9 +19,9 @@ Hugging Face implementations. Left out on purpose: mixers side by side with atte
 from dataclasses import dataclass, fields
 
 from profiles.errors import SpecError, did_you_mean
+from profiles.windowed_attention import MAX_DIMENSION
 
 DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2 = "gated_delta_net", "kimi_delta", "lightning", "mamba2"
-_WIDEST = 1 << 22
 LINEAR_KINDS = (DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2)
 KIND_TITLES = {
     DELTA_NET: "Gated DeltaNet",
@@ -145,13 +145,13 @@ def _norm(linear: LinearAttention) -> int:
     return linear.value_head_dim if linear.kind in (DELTA_NET, KIMI_DELTA) else linear.value_width
 
 
-def check_linear(linear: LinearAttention, *, num_layers: int, windowed: bool) -> None:
-    """Refuse kinds and sizes that no linear attention has, and windows beside it.
+def check_linear(linear: LinearAttention, *, num_layers: int, windows: bool) -> None:
+    """Refuse kinds and sizes that no linear attention has, and one beside what it is not priced with.
 
     Args:
         linear: The linear attention of a model.
         num_layers: Layers of the model.
-        windowed: Whether other layers attend within a window.
+        windows: Whether other layers attend within a window.
 
     Raises:
         SpecError: With the field, the value and what would do.
@@ -161,18 +161,17 @@ def check_linear(linear: LinearAttention, *, num_layers: int, windowed: bool) ->
         problem = f"must be one of {', '.join(LINEAR_KINDS)}; got {linear.kind[:40]!r}"
         raise SpecError(f"{where}.kind", problem, did_you_mean(linear.kind, LINEAR_KINDS))
     if not 1 <= linear.layers < num_layers:
-        most = num_layers - 1
-        problem = f"must be between 1 and {most}, for at least one layer attends in full; got {linear.layers}"
+        problem = f"must be between 1 and {num_layers - 1}, for at least one layer attends in full; got {linear.layers}"
         raise SpecError(f"{where}.layers", problem)
     for item in fields(linear):
         if item.name in ("kind", "layers", "float32_states"):
             continue
         value, smallest = getattr(linear, item.name), int(item.name not in ("conv_kernel_dim", "chunk_tokens"))
-        if not smallest <= value <= _WIDEST:
-            problem = f"must be between {smallest} and {_WIDEST}; got {value}"
+        if not smallest <= value <= MAX_DIMENSION:
+            problem = f"must be between {smallest} and {MAX_DIMENSION}; got {value}"
             raise SpecError(f"{where}.{item.name}", problem)
     if linear.num_value_heads % linear.num_key_heads:
         problem = f"must divide num_value_heads={linear.num_value_heads}; got {linear.num_key_heads}"
         raise SpecError(f"{where}.num_key_heads", problem)
-    if windowed:
+    if windows:
         raise SpecError("model.windowed_layers", "windows beside linear attention have no cost model", "0")

@@ -5,6 +5,7 @@ are neither a token mixer with an MLP nor one of the two; ``hf_config`` rejects 
 """
 
 from dataclasses import dataclass, field, fields, replace
+from math import gcd
 
 from profiles.compressed_attention import CompressedAttention, check_compressed
 from profiles.errors import SpecError
@@ -12,12 +13,12 @@ from profiles.hyper_connections import HyperConnections, check_connections
 from profiles.indexer import Indexer, check_indexer, indexer_parameters
 from profiles.layer_pattern import ATTENTION, EXPERTS, MLP, check_pattern
 from profiles.linear_attention import LinearAttention, check_linear
+from profiles.moe import MoESpec, check_moe
 from profiles.weights import WEIGHT_FORMATS
+from profiles.windowed_attention import MAX_DIMENSION, WindowedAttention, check_windowed
 
 MAX_LAYERS = 4096
-MAX_DIMENSION = 1 << 22
 MAX_SEQUENCE = 1 << 24
-MAX_EXPERTS = 1 << 14
 MAX_NORMS_PER_LAYER = 8
 
 
@@ -41,45 +42,6 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MoESpec:
-    """Mixture of experts: which layers have it and how wide its experts are.
-
-    Attributes:
-        num_experts: Routed experts per MoE layer.
-        experts_per_token: Routed experts each token visits (top-k).
-        ffn_hidden_size: Width of one routed expert.
-        shared_ffn_hidden_size: Total width of the always-active shared experts; 0 for none.
-        first_dense_layers: Leading layers with a dense MLP (DeepSeek ``first_k_dense_replace``).
-        layer_interval: After those, every n-th layer is MoE (1: all; Llama-4 Maverick: 2).
-        shared_expert_gate: Whether a learned scalar gates the shared expert (Qwen2-MoE).
-        router_bias: One number per expert beside the router's matrix: a bias (gpt-oss) or the
-            load-balancing correction of DeepSeek-V3.
-        hash_layers: Leading MoE layers whose router looks experts up by the token's number and has no such numbers;
-            what it weighs them with it multiplies as others do (DeepSeek-V4).
-        router_groups: Groups of neighbouring experts the router chooses from first (DeepSeek ``n_group``); 1 for none.
-        latent_size: Width that tokens are brought to before they go to experts, and back after (LatentMoE, Nemotron 3,
-            arXiv:2512.20856); 0 where experts work on the residual stream's. Router and shared experts do in any case.
-        groups_per_token: How many of them a token's experts are in at most (``topk_group``).
-        all_run_by_transformers: Hugging Face's model code runs every expert on every token, and weights with zero what
-            the router did not choose (``Llama4TextMoe``); other code runs the experts that were chosen.
-    """
-
-    num_experts: int
-    experts_per_token: int
-    ffn_hidden_size: int
-    shared_ffn_hidden_size: int = 0
-    first_dense_layers: int = 0
-    layer_interval: int = 1
-    shared_expert_gate: bool = False
-    router_bias: bool = False
-    hash_layers: int = 0
-    latent_size: int = 0
-    router_groups: int = 1
-    groups_per_token: int = 1
-    all_run_by_transformers: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A decoder-only transformer.
 
@@ -90,6 +52,7 @@ class ModelSpec:
         num_attention_heads: Query heads (a).
         num_key_value_heads: Key/value heads; equal to ``num_attention_heads`` without GQA.
         head_dim: Width of one head; not always ``hidden_size / num_attention_heads``.
+        value_head_dim: Width of one head of values, where it is another (MiMo-V2-Flash); 0: ``head_dim``.
         ffn_hidden_size: Inner width of a dense MLP (unused when every layer is MoE).
         vocab_size: Rows of the embedding, unpadded (V).
         gated_mlp: Three MLP matrices (SwiGLU, GeGLU) instead of two.
@@ -117,7 +80,13 @@ class ModelSpec:
         moe: Expert structure, when used.
         sliding_window: Window of the windowed layers, in tokens; 0 for none.
         windowed_layers: How many layers use the window.
-        full_attention_every: n where all layers but every n-th have the window and differ in nothing else; 0 otherwise.
+        windowed_attention: Heads of these layers where they are not those of the others, which are the model's.
+        keys_are_values: Layers that have the model's heads project no values: theirs are what becomes keys, before norm
+            and positions (Gemma 4). vLLM keeps a second copy of that projection.
+        value_norm: Values pass a norm without weights (Gemma 4).
+        full_attention_every: n where all layers but every n-th have the window and nothing else tells them apart; 0
+            where all or none have it, or it is not known.
+        head_gates: A gate per head, from a product of its own, for attention's output (Step-3.5).
         attention_output_gate: Queries bring a gate for every value of attention's output (Qwen3-Next).
         linear_attention: Linear attention of some layers, when used.
         layer_pattern: One letter per layer where each is a mixer or an MLP alone (``profiles.layer_pattern``); "" where
@@ -162,8 +131,13 @@ class ModelSpec:
     moe: MoESpec | None = None
     sliding_window: int = 0
     windowed_layers: int = 0
+    windowed_attention: WindowedAttention | None = None
+    keys_are_values: bool = False
+    value_norm: bool = False
     full_attention_every: int = field(default=0, compare=False)
     attention_output_gate: bool = False
+    head_gates: bool = False
+    value_head_dim: int = 0
     linear_attention: LinearAttention | None = None
     layer_pattern: str = ""
     checkpoint_weights: str = ""
@@ -197,9 +171,9 @@ class ModelSpec:
                 f"must divide num_attention_heads={self.num_attention_heads}; got {self.num_key_value_heads}",
             )
         if self.moe is not None:
-            self._check_moe(self.moe)
+            check_moe(self.moe, num_layers=self.num_layers)
         if self.linear_attention is not None:
-            check_linear(self.linear_attention, num_layers=self.num_layers, windowed=bool(self.windowed_layers))
+            check_linear(self.linear_attention, num_layers=self.num_layers, windows=self.windowed_layers > 0)
         alone = self.linear_attention is None and not self.windowed_layers
         if self.compressed_attention is not None:
             check_compressed(
@@ -215,6 +189,7 @@ class ModelSpec:
         if self.indexer is not None:
             rank = 0 if self.latent_attention is None else self.latent_attention.q_lora_rank
             check_indexer(self.indexer, num_layers=self.num_layers, query_rank=rank, alone=alone)
+        self._check_heads()
         if self.layer_pattern:
             linear = 0 if self.linear_attention is None else self.linear_attention.layers
             check_pattern(
@@ -224,12 +199,26 @@ class ModelSpec:
                 mixture=self.moe is not None,
             )
 
+    def _check_heads(self) -> None:
+        if self.windowed_attention is not None:
+            others = self.latent_attention or self.linear_attention or self.layer_pattern
+            layers = (self.windowed_layers, self.num_layers)
+            check_windowed(self.windowed_attention, layers=layers, alone=not others)
+        for name in ("keys_are_values", "value_head_dim", "head_gates"):
+            if getattr(self, name) and (self.latent_attention or self.compressed_attention):
+                raise SpecError(
+                    f"model.{name}", "has no price beside latent attention or compressed keys", "leave it out"
+                )
+        if self.keys_are_values and self.value_head_dim:
+            raise SpecError("model.value_head_dim", "values that are keys are as wide as these", "leave it out")
+
     def _check_optional(self) -> None:
         bounds = {
             "learned_positions": MAX_SEQUENCE,
             "max_sequence_length": MAX_SEQUENCE,
             "sliding_window": MAX_SEQUENCE,
             "embedding_dim": MAX_DIMENSION,
+            "value_head_dim": MAX_DIMENSION,
             "norms_per_layer": MAX_NORMS_PER_LAYER,
             "windowed_layers": self.num_layers,
             "full_attention_every": MAX_LAYERS,  # a draft keeps that of the model it drafts for
@@ -247,39 +236,6 @@ class ModelSpec:
                         f"model.latent_attention.{item.name}",
                         f"must be between {smallest} and {MAX_DIMENSION}; got {value}",
                     )
-
-    def _check_moe(self, moe: MoESpec) -> None:
-        bounds = {
-            "num_experts": (1, MAX_EXPERTS),
-            "ffn_hidden_size": (1, MAX_DIMENSION),
-            "shared_ffn_hidden_size": (0, MAX_DIMENSION),
-            "latent_size": (0, MAX_DIMENSION),
-            "hash_layers": (0, self.num_layers),
-        }
-        for name, (smallest, largest) in bounds.items():
-            value = getattr(moe, name)
-            if not smallest <= value <= largest:
-                raise SpecError(f"model.moe.{name}", f"must be between {smallest} and {largest}; got {value}")
-        if not 1 <= moe.experts_per_token <= moe.num_experts:
-            raise SpecError(
-                "model.moe.experts_per_token",
-                f"must be between 1 and num_experts={moe.num_experts}; got {moe.experts_per_token}",
-            )
-        if not 0 <= moe.first_dense_layers <= self.num_layers:
-            raise SpecError("model.moe.first_dense_layers", f"must be between 0 and num_layers={self.num_layers}")
-        if not 1 <= moe.layer_interval <= self.num_layers:
-            raise SpecError("model.moe.layer_interval", f"must be between 1 and num_layers={self.num_layers}")
-        if not 1 <= moe.router_groups <= moe.num_experts or moe.num_experts % moe.router_groups:
-            raise SpecError(
-                "model.moe.router_groups", f"must divide num_experts={moe.num_experts}; got {moe.router_groups}"
-            )
-        reached = moe.num_experts // moe.router_groups * moe.groups_per_token
-        if not 1 <= moe.groups_per_token <= moe.router_groups or reached < moe.experts_per_token:
-            raise SpecError(
-                "model.moe.groups_per_token",
-                f"must be between 1 and router_groups={moe.router_groups}, and hold {moe.experts_per_token} experts; "
-                f"got {moe.groups_per_token}",
-            )
 
     @property
     def bounded_keys(self) -> tuple[int, float]:
@@ -314,9 +270,39 @@ class ModelSpec:
         return 2 if self.attention_output_gate else 1
 
     @property
+    def widest_heads(self) -> int:
+        """Width of all query heads of a layer together, of the layers where it is most."""
+        windowed = self.windowed_attention
+        return max(self.num_attention_heads * self.head_dim, 0 if windowed is None else windowed.width)
+
+    @property
+    def split_heads(self) -> int:
+        """What tensor parallelism has to divide for the query heads of every layer to be split."""
+        windowed = self.windowed_attention
+        return gcd(self.num_attention_heads, 0 if windowed is None else windowed.num_attention_heads)
+
+    @property
+    def value_width(self) -> int:
+        """Width of one head of values."""
+        return self.value_head_dim or self.head_dim
+
+    @property
+    def has_sinks(self) -> bool:
+        """Whether any layer has attention sinks."""
+        windowed = self.windowed_attention
+        return self.attention_sinks or (windowed is not None and windowed.attention_sinks)
+
+    @property
+    def key_value_heads(self) -> tuple[int, ...]:
+        """Numbers of key/value heads that layers have, without latent attention."""
+        windowed = self.windowed_attention
+        own = () if windowed is None else (windowed.num_key_value_heads,)
+        return tuple(dict.fromkeys((self.num_key_value_heads, *own)))
+
+    @property
     def widest_product(self) -> int:
         """Outputs per token of the widest matrix on the residual stream, or inputs of the one back to it."""
-        queries = self.query_parts * self.num_attention_heads * self.head_dim
+        queries = self.query_parts * self.widest_heads
         linear = 0 if self.linear_attention is None else self.linear_attention.joint_width
         return max(self.ffn_hidden_size, queries, linear)
 

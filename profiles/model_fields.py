@@ -13,7 +13,9 @@ from profiles.errors import LARGEST, SpecError, meant_among, shown
 from profiles.hyper_connections import HyperConnections
 from profiles.indexer import Indexer
 from profiles.linear_attention import LinearAttention
-from profiles.model import LatentAttention, ModelSpec, MoESpec
+from profiles.model import LatentAttention, ModelSpec
+from profiles.moe import MoESpec
+from profiles.windowed_attention import WindowedAttention
 
 MAX_TEXT = 256
 
@@ -22,6 +24,7 @@ _Nested = (
     | type[LatentAttention]
     | type[LinearAttention]
     | type[Indexer]
+    | type[WindowedAttention]
     | type[CompressedAttention]
     | type[HyperConnections]
 )
@@ -30,6 +33,7 @@ NESTED: dict[str, _Nested] = {
     "latent_attention": LatentAttention,
     "linear_attention": LinearAttention,
     "indexer": Indexer,
+    "windowed_attention": WindowedAttention,
     "compressed_attention": CompressedAttention,
     "hyper_connections": HyperConnections,
 }

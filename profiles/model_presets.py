@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from profiles import strict_json
 from profiles.checkpoint_names import IN_QLORA, PADDED_WIDTHS, SIXTEEN, without_format
 from profiles.errors import SpecError, did_you_mean, shown
-from profiles.hf_checks import unpriced_layers
+from profiles.hf_checks import OWN_FIELDS, unpriced_layers
 from profiles.hf_config import TEXT_PART, read_hf_config
 from profiles.hf_families import ENCODERS, VISION
 from profiles.model import ModelSpec
@@ -212,7 +212,7 @@ def _unknown(field: str, text: str, catalog: ModelCatalog) -> SpecError:
     bare = canonical_name(text.rpartition("/")[2])
     layers = unpriced_layers(bare)
     if layers is not None:
-        return SpecError(field, f"{shown(text)} has {layers}, which have no cost model")
+        return SpecError(field, f"{shown(text)} has {layers}, which have no cost model", OWN_FIELDS)
     if any(f"-{kind}-" in f"-{bare}-" for kind in _no_decoders()):
         problem = f"{shown(text)} is no decoder-only language model by its name, and no other is planned for"
         return SpecError(field, problem, "give its config.json if it is one")

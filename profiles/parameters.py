@@ -9,13 +9,12 @@ of a quantised checkpoint.
 
 from dataclasses import dataclass
 
+from profiles.attention_kinds import attention_kinds, attention_shares
 from profiles.compressed_attention import (
     SPARSE_RATIO,
     compressing_parameters,
     compressor_parameters,
-    down_parameters,
     index_parameters,
-    up_parameters,
 )
 from profiles.hyper_connections import closing_parameters, connection_parameters
 from profiles.linear_attention import (
@@ -23,7 +22,13 @@ from profiles.linear_attention import (
     linear_parameters,
     replicated_linear_parameters,
 )
-from profiles.model import LatentAttention, ModelSpec
+from profiles.model import ModelSpec
+from profiles.narrow_projections import (
+    compressed_down_parameters,
+    compressed_up_parameters,
+    latent_down_parameters,
+    latent_up_parameters,
+)
 
 _TENSORS_PER_LAYER = 9  # norms, attention and dense matrices
 
@@ -91,12 +96,15 @@ def norm_parameters(model: ModelSpec, *, width: int | None = None) -> int:
 def key_value_parameters(model: ModelSpec) -> int:
     """Parameters of the key and value projections of one layer, with biases (0 where every rank holds them whole).
 
+    One projection where values are what becomes keys. Of the model's own heads: ``attention_kinds`` has all.
+
     Beyond k-way tensor parallelism a rank still holds one whole key/value head: this over k. Layers of linear attention
     have their own (``linear_key_parameters``).
     """
     if model.latent_attention is not None or model.compressed_attention is not None:
         return 0
-    width = 2 * model.num_key_value_heads * model.head_dim
+    values = 0 if model.keys_are_values else model.value_width
+    width = model.num_key_value_heads * (model.head_dim + values)
     return model.hidden_size * width + (width if model.qkv_bias else 0)
 
 
@@ -104,6 +112,7 @@ def attention_parameters(model: ModelSpec) -> int:
     """Parameters of full attention in one layer: MHA, GQA, MQA or MLA, with biases, query/key norms and sinks.
 
     Of attention over compressed keys what all layers have; ``compressing_parameters`` of some come on top.
+    Of the model's own heads, where windowed layers have other ones (``attention_kinds`` has both).
 
     Source:
         Grouped queries: Ainslie et al., arXiv:2305.13245. Latent attention: DeepSeek-V2,
@@ -115,12 +124,13 @@ def attention_parameters(model: ModelSpec) -> int:
     latent = model.latent_attention
     extra = model.num_attention_heads if model.attention_sinks else 0
     if latent is not None:
-        return extra + _latent_down(model, latent) + _latent_up(model, latent) + _out_bias(model)
+        return extra + latent_down_parameters(model, latent) + latent_up_parameters(model, latent) + _out_bias(model)
     if model.compressed_attention is not None:
-        return _compressed_down(model) + _compressed_up(model)
+        return compressed_down_parameters(model) + compressed_up_parameters(model)
     h, q_width = model.hidden_size, model.num_attention_heads * model.head_dim
     query = model.query_parts * (h * q_width + (q_width if model.qkv_bias else 0))
-    output = q_width * h + _out_bias(model)
+    gates = h * model.num_attention_heads if model.head_gates else 0
+    output = model.num_attention_heads * model.value_width * h + gates + _out_bias(model)
     return extra + query + key_value_parameters(model) + output + _qk_norm(model)
 
 
@@ -224,8 +234,12 @@ def _mean_attention(model: ModelSpec) -> tuple[float, float]:
     """Parameters of a layer's token mixer, and those every rank holds; means where layers have different ones."""
     latent, linear = model.latent_attention, model.linear_attention
     whole = attention_parameters(model)
-    replicated = _out_bias(model) + (_latent_down(model, latent) if latent else _qk_norm(model))
-    replicated += _compressed_down(model)
+    replicated = _out_bias(model) + (latent_down_parameters(model, latent) if latent else _qk_norm(model))
+    replicated += compressed_down_parameters(model)
+    if model.windowed_attention is not None:
+        kinds = attention_shares(model)
+        own = sum(share * (_out_bias(kind) + _qk_norm(kind)) for kind, share in kinds)
+        return sum(share * attention_parameters(kind) for kind, share in kinds), own
     if linear is None:
         beside = mean_choosing_parameters(model)
         return model.full_share * whole + beside, model.full_share * replicated + beside
@@ -248,9 +262,9 @@ def total_indexer_parameters(model: ModelSpec) -> int:
 
 
 def largest_mixer_parameters(model: ModelSpec) -> int:
-    """Parameters of the token mixer of whichever layers have more of them, those that attend in full or linearly."""
+    """Parameters of the token mixer of whichever layers have most of them, however they attend."""
     linear = model.linear_attention
-    full = attention_parameters(model) + model.indexer_parameters
+    full = max(attention_parameters(kind) for kind, _ in attention_kinds(model)) + model.indexer_parameters
     compressed = model.compressed_attention
     if compressed is not None:
         full += index_parameters(compressed, hidden_size=model.hidden_size)
@@ -263,11 +277,13 @@ def whole_head_parameters(model: ModelSpec) -> tuple[tuple[float, int], ...]:
 
     Beyond so many tensor-parallel ranks each holds one head of them whole.
     """
-    full = (model.full_share * key_value_parameters(model), model.num_key_value_heads)
+    full = tuple(
+        (share * key_value_parameters(kind), kind.num_key_value_heads) for kind, share in attention_shares(model)
+    )
     linear = model.linear_attention
     if linear is None:
-        return (full,)
-    return full, (model.linear_share * linear_key_parameters(linear, model.hidden_size), linear.num_key_heads)
+        return full
+    return *full, (model.linear_share * linear_key_parameters(linear, model.hidden_size), linear.num_key_heads)
 
 
 def embedding_parameters(model: ModelSpec) -> int:
@@ -320,7 +336,7 @@ def total_parameters(model: ModelSpec) -> int:
     """
     moe_layers, linear = model.num_moe_layers, model.linear_attention
     total = non_layer_parameters(model) + model.num_layers * layer_norm_parameters(model)
-    total += model.full_attention_layers * attention_parameters(model)
+    total += sum(layers * attention_parameters(kind) for kind, layers in attention_kinds(model))
     total += total_indexer_parameters(model) + total_compressing_parameters(model)
     if linear is not None:
         total += linear.layers * linear_parameters(linear, model.hidden_size)
@@ -363,36 +379,3 @@ def _qk_norm(model: ModelSpec) -> int:
         heads = model.num_attention_heads + model.num_key_value_heads
         return norm_parameters(model, width=heads * model.head_dim)
     return 2 * norm_parameters(model, width=model.head_dim)
-
-
-def _latent_down(model: ModelSpec, latent: LatentAttention) -> int:
-    """Down-projections of latent attention and the norms on their results; Megatron-Core keeps these whole."""
-    kv_width = latent.kv_lora_rank + latent.qk_rope_head_dim
-    down = model.hidden_size * kv_width + latent.kv_lora_rank
-    down += model.hidden_size * latent.q_lora_rank + latent.q_lora_rank
-    return down + ((kv_width + latent.q_lora_rank) if model.qkv_bias else 0)
-
-
-def _latent_up(model: ModelSpec, latent: LatentAttention) -> int:
-    """Up-projections (or the direct query projection) and the output projection of latent attention."""
-    heads = model.num_attention_heads
-    query = (latent.q_lora_rank or model.hidden_size) * heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
-    key_value = latent.kv_lora_rank * heads * (latent.qk_nope_head_dim + latent.v_head_dim)
-    return query + key_value + heads * latent.v_head_dim * model.hidden_size
-
-
-def _compressed_down(model: ModelSpec) -> int:
-    """What every rank holds of attention over compressed keys, compressors left out."""
-    compressed = model.compressed_attention
-    if compressed is None:
-        return 0
-    return down_parameters(compressed, hidden_size=model.hidden_size, head_dim=model.head_dim)
-
-
-def _compressed_up(model: ModelSpec) -> int:
-    """What ranks share out of it."""
-    compressed = model.compressed_attention
-    if compressed is None:
-        return 0
-    heads, width = model.num_attention_heads, model.head_dim
-    return up_parameters(compressed, hidden_size=model.hidden_size, heads=heads, head_dim=width)

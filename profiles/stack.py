@@ -31,8 +31,7 @@ class StackSpec:
         name: Catalogue name, e.g. ``megatron-core``.
         framework: Whose rules decide legality: ``megatron``, ``deepspeed``, ``fsdp``, ``nanotron`` or ``huggingface``.
         description: What runs under this name.
-        shares_time_with: Stack whose fitted times this one has too, because it runs the same kernels
-            and differs in what it keeps in memory; empty when its times are its own.
+        shares_time_with: Stack whose fitted times this one has too, for its kernels are the same; empty: its own.
         step_time_scale: Measured over predicted step time of one's own runs, whatever the cause; 1 as packaged,
             set by ``planner calibrate --runs``.
         gemm_time_scale: Measured over fitted GEMM time (library version, quantisation kernels).
@@ -51,11 +50,11 @@ class StackSpec:
             or has not been measured: the calibrated roofline prices it then.
         blackwell_attention_library: The same on data-centre Blackwell; empty: no difference.
         fused_attention: Devices it has one on: ``all``, of NVIDIA's those from ``ampere`` on, or ``none``.
+        widest_fused_head: Widest head that it takes, of others the scores lie in memory; 0: any.
         own_attention: Attention with sinks or capped logits is fused, which Hugging Face's model code runs op by op.
         memory_time_scale: The same for bandwidth-bound kernels.
         collective_time_scale: The same for collectives within a scale-up domain.
-        scale_out_time_scale: The same for collectives that cross domains: training shares the network
-            with its own other groups and with the kernels that run meanwhile.
+        scale_out_time_scale: The same for those that cross domains, where training shares the network with itself.
         scale_out_group_bytes_per_s: Bus bandwidth a group that crosses domains reaches at most, whatever adapters its
             machines have; 0 for no such limit.
         norm: Whose norms and what goes with them (residuals, dropout, biases, splits): ``fused``, ``patched``,
@@ -253,6 +252,7 @@ class StackSpec:
     attention_library: str = ""
     blackwell_attention_library: str = ""
     fused_attention: str = "all"
+    widest_fused_head: int = 0
     own_attention: bool = False
     memory_time_scale: float = 1.0
     collective_time_scale: float = 1.0

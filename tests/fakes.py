@@ -20,7 +20,8 @@ from profiles.compressed_attention import CompressedAttention
 from profiles.hardware import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from profiles.hyper_connections import HyperConnections
 from profiles.linear_attention import LinearAttention
-from profiles.model import LatentAttention, ModelSpec, MoESpec
+from profiles.model import LatentAttention, ModelSpec
+from profiles.moe import MoESpec
 from profiles.stack import StackSpec
 
 GEMMS = (KernelOp.GEMM, KernelOp.GROUPED_GEMM)

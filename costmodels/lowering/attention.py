@@ -3,12 +3,14 @@
 Symbols as in ``costmodels``; T = b*s/c tokens per rank, T/t where sequence parallelism shards them.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from costmodels.compressed_work import mean_met
 from costmodels.context import CostContext
+from costmodels.eager_attention import runs_fused
 from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.calls import Axis, CallList, Phase
@@ -24,9 +26,10 @@ from costmodels.lowering.elementwise import (
 from costmodels.lowering.formats import core_format
 from costmodels.lowering.linear_attention import linear_mixer
 from costmodels.lowering.parts import Part
-from costmodels.lowering.shapes import RankShape
+from costmodels.lowering.shapes import RankShape, of_model
 from costmodels.lowering.sparse_attention import chooses, chosen_core, gathered_width, indexer_calls
 from costmodels.plan import ContextKind, FloatArray
+from profiles.attention_kinds import attention_shares
 from profiles.model import ModelSpec
 from profiles.timing_ops import ATTENTION_BACKWARD_BYTES, ATTENTION_BACKWARD_FLOPS
 
@@ -55,26 +58,37 @@ def lower_attention(shape: RankShape, context: CostContext) -> CallList:
     norm_and_residual(calls, shape)
     linear = context.model.linear_attention
     compressed = context.model.compressed_attention
-    calls.share = context.model.full_share
     if compressed is not None:
+        calls.share = context.model.full_share
         compressed_projections(calls, shape, context, compressed)
         read_prompt(calls, shape, context, compressed)
         _tensor_traffic(calls, shape, context)
         return calls
-    projections(calls, shape, context)
-    if context.model.indexer is not None:
-        _chosen_core(calls, shape, context)
-    elif context.job.attention == "flash":
-        _fused_core(calls, shape, context)
-    else:
-        _unfused_core(calls, shape, context)
-    _context_traffic(calls, shape, context)
+    for kind, where, share in by_kind(shape, context):
+        calls.share = share
+        projections(calls, kind, where)
+        if where.model.indexer is not None:
+            _chosen_core(calls, kind, where)
+        elif runs_fused(where.model, where.job, where.stack):
+            _fused_core(calls, kind, where)
+        else:
+            _unfused_core(calls, kind, where)
+        _context_traffic(calls, kind, where)
     if linear is not None:
         calls.share = context.model.linear_share
         linear_mixer(calls, shape, context, linear)
     calls.share = context.model.mixer_share
     _tensor_traffic(calls, shape, context)
     return calls
+
+
+def by_kind(shape: RankShape, context: CostContext) -> Iterator[tuple[RankShape, CostContext, float]]:
+    """Shapes and context as each kind of attending layers has them, and the share of the layers that are of it."""
+    for model, share in attention_shares(context.model):
+        if model is context.model:
+            yield shape, context, share
+        else:
+            yield of_model(shape, model), replace(context, model=model), share
 
 
 def projections(calls: CallList, shape: RankShape, context: CostContext) -> None:
@@ -87,12 +101,14 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
     latent = model.latent_attention
     if latent is None:
         q_width, kv_width = heads * model.head_dim, kv_heads * model.head_dim
-        made = model.query_parts * q_width + 2 * kv_width
+        v_width = 0.0 if model.keys_are_values else kv_heads * model.value_width
+        made = model.query_parts * q_width + kv_width + v_width + (heads if model.head_gates else 0.0)
         calls.part = Part.PRODUCT
-        calls.linear(tokens, hidden, made, trained=trained, quantised=normed, apart=3)
+        apart = 2 if model.keys_are_values else 3
+        calls.linear(tokens, hidden, made, trained=trained, quantised=normed, apart=apart)
         calls.part = None
         beside_product(calls, tokens, made, bias=model.qkv_bias, joint=True)
-        out_width = q_width
+        out_width = heads * model.value_width
         rotary_width = q_width + kv_width
     else:
         qk_width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
@@ -110,8 +126,8 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
         out_width = heads * latent.v_head_dim
         rotary_width = 2 * heads * qk_width  # rotation and the concatenation of both halves
     element = job.numerics.storage_bytes
-    positions_and_norms(calls, tokens, rotary_width)
-    if model.attention_output_gate:
+    positions_and_norms(calls, tokens, rotary_width, values=kv_heads * model.value_width if model.value_norm else 0.0)
+    if model.attention_output_gate or model.head_gates:
         output_gate(calls, tokens, out_width)
     calls.part = Part.PRODUCT
     calls.linear(tokens, out_width, hidden, trained=trained)
@@ -122,11 +138,13 @@ def projections(calls: CallList, shape: RankShape, context: CostContext) -> None
             "q": (hidden, model.query_parts * heads * model.head_dim),
             "k": (hidden, kv_heads * model.head_dim),
         }
-        widths["v"] = widths["k"]
         widths["o"] = (out_width, hidden)
-        widths["qkv"] = (hidden, widths["q"][1] + 2 * kv_heads * model.head_dim)
+        widths["qkv"] = (hidden, widths["q"][1] + kv_heads * model.head_dim)
+        if not model.keys_are_values:
+            widths["v"] = (hidden, kv_heads * model.value_width)
+            widths["qkv"] = (hidden, widths["qkv"][1] + widths["v"][1])
         targets = [target for target in job.lora.targets if target in widths]
-        if context.stack.joint_adapters and set("qkv") <= set(targets):
+        if context.stack.joint_adapters and set("qkv") <= set(job.lora.targets):
             targets = ["qkv", *(target for target in targets if target not in "qkv")]
         for target in targets:
             lora_pair(calls, tokens, *widths[target], rank=job.lora.rank, element=element)
@@ -156,7 +174,7 @@ def head_widths(model: ModelSpec) -> tuple[float, float]:
     """Width of one query/key head and of one value head, uncompressed."""
     latent = model.latent_attention
     if latent is None:
-        return float(model.head_dim), float(model.head_dim)
+        return float(model.head_dim), float(model.value_width)
     return float(latent.qk_nope_head_dim + latent.qk_rope_head_dim), float(latent.v_head_dim)
 
 

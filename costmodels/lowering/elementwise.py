@@ -222,8 +222,13 @@ def beside_product(
         passes(calls, JOINTS[code], KernelFamily.COPY, rows=tokens, width=width, pieces=pieces)
 
 
-def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray | float) -> None:
-    """Rotary embedding and norms of the queries and keys of every token, together ``width`` elements."""
+def positions_and_norms(
+    calls: CallList, tokens: FloatArray, width: FloatArray | float, *, values: FloatArray | float = 0.0
+) -> None:
+    """Rotary embedding and norms of the queries and keys of every token, together ``width`` elements.
+
+    Norms also of the ``values`` elements of the values, where they have one.
+    """
     model, stack = calls.context.model, calls.context.stack
     if not model.learned_positions:
         issue = ROTARY_ISSUE.get(stack.rotary, _MEMORY_BOUND)
@@ -234,7 +239,7 @@ def positions_and_norms(calls: CallList, tokens: FloatArray, width: FloatArray |
             calls.issued(Phase.INPUT_GRADIENT, _SLICED_ROTARY)
     if model.qk_norm:
         issue, work = NORM_ISSUE.get(stack.norm, _MEMORY_BOUND), _norm_work(calls)
-        passes(calls, work, KernelFamily.NORM, rows=tokens, width=width, issue=issue)
+        passes(calls, work, KernelFamily.NORM, rows=tokens, width=width + values, issue=issue)
         if calls.context.layers_apart:  # and so are these norms, one of queries and one of keys
             for phase, (_, kernels) in zip(_PHASES, work, strict=True):
                 calls.issued(phase, kernels)

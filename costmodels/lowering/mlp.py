@@ -16,7 +16,7 @@ from costmodels.lowering.parts import Part
 from costmodels.lowering.routing import masked_dispatch, permuted_dispatch, repeated_dispatch
 from costmodels.lowering.shapes import RankShape
 from costmodels.plan import BoolArray, FloatArray
-from profiles.model import MoESpec
+from profiles.moe import MoESpec
 
 
 def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:

@@ -25,7 +25,7 @@ from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.calls import CallList, Phase
 from costmodels.lowering.formats import core_format
 from costmodels.plan import FloatArray
-from profiles.model import MoESpec
+from profiles.moe import MoESpec
 
 _PHASES = (Phase.FORWARD, Phase.INPUT_GRADIENT)
 # Passes and kernels, forward and backward.

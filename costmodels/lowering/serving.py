@@ -17,7 +17,7 @@ from costmodels.kernels.calls import KernelFamily, KernelOp
 from costmodels.kernels.expert_load import TILE_ROWS
 from costmodels.kernels.implementations import Library, library_of, with_library
 from costmodels.links.collectives import CollectiveOp
-from costmodels.lowering.attention import head_widths, projections, tensor_block_traffic
+from costmodels.lowering.attention import by_kind, head_widths, projections, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.compressed_attention import compressed_projections, take_step
 from costmodels.lowering.elementwise import norm_and_residual
@@ -53,16 +53,19 @@ def lower_decode_attention(shape: RankShape, context: CostContext, *, keys: floa
     calls = CallList(context, len(shape))
     calls.share = context.model.mixer_share
     norm_and_residual(calls, shape)
-    calls.share, row_bytes = context.model.full_share, context.model.hidden_size * context.job.numerics.storage_bytes
+    row_bytes = context.model.hidden_size * context.job.numerics.storage_bytes
     compressed = context.model.compressed_attention
     if compressed is not None:
+        calls.share = context.model.full_share
         compressed_projections(calls, shape, context, compressed)
         take_step(calls, shape, context, compressed, keys=keys)
         tensor_block_traffic(calls, shape, row_bytes)
         return calls
-    projections(calls, shape, context)
-    indexer_calls(calls, shape, context, queries=shape.tokens / shape.sequences, keys=keys, seen=1.0)
-    _cached_core(calls, shape, context, windowed_keys(context.model, keys))
+    for kind, where, share in by_kind(shape, context):
+        calls.share = share
+        projections(calls, kind, where)
+        indexer_calls(calls, kind, where, queries=shape.tokens / shape.sequences, keys=keys, seen=1.0)
+        _cached_core(calls, kind, where, windowed_keys(where.model, keys))
     if context.model.linear_attention is not None:
         calls.share = context.model.linear_share
         linear_step(calls, shape, context, context.model.linear_attention)

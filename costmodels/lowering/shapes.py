@@ -1,12 +1,13 @@
 """RankShape: the plan columns that decide what one rank computes in one layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
+from profiles.model import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,11 @@ class RankShape:
     def groups_apart(self, domain_devices: int) -> BoolArray:
         """(K,) whether attention groups that share experts are in several scale-up domains of so many devices."""
         return np.asarray((self.attention_groups > 1) & (self.expert * self.expert_tensor > domain_devices))
+
+
+def of_model(shape: RankShape, model: ModelSpec) -> RankShape:
+    """The same shapes with the key/value heads of another model."""
+    return replace(shape, kv_heads=np.maximum(model.num_key_value_heads / shape.tensor, 1.0))
 
 
 def rank_shapes(plans: PlanBatch, context: CostContext, *, experts: bool) -> tuple[RankShape, Groups]:

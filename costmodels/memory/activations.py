@@ -20,6 +20,7 @@ from functools import partial
 import numpy as np
 
 from costmodels.autocast import caches_casts, casts_weights, fp32_stream, output_bytes, run_apart, stream_bytes
+from costmodels.eager_attention import unfused_kinds
 from costmodels.experts_run import as_run
 from costmodels.linear_work import gradient_elements
 from costmodels.memory.attention_activations import (
@@ -32,13 +33,15 @@ from costmodels.memory.attention_activations import (
     core_bytes,
     dropped_bytes,
     input_bytes,
+    key_values,
     score_bytes,
     stream_elements,
 )
 from costmodels.memory.saved_products import saved_bytes
 from costmodels.plan import FloatArray, PlanBatch, RecomputeModule
 from costmodels.workload import JOINT_TARGET, TrainingJob
-from profiles.model import ModelSpec, MoESpec
+from profiles.model import ModelSpec
+from profiles.moe import MoESpec
 from profiles.parameters import layer_parameters
 from profiles.stack import StackSpec
 
@@ -124,15 +127,15 @@ def _layer_activations(
     tokens = tokens_per_rank(plans, job)
     over_t = tokens / plans.tensor_parallel
     over_r = tokens / sequence_divisor(plans)
-    core = over_t * core_bytes(model, job, stack) * model.full_share
+    core = over_t * core_bytes(model, job, stack)
     whole = kept.sequence * over_r + kept.tensor * over_t + kept.replicated * tokens + core
     if stack.separate_products and job.lora is None:
         copied = (plans.tensor_parallel > 1) & ~plans.sequence_parallel
         whole += np.where(copied, _identity_copies(model, job, moe=moe) * tokens, 0.0)
     if kept.key_value:
-        whole += kept.key_value * tokens / np.minimum(plans.tensor_parallel, model.num_key_value_heads)
+        whole += key_values(kinds, model, plans.tensor_parallel, tokens)
     if stack.keeps_quantised_inputs > 1 and job.task == "qlora":  # those of the micro-batch before
-        width = model.num_attention_heads * model.head_dim + model.ffn_hidden_size
+        width = model.widest_heads + model.ffn_hidden_size
         whole += element * (2 * model.hidden_size * over_r + width * over_t)
     stream = stream_bytes(job, stack) * model.stream_width
     weights = layer_parameters(model, moe=moe).total if casts_weights(job, stack) else 0
@@ -150,6 +153,8 @@ def _layer_activations(
     if model.linear_attention is not None:
         element_gradients = element * gradient_elements(model.linear_attention) * over_t
         backward = np.maximum(backward, 2 * stream * tokens + element_gradients) + beyond_mean(kinds, over_t, over_r)
+    if model.windowed_attention is not None:
+        backward = backward + beyond_mean(kinds, over_t, over_r)
     dropped = core
     if stack.selective == "products":
         dropped = whole - saved_bytes(plans, model, job, stack, moe=moe, tokens=tokens, sharded_tokens=over_r)
@@ -302,9 +307,10 @@ def _gradients(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
     When dropout has made another gradient as large as the scores, what it dropped is gone.
     """
     mlp = _mlp_gradient(model, job, stack, moe=False)
-    if job.attention == "flash":
+    unfused = unfused_kinds(model, job, stack)
+    if not unfused:
         return mlp
-    scores = score_bytes(model, job, stack)[1] * model.num_attention_heads
+    scores = score_bytes(model, job, stack)[1] * max(kind.num_attention_heads for kind, _ in unfused)
     return max(mlp, scores * job.sequence_length - _inner_bytes(model, job, stack) * model.ffn_hidden_size)
 
 

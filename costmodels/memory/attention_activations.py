@@ -11,9 +11,11 @@ import numpy as np
 from costmodels.arrays import total
 from costmodels.autocast import fp32_stream
 from costmodels.compressed_work import layer_kinds
+from costmodels.eager_attention import runs_fused, unfused_kinds
 from costmodels.linear_work import kept_elements
-from costmodels.plan import FloatArray
+from costmodels.plan import FloatArray, IntArray
 from costmodels.workload import TrainingJob
+from profiles.attention_kinds import attention_shares
 from profiles.compressed_attention import HEAVY_RATIO, SPARSE_RATIO, CompressedAttention, made_width
 from profiles.hyper_connections import BLOCKS, HyperConnections
 from profiles.indexer import Indexer
@@ -75,17 +77,26 @@ def dropped_bytes(job: TrainingJob, *targets: str, joint: bool = False) -> float
 
 
 def add_mixers(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> Kinds:
-    """What attention keeps, linear in some layers, on average over all; returned too as each kind of layer keeps it."""
-    full, other = PerToken(), PerToken()
-    _add_attention(full, model, job, stack)
-    if model.linear_attention is None:
-        kept.add(full, model.full_share)
-        return ((full, model.full_share),)
-    _add_linear(other, model.linear_attention, job, stack)
-    kinds = ((full, model.full_share), (other, model.linear_share))
+    """What token mixers keep, on average over all layers; returned too as each kind keeps it, linear ones last."""
+    kinds: Kinds = ()
+    for each, share in attention_shares(model):
+        full = PerToken()
+        _add_attention(full, each, job, stack)
+        kinds = (*kinds, (full, share))
+    if model.linear_attention is not None:
+        other = PerToken()
+        _add_linear(other, model.linear_attention, job, stack)
+        kinds = (*kinds, (other, model.linear_share))
     for kind, share in kinds:
         kept.add(kind, share)
     return kinds
+
+
+def key_values(kinds: Kinds, model: ModelSpec, tensor: IntArray, tokens: FloatArray) -> FloatArray:
+    """(N,) bytes of keys and values on one rank, over the layers on average; beyond the heads one is held whole."""
+    heads = [kind.num_key_value_heads for kind, _ in attention_shares(model)]
+    held = zip(kinds, heads, strict=False)
+    return total(share * kept.key_value * tokens / np.minimum(tensor, number) for (kept, share), number in held)
 
 
 def beyond_mean(kinds: Kinds, over_t: FloatArray, over_r: FloatArray) -> FloatArray:
@@ -117,28 +128,29 @@ def _add_attention(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: St
         return
     latent = model.latent_attention
     if latent is None:
-        query = model.num_attention_heads * model.head_dim
-        key_value = 2 * model.num_key_value_heads * model.head_dim
-        output = query
+        query, output = (model.num_attention_heads * width for width in (model.head_dim, model.value_width))
+        one, values = (model.num_key_value_heads * width for width in (model.head_dim, model.value_width))
         grouped = model.num_key_value_heads < model.num_attention_heads
         if stack.joint_projection:
             kept.tensor += element * _joint_width(model, job, viewed=not (grouped and stack.repeats_key_values))
         if stack.repeats_key_values:
-            kept.tensor += kernel * 2 * query
+            kept.tensor += kernel * (query + output)
         else:
-            kept.key_value += kernel * key_value
+            kept.key_value += kernel * (one + values)
         if model.qk_norm:  # the projections before their norm
             kept.tensor += element * query
-            kept.key_value += element * key_value / 2
+            kept.key_value += element * one
+        if model.value_norm and not model.keys_are_values:  # and so values, if those are not the keys'
+            kept.key_value += element * values
     else:
         query, output = _add_latent(kept, latent, model.num_attention_heads, element, kernel)
         if model.indexer is not None:
             _add_chosen(kept, model.indexer, latent, model.num_attention_heads, element=element, kernel=kernel)
     kept.tensor += kernel * query + dropped_bytes(job, "o") * output
-    gated = model.attention_output_gate
-    kept.tensor += element * query if gated else 0.0
+    gated = model.attention_output_gate or model.head_gates
+    kept.tensor += element * (model.num_attention_heads if model.head_gates else query) if gated else 0.0
     linear = input_bytes(job, stack, "o")
-    if job.attention == "flash":
+    if runs_fused(model, job, stack):
         kept.tensor += kernel * output + _FP32 * model.num_attention_heads
         cast = job.task == "lora" and stack.adapters == "module"
         if linear == kernel == element and not (cast or gated):  # one tensor serves both
@@ -153,8 +165,9 @@ def _joint_width(model: ModelSpec, job: TrainingJob, *, viewed: bool) -> float:
     some of the three add is kept, as the source of a copy by index.
     """
     query, one = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    values = model.num_key_value_heads * model.value_width
     width = float(query + one) if viewed and not model.learned_positions else 0.0
-    adapted = [] if job.lora is None else [each for name, each in (("q", query), ("k", one), ("v", one))
+    adapted = [] if job.lora is None else [each for name, each in (("q", query), ("k", one), ("v", values))
                                            if name in job.lora.targets]  # fmt: skip
     return width + (sum(adapted) if len(adapted) < 3 else 0.0)
 
@@ -216,10 +229,10 @@ def stream_elements(connections: HyperConnections, hidden: int) -> float:
 
 
 def core_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
-    """Bytes per token that are kept of the scores; nothing with flash attention."""
-    if job.attention == "flash":
-        return 0.0
-    return score_bytes(model, job, stack)[0] * model.num_attention_heads * job.sequence_length
+    """Bytes per token that are kept of the scores; nothing of fused attention."""
+    unfused = unfused_kinds(model, job, stack)
+    heads = sum(layers / model.num_layers * kind.num_attention_heads for kind, layers in unfused)
+    return score_bytes(model, job, stack)[0] * heads * job.sequence_length
 
 
 def score_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> tuple[float, float]:
@@ -241,7 +254,7 @@ def score_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> tuple[f
     element = job.numerics.storage_bytes
     spelled_out = stack.score_bytes > _FP32
     softmax = min(stack.score_bytes, _FP32) or element
-    if spelled_out and model.attention_sinks and stack.transformers_models and not fp32_stream(job, stack):
+    if spelled_out and model.has_sinks and stack.transformers_models and not fp32_stream(job, stack):
         softmax = element
     cast = element if spelled_out and softmax > element else 0.0
     kept = softmax + (MASK + element if job.dropout else cast) + (element if model.attention_softcap else 0.0)

@@ -15,13 +15,16 @@ Source:
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
+from costmodels.arrays import total
 from costmodels.autocast import stream_bytes
 from costmodels.lowering.parts import Part
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.workload import TrainingJob
+from profiles.attention_kinds import attention_shares
 from profiles.model import ModelSpec
 from profiles.stack import StackSpec
 
@@ -57,6 +60,11 @@ class Product:
         return self.inputs * self.outputs
 
 
+def product_kinds(model: ModelSpec) -> tuple[tuple[ModelSpec, float], ...]:
+    """Models whose layers have the same products each, and their shares of the layers."""
+    return ((model, 1.0),) if model.windowed_attention is None else attention_shares(model)
+
+
 def layer_products(model: ModelSpec, *, moe: bool) -> tuple[Product, ...]:
     """Products of one layer, routed experts left out, in the order they run in."""
     mlp = _mlp_products(model, moe=moe)
@@ -75,9 +83,14 @@ def _attention_products(model: ModelSpec) -> tuple[Product, ...]:
         return Product(part=part, inputs=inputs, outputs=outputs, split=split)
 
     if latent is None:
-        width = heads * model.head_dim
-        one = product(hidden, model.num_key_value_heads * model.head_dim, "key_value")
-        return (product(hidden, width, "tensor"), one, one, product(width, hidden, "none"))
+        kept = (model.head_dim,) if model.keys_are_values else (model.head_dim, model.value_width)
+        keys_and_values = [product(hidden, model.num_key_value_heads * width, "key_value") for width in kept]
+        gates = (product(hidden, heads, "tensor"),) if model.head_gates else ()
+        queries, back = (
+            product(hidden, heads * model.head_dim, "tensor"),
+            product(heads * model.value_width, hidden, "none"),
+        )
+        return (queries, *keys_and_values, *gates, back)
     rank, up = latent.q_lora_rank, Part.UP_PROJECTION
     query = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
     expanded = heads * (latent.qk_nope_head_dim + latent.v_head_dim)
@@ -103,10 +116,15 @@ def _mlp_products(model: ModelSpec, *, moe: bool) -> tuple[Product, ...]:
     return (*(up,) * (model.mlp_matrices - 1), down)
 
 
-def repeated_weights(model: ModelSpec, part: Part, *, mlp: bool, moe: bool) -> tuple[int, int]:
+def repeated_weights(model: ModelSpec, part: Part, *, mlp: bool, moe: bool) -> tuple[float, float]:
     """Weights of the products of one part of the attention block or (``mlp``) the MLP: repeated ones, and all."""
-    found = [product for product in layer_products(model, moe=moe) if product.mlp == mlp and product.part is part]
-    return sum(product.weights for product in found if product.repeated), sum(product.weights for product in found)
+    found = [
+        (share * product.weights, product.repeated)
+        for kind, share in product_kinds(model)
+        for product in layer_products(kind, moe=moe)
+        if product.mlp == mlp and product.part is part
+    ]
+    return sum(weights for weights, repeated in found if repeated), sum(weights for weights, _ in found)
 
 
 def saved_bytes(
@@ -132,6 +150,11 @@ def saved_bytes(
         tokens: (N,) of a micro-batch on a rank.
         sharded_tokens: (N,) the same where sequence parallelism shards them.
     """
+    if model.windowed_attention is not None:
+        by_layer = partial(
+            saved_bytes, plans, job=job, stack=stack, moe=moe, tokens=tokens, sharded_tokens=sharded_tokens
+        )
+        return total(share * by_layer(kind) for kind, share in product_kinds(model))
     t, element = plans.tensor_parallel, job.numerics.storage_bytes
     every = layer_products(model, moe=moe)
     compiled = stack.activation != "eager"

@@ -36,7 +36,7 @@ def crossing_s(plans: PlanBatch, context: CostContext, tokens: int) -> FloatArra
         tokens: Of a prompt.
     """
     size = bytes_per_cached_token(plans, context.model, context.cache_element_bytes) * kept_tokens(
-        context.model, tokens
+        plans, context.model, tokens
     )
     element, number = context.sequence_element_bytes, context.state_element_bytes
     size = size + bytes_per_sequence(plans, context.model, element, number)

@@ -167,7 +167,7 @@ def engine_context(
         settled |= {"grouped_experts": True, "expert_streams": 0, "expert_library": "", "expert_dispatch": "permuted"}
         settled |= {"routing": "fused", "scatters_boundaries": True}
         settled |= dict.fromkeys(("sorts_arrivals", "separate_products", "fixed_capacity", "repeats_key_values"), False)
-        settled["transformers_models"] = False
+        settled |= {"transformers_models": False, "widest_fused_head": 0}
         stack = replace(stack, **settled)
     else:
         stack = replace(stack, norm="module", rotary="eager", activation="eager")
@@ -209,8 +209,8 @@ def generation_memory(plans: PlanBatch, call: ModelCall, engine: EngineSpec, con
     samples = call.samples_per_prompt if engine.shares_prefixes else 1
     own_prompt = call.prompt_tokens / samples
     grows = engine.continuous and not engine.reserves_whole
-    together = tokens_together(context.model, own_prompt, output, grows=grows)
-    staggered = tokens_staggered(context.model, own_prompt, output) if grows else together
+    together = tokens_together(plans, context.model, own_prompt, output, grows=grows)
+    staggered = tokens_staggered(plans, context.model, own_prompt, output) if grows else together
     per_token = bytes_per_cached_token(plans, context.model, context.cache_element_bytes)
     state = bytes_per_sequence(plans, context.model, context.sequence_element_bytes, context.state_element_bytes)
     working = np.zeros(len(plans))

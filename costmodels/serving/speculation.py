@@ -85,6 +85,7 @@ def head_of(model: ModelSpec, *, vocab_size: int | None = None, experts: bool = 
         num_layers=1,
         windowed_layers=0,
         sliding_window=0,
+        windowed_attention=None,
         tie_word_embeddings=True,  # one matrix of its vocabulary
         vocab_size=min(vocab_size or model.vocab_size, model.vocab_size),
         moe=moe,

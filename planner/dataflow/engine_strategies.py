@@ -94,8 +94,10 @@ def _engine_accepts(model: ModelSpec, columns: Columns, engine: EngineSpec) -> B
         Layers that take the choice of keys of a layer before (``planner.rules.indexer``) are not cut off from it.
     """
     t = columns["tensor_parallel"]
-    kv_heads = model.num_attention_heads if model.latent_attention is not None else model.num_key_value_heads
-    accepted: BoolArray = (kv_heads % t == 0) | (t % kv_heads == 0)
+    latent = model.latent_attention is not None
+    accepted: BoolArray = np.ones(len(t), dtype=np.bool_)
+    for heads in (model.num_attention_heads,) if latent else model.key_value_heads:
+        accepted &= (heads % t == 0) | (t % heads == 0)
     if model.linear_attention is not None:
         accepted &= np.isin(t, [each for each in np.unique(t) if model.linear_attention.splits_over(int(each))])
     if model.compressed_attention is not None:

@@ -165,7 +165,7 @@ def degrees(
     for size in sizes:
         for t in divisors(size):
             whole = t <= domain_devices * domains and t % domain_devices == 0
-            if model.num_attention_heads % t or not (t <= domain_devices or whole):
+            if model.split_heads % t or not (t <= domain_devices or whole):
                 continue
             for p in divisors(size // t):
                 rest = size // (t * p)

@@ -40,8 +40,8 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
     needed = max(t, e) * pins.get("pipeline_parallel", 1) * pins.get("data_parallel", 1)
     if needed > devices:
         why = f"that takes {needed:,} devices, and there are {devices:,}"
-    elif model.num_attention_heads % t:
-        why = f"{model.num_attention_heads} attention heads do not divide by tp {t}"
+    elif model.split_heads % t:
+        why = f"{model.split_heads} attention heads do not divide by tp {t}"
     elif _of_attention(asked, pins, t):
         why = _of_attention(asked, pins, t)
     elif e > 1 and model.moe is None:

@@ -71,7 +71,7 @@ class Drafting:
             (``server_args.py``, later ``arg_groups/validation_hook.py``); TensorRT-LLM, ``py_executor.py``
             ("Drafting is not supported for selected executor loop", issue 9009, 1.2).
         """
-        heads = 0 if self.draft is None else self.draft.num_attention_heads
+        heads = 0 if self.draft is None else self.draft.split_heads
         kept = (plans.pipeline_parallel == 1) & (heads % plans.tensor_parallel == 0)
         if self.method in engine.speculates_ungrouped:
             kept &= plans.attention_groups == 1

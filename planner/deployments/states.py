@@ -115,7 +115,7 @@ def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layou
     room = engine.room_bytes(cluster.device, memory.weight_bytes, memory.beside_bytes)
     token_bytes = cached_token_bytes(plans, context, speculation)
     cache = np.maximum(room - memory.weight_bytes - memory.beside_bytes, 0.0)
-    longest = token_bytes * kept_tokens(asked.model, job.max_model_len) + memory.state_bytes
+    longest = token_bytes * kept_tokens(plans, asked.model, job.max_model_len) + memory.state_bytes
     most = engine.max_sequences
     if speculation is not None and engine.sequences_within_tokens:  # a step takes all their tokens
         most = min(most, engine.prefill_tokens // speculation.verified)

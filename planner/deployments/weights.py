@@ -6,6 +6,7 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from planner.results import Note
+from profiles.attention_kinds import attention_kinds
 from profiles.catalog import default_catalog
 from profiles.engines import EngineSpec, load_engines
 from profiles.errors import SpecError
@@ -133,10 +134,13 @@ def _cut_widths(plans: PlanBatch, model: ModelSpec, weights: WeightFormat) -> It
     if weights.experts_only:
         return
     cut = ranks > 1
-    yield np.where(cut, model.num_attention_heads * model.head_dim / ranks, 0.0), group
+    for kind, _ in attention_kinds(model):
+        yield np.where(cut, kind.num_attention_heads * kind.value_width / ranks, 0.0), group
     if model.dense_mlp_layers:
         yield np.where(cut, model.ffn_hidden_size / ranks, 0.0), group
     if moe is not None and moe.shared_ffn_hidden_size:
         yield np.where(cut, moe.shared_ffn_hidden_size / ranks, 0.0), group
     if weights.grouped_outputs and model.latent_attention is None:
-        yield np.where(cut, np.maximum(model.num_key_value_heads / ranks, 1.0) * model.head_dim, 0.0), group
+        for kind, _ in attention_kinds(model):
+            for width in (kind.head_dim, kind.value_width):
+                yield np.where(cut, np.maximum(kind.num_key_value_heads / ranks, 1.0) * width, 0.0), group

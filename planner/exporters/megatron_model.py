@@ -215,6 +215,7 @@ def model_gaps(request: Request) -> tuple[Gap, ...]:
     taps = halves and linear is not None and linear.conv_kernel_dim != _TAPS
     norms = 1 if halves else 2
     some = bool(model.sliding_window) and not _windows_known(model)
+    apart = model.windowed_attention is not None
     shared = shares_choices(model)
     biases = (model.qkv_bias, model.attention_out_bias, model.mlp_bias)
     plain = biases in ((True, True, True), (True, False, False), (False, False, False))
@@ -236,4 +237,9 @@ def model_gaps(request: Request) -> tuple[Gap, ...]:
         (ragged, "model.linear_attention", "which layers attend in full is not known here, if not every n-th", ""),
         (shared, "model.indexer", "which layers take the choice of one before is not known here", ""),
         (some, "model.windowed_layers", f"which {model.windowed_layers} layers have a window is not known here", ""),
+        (apart, "model.windowed_attention", "layers with a window have the heads of the others", ""),
+        (model.keys_are_values, "model.keys_are_values", "values have a projection of their own", ""),
+        (model.value_norm, "model.value_norm", "values have no norm", ""),
+        (bool(model.value_head_dim), "model.value_head_dim", "values are as wide as keys", ""),
+        (model.head_gates, "model.head_gates", "gates are of every value, not of heads", ""),
     )

@@ -205,6 +205,8 @@ def _model_gaps(model: ModelSpec) -> tuple[Gap, ...]:
         (model.attention_softcap, "model.attention_softcap", "attention caps no logits", ""),
         (model.attention_sinks, "model.attention_sinks", "attention has no sinks", ""),
         (model.attention_output_gate, "model.attention_output_gate", "attention has no gate", ""),
+        (model.head_gates, "model.head_gates", "attention has no gate", ""),
+        (bool(model.value_head_dim), "model.value_head_dim", "values are as wide as keys", ""),
         (model.mlp_bias, "model.mlp_bias", "the MLP has no biases", ""),
         (model.attention_out_bias, "model.attention_out_bias", "the output of attention has no bias", ""),
         *end_checks(model),

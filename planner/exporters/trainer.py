@@ -93,7 +93,7 @@ def attention_check(request: Request, shared: BoolArray) -> Check:
     """
     lacking = [_attention(request, shared=each) is None for each in (False, True)]
     model, library = request.model, request.job.attention_library
-    unknown = "knows no sinks" if model.attention_sinks else "caps no logits"
+    unknown = "knows no sinks" if model.has_sinks else "caps no logits"
     problem = f"{library} {unknown}" if beyond_sdpa(model) else "context ranks share PyTorch's attention alone (sdpa)"
     field = "job.attention_library" if library else "job.attention"
     return np.where(shared, lacking[1], lacking[0]), field, problem, "attention flash, and no attention_library"

@@ -1,16 +1,18 @@
 """The attention that a training stack has on a device: unasked, and what is said of it."""
 
-from costmodels.eager_attention import unfused_by_default
+from costmodels.eager_attention import unfused_by_default, widest_unfused
 from costmodels.workload import TrainingJob
 from planner.question.job_checks import BEFORE_AMPERE
 from planner.results import Note
 from planner.rules.base import FRAMEWORK_TITLES
+from profiles.attention_kinds import attention_kinds
 from profiles.errors import SpecError
 from profiles.hardware import DeviceSpec
 from profiles.model import ModelSpec
 from profiles.stack import StackSpec
 
 FLEX = "flex_attention"
+_WIDEST = 256  # of a head, in FlashAttention and PyTorch's cuDNN
 # Library that a job names, and architecture, to the attn_implementation that knows sinks: those of
 # _compatible_flash_implementations of GptOssPreTrainedModel (transformers 5.24). The first has them on Hopper alone
 # (huggingface/kernels-community, pull request 313); the second has the rate of cuDNN, by which name it is priced.
@@ -41,7 +43,7 @@ def default_attention(stack: StackSpec, device: DeviceSpec, model: ModelSpec) ->
 def attention_notes(attention: str, stack: StackSpec, device: DeviceSpec, model: ModelSpec) -> tuple[Note, ...]:
     """What is said of attention that nobody named: why it is not fused, where it is not."""
     if attention == "flash":
-        return ()
+        return _wide_notes(stack, model)
     if stack.fused_attention == "none":
         reason = f"{stack.name} has no fused one"
     elif unfused_by_default(model, stack):
@@ -58,7 +60,7 @@ def asked_attention_notes(job: TrainingJob, stack: StackSpec, device: DeviceSpec
         SpecError: If the kernel that was named does not know the sinks of the model, or caps no logits.
     """
     if job.attention != "flash" or not unfused_by_default(model, stack):
-        return ()
+        return _wide_notes(stack, model) if job.attention == "flash" else ()
     kernel = asked_kernel(job, device, model)
     if kernel is None:
         others = [name for name, architecture in _KNOW_SINKS if architecture == device.architecture]
@@ -69,6 +71,29 @@ def asked_attention_notes(job: TrainingJob, stack: StackSpec, device: DeviceSpec
             "job.attention_library", problem, " or ".join([*others, f"attention flash alone, which is {FLEX}"])
         )
     return (_note(f"attention by {kernel}, to be asked for: transformers' default for {model.name} is eager"),)
+
+
+def _wide_notes(stack: StackSpec, model: ModelSpec) -> tuple[Note, ...]:
+    """What is said of layers whose heads are too wide for a stack's fused attention."""
+    width = widest_unfused(model, stack)
+    if not width:
+        return ()
+    kernels = FRAMEWORK_TITLES[stack.framework]
+    return (_note(f"attention of heads of {width} unfused, as {kernels} has no fused one for more than "
+                  f"{stack.widest_fused_head}; of others it is fused"),)  # fmt: skip
+
+
+def check_width(job: TrainingJob, stack: StackSpec, model: ModelSpec) -> None:
+    """Refuse a kernel that was named where it is FlashAttention's or cuDNN's under transformers, and heads are wider.
+
+    Source:
+        Dao-AILab/flash-attention, issue 2427; PyTorch's memory-efficient kernel takes them.
+    """
+    width = max(kind.head_dim for kind, _ in attention_kinds(model))
+    named = job.attention_library if job.attention == "flash" and stack.transformers_models else ""
+    if named and width > _WIDEST and model.latent_attention is None:
+        problem = f"{model.name} has heads of {width}, and {named} takes {_WIDEST} at most"
+        raise SpecError("job.attention_library", problem, "leave it out: PyTorch's memory-efficient kernel")
 
 
 def asked_kernel(job: TrainingJob, device: DeviceSpec, model: ModelSpec) -> str | None:
@@ -82,12 +107,12 @@ def asked_kernel(job: TrainingJob, device: DeviceSpec, model: ModelSpec) -> str 
     if not job.attention_library:
         return FLEX
     known = _KNOW_SINKS.get((job.attention_library, device.architecture))
-    return known if model.attention_sinks else _KNOW_CAPS.get(job.attention_library)
+    return known if model.has_sinks else _KNOW_CAPS.get(job.attention_library)
 
 
 def _what(model: ModelSpec) -> str:
     """What of a model's attention PyTorch's own kernels do not know."""
-    return "attention sinks" if model.attention_sinks else "soft-capped attention logits"
+    return "attention sinks" if model.has_sinks else "soft-capped attention logits"
 
 
 def _note(message: str) -> Note:

@@ -16,7 +16,7 @@ from costmodels.autocast import sharding_stack
 from costmodels.data_parallel import gradient_element_bytes
 from costmodels.eager_attention import unfused_by_default
 from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, TrainingJob
-from planner.question.attention import asked_attention_notes, attention_notes, default_attention
+from planner.question.attention import asked_attention_notes, attention_notes, check_width, default_attention
 from planner.question.field_names import meant_field
 from planner.question.job_checks import MAX_TRAIN_TOKENS, check_job
 from planner.question.lora import adapters_of
@@ -106,6 +106,7 @@ def with_attention(
         SpecError: If a kernel was named that does not know it.
     """
     device = cluster.device
+    check_width(job, stack, model)
     if _said("attention", given) or (job.attention_library and unfused_by_default(model, stack)):
         return job, asked_attention_notes(job, stack, device, model)
     attention = default_attention(stack, device, model)

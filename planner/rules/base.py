@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from costmodels.eager_attention import widest_unfused
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Recompute
 from costmodels.workload import TrainingJob
 from profiles.errors import SpecError
@@ -55,6 +56,7 @@ class Setting:
         transformers_models: Whether it runs Hugging Face's model code, which was written for one device.
         own_optimizer: Whether the optimizer is another's than the framework's.
         shards_weights: Whether its code bears sharded weights.
+        widest_unfused_head: Width of heads of the model that are too wide for its fused attention; 0 for none.
     """
 
     model: ModelSpec
@@ -67,6 +69,7 @@ class Setting:
     transformers_models: bool = False
     own_optimizer: bool = False
     shards_weights: bool = True
+    widest_unfused_head: int = 0
 
     @classmethod
     def of_stack(
@@ -90,13 +93,14 @@ class Setting:
             transformers_models=stack.transformers_models,
             own_optimizer=stack.own_optimizer,
             shards_weights=stack.shards_weights,
+            widest_unfused_head=widest_unfused(model, stack),
         )
 
     @cached_property
-    def key_value_heads(self) -> int:
-        """Key/value heads tensor parallelism splits: latent attention expands them to all heads."""
+    def key_value_heads(self) -> tuple[int, ...]:
+        """Key/value heads tensor parallelism splits, of every kind of layers; latent attention expands them to all."""
         latent = self.model.latent_attention is not None
-        return self.model.num_attention_heads if latent else self.model.num_key_value_heads
+        return (self.model.num_attention_heads,) if latent else self.model.key_value_heads
 
 
 def overlaps_tensor(columns: Mapping[str, Any], setting: Setting) -> Any:

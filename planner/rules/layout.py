@@ -75,17 +75,19 @@ def _batch_blame(plan: ExecutionPlan, setting: Setting, pins: Mapping[str, int])
 
 
 def _kv_split(plans: PlanBatch, setting: Setting) -> BoolArray:
-    t, kv = plans.tensor_parallel, setting.key_value_heads
-    return mask((kv % t == 0) | (t % kv == 0))
+    t, holds = plans.tensor_parallel, _all_true(plans)
+    for kv in setting.key_value_heads:
+        holds &= (kv % t == 0) | (t % kv == 0)
+    return mask(holds)
 
 
 def _kv_whole(plans: PlanBatch, setting: Setting) -> BoolArray:
-    return mask(setting.key_value_heads % plans.tensor_parallel == 0)
+    return mask(gcd(*setting.key_value_heads) % plans.tensor_parallel == 0)
 
 
 def _kv_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
-    both = gcd(setting.model.num_attention_heads, setting.num_devices)
-    return must_divide("num_key_value_heads", setting.key_value_heads, plan.tensor_parallel, both)
+    both = gcd(setting.model.split_heads, setting.num_devices)
+    return must_divide("num_key_value_heads", gcd(*setting.key_value_heads), plan.tensor_parallel, both)
 
 
 def _dense_width(setting: Setting) -> list[int]:
@@ -170,9 +172,9 @@ TENSOR = (
         text="tp divides the attention heads",
         source=f"{_MCORE_ERRORS}; {_NANOTRON_CONFIG}; torchtitan parallelize of wq by columns",
         columns=columns("tensor_parallel"),
-        holds=lambda plans, setting: setting.model.num_attention_heads % plans.tensor_parallel == 0,
+        holds=lambda plans, setting: setting.model.split_heads % plans.tensor_parallel == 0,
         complaint=lambda plan, setting: must_divide(
-            "num_attention_heads", setting.model.num_attention_heads, plan.tensor_parallel, setting.num_devices
+            "num_attention_heads", setting.model.split_heads, plan.tensor_parallel, setting.num_devices
         ),
     ),
     Rule(
@@ -184,13 +186,13 @@ TENSOR = (
         columns=columns("tensor_parallel"),
         holds=_kv_split,
         complaint=lambda plan, setting: (
-            f"must divide or be a multiple of num_key_value_heads={setting.key_value_heads}; "
-            f"got {plan.tensor_parallel}",
+            "must divide or be a multiple of num_key_value_heads="
+            f"{' and '.join(map(str, setting.key_value_heads))}; got {plan.tensor_parallel}",
             one_of(
                 [
                     t
-                    for t in divisors(setting.model.num_attention_heads)
-                    if setting.key_value_heads % t == 0 or t % setting.key_value_heads == 0
+                    for t in divisors(setting.model.split_heads)
+                    if all(heads % t == 0 or t % heads == 0 for heads in setting.key_value_heads)
                 ]
             ),
         ),
@@ -218,7 +220,7 @@ TENSOR = (
             one_of(
                 [
                     t
-                    for t in divisors(setting.model.num_attention_heads)
+                    for t in divisors(setting.model.split_heads)
                     if all(width % t == 0 for width in _dense_width(setting))
                 ]
             ),

@@ -1,5 +1,7 @@
 """Rules on context parallelism: rings, gathered keys and values, and Ulysses."""
 
+from math import gcd
+
 import numpy as np
 
 from costmodels.plan import BoolArray, ContextKind, ExecutionPlan, PlanBatch
@@ -44,13 +46,13 @@ def _ulysses(plans: PlanBatch) -> BoolArray:
 
 def _ulysses_heads(plans: PlanBatch, setting: Setting) -> BoolArray:
     group = plans.tensor_parallel * plans.context_parallel
-    heads = setting.model.num_attention_heads % group == 0
-    return mask(~_ulysses(plans) | (heads & (setting.key_value_heads % group == 0)))
+    heads = setting.model.split_heads % group == 0
+    return mask(~_ulysses(plans) | (heads & (gcd(*setting.key_value_heads) % group == 0)))
 
 
 def _windows_and_sinks(setting: Setting) -> tuple[ContextKind, ...]:
     """Ways to share a context that Transformer Engine has for the attention of a model."""
-    if setting.model.attention_sinks:
+    if setting.model.has_sinks:
         return (ContextKind.ULYSSES,)
     return (ContextKind.ULYSSES, ContextKind.ALL_GATHER) if setting.model.sliding_window else tuple(ContextKind)
 
@@ -100,7 +102,7 @@ CONTEXT = (
         holds=_ulysses_heads,
         complaint=lambda plan, setting: (
             f"tp {plan.tensor_parallel} x cp {plan.context_parallel} must divide "
-            f"{setting.model.num_attention_heads} heads and {setting.key_value_heads} key/value heads with Ulysses",
+            f"{setting.model.split_heads} heads and {gcd(*setting.key_value_heads)} key/value heads with Ulysses",
             "context_kind ring, or a smaller degree",
         ),
     ),
@@ -114,7 +116,7 @@ CONTEXT = (
         columns=columns("context_parallel", "context_kind"),
         holds=lambda plans, setting: _context_kinds(plans, *_windows_and_sinks(setting)),
         complaint=lambda plan, setting: (
-            f"{setting.model.name} has {'attention sinks' if setting.model.attention_sinks else 'sliding windows'}, "
+            f"{setting.model.name} has {'attention sinks' if setting.model.has_sinks else 'sliding windows'}, "
             f"which Transformer Engine does not share as {plan.context_kind.name.lower()}",
             "context_kind " + " or ".join(kind.name.lower() for kind in _windows_and_sinks(setting)),
         ),
@@ -164,7 +166,7 @@ CONTEXT = (
         "supported, and its gpt_oss configurations have no other; accelerate big_modeling.py: Context parallelism "
         "does not support attention layers of type sliding_attention",
         columns=columns("context_parallel"),
-        holds=lambda plans, setting: mask((plans.context_parallel == 1) | (not setting.model.attention_sinks)),
+        holds=lambda plans, setting: mask((plans.context_parallel == 1) | (not setting.model.has_sinks)),
         complaint=lambda _plan, setting: (
             f"{setting.model.name} has attention sinks, which neither torchtitan nor Accelerate shares over ranks",
             "cp 1, or framework megatron with context_kind ulysses",
@@ -183,6 +185,21 @@ CONTEXT = (
         complaint=lambda _plan, setting: (
             f"{setting.model.name} caps attention's logits, which nobody here shares over ranks",
             "cp 1, or framework deepspeed with attention flash",
+        ),
+    ),
+    Rule(
+        name="context_parallel_has_no_wide_heads",
+        frameworks=(MEGATRON,),
+        field="context_parallel",
+        text="a context is not shared by attention whose heads are too wide for a fused kernel",
+        source="Transformer Engine get_attention_backend: UnfusedDotProductAttention is disabled under context "
+        "parallelism, and others take no heads of 512 (issue 3006); NVIDIA-NeMo/Megatron-Bridge, issue 4663",
+        columns=columns("context_parallel"),
+        holds=lambda plans, setting: mask((plans.context_parallel == 1) | (not setting.widest_unfused_head)),
+        complaint=lambda _plan, setting: (
+            f"{setting.model.name} has heads of {setting.widest_unfused_head}, which Transformer Engine runs unfused, "
+            "and unfused attention shares no context",
+            "cp 1",
         ),
     ),
     Rule(

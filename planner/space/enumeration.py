@@ -137,7 +137,7 @@ def _degrees(candidates: Candidates, most_tensor: int) -> None:
         return mask(model_devices % product == 0)
 
     context = most_context(setting)
-    most_tensor = min(setting.model.num_attention_heads, most_tensor)
+    most_tensor = min(setting.model.split_heads, most_tensor)
     candidates.expand(("tensor_parallel",), _singles([t for t in parts if t <= most_tensor]))
     candidates.expand(("pipeline_parallel",), _singles([p for p in parts if p <= setting.model.num_layers]), keep=whole)
     candidates.expand(("context_parallel",), _singles([c for c in parts if c <= context]), keep=whole)

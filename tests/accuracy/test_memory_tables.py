@@ -12,7 +12,8 @@ from costmodels.memory.stage_activations import stage_activations
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
 from costmodels.stages.parameters import stage_parameters
 from costmodels.stages.table import stage_table
-from profiles.model import ModelSpec, MoESpec
+from profiles.model import ModelSpec
+from profiles.moe import MoESpec
 from profiles.parameters import total_parameters
 from tests.fakes import context, gpt, job, latent, stack, stage_memory
 

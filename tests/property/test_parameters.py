@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from profiles.adapter_parameters import lora_parameters, total_lora_parameters
 from profiles.linear_attention import LINEAR_KINDS, LinearAttention
-from profiles.model import LatentAttention, ModelSpec, MoESpec
+from profiles.model import LatentAttention, ModelSpec
+from profiles.moe import MoESpec
 from profiles.parameters import (
     active_parameters,
     attention_parameters,

@@ -76,7 +76,7 @@ def options_of(setting: Setting, domain_devices: int, *, pins: Mapping[str, int]
     megatron = setting.framework == MEGATRON
     unpinned_ends = not {"first_stage_layers", "last_stage_layers"} & pins.keys()
     columns: dict[str, list[int]] = {
-        "tensor_parallel": [t for t in parts if t <= setting.model.num_attention_heads],
+        "tensor_parallel": [t for t in parts if t <= setting.model.split_heads],
         "pipeline_parallel": [p for p in parts if p <= setting.model.num_layers],
         "context_parallel": [c for c in parts if c <= most],
         "context_kind": [int(kind) for kind in context_kinds(setting.framework)],

@@ -8,8 +8,9 @@ from planner.validate.tables.reader import Row
 from planner.validate.tables.rows import CannotScore
 from profiles.catalog import Catalog
 from profiles.errors import SpecError
-from profiles.model import LatentAttention, ModelSpec, MoESpec
+from profiles.model import LatentAttention, ModelSpec
 from profiles.model_presets import resolve_model
+from profiles.moe import MoESpec
 
 _NOT_DECODER_ONLY = re.compile(r"\bT5\b|\bT0_|mt0|\bBERT|encoder.decoder|mamba|jamba|vision|whisper", re.IGNORECASE)
 _VOCABULARY_GPT2 = 50257

@@ -11,7 +11,8 @@ from costmodels.flops import (
 )
 from costmodels.plan import Recompute, RecomputeModule
 from costmodels.workload import LoraSpec
-from profiles.model import LatentAttention, ModelSpec, MoESpec
+from profiles.model import LatentAttention, ModelSpec
+from profiles.moe import MoESpec
 from tests.fakes import GPT3, gpt, job, llama, mixture, stack
 
 # Rows of arXiv:2104.04473 table 1: layers, hidden, heads, batch, TFLOP/s per GPU, GPUs.

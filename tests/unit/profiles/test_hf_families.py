@@ -8,6 +8,7 @@ import pytest
 from planner.question.request import Options, resolve_request
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
+from profiles.hf_checks import OWN_FIELDS
 from profiles.hf_config import read_hf_config
 from profiles.model_presets import model_from_entry, resolve_model
 from profiles.parameters import active_parameters, total_parameters
@@ -124,7 +125,7 @@ def test_a_text_part_is_true_or_false() -> None:
 
 
 def test_llama_3_2_vision_attends_to_images() -> None:
-    with pytest.raises(SpecError, match=r"has layers that attend to images, which have no cost model$"):
+    with pytest.raises(SpecError, match=r"has layers that attend to images, which have no cost model\. Hint: plan for"):
         resolve_model("meta-llama/Llama-3.2-11B-Vision-Instruct", default_catalog())
 
 
@@ -135,8 +136,11 @@ ALTUP = "AltUp, per-layer embeddings and layers that share keys and values, whic
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        ("ai21labs/AI21-Jamba-1.5-Mini", STATES),
-        ("tiiuae/Falcon-H1-7B-Base", STATES),
+        ("ai21labs/AI21-Jamba-1.5-Mini", "layers of Mamba-1, which have no cost model"),
+        ("tiiuae/Falcon-H1-7B-Base", "mixers of Mamba-2 beside attention in every layer, which have no cost model"),
+        ("tiiuae/Falcon-H1R-7B", "mixers of Mamba-2 beside attention in every layer, which have no cost model"),
+        ("LiquidAI/LFM2.5-1.2B-Instruct", "layers of short convolutions, which have no cost model"),
+        ("meituan-longcat/LongCat-Flash-Chat", "experts that compute nothing, which have no cost model"),
         ("state-spaces/mamba-2.8b", STATES),
         ("mamba2-1.3b", STATES),
         ("google/gemma-3n-E4B-it", ALTUP),
@@ -146,10 +150,29 @@ def test_names_of_families_without_a_price_are_not_taken_for_others(name: str, l
     for model, field in ((name, "model"), ({"base": name}, "model.base")):
         with pytest.raises(SpecError) as caught:
             resolve_model(model, default_catalog())
-        assert str(caught.value) == f"{field}: '{name}' has {layers}"
+        assert str(caught.value) == f"{field}: '{name}' has {layers}. Hint: {OWN_FIELDS}"
 
 
 def test_gemma_3n_says_what_has_no_price() -> None:
     with pytest.raises(SpecError) as caught:
         read_hf_config({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}}, "x")
-    assert str(caught.value) == f"config.json.model_type: 'gemma3n_text' has {ALTUP}"
+    assert str(caught.value) == f"config.json.model_type: 'gemma3n_text' has {ALTUP}. Hint: {OWN_FIELDS}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "layers"),
+    [
+        ("lfm2", "conv_L_cache", 3, "layers of short convolutions"),
+        ("lfm2_moe", "conv_L_cache", 3, "layers of short convolutions"),
+        ("falcon_h1", "mamba_d_ssm", 4096, "mixers of Mamba-2 beside attention in every layer"),
+        ("jamba", "mamba_d_state", 16, "layers of Mamba-1"),
+        ("longcat_flash", "zero_expert_num", 256, "experts that compute nothing"),
+    ],
+)
+def test_files_of_layers_without_a_price_name_the_key_and_what_to_do(
+    kind: str, key: str, value: int, layers: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        read_hf_config(QWEN_3_VL_TEXT | {"model_type": kind, key: value}, "x")
+    told = f"config.json.{key}: says that there are {layers}, which have no cost model. Hint: {OWN_FIELDS}"
+    assert str(caught.value) == told

@@ -54,7 +54,7 @@ def test_ernie_says_between_which_layers_the_experts_are():
         ("num_kv_shared_layers", 18),
         ("hidden_size_per_layer_input", 256),
         ("num_key_value_heads_per_layer", [4, 2]),  # DeciLM
-        ("moe_layers_enum", "4,5,6"),  # Step-3
+        ("share_q_dim", 2048),  # Step-3
         ("block_configs", [{"attention": {}}]),  # Llama Nemotron
     ],
 )

@@ -96,6 +96,7 @@ TOTALS = {
     "nemotron-h-56b": 56_324_350_464,
     "nemotron-nano-9b-v2": 8_888_227_328,
     "nemotron-nano-12b-v2": 12_310_001_152,
+    "nemotron-3-nano-4b": 3_973_556_832,
     "nemotron-3-nano-30b-a3b": 31_577_940_288,
     "nemotron-3-super-120b-a12b": 120_668_707_840,
     "nemotron-3-ultra-550b-a55b": 549_308_993_536,

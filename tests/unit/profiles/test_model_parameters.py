@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from profiles.adapter_parameters import lora_parameters, total_lora_parameters
-from profiles.model import LatentAttention, ModelSpec, MoESpec
+from profiles.model import LatentAttention, ModelSpec
+from profiles.moe import MoESpec
 from profiles.parameters import (
     active_parameters,
     attention_parameters,

@@ -13,7 +13,8 @@ from costmodels.memory.saved_products import layer_products
 from costmodels.plan import PlanBatch, Recompute, RecomputeModule
 from costmodels.step.layer_costs import layer_costs
 from costmodels.step.stage_seconds import module_s
-from profiles.model import ModelSpec, MoESpec
+from profiles.model import ModelSpec
+from profiles.moe import MoESpec
 from tests.fakes import RateKernels, RingCollectives, context, gpt, job, latent, llama, stack
 
 H, F, KV = 1024, 2816, 256  # 16 heads of 64, of which 4 are keys' and values'

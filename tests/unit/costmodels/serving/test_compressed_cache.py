@@ -72,7 +72,7 @@ def test_every_rank_holds_the_one_key_head_and_stages_share_layers_out(tensor: i
 
 
 def test_a_window_counts_once_per_sequence_and_not_per_token() -> None:
-    assert kept_tokens(FLASH, 1000.0) == 1000
+    assert kept_tokens(PlanBatch.from_plans([ExecutionPlan()]), FLASH, 1000.0) == 1000
     more = replace(FLASH, compressed_attention=replace(attention(FLASH), window=256))
     assert per_token(more) == per_token(FLASH)
     assert per_sequence(more) - per_sequence(FLASH) == pytest.approx(43 * 128 * 584)

@@ -11,6 +11,7 @@ from profiles.model_presets import resolve_model
 from tests.fakes import gpt, latent, llama
 
 TENSOR = np.array([1, 2, 4, 8])
+ONE = PlanBatch.from_plans([ExecutionPlan()])
 
 
 def test_llama_2_70b_keeps_320_kib_per_token() -> None:
@@ -33,20 +34,20 @@ def test_a_latent_cache_is_whole_on_every_rank() -> None:
 
 
 def test_sequences_that_start_together_need_room_for_all_they_grow_to() -> None:
-    assert tokens_together(gpt(), 100, fixed_length(200), grows=True) == 100 + 200 + 8
-    assert tokens_together(gpt(), 100, fixed_length(200), grows=False) == 300
-    assert tokens_staggered(gpt(), 100, fixed_length(200)) == 100 + 100 + 8
+    assert tokens_together(ONE, gpt(), 100, fixed_length(200), grows=True) == 100 + 200 + 8
+    assert tokens_together(ONE, gpt(), 100, fixed_length(200), grows=False) == 300
+    assert tokens_staggered(ONE, gpt(), 100, fixed_length(200)) == 100 + 100 + 8
 
 
 def test_ended_sequences_leave_room() -> None:
     uniform = OutputLengths(tokens=(0.0, 1000.0), longer=(1.0, 0.0))
     # (1 - t/1000)(100 + 8 + t) is largest at t = 446: 307; a grid of a quarter of the range finds 250 or 500.
-    together = tokens_together(gpt(), 100, uniform, grows=True)
+    together = tokens_together(ONE, gpt(), 100, uniform, grows=True)
     assert together == pytest.approx(307, rel=0.02)
-    assert tokens_together(gpt(), 100, uniform, grows=False) == 1100
-    assert tokens_staggered(gpt(), 100, uniform) == pytest.approx(100 + 1000 / 3 + 8)
+    assert tokens_together(ONE, gpt(), 100, uniform, grows=False) == 1100
+    assert tokens_staggered(ONE, gpt(), 100, uniform) == pytest.approx(100 + 1000 / 3 + 8)
 
 
 def test_windowed_layers_keep_their_window() -> None:
     model = gpt(sliding_window=64, windowed_layers=4)
-    assert tokens_together(model, 100, fixed_length(100), grows=False) == 0.5 * 200 + 0.5 * 64
+    assert tokens_together(ONE, model, 100, fixed_length(100), grows=False) == 0.5 * 200 + 0.5 * 64

@@ -26,7 +26,8 @@ from planner.space.constraints import legal, violations
 from planner.space.enumeration import plan_space
 from planner.space.stage_constraints import StageSetting, as_uniform, broken_by
 from profiles.errors import SpecError
-from profiles.model import ModelSpec, MoESpec
+from profiles.model import ModelSpec
+from profiles.moe import MoESpec
 from tests.fakes import RateKernels, RingCollectives, context, gpt, job, latent, llama, mixture, stack
 
 M = RecomputeModule
