@@ -22,6 +22,7 @@ from planner.validate.dataflow.setups import cluster_of, model_named, replica
 from planner.validate.serving.cache_rows import CacheRow
 from planner.validate.serving.rows import Lengths, Load, ServingRow, serving_rows, speculative_rows
 from profiles.engines import find_engine
+from profiles.errors import SpecError
 from profiles.weights import WeightFormat, parse_weights
 
 SIGMA, LONGEST = 0.745, 2048  # as ``planner.validate.dataflow.blind`` takes lengths that spread
@@ -181,11 +182,20 @@ def _weights(row: ServingRow) -> WeightFormat | None:
     return parse_weights(published if published.startswith(row.weights_dtype) else row.weights_dtype)
 
 
+def _plans(row: ServingRow, **load: Any) -> tuple[ServingPlan, ...]:
+    """Deployments of a row's layout under a load; none where its engine is not known to run that layout."""
+    try:
+        return serving(row.model, cluster_of(row.gpus, row.gpu), **_asked(row), **load).plans
+    except SpecError as error:
+        if not error.field.startswith("plan"):
+            raise
+        return ()
+
+
 def _run(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
     """First tokens, token times and latencies of requests that are all sent at once."""
-    requests = row.num_requests or row.concurrency
-    result = serving(row.model, cluster_of(row.gpus, row.gpu), requests=requests, **_asked(row))
-    found = _figures(result.plans[0], row) if result.plans else {}
+    plans = _plans(row, requests=row.num_requests or row.concurrency)
+    found = _figures(plans[0], row) if plans else {}
     return {name: value for name, value in found.items() if name != "tokens"}
 
 
@@ -194,21 +204,19 @@ def _steady(row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
 
     A run says how long they wait, which first prices did not: nothing is judged that has no first price.
     """
-    asked = _asked(row)
-    cluster = cluster_of(row.gpus, row.gpu)
     if row.request_rate_per_s is not None and row.load is Load.REQUEST_RATE:
-        result = serving(row.model, cluster, rate_per_s=row.request_rate_per_s, **asked)
-        return _figures(result.plans[0], row) if result.plans else {}
-    each = max(-(-(row.concurrency or 1) // asked["pins"]["dp"]), 1)
-    result = serving(row.model, cluster, concurrency=each, requests=row.num_requests, **asked)
-    if result.plans and result.plans[0].most_requests >= each:
-        return _figures(result.plans[0], row)
-    if not result.plans:
-        most = serving(row.model, cluster, **asked)
-        if not most.plans:
+        plans = _plans(row, rate_per_s=row.request_rate_per_s)
+        return _figures(plans[0], row) if plans else {}
+    each = max(-(-(row.concurrency or 1) // _asked(row)["pins"]["dp"]), 1)
+    plans = _plans(row, concurrency=each, requests=row.num_requests)
+    if plans and plans[0].most_requests >= each:
+        return _figures(plans[0], row)
+    if not plans:
+        most = _plans(row)
+        if not most:
             return {}
-        result = serving(row.model, cluster, concurrency=most.plans[0].most_requests, **asked)
-    return {name: value for name, value in _figures(result.plans[0], row).items() if name in ("tpot", "tokens")}
+        plans = _plans(row, concurrency=most[0].most_requests)
+    return {name: value for name, value in _figures(plans[0], row).items() if name in ("tpot", "tokens")}
 
 
 @lru_cache(maxsize=256)
@@ -217,7 +225,7 @@ def settles(row: ServingRow) -> bool:
     rate = row.request_rate_per_s
     if row.load is not Load.REQUEST_RATE or rate is None or row.num_requests is None:
         return True
-    plans = serving(row.model, cluster_of(row.gpus, row.gpu), rate_per_s=rate, **_asked(row)).plans
+    plans = _plans(row, rate_per_s=rate)
     return bool(plans) and row.num_requests / rate >= 2 * plans[0].latency_s
 
 
@@ -227,13 +235,12 @@ def times_as_long(row: ServingRow, token_s: float) -> float:
 
     It is less than what that token takes over its price: slower servers are busier.
     """
-    asked = _asked(row)
-    cluster, rate = cluster_of(row.gpus, row.gpu), row.request_rate_per_s or 0.0
+    rate = row.request_rate_per_s or 0.0
     low, high = -_MOST_LOG, _MOST_LOG
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         scale = exp(middle)
-        plans = serving(row.model, cluster, rate_per_s=rate * scale, **asked).plans
+        plans = _plans(row, rate_per_s=rate * scale)
         low, high = (middle, high) if plans and scale * plans[0].tpot_s < token_s else (low, middle)
     return exp((low + high) / 2)
 

@@ -209,7 +209,7 @@ def test_a_share_is_asked_for(value: Any) -> None:
 
 @pytest.mark.parametrize("call", [planner.portfolio, planner.search])
 def test_what_weighs_risks_itself_takes_no_limit(call: Any) -> None:
-    with pytest.raises(SpecError, match="max_oom_risk: decides what"):
+    with pytest.raises(SpecError, match="max_oom_risk: decides which plans a ranking holds"):
         call("llama-2-7b", "8xA100", SMALL, max_oom_risk=0.05)
 
 
