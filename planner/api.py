@@ -97,7 +97,7 @@ def plan(
     """
     top = plain(top)
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
-        raise SpecError("top", f"must be a whole number between 1 and {MAX_TOP}; got {shown(top)}")
+        raise SpecError("top", f"must be a whole number between 1 and {MAX_TOP}; got {shown(top)}", "10, for example")
     request = resolve_request(model, cluster, job, pins, given_options(options, settings))
     return _answer("plan", request, top)
 

@@ -101,3 +101,19 @@ def test_a_batch_of_no_tokens_is_told_how_batches_are_said(run: Any) -> None:
         told
         == "error: job.global_batch_tokens: must be a number of tokens; got '0'. Hint: for example 4M, 4Mi or 4194304\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (("--seq", "0"), "--seq 1"),
+        (("--tp", "8", "--dp", "8"), "--tp 1"),
+        (("--tp", "3"), "--tp 1, 2, 4 or 8"),
+        (("--zero", "7"), "--zero 3"),
+        (("--top", "0"), "--top 10, for example"),
+        (("--reserve-gib", "900"), "a tenth would be 8 GiB"),
+    ],
+)
+def test_hints_name_the_option_whose_value_they_are(run: Any, options: Sequence[str], hint: str) -> None:
+    code, _, told = run("plan", "--model", "llama-2-7b", "--gpus", "8xH100", *options)
+    assert (code, told.partition(". Hint: ")[2]) == (2, f"{hint}\n")
