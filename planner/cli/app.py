@@ -20,7 +20,15 @@ from planner.cli.calibrate import calibrate
 from planner.cli.dataflow import dataflow
 from planner.cli.flow import check_no_workflow, plan_workflow, workflow
 from planner.cli.lists import add_lists
-from planner.cli.output import EXIT_NOTHING_FITS, emit, leave_stdout, progress, steady_streams, told_error
+from planner.cli.output import (
+    EXIT_BAD_INPUT,
+    EXIT_NOTHING_FITS,
+    emit,
+    leave_stdout,
+    progress,
+    steady_streams,
+    told_error,
+)
 from planner.cli.profiles import profiles
 from planner.cli.search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
 from planner.cli.serving import serving
@@ -34,7 +42,7 @@ if TYPE_CHECKING:
 
     from planner.results import PlanResult
 
-EXIT_BUG, EXIT_BAD_INPUT = 1, 2
+EXIT_BUG = 1
 
 app = typer.Typer(
     name="planner",

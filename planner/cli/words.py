@@ -62,8 +62,12 @@ def prompt_of(text: str) -> int:
     return int(words) if re.fullmatch(r"[+-]?\d{1,11}", words) else parse_prompt("prompt", text)
 
 
-def cluster_of(text: str) -> Any:
+def cluster_of(text: str, option: str = "--gpus") -> Any:
     """A cluster string as it is; a YAML file as the mapping it holds.
+
+    Args:
+        text: As given.
+        option: Of the command line, that names it.
 
     Raises:
         SpecError: If the file cannot be read, or holds something else.
@@ -72,7 +76,10 @@ def cluster_of(text: str) -> Any:
         return text
     from profiles.catalog import load_yaml
 
-    mapping = load_yaml(Path(text))
+    try:
+        mapping = load_yaml(Path(text))
+    except SpecError as error:
+        raise error.at(f"{option}, {error.field}") from None
     if not isinstance(mapping, dict):
-        raise SpecError(text[:200], "must hold a mapping", "for example 'device: H100'")
+        raise SpecError(f"{option}, {text[:200]}", "must hold a mapping", "for example 'device: H100'")
     return mapping

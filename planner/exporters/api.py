@@ -29,6 +29,7 @@ from planner.question.request import (
 )
 from planner.results import RISKY, Infeasible, PlanEstimate, Request
 from profiles.errors import SpecError, did_you_mean, shown
+from profiles.stack_names import stack_name, tool_name
 
 _MODULES = {
     "megatron-lm": "megatron_lm",
@@ -40,6 +41,12 @@ _MODULES = {
 }
 FORMATS = tuple(_MODULES)
 _ANY_SHAPE = ("accelerate", "deepspeed")  # run a model's own code in transformers
+_TRAINER = "accelerate or deepspeed, whose settings it takes; docs/fine-tuning.md has its own"
+_FORMATS_OF = {
+    **dict.fromkeys(("fsdp", "fsdp2"), "torchtitan or accelerate"),
+    **dict.fromkeys(("huggingface", "hf-trainer", "ms-swift"), _TRAINER),
+    "torchtune": "torchtitan or accelerate; docs/fine-tuning.md has torchtune's own settings",
+}
 FLOW_FORMATS = ("verl", "nemo-rl", "openrlhf")  # of workflows: ``planner.exporters.flow_api``
 
 
@@ -183,7 +190,13 @@ def _check_format(format: str) -> None:
     if format in FLOW_FORMATS:
         raise SpecError("format", f"{format} runs workflows, and this is a single model", "add --job grpo")
     if not isinstance(format, str) or format not in FORMATS:
-        raise SpecError("format", f"unknown name {shown(format)}", did_you_mean(str(format), FORMATS))
+        raise SpecError("format", f"unknown name {shown(format)}", _instead(str(format)))
+
+
+def _instead(format: str) -> str:
+    """The formats for a tool that has none of its own, or those of names like it."""
+    name = tool_name(format)
+    return _FORMATS_OF.get(name) or _FORMATS_OF.get(stack_name(name)) or did_you_mean(format, FORMATS)
 
 
 def _check_stack(request: Request, target: Target) -> None:

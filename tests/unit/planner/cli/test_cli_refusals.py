@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+MODEL = ("--model", "llama-2-7b", "--gpus", "8xH100")
+
 
 @pytest.mark.parametrize(
     ("options", "error"),
@@ -117,3 +119,31 @@ def test_a_batch_of_no_tokens_is_told_how_batches_are_said(run: Any) -> None:
 def test_hints_name_the_option_whose_value_they_are(run: Any, options: Sequence[str], hint: str) -> None:
     code, _, told = run("plan", "--model", "llama-2-7b", "--gpus", "8xH100", *options)
     assert (code, told.partition(". Hint: ")[2]) == (2, f"{hint}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "hint"),
+    [
+        (("plan", "--job", "missing.yaml", "--gpus", "8xH100"), "job, missing.yaml: cannot be read", ""),
+        (("replan", *MODEL, "--onto", "missing.yaml"), "--onto, missing.yaml: cannot be read", ""),
+        (("plan", *MODEL, "--framework", "vllm"), "framework", "vllm serves models, and trains none: planner serving"),
+        (("export", *MODEL, "--format", "fsdp"), "format", "torchtitan or accelerate"),
+        (
+            ("export", *MODEL, "--format", "llama_factory"),
+            "format",
+            "accelerate or deepspeed, whose settings it takes; docs/fine-tuning.md has its own",
+        ),
+        (
+            ("serving", *MODEL, "--prompt", "8", "--generate", "8", "--speculate", "egale3"),
+            "speculate: is neither a method nor a model: unknown name 'egale3'",
+            "one of ",
+        ),
+    ],
+)
+def test_names_from_elsewhere_are_told_where_they_belong(
+    run: Any, arguments: Sequence[str], field: str, hint: str
+) -> None:
+    code, _, told = run(*arguments)
+    assert code == 2
+    assert told.startswith(f"error: {field}")
+    assert f"Hint: {hint}" in told or not hint
