@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from profiles.adapter_parameters import MLP_TARGETS
-from profiles.errors import SpecError
+from profiles.errors import SpecError, out_of_bounds
 from profiles.model import MAX_SEQUENCE
 from profiles.precision import Precision, find_recipe
 
@@ -173,7 +173,7 @@ class TrainingJob:
 
 def _between(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise SpecError(name, f"must be between {low} and {high}; got {value}")
+        raise out_of_bounds(name, value, low, high)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from planner.deployments.results import ServingResult as ServingResult
     from planner.document_search import search_document as search_document
     from planner.documents import to_document as to_document
-    from planner.exporters.api import export as export
-    from planner.exporters.api import export_saved as export_saved
     from planner.exporters.flow_api import export_dataflow as export_dataflow
+    from planner.exporting import export as export
+    from planner.exporting import export_saved as export_saved
     from planner.prices.kernel_prices import price_mlir as price_mlir
     from planner.question.request import Options as Options
     from planner.replanning import ReplanResult as ReplanResult
@@ -58,9 +58,9 @@ _HOMES = {
     "TrainingJob": "costmodels.workload",
     "compare": "planner.comparing",
     "estimate": "planner.api",
-    "export": "planner.exporters.api",
+    "export": "planner.exporting",
     "export_dataflow": "planner.exporters.flow_api",
-    "export_saved": "planner.exporters.api",
+    "export_saved": "planner.exporting",
     "observe": "planner.decisions.api",
     "plan": "planner.api",
     "portfolio": "planner.decisions.api",

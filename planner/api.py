@@ -24,6 +24,7 @@ from planner.answer.remedies import find_remedies
 from planner.answer.risks import oom_risks
 from planner.answer.switches import switches
 from planner.borrowed import borrowed
+from planner.exporters.formats import format_notes
 from planner.host_notes import host_notes, run_notes
 from planner.phrases import percent, plan_label, seconds
 from planner.question.layouts import needs_layout
@@ -36,6 +37,7 @@ from planner.question.request import (
     cost_context,
     fixed_by,
     given_options,
+    on_used_part,
     part_of,
     resolve_request,
     setting_of,
@@ -97,7 +99,7 @@ def plan(
     """
     top = plain(top)
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
-        raise SpecError("top", f"must be a whole number between 1 and {MAX_TOP}; got {shown(top)}")
+        raise SpecError("top", f"must be a whole number between 1 and {MAX_TOP}; got {shown(top)}", "10, for example")
     request = resolve_request(model, cluster, job, pins, given_options(options, settings))
     return _answer("plan", request, top)
 
@@ -272,6 +274,7 @@ def _result(
             *idle_notes(request, priced, answers),
             *batch_notes(request, answers),
             *_risk_notes(request, priced),
+            *(format_notes(answers[0].plan, on_used_part(request, answers[0].num_devices)) if answers else ()),
             *([_THINNED] if thinned else []),
         ),
     )

@@ -106,7 +106,7 @@ class ReplanResult:
         """What was filled in of the question, and in reading the new devices."""
         known = {note.message for note in self.request.assumptions}
         read = (text for text in self.onto.assumptions if text not in known)
-        return (*self.request.assumptions, *assumed_notes("onto", (f"to go on on: {text}" for text in read)))
+        return (*self.request.assumptions, *assumed_notes("onto", (f"continued on: {text}" for text in read)))
 
 
 def replan(
@@ -120,12 +120,12 @@ def replan(
     options: Options | None = None,
     **settings: Any,
 ) -> ReplanResult:
-    """Ways for a running job to go on on other devices.
+    """Ways for a running job to continue on other devices.
 
     Args:
         model: As for ``planner.plan``.
         cluster: Devices it runs on.
-        onto: Devices it is to go on on: fewer, more, or of another kind.
+        onto: Devices it is to continue on: fewer, more, or of another kind.
         job: As for ``planner.plan``.
         plan: The plan that runs, as for ``planner.estimate``; what is left out is chosen.
         batch_change: Share by which the global batch may change where the new devices cannot share it.
@@ -215,7 +215,7 @@ def _continued(before: PlanResult, onto: ClusterInput, batch_change: float, fabr
 
 
 def _new_devices(onto: ClusterInput, fabric: str | None) -> ClusterSpec:
-    """The devices to go on on; what is wrong with them is said of ``onto``, as the old ones are a cluster too."""
+    """The devices to continue on; what is wrong with them is said of ``onto``, as the old ones are a cluster too."""
     try:
         return resolve_cluster(onto, fabric)
     except SpecError as error:

@@ -136,6 +136,11 @@ class SizingResult:
         return self.infeasible is None
 
     @property
+    def in_time(self) -> bool:
+        """Whether a size of some kind is done in the days asked for, or none were."""
+        return any(kind.days is None or kind.in_time is not None for kind in self.kinds)
+
+    @property
     def cheapest(self) -> tuple[KindSizes, Size] | None:
         """The kind and size with the least dollars for a token; None of one kind, or where a price is not given."""
         return self._least(lambda kind: [kind.cheapest])

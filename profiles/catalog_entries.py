@@ -18,8 +18,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from profiles.errors import SpecError, did_you_mean, meant_among, shown
+from profiles.errors import SpecError, did_you_mean, meant_among
 from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, DeviceSpec, LinkSpec, NodeSpec, check_role, links_of
+from profiles.pydantic_words import hint_of, problem_of
 from profiles.units import GIB, GIGA, MIB, MICROSECOND, TERA
 
 GemmFormat = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4"]
@@ -225,16 +226,7 @@ def validated(entry_type: type[EntryT], data: Any, *, where: str) -> EntryT:
         if first["type"] == "extra_forbidden":
             hint = meant_among(str(first["loc"][-1]), _entry_at(entry_type, first["loc"][:-1]).model_fields)
             raise SpecError(field, "unknown field", hint) from None
-        if first["type"] == "missing":
-            raise SpecError(field, "is required") from None
-        problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}; got {shown(first['input'])}"
-        raise SpecError(field, problem, nearest_bound(first)) from None
-
-
-def nearest_bound(error: Mapping[str, Any]) -> str:
-    """Hint of one of pydantic's errors: the bound that a value is beyond, itself allowed; empty where there is none."""
-    bounds = error.get("ctx", {})
-    return next((f"{bounds[name]:.15g}" for name in ("ge", "le") if isinstance(bounds.get(name), int | float)), "")
+        raise SpecError(field, problem_of(first), hint_of(first)) from None
 
 
 def _entry_at(entry_type: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:

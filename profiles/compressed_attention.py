@@ -17,7 +17,7 @@ Source:
 
 from dataclasses import dataclass, fields
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, out_of_bounds
 from profiles.indexer import Indexer
 
 WINDOW_RATIOS = (0, 1)  # tokens per entry of layers without entries, as files say it
@@ -138,7 +138,7 @@ def check_compressed(
         value, layers = getattr(compressed, item.name), item.name in ("sparse_layers", "heavy_layers")
         most = num_layers if layers else _LONGEST if item.name in _LONG else _LARGEST
         if not (0 if layers else 1) <= value <= most:
-            raise SpecError(f"{where}.{item.name}", f"must be between {0 if layers else 1} and {most}; got {value}")
+            raise out_of_bounds(f"{where}.{item.name}", value, 0 if layers else 1, most)
     if compressed.sparse_layers + compressed.heavy_layers > num_layers:
         count = compressed.sparse_layers + compressed.heavy_layers
         problem = f"and sparse_layers are {count} together, more than num_layers={num_layers}"

@@ -9,6 +9,7 @@ Anything else that escapes is a bug (CLI exit 1, HTTP 500).
 
 import difflib
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from numbers import Number
 
 LARGEST = 10**30  # whole numbers beyond cannot be meant, and longer ones not even be printed
@@ -59,6 +60,20 @@ class InfeasibleError(PlannerError):
 
     def __reduce__(self) -> tuple[type["InfeasibleError"], tuple[dict[str, int]]]:
         return InfeasibleError, (self.reasons,)
+
+
+def out_of_bounds(field: str, value: object, least: float, most: float) -> SpecError:
+    """The error about a value that is not between two bounds; its hint is the bound that is nearer.
+
+    Args:
+        field: Of the value.
+        value: What the user wrote.
+        least: The smallest one allowed.
+        most: The largest one allowed.
+    """
+    low, high = (f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in (least, most))
+    beyond = isinstance(value, int | float | Fraction) and value > most
+    return SpecError(field, f"must be between {low} and {high}; got {str(value)[:40]}", high if beyond else low)
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5, most: int = 12) -> str:

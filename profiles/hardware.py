@@ -7,7 +7,7 @@ the fast links (NVLink, xGMI); it equals the node except on rack-scale machines 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, out_of_bounds
 
 MAX_NODES = 1 << 17
 MAX_DEVICES_PER_NODE = 72
@@ -173,8 +173,7 @@ class NodeSpec:
 
     def __post_init__(self) -> None:
         if not 1 <= self.devices_per_node <= MAX_DEVICES_PER_NODE:
-            problem = f"must be between 1 and {MAX_DEVICES_PER_NODE}; got {self.devices_per_node}"
-            raise SpecError("cluster.gpus_per_node", problem)
+            raise out_of_bounds("cluster.gpus_per_node", self.devices_per_node, 1, MAX_DEVICES_PER_NODE)
         if self.domain_devices < 1 or self.domain_devices % self.devices_per_node:
             problem = f"must be a multiple of gpus_per_node={self.devices_per_node}; got {self.domain_devices}"
             raise SpecError("cluster.domain_devices", problem)
@@ -210,7 +209,7 @@ class ClusterSpec:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_nodes <= MAX_NODES:
-            raise SpecError("cluster.num_nodes", f"must be between 1 and {MAX_NODES}; got {self.num_nodes}")
+            raise out_of_bounds("cluster.num_nodes", self.num_nodes, 1, MAX_NODES)
         if self.num_devices > MAX_DEVICES:
             raise SpecError("cluster", f"at most {MAX_DEVICES} devices; got {self.num_devices}")
 

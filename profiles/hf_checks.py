@@ -14,6 +14,7 @@ from profiles.model import MAX_LAYERS
 
 # What there is to do about layers without a cost model.
 OWN_FIELDS = "plan for a near model in fields of your own: num_layers, hidden_size and so on, or base and what differs"
+_DECODERS = "a model that generates text, such as those that planner models lists"
 MAX_HEAD_DIM = 1 << 14  # of a key that says so; the widest heads known have 576
 _MIXTURES = (
     *("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "deepseek_v2", "deepseek_v3", "kimi_k2"),
@@ -62,7 +63,7 @@ def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) ->
     """
     where = f"{FIELD}.model_type"
     if config.get("is_encoder_decoder") is True or kind in ENCODERS:
-        raise SpecError(where, f"{shown(kind)} is not a decoder-only transformer")
+        raise SpecError(where, f"{shown(kind)} is not a decoder-only transformer", _DECODERS)
     foreign = any(_tells_states(config, key) for key in _OF_STATES) and not (family and family.linear)
     told, layers = TELLING.get(kind, ("", STATES if kind in STATE_SPACE or foreign else UNPRICED.get(kind)))
     if layers is not None and not config.get(told):

@@ -180,7 +180,8 @@ def at_least(value: object, key: str, smallest: int) -> int:
         SpecError: If it is no whole number, or smaller.
     """
     if not isinstance(value, int) or not is_integer(value) or value < smallest:
-        raise SpecError(f"{FIELD}.{key}", f"must be a whole number of at least {smallest}; got {shown(value)}")
+        problem = f"must be a whole number of at least {smallest}; got {shown(value)}"
+        raise SpecError(f"{FIELD}.{key}", problem, "as the model's own config.json has it")
     return int(value)
 
 

@@ -83,7 +83,9 @@ class Reader:
         if value is None:
             raise self.missing(key)
         if value < 1:
-            raise SpecError(f"{FIELD}.{key}", f"must be at least 1; got {value}")
+            raise SpecError(
+                f"{FIELD}.{key}", f"must be at least 1; got {value}", "as the model's own config.json has it"
+            )
         return value
 
     def missing(self, key: str) -> SpecError:

@@ -18,7 +18,7 @@ Hugging Face implementations. Left out on purpose: mixers side by side with atte
 
 from dataclasses import dataclass, fields
 
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, out_of_bounds
 from profiles.windowed_attention import MAX_DIMENSION
 
 DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2 = "gated_delta_net", "kimi_delta", "lightning", "mamba2"
@@ -168,8 +168,7 @@ def check_linear(linear: LinearAttention, *, num_layers: int, windows: bool) -> 
             continue
         value, smallest = getattr(linear, item.name), int(item.name not in ("conv_kernel_dim", "chunk_tokens"))
         if not smallest <= value <= MAX_DIMENSION:
-            problem = f"must be between {smallest} and {MAX_DIMENSION}; got {value}"
-            raise SpecError(f"{where}.{item.name}", problem)
+            raise out_of_bounds(f"{where}.{item.name}", value, smallest, MAX_DIMENSION)
     if linear.num_value_heads % linear.num_key_heads:
         problem = f"must divide num_value_heads={linear.num_value_heads}; got {linear.num_key_heads}"
         raise SpecError(f"{where}.num_key_heads", problem)

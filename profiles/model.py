@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from math import gcd
 
 from profiles.compressed_attention import CompressedAttention, check_compressed
-from profiles.errors import SpecError
+from profiles.errors import SpecError, out_of_bounds
 from profiles.hyper_connections import HyperConnections, check_connections
 from profiles.indexer import Indexer, check_indexer, indexer_parameters
 from profiles.layer_pattern import ATTENTION, EXPERTS, MLP, check_pattern
@@ -158,7 +158,7 @@ class ModelSpec:
         for name, largest in bounds.items():
             value = getattr(self, name)
             if not 1 <= value <= largest:
-                raise SpecError(f"model.{name}", f"must be between 1 and {largest}; got {value}")
+                raise out_of_bounds(f"model.{name}", value, 1, largest)
         self._check_optional()
         if self.checkpoint_weights not in ("", *WEIGHT_FORMATS):
             problem = f"must be one of {', '.join(WEIGHT_FORMATS)}; got {self.checkpoint_weights[:40]!r}"
@@ -226,16 +226,13 @@ class ModelSpec:
         for name, largest in bounds.items():
             value = getattr(self, name)
             if not 0 <= value <= largest:
-                raise SpecError(f"model.{name}", f"must be between 0 and {largest}; got {value}")
+                raise out_of_bounds(f"model.{name}", value, 0, largest)
         if self.latent_attention is not None:
             for item in fields(self.latent_attention):
                 value = getattr(self.latent_attention, item.name)
                 smallest = 0 if item.name in ("q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim") else 1
                 if not smallest <= value <= MAX_DIMENSION:
-                    raise SpecError(
-                        f"model.latent_attention.{item.name}",
-                        f"must be between {smallest} and {MAX_DIMENSION}; got {value}",
-                    )
+                    raise out_of_bounds(f"model.latent_attention.{item.name}", value, smallest, MAX_DIMENSION)
 
     @property
     def bounded_keys(self) -> tuple[int, float]:

@@ -267,7 +267,7 @@ def _from_file(path: Path) -> ResolvedModel:
     if len(raw) > MAX_CONFIG_BYTES:
         raise SpecError("model", f"{path.name} is larger than {MAX_CONFIG_BYTES} bytes", "is it a config.json?")
     try:
-        config = strict_json.loads(raw)
+        config = strict_json.loads(raw, whole=True)
     except json.JSONDecodeError as error:
         place = "" if error.pos < 0 else f" at line {error.lineno}"
         raise SpecError("model", f"{path.name} is not valid JSON{place}: {error.msg}") from None

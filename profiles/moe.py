@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, out_of_bounds
 from profiles.windowed_attention import MAX_DIMENSION
 
 MAX_EXPERTS = 1 << 14
@@ -67,16 +67,16 @@ def check_moe(moe: MoESpec, *, num_layers: int) -> None:
     for name, (smallest, largest) in bounds.items():
         value = getattr(moe, name)
         if not smallest <= value <= largest:
-            raise SpecError(f"model.moe.{name}", f"must be between {smallest} and {largest}; got {value}")
+            raise out_of_bounds(f"model.moe.{name}", value, smallest, largest)
     if not 1 <= moe.experts_per_token <= moe.num_experts:
         raise SpecError(
             "model.moe.experts_per_token",
             f"must be between 1 and num_experts={moe.num_experts}; got {moe.experts_per_token}",
         )
     if not 0 <= moe.first_dense_layers <= num_layers:
-        raise SpecError("model.moe.first_dense_layers", f"must be between 0 and num_layers={num_layers}")
+        raise out_of_bounds("model.moe.first_dense_layers", moe.first_dense_layers, 0, num_layers)
     if not 1 <= moe.layer_interval <= num_layers:
-        raise SpecError("model.moe.layer_interval", f"must be between 1 and num_layers={num_layers}")
+        raise out_of_bounds("model.moe.layer_interval", moe.layer_interval, 1, num_layers)
     if not 1 <= moe.router_groups <= moe.num_experts or moe.num_experts % moe.router_groups:
         raise SpecError(
             "model.moe.router_groups", f"must divide num_experts={moe.num_experts}; got {moe.router_groups}"

@@ -64,6 +64,9 @@ _SEVERAL = {
 }
 
 
+_ENGINES = ("vllm", "sglang", "tensorrt-llm", "trtllm", "lmdeploy", "tgi", "llama.cpp", "ollama")
+
+
 def tool_name(name: str) -> str:
     """A name of a tool as it stands here: small letters, with hyphens."""
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
@@ -89,8 +92,10 @@ def taken_as(name: str, stack: str) -> str:
 
 
 def runs_on(name: str) -> str:
-    """The frameworks of which a tool runs one or another; empty for what is no such tool."""
+    """The frameworks of which a tool runs one or another, or where engines are planned for; empty for other names."""
     tool = tool_name(name)
+    if tool in _ENGINES:
+        return f"{tool} serves models, and trains none: planner serving"
     return f"{tool} runs on {_SEVERAL[tool]}" if tool in _SEVERAL else ""
 
 

@@ -6,7 +6,7 @@ more query heads. The heads of the other layers are those of the model.
 
 from dataclasses import dataclass, fields
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, out_of_bounds
 
 MAX_DIMENSION = 1 << 22
 
@@ -48,7 +48,7 @@ def check_windowed(windowed: WindowedAttention, *, layers: tuple[int, int], alon
     for item in fields(windowed):
         value = getattr(windowed, item.name)
         if item.name != "attention_sinks" and not 1 <= value <= MAX_DIMENSION:
-            raise SpecError(f"{where}.{item.name}", f"must be between 1 and {MAX_DIMENSION}; got {value}")
+            raise out_of_bounds(f"{where}.{item.name}", value, 1, MAX_DIMENSION)
     if windowed.num_attention_heads % windowed.num_key_value_heads:
         problem = f"must divide num_attention_heads={windowed.num_attention_heads}; got {windowed.num_key_value_heads}"
         raise SpecError(f"{where}.num_key_value_heads", problem)

@@ -1,5 +1,6 @@
 """What a client may have meant by a field that no body has there: another name for it, or another place."""
 
+import json
 from collections.abc import Sequence
 
 from planner.question.field_names import OTHER_NAMES
@@ -64,6 +65,24 @@ def meant_field(parents: Sequence[str], name: str, *, path: str = "", tag: str =
     others = [] if parents else [route for route, asked in QUESTIONS.items() if name in asked.model_fields]
     elsewhere = f"a field of {', '.join(others)}" if others else ""
     return _named(name, body) or _placed(parents, name, question) or elsewhere or meant_among(name, body.model_fields)
+
+
+def meaning(parents: Sequence[str], name: str, *, path: str = "", tag: str = "") -> str:
+    """What goes into a field that a body lacks: an example of it, or else what the field says; empty if it is unknown.
+
+    Args:
+        parents: Fields that lead to the body, outermost first.
+        name: The field.
+        path: Of the route that was asked.
+        tag: Which of the questions of that route is asked, one of ``service.values.TAGS``.
+    """
+    workflow = WorkflowExportRequest if path == "/export" else WorkflowRequest
+    body = _BODIES.get(parents[-1]) if parents else workflow if tag == WORKFLOW_TAG else QUESTIONS.get(path)
+    item = body.model_fields.get(name) if body else None
+    if item is None:
+        return ""
+    example = f"for example {json.dumps(item.examples[0])}" if item.examples else ""
+    return example or (item.description or "").rstrip(".")
 
 
 def _named(name: str, body: type[Body]) -> str:

@@ -17,30 +17,21 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from profiles.catalog_entries import nearest_bound
 from profiles.errors import SpecError, shown
-from service.meant import meant_field
+from profiles.pydantic_words import hint_of, problem_of
+from service.meant import meaning, meant_field
 from service.values import INSIDE, PATTERN_WORDS, SAVED_TAG, WORKFLOW_TAG
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
 MAX_FIELD_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 2000
-
-# What pydantic says of types of Python, in the words of JSON that the library has.
-_KINDS = dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must be a mapping") | {
-    "list_type": "must be a list",
-    "string_type": "must be a text",
-    "int_type": "must be a whole number",
-    "bool_type": "must be true or false",
-}
+MAX_EXAMPLE_CHARACTERS = 80  # of what an empty list or mapping might hold
 
 # Values of Python outside quotes, as ``profiles.errors.shown`` writes them, in JSON; a quote inside a word is none.
 _QUOTED = r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _VALUES = re.compile(rf"{_QUOTED}|\b(?P<value>None|True|False)\b")
 _IN_JSON = {"None": "null", "True": "true", "False": "false"}
-
-_SIZES = ("too_short", "too_long")  # of lists and mappings
 
 # Commands that hints of the library send to, each a route of that name; a workflow is a job of the first.
 _COMMANDS = re.compile(r"\bplanner (plan|estimate|search|sizing|replan|serving|export)\b(?! --json)(?: --job)?")
@@ -165,7 +156,7 @@ def _merged(problems: Iterable[FieldProblem]) -> list[FieldProblem]:
         first = found.setdefault(item.field, item)
         if first.problem != item.problem:
             words, got = first.problem.partition("; got ")[::2]
-            also = item.problem.partition("; got ")[0].removeprefix("input should be ").removeprefix("must be ")
+            also = item.problem.partition("; got ")[0].removeprefix("must be ")
             text = f"{words}, or {also}" + (f"; got {got}" if got else "")
             found[item.field] = first.model_copy(update={"problem": _clean(text, MAX_MESSAGE_CHARACTERS)})
     return [*found.values()]
@@ -185,11 +176,16 @@ def _of_validation_error(item: Mapping[str, Any], path: str, body: Any) -> Field
         field, problem, hint = "body", f"is not valid JSON{place}: {reason}", ""
     elif isinstance(item.get("input"), bytes):  # JSON is read only where the header says so, and curl -d says otherwise
         field, problem, hint = "body", "is not sent as JSON", "add the header 'Content-Type: application/json'"
-    elif item["type"] == "extra_forbidden" and parts:
+    elif item["type"] in ("extra_forbidden", "missing") and parts:
         tag = next((part for part in (WORKFLOW_TAG, SAVED_TAG) if part in location), "")
-        problem, hint = "unknown field", meant_field(parts[:-1], parts[-1], path=path, tag=tag)
+        unknown = item["type"] == "extra_forbidden"
+        problem = "unknown field" if unknown else problem_of(item)
+        hint = (meant_field if unknown else meaning)(parts[:-1], parts[-1], path=path, tag=tag)
     else:
-        problem, hint = _in_json(_wrong_value(item)), _hint(parts, item.get("input")) or nearest_bound(item)
+        problem, hint = _in_json(_wrong_value(item)), _hint(parts, item.get("input")) or hint_of(item)
+        if item["type"] == "too_short" and not hint:
+            example = meaning(parts[:-1], parts[-1], path=path) if parts else ""
+            hint = example if len(example) <= MAX_EXAMPLE_CHARACTERS else ""
     return FieldProblem(
         field=_clean(field, MAX_FIELD_CHARACTERS),
         problem=_clean(problem, MAX_MESSAGE_CHARACTERS),
@@ -199,15 +195,8 @@ def _of_validation_error(item: Mapping[str, Any], path: str, body: Any) -> Field
 
 def _wrong_value(item: Mapping[str, Any]) -> str:
     """What is wrong with a value, in words where pydantic shows a regular expression."""
-    words = _KINDS.get(item["type"], item["msg"].removeprefix("Value error, "))
-    if item["type"] == "string_pattern_mismatch":
-        words = PATTERN_WORDS.get(item["ctx"]["pattern"], words)
-    if item["type"] in _SIZES and isinstance(item["input"], list | dict):
-        most = item["ctx"].get("max_length")
-        bound = f"at least {item['ctx']['min_length']}" if most is None else f"at most {most}"
-        return f"must have {bound}; got {len(item['input'])}"
-    problem: str = words[:1].lower() + words[1:]
-    return problem if item["type"] == "missing" else f"{problem}; got {shown(item.get('input'))}"
+    pattern = item["ctx"]["pattern"] if item["type"] == "string_pattern_mismatch" else ""
+    return f"{PATTERN_WORDS[pattern]}; got {shown(item['input'])}" if pattern in PATTERN_WORDS else problem_of(item)
 
 
 def _hint(parts: Sequence[str], value: Any) -> str:

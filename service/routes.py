@@ -23,9 +23,9 @@ from planner.document_plan import (
     model_document,
     models_document,
 )
-from planner.exporters.api import export, export_saved
 from planner.exporters.flow_api import export_dataflow
 from planner.exporters.saved import DOCUMENT
+from planner.exporting import export, export_saved
 from planner.replanning import replan, replan_saved
 from planner.search.call import search
 from planner.sizes import sizing

@@ -239,7 +239,7 @@ class ReplanRequest(EstimateRequest):
     """Ask how a running job goes on on other devices."""
 
     plan: PlanBody = Field(default=PlanBody(), description="The plan that runs; what is left out is chosen.")
-    onto: Cluster = Field(description="The devices to go on on.", examples=["7x8xA100-80GB"])
+    onto: Cluster = Field(description="The devices to continue on.", examples=["7x8xA100-80GB"])
     batch_change: float = Field(
         default=0.1, ge=0, le=1, description="Share by which the global batch may change where it has to."
     )
@@ -255,7 +255,7 @@ class SavedBody(Body):
 class SavedReplanRequest(SavedBody):
     """Ask how the plan of an answer goes on on other devices."""
 
-    onto: Cluster = Field(description="The devices to go on on.", examples=["7x8xA100-80GB"])
+    onto: Cluster = Field(description="The devices to continue on.", examples=["7x8xA100-80GB"])
     batch_change: float = Field(
         default=0.1, ge=0, le=1, description="Share by which the global batch may change where it has to."
     )

@@ -15,25 +15,34 @@ from planner.cli import decisions as trial
 from planner.cli import export as target
 from planner.cli import options as option
 from planner.cli import replan as again
+from planner.cli.asked import inputs_of, pins_of
 from planner.cli.calibrate import calibrate
 from planner.cli.dataflow import dataflow
 from planner.cli.flow import check_no_workflow, plan_workflow, workflow
 from planner.cli.lists import add_lists
-from planner.cli.output import EXIT_NOTHING_FITS, emit, leave_stdout, progress, steady_streams, told_error
+from planner.cli.output import (
+    EXIT_BAD_INPUT,
+    EXIT_NOTHING_FITS,
+    emit,
+    leave_stdout,
+    progress,
+    steady_streams,
+    told_error,
+)
 from planner.cli.profiles import profiles
 from planner.cli.search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
 from planner.cli.serving import serving
 from planner.cli.sizing import Days, show_sizing
-from planner.cli.words import amount, cluster_of, one_model
+from planner.cli.usage import USAGE, usage_error
+from planner.cli.words import cluster_of
 from profiles.errors import InfeasibleError, PlannerError, SpecError
-from profiles.units import GIB
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from planner.results import PlanResult
 
-EXIT_BUG, EXIT_BAD_INPUT = 1, 2
+EXIT_BUG = 1
 
 app = typer.Typer(
     name="planner",
@@ -55,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     steady_streams()
     try:
-        app(given)
+        sys.exit(_run(given))
     except SystemExit as stop:
         if stop.code != EXIT_BUG:  # with which Typer and Rich end where the reader of a help text has gone
             raise
@@ -70,6 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "--debug" in given:
             raise
         _fail(f"internal error: {type(error).__name__}: {error}. Repeat with --debug for the traceback.", EXIT_BUG)
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code of a command that was answered.
+
+    Raises:
+        PlannerError: What is wrong, in one shape whoever found it.
+    """
+    try:
+        return app(arguments, prog_name=app.info.name, standalone_mode=False) or 0
+    except USAGE as error:
+        if (told := usage_error(error)) is None:
+            return EXIT_BAD_INPUT
+        raise told from None
 
 
 def _fail(message: str, code: int) -> None:
@@ -121,12 +144,12 @@ def plan(
 
     trial.check_portfolio_options(own)
     if portfolio is not None:
-        inputs = _inputs(values) | {"pins": _pins(values), "variants": variants}
+        inputs = inputs_of(values) | {"pins": pins_of(values), "variants": variants}
         terms = trial.terms_of(trial_steps, oom_penalty, seed)
         trial.show_portfolio(inputs, values, count=portfolio, terms=terms)
         return
     with progress("pricing plans", quiet=values["quiet"]):
-        result = api.plan(**_inputs(values), pins=_pins(values), top=top, variants=variants)
+        result = api.plan(**inputs_of(values), pins=pins_of(values), top=top, variants=variants)
     _show(result, values, pareto=pareto)
 
 
@@ -137,7 +160,7 @@ def estimate(values: dict[str, Any]) -> None:
     from planner import api
 
     with progress("pricing plans", quiet=values["quiet"]):
-        result = api.estimate(**_inputs(values), plan=_pins(values))
+        result = api.estimate(**inputs_of(values), plan=pins_of(values))
     _show(result, values)
 
 
@@ -149,9 +172,9 @@ def sizing(values: dict[str, Any], days: Days = None) -> None:
     --gpus names a machine (H100, 8xH100), or the most there may be of it (64x8xH100); several with commas between, each
     perhaps with its price: 8xH100@2.99,8xA100@1.29.
     """
-    inputs = _inputs(values | {"gpus": ""})
+    inputs = inputs_of(values | {"gpus": ""})
     del inputs["cluster"]
-    show_sizing(inputs | {"pins": _pins(values)}, values, days=days)
+    show_sizing(inputs | {"pins": pins_of(values)}, values, days=days)
 
 
 @app.command()
@@ -165,7 +188,7 @@ def replan(
 ) -> None:
     """Say how a running job goes on on other GPUs: in the layout of its checkpoint, and at best."""
     settings = {"plan": plan, "rank": rank, "batch_change": batch_change}
-    again.show_replan(lambda: _inputs(values) | {"plan": _pins(values)}, values, settings, onto=onto)
+    again.show_replan(lambda: inputs_of(values) | {"plan": pins_of(values)}, values, settings, onto=onto)
 
 
 @app.command()
@@ -184,7 +207,7 @@ def search(
     """
     limits = {"strategy": strategy, "seconds": seconds, "evaluations": evaluations, "seed": seed}
     limits["runnable"] = runnable
-    show_search(_inputs(values) | {"pins": _pins(values)} | limits, values)
+    show_search(inputs_of(values) | {"pins": pins_of(values)} | limits, values)
 
 
 @app.command()
@@ -196,7 +219,7 @@ def sensitivity(
     seed: trial.Seed = 0,
 ) -> None:
     """Say what to measure first: which unknown decides between plans, and what knowing it is worth."""
-    inputs = _inputs(values) | {"pins": _pins(values)}
+    inputs = inputs_of(values) | {"pins": pins_of(values)}
     trial.show_sensitivity(inputs, values, rivals=rivals, terms=trial.terms_of(20, oom_penalty, seed))
 
 
@@ -211,7 +234,7 @@ def observe(
     seed: trial.Seed = 0,
 ) -> None:
     """Say what trials on the cluster have changed: ranking, intervals, chances, and what to try next."""
-    inputs = _inputs(values) | {"pins": _pins(values)}
+    inputs = inputs_of(values) | {"pins": pins_of(values)}
     terms = trial.terms_of(trial_steps, oom_penalty, seed)
     trial.show_observed(inputs, values, trials=trials, count=next_, terms=terms)
 
@@ -232,7 +255,7 @@ def export(
         target.show_flow_export(values | {"cluster": cluster_of(values["gpus"]), "seed": 0}, settings, out=out)
         return
     check_no_workflow(values.pop("workflow"))
-    target.show_export(lambda: _inputs(values) | {"plan": _pins(values)}, values, settings, out=out)
+    target.show_export(lambda: inputs_of(values) | {"plan": pins_of(values)}, values, settings, out=out)
 
 
 @app.command()
@@ -312,76 +335,6 @@ def serve(
     except SystemExit as stopped:  # its own codes mean something else here
         if stopped.code:
             raise SpecError("--host, --port", f"cannot listen on {host[:100]}:{port}", "see the line above") from None
-
-
-_JOB_OPTIONS = {
-    "task": "task",
-    "seq": "sequence_length",
-    "global_batch": "global_batch_size",
-    "precision": "precision",
-    "optimizer": "optimizer",
-    "gradient_dtype": "gradient_dtype",
-    "master_dtype": "master_dtype",
-    "state_dtype": "state_dtype",
-    "attention": "attention",
-    "attention_library": "attention_library",
-    "dropout": "dropout",
-    "fused_loss": "fused_cross_entropy",
-    "linear_loss": "linear_cross_entropy",
-    "optimizer_in_backward": "optimizer_in_backward",
-    "paged_optimizer": "paged_optimizer",
-    "fp32_unquantised": "fp32_unquantised",
-    "frozen_dtype": "frozen_dtype",
-    "fp8_activation": "fp8_activation",
-    "fp8_attention": "fp8_attention",
-    "padding_efficiency": "padding_efficiency",
-    "varied_lengths": "varied_lengths",
-    "sample_tokens": "sample_tokens",
-    "lora_rank": "lora_rank",
-    "lora_targets": "lora_targets",
-}
-_SAME_NAME = (
-    *("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "zero", "hsdp", "sp", "micro_batch", "recompute", "schedule"),
-    *("context_kind", "axis_order", "first_stage_layers", "last_stage_layers"),
-    *("offload_optimizer", "offload_activations", "offload_parameters"),
-)
-_PLAN_OPTIONS = {name: name for name in _SAME_NAME} | {"micro_batches": "num_microbatches"}
-
-
-def _inputs(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``api.plan`` and ``api.estimate`` that both have."""
-    job = {field: values[name] for name, field in _JOB_OPTIONS.items() if values[name] is not None}
-    _check_words(values)
-    for name, field in (("tokens", "train_tokens"), ("batch_tokens", "global_batch_tokens")):
-        if values[name] is not None:
-            job[field] = amount(f"job.{field}", values[name])
-    return option.asked_risk(values) | {
-        "model": one_model(values["model"]),
-        "cluster": cluster_of(values["gpus"]),
-        "job": job,
-        "framework": values["framework"],
-        "stack_fit": values["stack_fit"],
-        "objective": values["objective"],
-        "offload": values["offload"],
-        "named_modules": values["named_modules"],
-        "fabric": values["fabric"],
-        "memory_reserve_bytes": values["reserve_gib"] * GIB,
-        "price_per_device_hour_usd": values["price_per_gpu_hour"],
-        "price_date": values["price_date"],
-    }
-
-
-def _check_words(values: Mapping[str, Any]) -> None:
-    """Refuse options that do nothing here, or say two things at once."""
-    if values["fp32_unquantised"] is not None and str(values["task"]).strip().lower() != "qlora":
-        raise SpecError("job.fp32_unquantised", "is given, but only qlora quantises weights", "--task qlora")
-    if values["linear_loss"] and values["fused_loss"] is False:
-        problem = "is off, but a loss that takes the output layer into itself is fused"
-        raise SpecError("job.fused_cross_entropy", problem, "leave --no-fused-loss or --linear-loss out")
-
-
-def _pins(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {field: values[name] for name, field in _PLAN_OPTIONS.items() if values[name] is not None}
 
 
 def _show(result: "PlanResult", values: Mapping[str, Any], *, pareto: bool = False) -> None:

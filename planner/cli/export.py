@@ -16,8 +16,7 @@ from profiles.errors import SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from planner.exporters.api import ExportResult
-    from planner.exporters.exported import Exported
+    from planner.exporters.exported import Exported, ExportResult
 
 _PANEL = "Export"
 _OUTPUT = ("json_", "output", "quiet", "debug")
@@ -47,8 +46,8 @@ def show_export(
         settings: Values of ``--format``, ``--plan``, ``--rank`` and ``--allow-partial``.
         out: Folder for the files.
     """
-    from planner.exporters.api import export, export_saved
     from planner.exporters.document import export_document
+    from planner.exporting import export, export_saved
 
     chosen = {"format": settings["format"], "allow_partial": settings["allow_partial"]}
     if settings["plan"] is None:

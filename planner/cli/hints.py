@@ -12,8 +12,22 @@ _SAME = (
     *("context_kind", "axis_order", "draft_tokens", "tree_tokens", "max_model_len", "max_num_batched_tokens"),
     *("max_num_seqs", "price_date", "speculate", "percentile", "oom_penalty"),
 )
+# Dimensions of a plan that have short names on the command line.
+_DEGREES = {
+    "tensor_parallel": "tp",
+    "pipeline_parallel": "pp",
+    "data_parallel": "dp",
+    "context_parallel": "cp",
+    "expert_parallel": "ep",
+    "expert_tensor_parallel": "etp",
+    "virtual_stages": "vpp",
+    "zero_stage": "zero",
+    "zero_shard_degree": "hsdp",
+    "micro_batch_size": "micro-batch",
+}
 # A cluster is a word of any text.
 _OTHERS = {field: "--" + name.replace("_", "-") for name, field in OPTION_FIELDS.items() if field != "cluster"}
+_SHORT = {field: f"--{name}" for field, name in _DEGREES.items()}
 _FIELDS = {name: "--" + name.replace("_", "-") for name in _SAME} | _OTHERS | {"memory_reserve_bytes": "--reserve-gib"}
 # Options whose names are words of any text, with the values after which they are no such word.
 _VALUES = {
@@ -30,6 +44,8 @@ _VALUES = {
     "accepted": r"\d",
     "pin": r"\w+\.\w",
 }
+_BARE = re.compile(r"\d[\d.e+]*\b")  # a hint that begins with a number
+_SAME_WORD = {name: f"--{name}" for name in ("top", "seed", "evaluations", "seconds", "staleness", "effort", "batch")}
 _SETTING = r"(?:reward|task|lora_targets|old_logprobs|group_size|kl)=\w"
 _NEW = r"(?<![\w.='-])"  # no part of a longer word, no option already, and nothing that is quoted
 _PATTERN = re.compile(
@@ -39,6 +55,7 @@ _PATTERN = re.compile(
             rf"{_NEW}(?P<kind>offload_(?:optimizer|activations|parameters)) (?P<out>on|off)\b",
             *(rf"{_NEW}(?:{name})(?= {value})" for name, value in _VALUES.items()),
             rf"{_NEW}(?:{'|'.join(_FIELDS)})\b(?![=.(])",
+            rf"{_NEW}(?:{'|'.join(_SHORT)})(?= \d)",
             rf"(?<!--set ){_NEW}{_SETTING}",
         )
     )
@@ -67,6 +84,9 @@ def worded(error: SpecError, *, workflow: bool = False) -> SpecError:
     if re.search(r":\d+:", error.field) or error.problem == "unknown setting":  # settings are called as they are
         return error
     hint = in_options(error.hint)
+    option = {**_SHORT, **_FIELDS, **_SAME_WORD}.get(re.sub(r"^(?:job|plan|pins)\.", "", error.field))
+    if option is not None and _BARE.match(hint):
+        hint = f"{option} {hint}"
     return SpecError(error.field, error.problem, hint.replace("--task ", "--set task=") if workflow else hint)
 
 
@@ -79,4 +99,4 @@ def _option(found: re.Match[str]) -> str:
         return f"--{name}" if found["out"] == "on" else f"--no-{name}"
     if "=" in words:
         return f"--set {words}"
-    return _FIELDS.get(words, f"--{words}")
+    return {**_SHORT, **_FIELDS}.get(words, f"--{words}")

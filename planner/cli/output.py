@@ -16,7 +16,7 @@ from profiles.errors import PlannerError, SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-EXIT_NOTHING_FITS = 3
+EXIT_BAD_INPUT, EXIT_NOTHING_FITS = 2, 3
 STDOUT = "stdout"  # as a field of errors
 _PIPED_WIDTH = 120  # columns where no terminal says how many it has: names are not cut that a filter looks for
 

@@ -53,10 +53,12 @@ def _tables(priced: PricedText, console: Console) -> None:
         console.print(f"and {len(priced.kernels) - _MOST_ROWS} more; --json lists all", style="dim", highlight=False)
     if any(kernel.extrapolated for kernel in priced.kernels):
         console.print("* outside what the price was fitted on", style="dim", highlight=False)
-    low, high = seconds(priced.low_s), seconds(priced.high_s)
+    if any(kernel.opaque for kernel in priced.kernels):
+        words = "+ a custom call that nobody timed: only what it reads and writes is counted, it may take longer"
+        console.print(words, style="dim", highlight=False)
     count = "1 kernel" if len(priced.kernels) == 1 else f"{len(priced.kernels)} kernels one after the other"
     total = f"{count} on {priced.device}: {seconds(priced.time_s)}"
-    console.print(f"{total} ({low} to {high})", highlight=False)
+    console.print(f"{total} ({_interval(priced.low_s, priced.high_s)})", highlight=False)
 
 
 def _row(price: KernelPrice) -> list[str]:
@@ -69,6 +71,10 @@ def _row(price: KernelPrice) -> list[str]:
     else:
         shape = (f"{kernel.batch * max(kernel.heads, 1):.0f} of " if kernel.batch * kernel.heads > 1 else "") + shape
         shape += f" {kernel.format}"
-    basis = price.basis.name.lower() + ("*" if price.extrapolated else "")
-    interval = f"{seconds(price.low_s)} to {seconds(price.high_s)}"
+    basis = price.basis.name.lower() + ("*" if price.extrapolated else "") + ("+" if price.opaque else "")
+    interval = _interval(price.low_s, price.high_s)
     return [name, shape, f"{kernel.count:.0f}", seconds(price.time_s), interval, basis]
+
+
+def _interval(low_s: float, high_s: float) -> str:
+    return f"{seconds(low_s)} to {seconds(high_s)}" if high_s < float("inf") else f"{seconds(low_s)} or more"

@@ -17,7 +17,7 @@ _PANEL = "Replanning"
 
 _option = partial(option, panel=_PANEL)
 
-Onto = Annotated[str, _option("--onto", "The devices to go on on, as --gpus names them.")]
+Onto = Annotated[str, _option("--onto", "The devices to continue on, as --gpus names them.")]
 Saved = Annotated[Path | None, _option("--plan", "Take the running plan from an answer saved with --json instead.")]
 Rank = Annotated[int | None, _option("--rank", "Which plan of that answer (1).")]
 Change = Annotated[float, _option("--batch-change", "Share by which the global batch may change (0.1).")]
@@ -38,7 +38,7 @@ def show_replan(
     from planner.render.replan import render_replan
     from planner.replanning import replan, replan_saved
 
-    chosen = {"onto": cluster_of(onto), "batch_change": settings["batch_change"]}
+    chosen = {"onto": cluster_of(onto, "--onto"), "batch_change": settings["batch_change"]}
     with progress("pricing plans", quiet=values["quiet"]):
         if settings["plan"] is None:
             check_question(values, settings["rank"])

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from planner.cli import options as option
-from planner.cli.output import emit, progress
+from planner.cli.output import EXIT_BAD_INPUT, emit, progress
 
 
 def score(
@@ -23,7 +23,10 @@ def score(
     quiet: option.Quiet = False,
     debug: option.Debug = False,
 ) -> None:
-    """Price every row of measured tables: errors and interval coverage per device, operation and dtype."""
+    """Price every row of measured tables: errors and interval coverage per device, operation and dtype.
+
+    Exit code 2 if no row has a price; why is told.
+    """
     from planner.prices.price_lists import default_kernel_model
     from planner.score.kernels import FewShot
     from planner.score.render import render_scores
@@ -39,3 +42,5 @@ def score(
         scores = score_tables(tables, few_shot=FewShot(rows=calibrate_with, seed=seed), kernels=kernels)
     unused = [] if stored else unused_calibrations(scores, default_store())
     emit((scores_document(scores), lambda console: render_scores(scores, console, unused)), json_=json_, output=output)
+    if not any(item.groups for item in scores):
+        raise typer.Exit(EXIT_BAD_INPUT)

@@ -54,7 +54,7 @@ Eager = Annotated[bool, _engine("--eager", "No graphs are captured, as with vLLM
 Format = Annotated[str | None, _engine("--precision", "bf16 (default, where the GPU has it) or fp16.")]
 Weights = Annotated[
     str | None,
-    _engine("--weights", "The checkpoint's: fp8, fp8-block, int8, int4, mxfp4, nvfp4 or bf16; else as published."),
+    _engine("--weights", "The checkpoint's: fp8, fp8-block, int8, int4, mxfp4, nvfp4 (fp4), bf16; else as published."),
 ]
 CacheFormat = Annotated[str | None, _engine("--kv-cache-dtype", "fp8 for keys and values in 8 bits.")]
 Speculate = Annotated[

@@ -13,7 +13,7 @@ Days = Annotated[float | None, option("--days", "When the run of --tokens has to
 
 
 def show_sizing(inputs: Mapping[str, Any], values: Mapping[str, Any], *, days: float | None) -> None:
-    """Look at growing parts of clusters, print what fits, and exit with 3 if nothing does.
+    """Look at growing parts of clusters, print what fits, and exit with 3 if nothing does, or nothing in time.
 
     Args:
         inputs: Arguments of ``planner.sizing``, clusters and days left out.
@@ -29,5 +29,5 @@ def show_sizing(inputs: Mapping[str, Any], values: Mapping[str, Any], *, days: f
         result = sizing(**inputs, clusters=clusters, days=days)
     shown = (sizing_document(result), lambda console: render_sizing(result, console, quiet=values["quiet"]))
     emit(shown, json_=values["json_"], output=values["output"], markup=True)
-    if not result.fits:
+    if not (result.fits and result.in_time):
         raise typer.Exit(EXIT_NOTHING_FITS)

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from planner.cli import options as option
-from planner.cli.output import emit, progress
+from planner.cli.output import EXIT_BAD_INPUT, emit, progress
 from profiles.errors import SpecError
 
-EXIT_BAD_INPUT = 2
 _DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 _FILES = "Files of measurements; what wrote them is told by their content."
 _TOLD = "What files do not say"

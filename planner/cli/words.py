@@ -8,6 +8,7 @@ from typing import Any
 from profiles.errors import SpecError
 
 _SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
 
 def one_model(words: Sequence[str]) -> str:
@@ -27,20 +28,25 @@ def one_model(words: Sequence[str]) -> str:
     return words[0]
 
 
-def amount(field: str, text: str) -> float:
-    """``15T`` as 15e12; plain and scientific numbers too.
+def amount(field: str, text: str, example: str) -> float:
+    """``15T`` as 15e12 and ``4Mi`` as 4 x 1,048,576; plain and scientific numbers too.
+
+    Args:
+        field: What it is of.
+        text: As given.
+        example: Of how to say one.
 
     Raises:
         SpecError: If it is no number of tokens; the field is the one given.
     """
     words = text.strip().lower().replace("_", "").replace(",", "")
-    scale = _SUFFIXES.get(words[-1:], 1.0)
+    suffix = next((each for each in (*_BINARY, *_SUFFIXES) if words.endswith(each)), "")
     try:
-        number = float(words[:-1] if scale != 1.0 else words) * scale
+        number = float(words.removesuffix(suffix)) * {**_SUFFIXES, **_BINARY}.get(suffix, 1.0)
     except ValueError:
         number = float("nan")
     if not 0 < number < float("inf"):
-        raise SpecError(field, f"must be a number of tokens; got {text[:40]!r}", "for example 15T, 300B or 1e12")
+        raise SpecError(field, f"must be a number of tokens; got {text[:40]!r}", f"for example {example}")
     return number
 
 
@@ -56,8 +62,12 @@ def prompt_of(text: str) -> int:
     return int(words) if re.fullmatch(r"[+-]?\d{1,11}", words) else parse_prompt("prompt", text)
 
 
-def cluster_of(text: str) -> Any:
+def cluster_of(text: str, option: str = "--gpus") -> Any:
     """A cluster string as it is; a YAML file as the mapping it holds.
+
+    Args:
+        text: As given.
+        option: Of the command line, that names it.
 
     Raises:
         SpecError: If the file cannot be read, or holds something else.
@@ -66,7 +76,10 @@ def cluster_of(text: str) -> Any:
         return text
     from profiles.catalog import load_yaml
 
-    mapping = load_yaml(Path(text))
+    try:
+        mapping = load_yaml(Path(text))
+    except SpecError as error:
+        raise error.at(f"{option}, {error.field}") from None
     if not isinstance(mapping, dict):
-        raise SpecError(text[:200], "must hold a mapping", "for example 'device: H100'")
+        raise SpecError(f"{option}, {text[:200]}", "must hold a mapping", "for example 'device: H100'")
     return mapping

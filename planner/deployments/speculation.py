@@ -109,10 +109,10 @@ def drafting(asked: Mapping[str, Any], *, model: ModelSpec, engine: EngineSpec, 
     if model.linear_attention is not None:
         problem = f"nobody timed how {model.name}'s linear attention verifies several tokens in a step"
         raise SpecError("speculate", problem, "leave it out")
+    draft = _draft(method, named, model, allow_files=allow_files)
     if asked.get("draft_tokens") is None:
         raise SpecError("draft_tokens", "is required: tokens proposed per step", "for example draft_tokens 3")
     count = whole_number("draft_tokens", asked["draft_tokens"], least=1, most=MOST_DRAFTED)
-    draft = _draft(method, named, model, allow_files=allow_files)
     tokens = Speculation(
         draft_tokens=count,
         accepted=_accepted(asked.get("accepted"), count),
@@ -141,7 +141,7 @@ def _draft(method: str, name: str, model: ModelSpec, *, allow_files: bool) -> Mo
     try:
         draft = resolve_named_model(name, allow_files=allow_files).spec
     except SpecError as error:
-        hint = error.hint or f"one of {', '.join(METHODS)}, or a model"
+        hint = f"one of {', '.join(METHODS)}, or a model" + (f"; {error.hint}" if error.hint else "")
         raise SpecError("speculate", f"is neither a method nor a model: {error.problem}", hint) from None
     if draft.num_layers * draft.hidden_size**2 >= model.num_layers * model.hidden_size**2:
         raise SpecError("speculate", f"{draft.name} is no smaller than {model.name}", "a smaller model of its family")

@@ -32,9 +32,17 @@ def served_weights(
     if asked is None:
         weights, notes = _published(model, engine, device)
     else:
-        weights, notes = parse_weights(asked), ()
+        weights, notes = parse_weights(asked), _meant_notes(asked)
         _check(weights, model, engine, device)
     return weights and engine.laid_out(weights, device), notes
+
+
+def _meant_notes(asked: object) -> tuple[Note, ...]:
+    """That of the formats in 4 bits with a point one was taken, where none was named."""
+    if not isinstance(asked, str) or asked.strip().lower() != "fp4":
+        return ()
+    message = f"fp4 is taken as nvfp4, {WEIGHT_FORMATS['nvfp4'].title}; weights mxfp4 for that of gpt-oss"
+    return (Note(code="assumed_default", field="weights", message=message),)
 
 
 def _check(weights: WeightFormat | None, model: ModelSpec, engine: EngineSpec, device: DeviceSpec) -> None:

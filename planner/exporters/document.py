@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from planner.document_plan import infeasible_document, notes_document, plan_document, request_document
-from planner.exporters.api import FORMATS, ExportResult
-from planner.exporters.exported import Gap
+from planner.exporters.exported import ExportResult, Gap
+from planner.exporters.formats import FORMATS
 from planner.schema_types import (
     FLAG,
     SCHEMA_VERSION,

@@ -3,7 +3,7 @@
 import shlex
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Schedule
 from costmodels.stages.table import stage_table
 from costmodels.workload import TrainingJob
 from planner.phrases import plan_label
-from planner.results import Note, Request
+from planner.results import RISKY, Infeasible, Note, Request
 from profiles.hardware import ClusterSpec
 from profiles.hf_config import TEXT_PART
 from profiles.model import ModelSpec
@@ -75,6 +75,34 @@ class Exported:
     launch: str
     unsupported: tuple[Gap, ...]
     left_to_you: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """The answer.
+
+    Attributes:
+        format: Name of the target.
+        request: The question as understood, with the devices that the plan uses.
+        fits: Whether the plan fits.
+        plan: The plan; None when none is legal.
+        exported: The files and the rest; None when there is no plan.
+        oom_probability: That a run of it dies of memory; None without a plan, or where a saved answer does not say it.
+        infeasible: What stands in the way; None when the plan fits, or came from a saved answer.
+    """
+
+    format: str
+    request: Request
+    fits: bool
+    plan: ExecutionPlan | None = None
+    exported: Exported | None = None
+    oom_probability: float | None = None
+    infeasible: Infeasible | None = None
+
+    @property
+    def risky(self) -> bool:
+        """Whether it fits, and runs out of memory in ``RISKY`` of runs or more all the same."""
+        return self.fits and self.oom_probability is not None and self.oom_probability >= RISKY
 
 
 def gaps(*checks: Check) -> tuple[Gap, ...]:
@@ -167,6 +195,13 @@ def scripted(
         unsupported=gaps,
         left_to_you=left_to_you,
     )
+
+
+def warned(exported: Exported, words: str) -> Exported:
+    """The export with a sentence more in the comment that its script begins with."""
+    above, start, rest = exported.files[SCRIPT].partition("set -euo pipefail\n")
+    script = above + "\n".join(comment([words])) + "\n" + start + rest
+    return replace(exported, files={**exported.files, SCRIPT: script})
 
 
 def header(target: Target, plan: ExecutionPlan, request: Request) -> list[str]:

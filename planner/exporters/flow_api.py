@@ -14,9 +14,9 @@ from planner.dataflow.flow.pins import CallPin
 from planner.dataflow.flow.request import ASYNC, DISAGGREGATED, FlowRequest, GraphInput
 from planner.dataflow.flow.results import FlowPlan, FlowResult
 from planner.dataflow.graphs.presets import preset_name
-from planner.exporters.api import FLOW_FORMATS
 from planner.exporters.exported import Exported, Gap, Target
 from planner.exporters.flow_target import FlowTarget, Pins, merged, pin_options
+from planner.exporters.formats import FLOW_FORMATS
 from planner.phrases import seconds
 from planner.question.machines import ClusterInput
 from planner.question.request import ModelInput

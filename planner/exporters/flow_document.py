@@ -3,9 +3,9 @@
 from typing import Any
 
 from planner.document_flow import flow_document, flow_document_schema
-from planner.exporters.api import FLOW_FORMATS
 from planner.exporters.document import unsupported_document, unsupported_shape
 from planner.exporters.flow_api import FlowExportResult
+from planner.exporters.formats import FLOW_FORMATS
 from planner.schema_types import AMOUNT, TEXT, Shape, closed_object, list_of, map_of, or_null
 
 _KIND = "workflow_export"

@@ -28,6 +28,7 @@ from planner.exporters.megatron_model import (
 from planner.question.layouts import needs_layout
 from planner.results import Request
 from planner.rules.formats import weights_format
+from profiles.model import ModelSpec
 
 # What a stack does besides the plan; those with ``StackSpec.switched_on_by`` say so themselves.
 _OF_STACK: dict[str, list[list[str]]] = {
@@ -42,6 +43,9 @@ _OF_STACK: dict[str, list[list[str]]] = {
     ],
 }
 TARGET = Target(name="megatron-lm", title="Megatron-LM (megatron-core 0.19)", stacks=tuple(_OF_STACK))
+# Families whose router adds e_score_correction_bias to sigmoid scores, in fp32: DeepseekV3TopkRouter and
+# Glm4MoeTopkRouter of transformers 5, which the others' code is too.
+_CORRECTED = ("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2", "glm4_moe")
 _SCRIPT, _OF_HALVES = "pretrain_gpt.py", "pretrain_hybrid.py"
 _DISPATCHER = "--moe-token-dispatcher-type"  # among the options of the model
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
@@ -62,7 +66,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         plan: The plan.
         request: Model, job, the devices that the plan uses, and the stack it was priced for.
     """
-    options = [*shape_options(request.model), *megatron_options(plan, request)]
+    options = [*shape_options(request.model), *_router_scores(request.model), *megatron_options(plan, request)]
     name = _OF_HALVES if request.model.layer_pattern else _SCRIPT
     script = [*torchrun(request.cluster), [name]]
     mock = ["--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(request.model.vocab_size)]
@@ -322,11 +326,37 @@ def _eight_bits(request: Request) -> tuple[Gap, ...]:
     )
 
 
+def _corrected(model: ModelSpec) -> bool:
+    """Whether a router chooses by sigmoid scores that a bias of every expert corrects."""
+    return model.moe is not None and model.moe.router_bias and model.family in _CORRECTED
+
+
+def _router_scores(model: ModelSpec) -> list[list[str]]:
+    if not _corrected(model):
+        return []
+    scores = ["--moe-router-score-function", "sigmoid", "--moe-router-enable-expert-bias"]
+    return [scores, ["--moe-router-dtype", "fp32"]]
+
+
+def _unsaid(model: ModelSpec) -> list[str]:
+    """Options that change what is trained, whose values no catalogue has."""
+    options = ["--norm-epsilon"]
+    if not (model.learned_positions or model.layer_pattern):
+        options += ["--rotary-base", "--rotary-percent"]
+        yarn = ["--rotary-scaling-factor", "--mscale", "--mscale-all-dim"]
+        options += ["--use-rope-scaling"] if model.latent_attention is None else yarn
+    if model.moe is not None:
+        options += [] if _corrected(model) else ["--moe-router-score-function", "--moe-router-pre-softmax"]
+        options += ["--moe-router-topk-scaling-factor", "--moe-router-load-balancing-type", "--moe-aux-loss-coeff"]
+    return options
+
+
 def _yours(request: Request) -> tuple[str, ...]:
     steps = "" if request.job.train_tokens else "the length of the run, "
     words = f"data, tokenizer ({request.model.vocab_size} words), {steps}learning rate and checkpoints are arguments of"
     found = [f"{words} train.sh; without any it tries the plan on mock data"]
-    found.append("what does not change the cost: the base of rotary embeddings, epsilon of norms, the router's scores")
+    unsaid = ", ".join(_unsaid(request.model))
+    found.append(f"what changes the model and not its cost: set {unsaid} as the model's config.json has them")
     if request.job.task == "full":
         found.append("the weights to start from: --load DIR --finetune")
     return tuple(found)

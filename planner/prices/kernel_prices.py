@@ -23,9 +23,11 @@ class KernelPrice:
 
     Attributes:
         features: What the text says about it.
-        time_s, low_s, high_s: One run of it, with a 90 % interval.
+        time_s, low_s, high_s: One run of it, with a 90 % interval, which has no end where the kernel is opaque.
         basis: What the price rests on.
         extrapolated: Whether it lies outside what the price was fitted on.
+        opaque: Whether it holds a custom call that nobody timed, of which only operands and results are counted: a
+            lower bound, for what it computes is not known.
     """
 
     features: KernelFeatures
@@ -34,6 +36,7 @@ class KernelPrice:
     high_s: float
     basis: Basis
     extrapolated: bool
+    opaque: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,7 @@ class PricedText:
             "key": self.key,
             "device": self.device,
             "time_s": self.time_s,
-            "interval_s": [self.low_s, self.high_s],
+            "interval_s": _interval(self.low_s, self.high_s),
             "kernels": [_kernel_document(kernel) for kernel in self.kernels],
         }
 
@@ -88,6 +91,9 @@ def price_mlir(text: str, *, device: str | DeviceSpec, kernels: KernelCostModel 
     found = parse(text)
     priced = price(found, kernels or kernel_model_of(spec), spec)
     count = np.asarray([kernel.count for kernel in found])
+    calls = np.asarray([kernel.op is KernelOp.MEMORY and "custom_call" in kernel.histogram for kernel in found])
+    opaque = calls.astype(np.bool_) & (priced.basis > Basis.MEASURED)
+    high_s = np.where(opaque, np.inf, priced.high_s)
     return PricedText(
         key=kernel_key(text),
         device=spec.name,
@@ -96,16 +102,22 @@ def price_mlir(text: str, *, device: str | DeviceSpec, kernels: KernelCostModel 
                 features=kernel,
                 time_s=float(priced.time_s[row]),
                 low_s=float(priced.low_s[row]),
-                high_s=float(priced.high_s[row]),
+                high_s=float(high_s[row]),
                 basis=Basis(int(priced.basis[row])),
                 extrapolated=bool(priced.extrapolated[row]),
+                opaque=bool(opaque[row]),
             )
             for row, kernel in enumerate(found)
         ),
         time_s=float(priced.time_s @ count),
         low_s=float(priced.low_s @ count),
-        high_s=float(priced.high_s @ count),
+        high_s=float(high_s @ count),
     )
+
+
+def _interval(low_s: float, high_s: float) -> list[float | None]:
+    """Both ends, the upper one null where there is none."""
+    return [low_s, high_s if high_s < float("inf") else None]
 
 
 def _kernel_document(price: KernelPrice) -> dict[str, Any]:
@@ -128,7 +140,8 @@ def _kernel_document(price: KernelPrice) -> dict[str, Any]:
         "operations": dict(kernel.histogram),
         "count": kernel.count,
         "time_s": price.time_s,
-        "interval_s": [price.low_s, price.high_s],
+        "interval_s": _interval(price.low_s, price.high_s),
         "basis": price.basis.name.lower(),
         "extrapolated": price.extrapolated,
+        "opaque": price.opaque,
     }

@@ -22,7 +22,7 @@ from planner.question.job_checks import MAX_TRAIN_TOKENS, check_job
 from planner.question.lora import adapters_of
 from planner.results import Note
 from planner.rules.base import divisors
-from profiles.errors import SpecError, meant_among, shown
+from profiles.errors import SpecError, meant_among, out_of_bounds, shown
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
 from profiles.precision import format_name
@@ -306,7 +306,7 @@ def _batch_of_tokens(
 ) -> None:
     sequence = values["sequence_length"]
     if not 1 <= tokens <= MAX_TRAIN_TOKENS:
-        raise SpecError("job.global_batch_tokens", f"must be between 1 and {MAX_TRAIN_TOKENS:g}; got {tokens:g}")
+        raise out_of_bounds("job.global_batch_tokens", tokens, 1, MAX_TRAIN_TOKENS)
     batch, rest = divmod(tokens, sequence) if sequence > 0 else (0, 1)
     if "global_batch_size" in values:
         if values["global_batch_size"] * sequence != tokens:

@@ -82,6 +82,7 @@ def with_memory_reserve(cluster: ClusterSpec, reserve_bytes: float) -> ClusterSp
             "memory_reserve_bytes",
             f"must be at least 0 and below the {most:.0f} usable bytes ({most / GIB:.1f} GiB); "
             f"got {reserve_bytes:g} ({reserve_bytes / GIB:.1f} GiB)",
+            "0" if reserve_bytes < 0 else f"a tenth would be {most / 10 / GIB:.0f} GiB",
         )
     if reserve_bytes <= device.reserved_memory_bytes:
         return cluster

@@ -8,7 +8,7 @@ from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, Re
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.rules.modules import MODULE_NAMES
 from planner.rules.pipeline import SCHEDULE_NAMES
-from profiles.errors import SpecError, did_you_mean, meant_among, shown
+from profiles.errors import SpecError, did_you_mean, meant_among, out_of_bounds, shown
 from profiles.scalars import plain
 
 ALIASES = {
@@ -160,5 +160,5 @@ def _code(column: str, value: Any) -> int:
         column, LARGEST_DEGREE
     )
     if not smallest <= number <= largest:
-        raise SpecError(f"plan.{column}", f"must be between {smallest} and {largest}; got {value}")
+        raise out_of_bounds(f"plan.{column}", value, smallest, largest)
     return number

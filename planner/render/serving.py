@@ -33,7 +33,9 @@ _OPTIONS = {
 def render_serving(result: ServingResult, console: Console, *, quiet: bool = False) -> None:
     """Print a whole answer; ``quiet`` leaves out assumptions."""
     cluster, job = result.cluster, result.job
-    console.print(f"[bold]{result.model.name}[/] ({count(total_parameters(result.model))} parameters)", highlight=False)
+    head = ", without an output layer over words" if job.pools else ""
+    size = count(total_parameters(result.model))
+    console.print(f"[bold]{result.model.name}[/] ({size} parameters{head})", highlight=False)
     console.print(
         f"{cluster.num_devices:,} x {cluster.device.name}, {result.engine.name}"
         f"{'' if result.engine.captures_graphs else ' without graphs'}, {_formats(result)}",

@@ -9,7 +9,7 @@ import numpy as np
 
 from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch
 from planner.search.result import Improvement
-from profiles.errors import SpecError
+from profiles.errors import SpecError, out_of_bounds
 from profiles.scalars import plain
 
 MAX_SECONDS = 86_400.0
@@ -48,9 +48,9 @@ class SearchBudget:
         if most is not None and (
             not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= MAX_EVALUATIONS
         ):
-            raise SpecError("evaluations", f"must be between 1 and {MAX_EVALUATIONS}; got {str(most)[:40]}")
+            raise out_of_bounds("evaluations", most, 1, MAX_EVALUATIONS)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
-            raise SpecError("seed", f"must be between 0 and {MAX_SEED}; got {str(self.seed)[:40]}")
+            raise out_of_bounds("seed", self.seed, 0, MAX_SEED)
 
 
 @dataclass(slots=True, kw_only=True)

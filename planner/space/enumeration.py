@@ -164,7 +164,9 @@ def _check_pins(setting: Setting, pins: Mapping[str, int]) -> None:
             raise with_legal_degrees(rule.error(known.plan(0), setting, pins), setting, pins)
     fixed = {name: pins[name] for name in MESH if name in pins}
     if setting.num_devices % prod(fixed.values()):
-        raise with_legal_degrees(_too_many(fixed, setting.num_devices), setting, pins)
+        error = with_legal_degrees(_too_many(fixed, setting.num_devices), setting, pins)
+        named = f"{error.field.removeprefix('plan.')} " if len(fixed) > 1 else ""  # of several, the one to change
+        raise SpecError(error.field, error.problem, named + error.hint)
 
 
 def _too_many(fixed: Mapping[str, int], devices: int) -> SpecError:

@@ -67,9 +67,9 @@ def test_the_page_for_people_says_everything_and_loads_nothing(client: TestClien
         pytest.param({"model": "/etc/hostname"}, "model", "must be letters, digits", id="a path is no model"),
         pytest.param({"model": "./config.json"}, "model", "must be letters, digits", id="a relative path is no model"),
         pytest.param({"modle": "x"}, "modle", "unknown field", id="unknown key"),
-        pytest.param({"job": {"sequence_length": 0}}, "job.sequence_length", "greater than or equal to 1", id="zero"),
+        pytest.param({"job": {"sequence_length": 0}}, "job.sequence_length", "at least 1", id="zero"),
         pytest.param({"job": {"sequence_length": "2048"}}, "job.sequence_length", "whole number", id="text"),
-        pytest.param({"plan": {"tensor_parallel": 10**30}}, "plan.tensor_parallel", "less than", id="huge"),
+        pytest.param({"plan": {"tensor_parallel": 10**30}}, "plan.tensor_parallel", "at most", id="huge"),
         pytest.param({"plan": {"recompute": "block:0"}}, "plan.recompute", "unknown value 'block:0'", id="recompute"),
         pytest.param({"cluster": 8}, "cluster", "must be a text or a mapping", id="neither text nor mapping"),
         pytest.param({"model": {}}, "model", "at least 1", id="empty config"),
@@ -90,7 +90,7 @@ def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], fiel
             {"job": {"seq_length": 1}},
             "job.seq_length: unknown field. Hint: did you mean 'sequence_length' or 'varied_lengths'?",
         ),
-        ({"top": 0}, "top: input should be greater than or equal to 1; got 0. Hint: 1"),
+        ({"top": 0}, "top: must be at least 1; got 0. Hint: 1"),
         ({"cluster": "8xH10O"}, "cluster.device: unknown name 'H10O'. Hint: did you mean 'H100' or 'H20' or 'A10'?"),
     ],
 )
@@ -275,9 +275,9 @@ def test_trials_are_posted_row_by_row(client: TestClient) -> None:
     error = problem(client.post("/observe", json=BODY | {"trials": [ran | {"modle": "x"}]}), 422)
     assert error["errors"][0]["field"] == "trials.0.modle"
     empty = problem(client.post("/observe", json=BODY | {"trials": []}), 422)
-    assert empty["detail"] == "trials: must have at least 1; got 0"
+    assert empty["detail"] == "trials: must have at least 1 entry; got none"
     for value, words in (
-        (-5, "greater than or equal to 0; got -5"),
+        (-5, "at least 0; got -5"),
         ([], "text, a number, true or false; got an empty"),
     ):
         (error,) = problem(client.post("/observe", json=BODY | {"trials": [ran | {"tp": value}]}), 422)["errors"]

@@ -8,9 +8,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 import planner
-from planner.exporters.api import FLOW_FORMATS, FORMATS
 from planner.exporters.document import export_schema
 from planner.exporters.flow_document import flow_export_schema
+from planner.exporters.formats import FLOW_FORMATS, FORMATS
 from service.schemas import ExportRequest, SavedExportRequest, WorkflowExportRequest
 
 BODY: dict[str, Any] = {

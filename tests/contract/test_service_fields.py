@@ -110,9 +110,9 @@ def test_one_problem_names_the_place_in_the_body(
         ("/plan", BODY | {"price_date": "20", "price_per_device_hour_usd": 2}, "must be a date; got '20'", "for"),
         ("/serving", SERVED | {"pins": {"tensor_parallel": 2}}, "unknown field", "did you mean 'tp'?"),
         ("/serving", SERVED | {"generate": "abc"}, "must be a number, or such as lognormal:", ""),
-        ("/serving", SERVED | {"prompt": 1 << 24}, "input should be less than or equal to 16777215", ""),
+        ("/serving", SERVED | {"prompt": 1 << 24}, "must be at most 16777215", ""),
         ("/observe", BODY | {"trials": [{"model": "x"}]}, "is missing", "every trial says model, gpu, num_gpus"),
-        ("/plan", FLOW | {"settings": {"a": {}}}, "must be a whole number, or a valid number, or true or false", ""),
+        ("/plan", FLOW | {"settings": {"a": {}}}, "must be a whole number, or a number, or true or false", ""),
         ("/plan", BODY | {"plan": []}, "must be a mapping; got an empty list", ""),
         ("/compare", {"answers": "a"}, "must be a list; got 'a'", ""),
         ("/plan", BODY | {"top": "3"}, "must be a whole number; got '3'", ""),
@@ -138,7 +138,7 @@ def test_what_to_change_is_said_in_words(
     [
         ("/plan", FLOW | {"settings": {"kl": "True"}}, "must be true or false; got 'True'"),  # a text is told as it is
         ("/plan", FLOW | {"settings": {"group_size": True}}, "must be a whole number; got true"),
-        ("/plan", BODY | {"max_oom_risk": None}, "input should be a valid number; got null"),
+        ("/plan", BODY | {"max_oom_risk": None}, "must be a number; got null"),
         ("/plan", {"model": CONFIG | {"hidden_size": False}, "cluster": "8xH100"}, "must be a whole number of at"),
         ("/plan", BODY | {"cluster": {"node": "dgx-h100", "num_nodes": True}}, "must not be true or false; got true"),
     ],

@@ -27,7 +27,7 @@ from planner.question.machines import ClusterInput, fabric_notes, mixed_of, reso
 from planner.question.option_kinds import check_kinds, check_oom_risk, in_small_letters
 from planner.question.request import ModelInput, resolve_named_model
 from planner.results import RISKY, Note
-from profiles.errors import SpecError, shown
+from profiles.errors import SpecError, out_of_bounds, shown
 from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import ModelSpec
 from profiles.precision import parse_precision
@@ -315,11 +315,12 @@ def _check_options(options: FlowOptions) -> None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise SpecError(name, f"must be a whole number from {low} to {high}; got {str(value)[:40]}")
+            problem = f"must be a whole number from {low} to {high}; got {str(value)[:40]}"
+            raise SpecError(name, problem, out_of_bounds(name, value, low, high).hint)
     check_kinds(options)
     check_oom_risk(options.max_oom_risk)
     if not 0.01 <= options.effort <= 100:
-        raise SpecError("effort", f"must be between 0.01 and 100; got {options.effort:g}")
+        raise out_of_bounds("effort", options.effort, 0.01, 100)
     if options.staleness is not None and options.mode != ASYNC:
         raise SpecError("staleness", f"has a meaning in mode async only; mode is {options.mode}", "mode async")
     check_rollout(

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from fractions import Fraction
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, out_of_bounds
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
@@ -33,7 +33,7 @@ def check_one_of(where: str, value: str, known: tuple[str, ...]) -> None:
 def check_between(where: str, value: int | Fraction, low: int, high: int) -> None:
     """Refuse a number out of bounds."""
     if not low <= value <= high:
-        raise SpecError(where, f"must be between {low} and {high}; got {value}")
+        raise out_of_bounds(where, value, low, high)
 
 
 def check_changes(where: str, value: object, usual: object, *, used: bool, words: str) -> None:

@@ -140,9 +140,14 @@ def load_graph(path: Path) -> DescribedGraph:
     Raises:
         SpecError: If it cannot be read, or its content is wrong.
     """
-    mapping = load_yaml(path)
+    try:
+        mapping = load_yaml(path)
+    except SpecError as error:
+        raise error.at(f"job, {error.field}") from None
     if not isinstance(mapping, Mapping):
-        raise SpecError(str(path)[:200], "must hold a mapping", "name, roles and calls; see docs/dataflows.md")
+        raise SpecError(
+            f"job, {str(path)[:200]}", "must hold a mapping", "name, roles and calls; see docs/dataflows.md"
+        )
     return graph_from_mapping(mapping)
 
 

@@ -212,7 +212,8 @@ def memory_of(row: Row, cluster: ClusterSpec) -> Memory | None:
     kind = memory_kind(row)
     # BigScience's V100 logs show one node: with a pipeline their figure grows by less per sample than the last
     # stage's fp32 logits alone, and by what the first stage keeps.
-    unit = GIGA if "litgpt" in f"{row.text('framework')} {row.text('source')}".lower() else GIB
+    in_bytes = row.written.get("measured_peak_mem_gb") == "peak_memory_bytes"
+    unit = 1 if in_bytes else GIGA if "litgpt" in f"{row.text('framework')} {row.text('source')}".lower() else GIB
     peak = figure * unit
     if peak > cluster.device.memory_bytes * 1.03:
         raise Contradiction("peak memory above the device's capacity")

@@ -31,7 +31,9 @@ ALIASES = {name: short for short, name in pins.ALIASES.items() if short in COLUM
     "num_devices": "num_gpus",
     "step_time_s": "measured_step_time_s", "tokens_per_s": "measured_tokens_per_s_total",
     "tokens_per_s_per_gpu": "measured_tokens_per_s_per_gpu", "tokens_per_s_per_device": "measured_tokens_per_s_per_gpu",
+    "peak_memory_bytes": "measured_peak_mem_gb",  # in another unit: ``tables.measured.memory_of``
 }  # fmt: skip
+_DELIMITERS = (",", ";", "\t")  # that which parts most of the header
 MAX_FILE_BYTES = 64 << 20
 MAX_ROWS = 200_000
 MAX_FILES = 1000
@@ -117,7 +119,8 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     """Every row of one file.
 
     Args:
-        path: A CSV file with a header line of ``COLUMNS`` (order free, absent ones blank).
+        path: A CSV file with a header line of ``COLUMNS`` (order free, absent ones blank), parted by commas, semicolons
+            or tabs.
 
     Raises:
         SpecError: If the file is missing, too large, not text, or not a table of this schema.
@@ -128,7 +131,9 @@ def read_rows(path: Path) -> tuple[Row, ...]:
         if size > MAX_FILE_BYTES:
             raise SpecError(name, f"is {size} bytes; at most {MAX_FILE_BYTES}")
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            return tuple(_rows(name, csv.reader(stream)))
+            header = stream.readline()
+            stream.seek(0)
+            return tuple(_rows(name, csv.reader(stream, delimiter=max(_DELIMITERS, key=header.count))))
     except UnicodeDecodeError:
         raise SpecError(name, "is not UTF-8 text") from None
     except OSError as error:

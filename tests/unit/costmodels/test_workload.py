@@ -8,9 +8,12 @@ from tests.fakes import job
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sequence_length": 0}, "job.sequence_length: must be between 1 and 16777216; got 0"),
-        ({"global_batch_size": 0}, "job.global_batch_size: must be between 1 and 4194304; got 0"),
-        ({"global_batch_size": 1 << 23}, "job.global_batch_size: must be between 1 and 4194304; got 8388608"),
+        ({"sequence_length": 0}, "job.sequence_length: must be between 1 and 16777216; got 0. Hint: 1"),
+        ({"global_batch_size": 0}, "job.global_batch_size: must be between 1 and 4194304; got 0. Hint: 1"),
+        (
+            {"global_batch_size": 1 << 23},
+            "job.global_batch_size: must be between 1 and 4194304; got 8388608. Hint: 4194304",
+        ),
         ({"task": "dream"}, "job.task: unknown value 'dream'. Hint: use one of pretrain, full, lora, qlora"),
         (
             {"optimizer": "lion"},

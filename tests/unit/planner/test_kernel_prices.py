@@ -151,3 +151,29 @@ def test_double_precision_products_have_no_price():
 def test_a_device_is_a_name_or_a_specification(device: object):
     with pytest.raises(SpecError, match="device: must be a name or a DeviceSpec; got"):
         price_mlir(GEMM, device=device)  # type: ignore[arg-type]
+
+
+OPAQUE = """module {
+  func.func @main(%arg0: tensor<4096x4096xbf16>) -> tensor<4096x4096xbf16> {
+    %0 = stablehlo.custom_call @my_kernel(%arg0) : (tensor<4096x4096xbf16>) -> tensor<4096x4096xbf16>
+    return %0 : tensor<4096x4096xbf16>
+  }
+}
+"""
+
+
+def test_a_custom_call_that_nobody_timed_has_no_upper_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    priced = price_mlir(OPAQUE, device="H100")
+    (kernel,) = priced.kernels
+    assert kernel.opaque
+    assert kernel.high_s == priced.high_s == float("inf")
+    assert priced.to_document()["interval_s"] == [priced.low_s, None]
+    assert json.loads(json.dumps(priced.to_document(), allow_nan=False))["kernels"][0]["opaque"] is True
+    assert not price_mlir(GEMM, device="H100").kernels[0].opaque
+    file = tmp_path / "opaque.mlir"
+    file.write_text(OPAQUE, encoding="utf-8")
+    assert run("price", str(file), "--device", "H100") == 0
+    out = capsys.readouterr().out
+    assert "analytic+" in out
+    assert "21.2 us or more" in out
+    assert "only what it reads and writes is counted" in out

@@ -12,6 +12,7 @@ from rich.console import Console
 import planner
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.document_replan import replan_schema
+from planner.phrases import percent
 from planner.render.replan import render_replan
 from planner.replanning import LAYOUT, LOADS, Continuation, ReplanResult
 from planner.rules.base import FRAMEWORKS, NANOTRON
@@ -125,7 +126,7 @@ def test_what_loads_in_another_layout_is_known_of_frameworks() -> None:
 
 def test_what_is_read_into_the_new_devices_is_assumed_too(run: Command) -> None:
     asked = ("replan", "--model", "llama-2-7b", "--gpus", "8xA100-SXM-80GB", "--onto", "8xA100")
-    assert "to go on on: device: 'A100' is taken as A100-SXM-80GB" in run(*asked)[1]
+    assert "continued on: device: 'A100' is taken as A100-SXM-80GB" in run(*asked)[1]
     fields = {note["field"] for note in json.loads(run(*asked, "--json")[1])["assumptions"]}
     assert "onto" in fields
 
@@ -321,3 +322,13 @@ def test_no_batch_larger_than_the_largest_is_tried() -> None:
     options = planner.replan("llama-3.2-1b", "2x8xH100", "7xH100", job).options
     batches = {option.request.job.global_batch_size for option in options}
     assert max(batches) <= MAX_GLOBAL_BATCH
+
+
+def test_the_risk_of_running_out_of_memory_is_told_of_every_way(run: Command) -> None:
+    asked = ("replan", "--model", "llama-2-7b", "--gpus", "8xA100-SXM-80GB", "--onto", "6xA100-SXM-80GB")
+    out = run(*asked)[1]
+    result = planner.replan("llama-2-7b", "8xA100-SXM-80GB", "6xA100-SXM-80GB")
+    assert "risk" in out
+    for option in result.options:
+        assert f" {percent(option.estimate.oom_probability)} " in out
+    assert "continued on 6 x A100-SXM-80GB" in out

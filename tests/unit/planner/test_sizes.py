@@ -304,7 +304,8 @@ def test_sizes_beside_the_cheapest_are_those_beside_the_one_that_is_told(one: Si
 
 def test_short_runs_and_kinds_where_all_fits_read_well(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ("--model", "llama-3.2-1b", "--seq", "1024", "--tokens", "100M", "--global-batch", "64", "--quiet")
-    _, out, _ = run("sizing", *asked, "--gpus", "8xA100-80GB,2x8xH100", "--days", "0.0000001")
+    code, out, _ = run("sizing", *asked, "--gpus", "8xA100-80GB,2x8xH100", "--days", "0.0000001")
+    assert code == 3
     assert " 0.0 " not in out
     assert "\n\n\n" not in out
     assert "no size is done in 1e-07 days up to 16 GPUs; more: --gpus NODESx8xGPU" in " ".join(out.split())

@@ -132,12 +132,12 @@ NODE = (
         (
             "devices/mine",
             MINE.replace("num_sms: 64", "num_sms: -1"),
-            ":Mine-96GB.num_sms: input should be greater than 0; got -1",
+            ":Mine-96GB.num_sms: must be above 0; got -1",
         ),
         (
             "devices/mine",
             MINE.replace("memory_gib: 96", "memory_gib: .nan", 1),
-            ":Mine-96GB.memory_gib: input should be a finite number; got nan",
+            ":Mine-96GB.memory_gib: must be a finite number; got nan",
         ),
         (
             "devices/mine",
@@ -192,8 +192,8 @@ NODE = (
         (
             "links",
             "l: {kind: rope, bandwidth_gb_per_s: 1, latency_us: 1}",
-            ":l.kind: input should be 'nvlink', 'c2c', 'xgmi', 'pcie', 'infiniband', 'roce', 'efa', 'omnipath', "
-            "'slingshot' or 'ethernet'; got 'rope'",
+            ":l.kind: must be 'nvlink', 'c2c', 'xgmi', 'pcie', 'infiniband', 'roce', 'efa', 'omnipath', "
+            "'slingshot' or 'ethernet'; got 'rope'. Hint: did you mean 'roce'?",
         ),
         (
             "nodes",
@@ -213,7 +213,7 @@ NODE = (
         (
             "nodes",
             NODE.replace("devices_per_node: 8", "devices_per_node: 1000"),
-            ":n.devices_per_node: input should be less than or equal to 72; got 1000. Hint: 72",
+            ":n.devices_per_node: must be at most 72; got 1000. Hint: 72",
         ),
         (
             "nodes",

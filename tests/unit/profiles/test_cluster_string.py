@@ -258,12 +258,12 @@ def test_mapping_takes_the_rest_from_the_catalogue() -> None:
         ),
         (
             {"device": "A100", "num_nodes": 0},
-            "cluster.num_nodes: input should be greater than or equal to 1; got 0. Hint: 1",
+            "cluster.num_nodes: must be at least 1; got 0. Hint: 1",
         ),
         ({"device": "A100", "num_nodes": "many"}, "cluster.num_nodes: must be a whole number, not text; got 'many'"),
         (
             {"device": "A100", "gpus_per_node": 100},
-            "cluster.gpus_per_node: input should be less than or equal to 72; got 100. Hint: 72",
+            "cluster.gpus_per_node: must be at most 72; got 100. Hint: 72",
         ),
         (
             {"device": "A100", "domain_devices": 12},
@@ -271,7 +271,7 @@ def test_mapping_takes_the_rest_from_the_catalogue() -> None:
         ),
         (
             {"device": "A100", "host_memory_gb": float("inf")},
-            "cluster.host_memory_gb: input should be a finite number; got inf",
+            "cluster.host_memory_gb: must be a finite number; got inf",
         ),
         (
             {"device": "A40", "node": "dgx-h100"},

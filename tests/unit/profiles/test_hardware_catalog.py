@@ -280,7 +280,7 @@ def test_peak_falls_back_and_refuses(catalog: Catalog) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"devices_per_node": 0}, "cluster.gpus_per_node: must be between 1 and 72; got 0"),
+        ({"devices_per_node": 0}, "cluster.gpus_per_node: must be between 1 and 72; got 0. Hint: 1"),
         ({"domain_devices": 12}, "cluster.domain_devices: must be a multiple of gpus_per_node=8; got 12"),
         ({"nics_per_node": 0}, "cluster.nics_per_node: must be at least 1; got 0"),
     ],

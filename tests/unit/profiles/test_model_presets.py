@@ -314,7 +314,7 @@ def test_config_file_and_its_folder_resolve(tmp_path):
     config = tmp_path / "my-model" / "config.json"
     config.parent.mkdir()
     config.write_text(
-        '{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,'
+        '{"model_type": "llama", "hidden_size": 64.0, "num_hidden_layers": 2, "num_attention_heads": 4,'
         ' "intermediate_size": 128, "vocab_size": 100, "num_key_value_heads": 2, "tie_word_embeddings": false}',
         encoding="utf-8",
     )

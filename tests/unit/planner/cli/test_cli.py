@@ -219,7 +219,7 @@ def test_nothing_fits(run: Any) -> None:
         (("plan", *BASE, "--objective", "speed"), "error: objective: unknown value 'speed'. Hint: "),
         (("plan", *BASE, "--recompute", "some"), "error: plan.recompute: unknown value 'some'. Hint: "),
         (("plan", *BASE, "--output", "/no/such/place.json"), "error: --output: cannot write '/no/such/place.json': "),
-        (("plan", "--model", "13b", "--gpus", "missing.yaml"), "error: missing.yaml: cannot be read: No such file"),
+        (("plan", "--model", "13b", "--gpus", "missing.yaml"), "error: --gpus, missing.yaml: cannot be read: No such"),
         (
             ("plan", *BASE, "--model", "13b"),
             "error: --model: a single job has one model; got 'llama-2-7b', '13b'. Hint: ",
@@ -300,7 +300,7 @@ def test_a_cluster_may_be_a_file(run: Any, tmp_path: Path) -> None:
     done = run("estimate", *BASE, "--gpus", str(file), "--json")
     assert json.loads(done.out)["request"]["cluster"]["num_devices"] == 16
     file.write_text("- 1\n")
-    assert run("estimate", *BASE, "--gpus", str(file)).err.startswith(f"error: {file}: must hold a mapping")
+    assert run("estimate", *BASE, "--gpus", str(file)).err.startswith(f"error: --gpus, {file}: must hold a mapping")
 
 
 def test_variants_and_front(run: Any) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+MODEL = ("--model", "llama-2-7b", "--gpus", "8xH100")
+
 
 @pytest.mark.parametrize(
     ("options", "error"),
@@ -39,3 +41,109 @@ def test_programs_are_told_what_is_wrong_as_the_service_tells_it(run: Any) -> No
     assert json.loads(out) == {"errors": [{"field": "cluster.device", "problem": problem, "hint": hint}]}
     assert told == f"error: cluster.device: {problem}. Hint: {hint}\n"
     assert run(*ask) == (2, "", told)
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "problem", "hint"),
+    [
+        (("--seq", "4k"), "--seq", "must be a whole number; got '4k'", "--seq 4096"),
+        (("--seq", "1e3"), "--seq", "must be a whole number; got '1e3'", "--seq 1000"),
+        (("--tp", "x"), "--tp", "must be a whole number; got 'x'", "--tp 8, for example"),
+        (("--global-batch", "1.5"), "--global-batch", "must be a whole number; got '1.5'", "--global-batch 1 or 2"),
+        (("--max-oom-risk", "5%"), "--max-oom-risk", "must be a number; got '5%'", "--max-oom-risk 0.05"),
+        (
+            ("--price-per-gpu-hour", "$2"),
+            "--price-per-gpu-hour",
+            "must be a number; got '$2'",
+            "--price-per-gpu-hour 2",
+        ),
+        (("--seq",), "--seq", "needs a value", "--seq VALUE"),
+        (("--sq", "4096"), "--sq", "unknown option", "did you mean --seq or --set or --sp?"),
+        (("more",), "command", "got unexpected extra argument(s) (more)", "planner plan -h lists what there is"),
+    ],
+)
+def test_options_of_another_type_are_refused_by_value_with_the_fix(
+    run: Any, options: Sequence[str], field: str, problem: str, hint: str
+) -> None:
+    ask = ("plan", "--model", "llama-2-7b", "--gpus", "8xH100")
+    assert run(*ask, *options)[0] == 2
+    code, out, told = run(*ask, "--json", *options)
+    (error,) = json.loads(out)["errors"]
+    assert (code, error["field"], error["problem"]) == (2, field, problem)
+    assert error["hint"] == hint
+    assert told == f"error: {field}: {problem}. Hint: {error['hint']}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plan", "--model", "13b"), "--gpus: is required. Hint: 8xA100, 2x8xH100-80GB, 72xGB200, or a YAML file"),
+        (("price", "--device", "H100"), "FILE: is required. Hint: MLIR text"),
+        (("plam",), "command: no such command 'plam'. Hint: did you mean 'plan', 'replan'?"),
+        (("serve", "--port", "0"), "--port: must be at least 1; got '0'. Hint: --port 1"),
+    ],
+)
+def test_commands_that_lack_something_are_refused_in_one_line(run: Any, arguments: Sequence[str], message: str) -> None:
+    code, out, told = run(*arguments)
+    assert (code, out, told.count("\n")) == (2, "", 1)
+    assert told.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("tokens", ["4Mi", "4 Mi", "4096Ki", "4194304"])
+def test_batches_in_tokens_are_said_as_answers_say_them(run: Any, tokens: str) -> None:
+    ask = ("estimate", "--model", "llama-2-7b", "--gpus", "8xH100", "--batch-tokens")
+    code, out, _ = run(*ask, tokens, "--json")
+    assert code == 0
+    assert json.loads(out)["request"]["job"]["global_batch_size"] == 1024
+
+
+def test_a_batch_of_no_tokens_is_told_how_batches_are_said(run: Any) -> None:
+    _, _, told = run("plan", "--model", "llama-2-7b", "--gpus", "8xH100", "--batch-tokens", "0")
+    assert (
+        told
+        == "error: job.global_batch_tokens: must be a number of tokens; got '0'. Hint: for example 4M, 4Mi or 4194304\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (("--seq", "0"), "--seq 1"),
+        (("--tp", "8", "--dp", "8"), "--tp 1"),
+        (("--tp", "3"), "--tp 1, 2, 4 or 8"),
+        (("--zero", "7"), "--zero 3"),
+        (("--top", "0"), "--top 10, for example"),
+        (("--reserve-gib", "900"), "a tenth would be 8 GiB"),
+    ],
+)
+def test_hints_name_the_option_whose_value_they_are(run: Any, options: Sequence[str], hint: str) -> None:
+    code, _, told = run("plan", "--model", "llama-2-7b", "--gpus", "8xH100", *options)
+    assert (code, told.partition(". Hint: ")[2]) == (2, f"{hint}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "hint"),
+    [
+        (("plan", "--job", "missing.yaml", "--gpus", "8xH100"), "job, missing.yaml: cannot be read", ""),
+        (("replan", *MODEL, "--onto", "missing.yaml"), "--onto, missing.yaml: cannot be read", ""),
+        (("plan", *MODEL, "--framework", "vllm"), "framework", "vllm serves models, and trains none: planner serving"),
+        (("export", *MODEL, "--format", "fsdp"), "format", "torchtitan or accelerate"),
+        (
+            ("export", *MODEL, "--format", "llama_factory"),
+            "format",
+            "accelerate or deepspeed, whose settings it takes; docs/fine-tuning.md has its own",
+        ),
+        (
+            ("serving", *MODEL, "--prompt", "8", "--generate", "8", "--speculate", "egale3"),
+            "speculate: is neither a method nor a model: unknown name 'egale3'",
+            "one of ",
+        ),
+    ],
+)
+def test_names_from_elsewhere_are_told_where_they_belong(
+    run: Any, arguments: Sequence[str], field: str, hint: str
+) -> None:
+    code, _, told = run(*arguments)
+    assert code == 2
+    assert told.startswith(f"error: {field}")
+    assert f"Hint: {hint}" in told or not hint

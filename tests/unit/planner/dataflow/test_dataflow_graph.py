@@ -222,9 +222,9 @@ def test_a_file_describes_a_graph_and_its_models(tmp_path: Path) -> None:
     ("change", "field", "words"),
     [
         ({"calls": {"gen": {"kind": "generate", "roel": "actor"}}}, "job.calls.gen.roel", "unknown field"),
-        ({"calls": {"gen": {"kind": "generated"}}}, "job.calls.gen.kind", "input should be"),
+        ({"calls": {"gen": {"kind": "generated"}}}, "job.calls.gen.kind", "must be '"),
         ({"calls": {}}, "job.calls", "at least 1"),
-        ({"roles": {"actor": {"head": "valu"}}}, "job.roles.actor.head", "input should be"),
+        ({"roles": {"actor": {"head": "valu"}}}, "job.roles.actor.head", "must be '"),
         ({"calls": {f"c{i}": {"kind": "train", "role": "actor"} for i in range(40)}}, "job.calls", "at most 32"),
     ],
 )

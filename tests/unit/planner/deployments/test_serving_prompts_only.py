@@ -147,6 +147,12 @@ def test_documents_of_generation_have_dollars_for_its_tokens_alone() -> None:
     assert plan["prompt_tokens_per_s"] == pytest.approx(512 * plan["requests_per_s"])
 
 
+def test_tables_say_which_parameters_are_counted() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    render_serving(asked(), console)
+    assert "parameters, without an output layer over words)" in console.file.getvalue()
+
+
 def test_tables_have_prompts_and_no_time_per_token() -> None:
     text = shown(asked(price_per_device_hour_usd=2.5))
     assert "none generated" in text

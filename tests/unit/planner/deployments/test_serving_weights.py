@@ -288,3 +288,10 @@ def test_experts_of_several_groups_run_on_grouped_products() -> None:
     plan = best("deepseek-v3", "8x8xH100", pins={"tp": 1, "pp": 1, "ep": 64}, **asked)
     assert 0.1 < plan.tpot_s < 0.2
     assert plan.attention_groups == 64
+
+
+def test_which_format_in_four_bits_was_taken_is_told() -> None:
+    asked = {"model": "llama-2-7b", "gpus": "1xB200", "top": 1}
+    (note,) = [note for note in served(**asked, weights="fp4").assumptions if note.field == "weights"]
+    assert "fp4 is taken as nvfp4" in note.message
+    assert "weights" not in {note.field for note in served(**asked, weights="nvfp4").assumptions}

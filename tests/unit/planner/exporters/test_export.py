@@ -14,8 +14,8 @@ import yaml
 import planner
 from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.stages.table import stage_table
-from planner.exporters.api import FORMATS
 from planner.exporters.document import export_schema
+from planner.exporters.formats import FORMATS
 from planner.exporters.trainer import script_notes
 from planner.question.request import Options
 from profiles.errors import SpecError

@@ -183,3 +183,10 @@ def test_impossible_rows_are_counted_and_not_scored(tmp_path):
     ]
     with pytest.raises(SpecError, match=r"5 of 5 rows are faster than A100-SXM-80GB can be.*is the time column in ms"):
         score_table(write(tmp_path, *[{"time": 0.02}] * 5))
+
+
+def test_a_table_of_which_no_row_has_a_price_is_bad_input(tmp_path):
+    path = write(tmp_path, {"gpu": "nobody's"})
+    shown = CliRunner().invoke(app, ["profiles", "score", str(path)])
+    assert shown.exit_code == 2
+    assert "not priced: 1 rows" in shown.output

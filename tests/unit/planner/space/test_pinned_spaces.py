@@ -21,9 +21,18 @@ from tests.legal import setting, space
         ({"tp": 4, "pp": 4}, "tensor_parallel 4 x pipeline_parallel 4 must divide the 8 devices"),
         ({"tp": 2, "pp": 1, "dp": 2, "cp": 1}, "plan.data_parallel: 2 x 1 x 2 x 1 .* must equal the 8 devices"),
         ({"mbs": 3}, "plan.micro_batch_size: micro-batch 3 x dp .* must equal the global batch of 64 sequences"),
-        ({"dp": 8, "tp": 2}, "plan.data_parallel: tensor_parallel 2 x data_parallel 8 .* 8 devices. Hint: 1, 2 or 4$"),
-        ({"tp": 8, "dp": 4}, "plan.tensor_parallel: tensor_parallel 8 x data_parallel 4 .* 8 devices. Hint: 1 or 2$"),
-        ({"tp": 16, "dp": 16}, "plan.tensor_parallel: .* the 8 devices. Hint: 1, 2, 4 or 8, the others 1$"),
+        (
+            {"dp": 8, "tp": 2},
+            "plan.data_parallel: tensor_parallel 2 x data_parallel 8 .* 8 devices. Hint: data_parallel 1, 2 or 4$",
+        ),
+        (
+            {"tp": 8, "dp": 4},
+            "plan.tensor_parallel: tensor_parallel 8 x data_parallel 4 .* 8 devices. Hint: tensor_parallel 1 or 2$",
+        ),
+        (
+            {"tp": 16, "dp": 16},
+            "plan.tensor_parallel: .* the 8 devices. Hint: tensor_parallel 1, 2, 4 or 8, the others 1$",
+        ),
         (
             {"ga": 3},
             "plan.num_microbatches: .* x 3 micro-batches must .*. Hint: num_microbatches 1, 2, 4 or 8",

@@ -230,3 +230,12 @@ def test_our_own_collector_writes_as_published_tables_do() -> None:
     mine, published = (map_files([path], users_own=own).scorable for own in (True, False))
     assert mine == published
     assert len(mine) > 50
+
+
+def test_the_peak_of_an_answer_is_in_bytes(tmp_path: Path) -> None:
+    """Semicolons part cells too; litgpt prints its peak in GB, and an answer in bytes all the same."""
+    file = tmp_path / "runs.csv"
+    cells = {**CELLS, "framework": "litgpt", "peak_memory_bytes": "40e9"}
+    file.write_text("\n".join(";".join(line) for line in (cells, cells.values())) + "\n", encoding="utf-8")
+    (row,) = map_files([file], users_own=True).scorable
+    assert row.memory_bytes == 40e9

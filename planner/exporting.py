@@ -6,16 +6,18 @@ express: it is an error unless the caller allows it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from typing import Any
 
+from costmodels.evaluate import peaks
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
 from planner.answer.risks import oom_risks
 from planner.api import best_among, estimate
-from planner.exporters.exported import Exported, Target, expressed
+from planner.exporters.exported import Exported, ExportResult, Target, expressed, warned
+from planner.exporters.formats import FLOW_FORMATS, FORMATS, says_all, target_of
 from planner.exporters.saved import saved_plan
+from planner.phrases import gib
 from planner.question.machines import ClusterInput
 from planner.question.request import (
     JobInput,
@@ -27,48 +29,18 @@ from planner.question.request import (
     on_used_part,
     resolve_request,
 )
-from planner.results import RISKY, Infeasible, PlanEstimate, Request
+from planner.results import PlanEstimate, Request
 from profiles.errors import SpecError, did_you_mean, shown
+from profiles.stack_names import stack_name, tool_name
 
-_MODULES = {
-    "megatron-lm": "megatron_lm",
-    "megatron-bridge": "megatron_bridge",
-    "deepspeed": "deepspeed",
-    "torchtitan": "torchtitan",
-    "accelerate": "accelerate",
-    "nanotron": "nanotron",
-}
-FORMATS = tuple(_MODULES)
+_UNFIT, _REMEDY = "Warning: the plan is predicted not to fit into memory:", "planner estimate says what would."
 _ANY_SHAPE = ("accelerate", "deepspeed")  # run a model's own code in transformers
-FLOW_FORMATS = ("verl", "nemo-rl", "openrlhf")  # of workflows: ``planner.exporters.flow_api``
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportResult:
-    """The answer.
-
-    Attributes:
-        format: Name of the target.
-        request: The question as understood, with the devices that the plan uses.
-        fits: Whether the plan fits.
-        plan: The plan; None when none is legal.
-        exported: The files and the rest; None when there is no plan.
-        oom_probability: That a run of it dies of memory; None without a plan, or where a saved answer does not say it.
-        infeasible: What stands in the way; None when the plan fits, or came from a saved answer.
-    """
-
-    format: str
-    request: Request
-    fits: bool
-    plan: ExecutionPlan | None = None
-    exported: Exported | None = None
-    oom_probability: float | None = None
-    infeasible: Infeasible | None = None
-
-    @property
-    def risky(self) -> bool:
-        """Whether it fits, and runs out of memory in ``RISKY`` of runs or more all the same."""
-        return self.fits and self.oom_probability is not None and self.oom_probability >= RISKY
+_TRAINER = "accelerate or deepspeed, whose settings it takes; docs/fine-tuning.md has its own"
+_FORMATS_OF = {
+    **dict.fromkeys(("fsdp", "fsdp2"), "torchtitan or accelerate"),
+    **dict.fromkeys(("huggingface", "hf-trainer", "ms-swift"), _TRAINER),
+    "torchtune": "torchtitan or accelerate; docs/fine-tuning.md has torchtune's own settings",
+}
 
 
 def export(
@@ -112,7 +84,7 @@ def export(
     chosen = given_options(options, settings, fixed="plan")
     if chosen.framework is None:
         usual = resolve_request(model, cluster, job, fixed_by(plan), chosen)
-        stacks = _module(format).TARGET.stacks
+        stacks = target_of(format).TARGET.stacks
         chosen = chosen if usual.stack.name in stacks else replace(chosen, framework=stacks[0])
     result = estimate(model, cluster, job, plan=plan, options=chosen)
     best = result.best
@@ -121,11 +93,12 @@ def export(
     whole = isinstance(plan, ExecutionPlan)
     taken, fits = (best.plan, best.fits) if whole else _expressed(best, result.request, format=format)
     request = on_used_part(result.request, taken.num_devices)
+    exported = _exported(taken, request, format=format, allow_partial=allow_partial)
     return ExportResult(
         format=format,
         request=request,
         plan=taken,
-        exported=_exported(taken, request, format=format, allow_partial=allow_partial),
+        exported=exported if fits else warned(exported, _too_large(taken, request)),
         fits=fits,
         oom_probability=float(oom_risks(PlanBatch.from_plans([taken]), cost_context(request))[0]),
         infeasible=result.infeasible,
@@ -149,6 +122,8 @@ def export_saved(
     _check_format(format)
     saved = saved_plan(document, rank, priced=False)
     exported = _exported(saved.plan, saved.request, format=format, allow_partial=allow_partial)
+    if not saved.fits:
+        exported = warned(exported, _beyond(saved.peak_memory_bytes or 0.0, saved.request))
     return ExportResult(
         format=format,
         request=saved.request,
@@ -159,9 +134,26 @@ def export_saved(
     )
 
 
+def _too_large(plan: ExecutionPlan, request: Request) -> str:
+    """By how much a plan does not fit, as a script says it."""
+    needs = peaks(PlanBatch.from_plans([plan]), cost_context(request))
+    needed, node = float(needs.host_memory_bytes[0]), request.cluster.node
+    if needed <= node.host_memory_bytes:
+        return _beyond(float(needs.peak_memory_bytes[0]), request)
+    return f"{_UNFIT} a host would need {gib(needed)} and has {gib(node.host_memory_bytes)}. {_REMEDY}"
+
+
+def _beyond(peak_bytes: float, request: Request) -> str:
+    usable = request.cluster.device.usable_memory_bytes
+    if peak_bytes <= usable:  # as far as a saved answer says
+        return f"{_UNFIT.removesuffix(':')}. {_REMEDY}"
+    beyond = f"{gib(peak_bytes - usable)} more than are usable"
+    return f"{_UNFIT} the fullest GPU would need {gib(peak_bytes)}, {beyond}. {_REMEDY}"
+
+
 def _expressed(best: PlanEstimate, request: Request, *, format: str) -> tuple[ExecutionPlan, bool]:
     """The best plan that a target expresses, and whether it fits; the best of all where only such plans fit."""
-    module = _module(format)
+    module = target_of(format)
     _check_stack(request, module.TARGET)
     says = partial(_says, module)
     if says(PlanBatch.from_plans([best.plan]), request)[0]:
@@ -175,15 +167,17 @@ def _says(module: Any, plans: PlanBatch, request: Request) -> BoolArray:
     return expressed(plans, module.plan_checks(plans, request))
 
 
-def _module(format: str) -> Any:
-    return import_module(f"planner.exporters.{_MODULES[format]}")
-
-
 def _check_format(format: str) -> None:
     if format in FLOW_FORMATS:
         raise SpecError("format", f"{format} runs workflows, and this is a single model", "add --job grpo")
     if not isinstance(format, str) or format not in FORMATS:
-        raise SpecError("format", f"unknown name {shown(format)}", did_you_mean(str(format), FORMATS))
+        raise SpecError("format", f"unknown name {shown(format)}", _instead(str(format)))
+
+
+def _instead(format: str) -> str:
+    """The formats for a tool that has none of its own, or those of names like it."""
+    name = tool_name(format)
+    return _FORMATS_OF.get(name) or _FORMATS_OF.get(stack_name(name)) or did_you_mean(format, FORMATS)
 
 
 def _check_stack(request: Request, target: Target) -> None:
@@ -204,7 +198,7 @@ def _exported(plan: ExecutionPlan, request: Request, *, format: str, allow_parti
         SpecError: If the plan was made for other software, or for the first setting that the target cannot express,
             naming the others.
     """
-    target = _module(format)
+    target = target_of(format)
     _check_stack(request, target.TARGET)
     exported: Exported = target.export(plan, request)
     samples = request.job.sample_tokens
@@ -222,20 +216,9 @@ def _exported(plan: ExecutionPlan, request: Request, *, format: str, allow_parti
 
 def _elsewhere(field: str, plan: ExecutionPlan, request: Request, *, format: str) -> str:
     """Formats that say all of a plan that another cannot say; of a model's shape, that none does, and what to do."""
-    able = [other for other in FORMATS if other != format and _says_all(other, plan, request)]
+    able = [other for other in FORMATS if other != format and says_all(other, plan, request)]
     if able:
         return f"format {' or '.join(able)}"
     if not field.startswith("model."):
         return ""
     return f"no other format says all of this plan; format {' or '.join(_ANY_SHAPE)} plans the model anew"
-
-
-def _says_all(format: str, plan: ExecutionPlan, request: Request) -> bool:
-    """Whether a target runs plans for that software, and expresses this one."""
-    target = _module(format)
-    if request.stack.name not in target.TARGET.stacks:
-        return False
-    try:
-        return not target.export(plan, request).unsupported
-    except SpecError:  # a target without a configuration of the model
-        return False
