@@ -91,6 +91,7 @@ class EngineSpec:
         drafts_trees: Whether drafts may branch there.
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
         groups_are_ranks: Where they do, a group is a single rank.
+        cuts_spread_experts: Experts may be spread over a part of the tensor-parallel ranks and be cut over the others.
         own_all_reduce: Sums over the devices of a domain are a kernel of its own, not NCCL's
             (``costmodels.links.engine_reduce``).
         shares_prefixes: Prompts of several samples are read and kept once.
@@ -154,6 +155,7 @@ class EngineSpec:
     drafts_trees: bool = False
     attention_data_parallel: bool = False
     groups_are_ranks: bool = False
+    cuts_spread_experts: bool = False
     own_all_reduce: bool = False
     shares_prefixes: bool = False
     drops_put_off: bool = False

@@ -47,7 +47,13 @@ def engine_strategies(
         domain_devices: Devices per scale-up domain.
     """
     span = 1 if engine.name == TRAINER else _MOST_DOMAINS
-    columns = degrees(model, sizes, domain_devices=domain_devices, domains=span)
+    columns = degrees(
+        model,
+        sizes,
+        domain_devices=domain_devices,
+        domains=span,
+        cuts_spread_experts=engine.cuts_spread_experts,
+    )
     p, d = columns["pipeline_parallel"], columns["data_parallel"]
     keep = d <= call.num_sequences
     if not engine.splits_stages:
@@ -87,8 +93,9 @@ def _engine_accepts(model: ModelSpec, columns: Columns, engine: EngineSpec) -> B
         vLLM ``ModelConfig.verify_with_parallel_config``: tp divides the attention heads; ``QKVParallelLinear``: tp
         divides the key/value heads or is a multiple of them; ``divide`` of the MLP width. Vocabularies are padded.
         Linear attention: ``divide`` of its heads in ``mamba_utils.py``, where a single group of keys goes to all ranks.
-        Experts: ``FusedMoEParallelConfig``: expert parallelism takes the whole tensor-parallel group, or none of it;
-        with data-parallel attention, those of all groups, which some engines make of single ranks.
+        Experts: ``FusedMoEParallelConfig``: expert parallelism takes the whole tensor-parallel group, or none of it
+        (elsewhere part of it too, ``EngineSpec.cuts_spread_experts``); with data-parallel attention, those of all
+        groups, which some engines make of single ranks.
         Compressed keys: groups of the output's product of low rank are shared out whole (``n_local_groups`` of vLLM's
         models/deepseek_v4/attention.py). Stages, ``stages_refused``.
         Layers that take the choice of keys of a layer before (``planner.rules.indexer``) are not cut off from it.
@@ -110,7 +117,7 @@ def _engine_accepts(model: ModelSpec, columns: Columns, engine: EngineSpec) -> B
     if model.moe is None:
         return accepted
     e, split = columns["expert_parallel"], columns["expert_tensor_parallel"]
-    spread = (e * split == t) & ((e == 1) | (split == 1))
+    spread = (e * split == t) & ((e == 1) | (split == 1) | engine.cuts_spread_experts)
     if engine.attention_data_parallel:
         spread |= (split == 1) & (e > t) & (e % t == 0) & ((t == 1) | (not engine.groups_are_ranks))
     accepted &= spread & (model.moe.ffn_hidden_size % split == 0)

@@ -151,6 +151,7 @@ def degrees(
     domain_devices: int,
     contexts: Sequence[int] = (1,),
     domains: int = 1,
+    cuts_spread_experts: bool = False,
 ) -> Columns:
     """Columns of tensor, pipeline, data, context, expert and expert-tensor degrees that fill each number of devices.
 
@@ -160,6 +161,7 @@ def degrees(
         domain_devices: Devices per scale-up domain.
         contexts: Context-parallel degrees.
         domains: Most scale-up domains of a tensor-parallel group; it takes part of one, or whole ones.
+        cuts_spread_experts: Experts may be spread over part of a tensor-parallel group, and be cut over the rest of it.
     """
     rows: list[tuple[int, int, int, int]] = []
     for size in sizes:
@@ -177,12 +179,13 @@ def degrees(
     if model.moe is None:
         return columns
     experts = divisors(model.moe.num_experts)
-    columns = _crossed(columns, expert_parallel=experts, split=[0, 1])
-    split, tensor = columns.pop("split"), columns["tensor_parallel"]
-    columns["expert_tensor_parallel"] = np.where(split == 1, tensor, 1)
+    columns = _crossed(columns, expert_parallel=experts, split=[0, 1, 2] if cuts_spread_experts else [0, 1])
+    split, tensor, e = columns.pop("split"), columns["tensor_parallel"], columns["expert_parallel"]
+    columns["expert_tensor_parallel"] = np.select([split == 1, split == 2], [tensor, np.maximum(tensor // e, 1)], 1)
     ranks = tensor * columns["data_parallel"] * columns["context_parallel"]
-    fits = ranks % (columns["expert_parallel"] * columns["expert_tensor_parallel"]) == 0
-    return _kept(columns, fits & ((split == 0) | (tensor > 1)))
+    fits = ranks % (e * columns["expert_tensor_parallel"]) == 0
+    parts = (e > 1) & (e < tensor) & (tensor % e == 0)
+    return _kept(columns, fits & np.select([split == 1, split == 2], [tensor > 1, parts], True))
 
 
 def _crossed(columns: Columns, **choices: Sequence[int]) -> Columns:

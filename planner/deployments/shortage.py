@@ -20,7 +20,7 @@ from planner.deployments.states import Layouts, bounded
 from planner.phrases import gib, seconds
 from planner.question.request import full_node, part_of
 from planner.rules.indexer import shares_choices
-from profiles.engines import load_engines
+from profiles.engines import EngineSpec, load_engines
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.precision import parse_precision
 from profiles.weights import WEIGHT_FORMATS, parse_weights
@@ -46,8 +46,9 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
         why = _of_attention(asked, pins, t)
     elif e > 1 and model.moe is None:
         why = f"{model.name} has no experts for ep {e}"
-    elif e > 1 and "tensor_parallel" in pins and e != t and not (asked.engine.attention_data_parallel and e % t == 0):
-        why = "experts are spread over all tensor-parallel ranks, ep = tp, or over none, ep 1"
+    elif e > 1 and "tensor_parallel" in pins and not _spreads(asked.engine, e, t):
+        part = "or a part of them, a divisor of tp" if asked.engine.cuts_spread_experts else "or over none, ep 1"
+        why = f"experts are spread over all tensor-parallel ranks, ep = tp, {part}"
         why += ", or over those of several attention groups, a multiple of tp" * asked.engine.attention_data_parallel
     elif asked.job.pools and not asked.engine.pools_over_stages and pins.get("pipeline_parallel", 1) > 1:
         why = f"{asked.engine.name} answers with no token (generate 0) on one pipeline stage only"
@@ -80,6 +81,12 @@ def _of_attention(asked: ServingResult, pins: Mapping[str, int], t: int) -> str:
     if shares_choices(model) and stages > 1:
         return f"layers of {model.name} take the choice of keys of one before them, which has to be on their stage"
     return ""
+
+
+def _spreads(engine: EngineSpec, experts: int, tensor: int) -> bool:
+    """Whether an engine spreads experts over so many ranks beside so many tensor-parallel ones."""
+    over_groups = engine.attention_data_parallel and experts % tensor == 0
+    return experts == tensor or over_groups or (engine.cuts_spread_experts and tensor % experts == 0)
 
 
 def no_room(found: Layouts, asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:

@@ -85,6 +85,24 @@ def test_groups_of_tensorrt_llm_are_single_ranks(name: str, cut: bool) -> None:
     assert (whole.tensor_parallel, whole.attention_groups) == (1, 8)
 
 
+@pytest.mark.parametrize(
+    ("name", "parts"), [("vllm", {1, 8}), ("sglang", {1, 2, 4, 8}), ("tensorrt-llm", {1, 2, 4, 8})]
+)
+def test_experts_are_spread_over_part_of_the_ranks_and_cut_over_the_rest(name: str, parts: set[int]) -> None:
+    """Every rank holds an eighth of all experts however they are laid out, and takes about as long with them."""
+    asked: dict[str, Any] = {"prompt": 1024, "generate": 256, "weights": "fp8", "engine": name, "concurrency": 16}
+    found = planner.serving("deepseek-v3", "8xH200-SXM-141GB", pins={"tp": 8}, top=50, **asked).plans
+    by_experts = {plan.expert_parallel: plan for plan in found if plan.attention_groups == 1}
+    assert by_experts.keys() == parts
+    held = [plan.memory.weights for plan in by_experts.values()]
+    assert max(held) == pytest.approx(min(held), rel=1e-9)
+    times = [plan.tpot_s for plan in by_experts.values()]
+    assert max(times) < 1.15 * min(times)
+    if len(parts) == 2:
+        with pytest.raises(SpecError, match="ep = tp, or over none"):
+            planner.serving("deepseek-v3", "8xH200-SXM-141GB", pins={"tp": 8, "ep": 4}, **asked)
+
+
 def test_runs_share_their_requests_over_all_groups() -> None:
     """Groups of a run of equal lengths read together, which those of a steady state do not; few requests get one."""
     pins = {"tp": 1, "ep": 8}

@@ -115,7 +115,7 @@ def test_a_share_of_memory_that_is_too_small_is_answered_by_the_least_that_does(
         ("llama-3.1-8b", {"ep": 2}, "has no experts"),
         ("llama-3.1-8b", {"pp": 5, "dp": 2}, "takes 10 devices"),
         ("llama-3.1-8b", {"pp": 5, "tp": 2}, "takes 10 devices"),
-        ("mixtral-8x7b", {"tp": 8, "ep": 4}, "ep = tp"),
+        ("mixtral-8x7b", {"tp": 8, "ep": 4}, "ep = tp, or over none"),
         ("deepseek-v3", {"tp": 1, "ep": 16}, "takes 16 devices"),
     ],
 )
