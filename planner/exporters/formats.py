@@ -34,21 +34,20 @@ def says_all(format: str, plan: ExecutionPlan, request: Request) -> bool:
 
 
 def format_notes(plan: ExecutionPlan, request: Request) -> tuple[Note, ...]:
-    """A warning where a format for the software cannot say the model: which say all of the plan, or that none does.
+    """A warning where no format for the software says all of the plan, as one of them cannot say the model.
 
     Args:
         plan: The plan.
         request: What was asked, on the devices that the plan uses.
     """
     runs = [name for name in FORMATS if request.stack.name in target_of(name).TARGET.stacks]
-    lacking = {name: found for name in runs if (found := _gaps(name, plan, request))}
+    lacking = {name: _gaps(name, plan, request) for name in runs}
     first = next((gap for found in lacking.values() for gap in found if gap.field.startswith("model")), None)
-    if first is None:
+    if first is None or not all(lacking.values()):
         return ()
-    able = [name for name in runs if name not in lacking]
     why = "; ".join(f"{name}: {found[0].problem}" for name, found in lacking.items())
-    message = f"is exported as {' or '.join(able)} alone" if able else "is exported in no format"
-    return (Note(code="export_formats", field=first.field, message=f"{request.model.name} {message} ({why})"),)
+    message = f"no format exports all of this plan of {request.model.name} ({why})"
+    return (Note(code="export_formats", field=first.field, message=message),)
 
 
 def _gaps(format: str, plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
