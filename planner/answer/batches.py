@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from planner.answer.parts import search_on
+from planner.phrases import percent
 from planner.question.jobs import most_divisible
 from planner.ranking import best_rows
 from planner.results import Note, PlanEstimate, Request
@@ -19,8 +20,9 @@ def batch_notes(request: Request, answers: Sequence[PlanEstimate]) -> tuple[Note
     Only where the best plan runs single sequences, for a rank's batch has no small factor, and nobody fixed that: then
     the nearby batch that most micro-batches divide is searched too.
     """
-    if not answers or not answers[0].fits or {"micro_batch_size", "num_microbatches"} & request.pins.keys():
-        return ()
+    fixed = {"micro_batch_size", "num_microbatches"} & request.pins.keys()
+    if request.objective != "step_time" or not answers or not answers[0].fits or fixed:
+        return ()  # by another objective the best plan is not the fastest, and no batch is what another gains over it
     best, batch = answers[0], request.job.global_batch_size
     each = batch // best.plan.data_parallel
     if best.plan.micro_batch_size > 1 or each == 1 or any(each % factor == 0 for factor in range(2, _LEAST_FACTOR)):
@@ -37,6 +39,5 @@ def batch_notes(request: Request, answers: Sequence[PlanEstimate]) -> tuple[Note
     if gain < _WORTH_TELLING:
         return ()
     message = f"{batch} sequences leave {each} to a rank, which no small micro-batch divides; with {other} "
-    return (
-        Note(code="batch_factors", field="job.global_batch_size", message=message + f"training is {gain:.0%} faster"),
-    )
+    message += f"training is {percent(gain)} faster"
+    return (Note(code="batch_factors", field="job.global_batch_size", message=message),)

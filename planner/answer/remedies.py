@@ -323,6 +323,8 @@ def _more_devices(request: Request) -> Iterator[_Trial]:
         if batch % size and size % batch:
             job = replace(job, global_batch_size=rounded_batch(batch, size, pins))
         message = f"use {size} devices"
+        if job is not request.job:
+            message += f" and a global batch of {job.global_batch_size} sequences"
         yield _trial(request, "more_devices", message, pins=pins, cluster=cluster, job=job)
 
 

@@ -105,13 +105,21 @@ def no_room(found: Layouts, asked: ServingResult, pins: Mapping[str, int]) -> Se
         f"for steps of {asked.engine.prefill_tokens:,} tokens, graphs and context, {cached} of keys and values)"
     )
     remedy = _first(_roomier(found, asked), pins) or _degrees(asked, pins)
-    remedy = remedy or ", or ".join(filter(None, [_first(_lighter(asked), pins), _devices(asked, pins)]))
+    if not remedy or _beyond_usual(remedy, asked):
+        remedy = ", or ".join(filter(None, [remedy, _first(_lighter(asked), pins), _devices(asked, pins)]))
     if not remedy:  # what is asked for does not hold there either, or nothing else is asked
         job = replace(asked.job, rate_per_s=None, concurrency=None, requests=None)
         job = replace(job, ttft_s=None, tpot_s=None, latency_s=None, percentile=None)
         some = _elsewhere(replace(asked, job=job), pins)
         remedy = f"{some} would hold the model, but not do what is asked" if some else "devices with more memory"
     return ServingShortage(reason="does_not_fit", message=message, remedy=remedy, nearest=None)
+
+
+def _beyond_usual(remedy: str, asked: ServingResult) -> bool:
+    """Whether a remedy gives the engine more of the memory than it takes by itself, which leaves next to no room."""
+    name, _, share = remedy.partition(" ")
+    usual = serving_engine(asked.engine.name, asked.cluster.device).memory_utilization
+    return name == "memory_utilization" and float(share) > usual
 
 
 def _needed_bytes(found: Layouts) -> FloatArray:

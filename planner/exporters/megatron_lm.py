@@ -47,6 +47,11 @@ TARGET = Target(name="megatron-lm", title="Megatron-LM (megatron-core 0.19)", st
 # Glm4MoeTopkRouter of transformers 5, which the others' code is too.
 _CORRECTED = ("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2", "glm4_moe")
 _SCRIPT, _OF_HALVES = "pretrain_gpt.py", "pretrain_hybrid.py"
+# Families whose gated activation is not that of --swiglu, SiLU, and what to do.
+_ACTIVATIONS = {
+    "gemma": f"the activation: --swiglu is SiLU's, and Gemma's GeGLU is no argument of {_SCRIPT}",
+    "gpt_oss": "the activation: --quick-geglu --glu-linear-offset 1.0 --activation-func-clamp-value 7.0, not --swiglu",
+}
 _DISPATCHER = "--moe-token-dispatcher-type"  # among the options of the model
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 _PRECISION: dict[str, list[list[str]]] = {
@@ -357,6 +362,7 @@ def _yours(request: Request) -> tuple[str, ...]:
     found = [f"{words} train.sh; without any it tries the plan on mock data"]
     unsaid = ", ".join(_unsaid(request.model))
     found.append(f"what changes the model and not its cost: set {unsaid} as the model's config.json has them")
+    found += [told for family, told in _ACTIVATIONS.items() if request.model.family.startswith(family)]
     if request.job.task == "full":
         found.append("the weights to start from: --load DIR --finetune")
     return tuple(found)

@@ -107,6 +107,15 @@ def test_a_share_of_memory_that_is_too_small_is_answered_by_the_least_that_does(
     assert not served(gpus="1xH100-SXM-80GB", memory_utilization=0.99 * float(value)).fits
 
 
+def test_a_share_beyond_the_usual_one_is_not_the_only_way_out() -> None:
+    """Two devices hold little beside the weights of DeepSeek-V4-Flash: more of them are named as well."""
+    shortage = served("deepseek-v4-flash", "2xH100-SXM-80GB").shortage
+    assert shortage is not None
+    share, devices = shortage.remedy.split(", or ")
+    assert share.startswith("memory_utilization 0.9")
+    assert served("deepseek-v4-flash", more(devices)).fits
+
+
 @pytest.mark.parametrize(
     ("model", "pins", "words"),
     [

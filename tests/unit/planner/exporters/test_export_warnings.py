@@ -71,6 +71,15 @@ def test_options_that_change_the_model_alone_are_named(model: str, unsaid: str, 
 
 
 @pytest.mark.parametrize(
+    ("model", "words"), [("gpt-oss-20b", "--quick-geglu"), ("gemma-7b", "GeGLU is no argument"), ("llama-3-8b", "")]
+)
+def test_activations_that_are_not_silu_s_are_left_to_the_user(model: str, words: str) -> None:
+    request = request_of(model, "8xH100", "megatron")
+    told = [line for line in export("megatron_lm", plan_of(request), request).left_to_you if "activation" in line]
+    assert [words in line for line in told] == ([True] if words else [])
+
+
+@pytest.mark.parametrize(
     ("model", "gpus", "framework", "words"),
     [
         ("gemma-2-9b", "8xH100", "megatron", ""),  # Megatron-Bridge says it
