@@ -121,6 +121,22 @@ def test_hints_name_the_option_whose_value_they_are(run: Any, options: Sequence[
     assert (code, told.partition(". Hint: ")[2]) == (2, f"{hint}\n")
 
 
+@pytest.mark.parametrize(("command", "more"), [("estimate", ()), ("serving", ("--prompt", "8", "--generate", "8"))])
+@pytest.mark.parametrize("given", ["0", "-1", "2000000"])
+def test_degrees_beyond_their_bounds_are_refused_alike_by_every_command(
+    run: Any, command: str, more: Sequence[str], given: str
+) -> None:
+    _, _, told = run(command, *MODEL, *more, "--tp", given)
+    nearest = "1048576" if int(given) > 1 else "1"
+    problem = f"must be between 1 and 1048576; got {given}"
+    assert told == f"error: plan.tensor_parallel: {problem}. Hint: --tp {nearest}\n"
+
+
+def test_replicas_are_refused_by_the_name_of_their_option(run: Any) -> None:
+    _, _, told = run("serving", *MODEL, "--prompt", "8", "--generate", "8", "--replicas", "0")
+    assert told == "error: plan.replicas: must be between 1 and 1048576; got 0. Hint: --replicas 1\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "field", "hint"),
     [
