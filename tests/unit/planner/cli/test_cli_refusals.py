@@ -50,6 +50,21 @@ def test_programs_are_told_what_is_wrong_as_the_service_tells_it(run: Any) -> No
         (("--seq", "1e3"), "--seq", "must be a whole number; got '1e3'", "--seq 1000"),
         (("--tp", "x"), "--tp", "must be a whole number; got 'x'", "--tp 8, for example"),
         (("--global-batch", "1.5"), "--global-batch", "must be a whole number; got '1.5'", "--global-batch 1 or 2"),
+        (("--tp", "0.5"), "--tp", "must be a whole number; got '0.5'", "--tp 1"),
+        (("--zero", "3.5"), "--zero", "must be a whole number; got '3.5'", "--zero 3, for example"),
+        (
+            ("--micro-batch", "-0.5"),
+            "--micro-batch",
+            "must be a whole number; got '-0.5'",
+            "--micro-batch 8, for example",
+        ),
+        (("--global-batch", "1k"), "--global-batch", "must be a whole number; got '1k'", "--global-batch 1000"),
+        (("--global-batch", "1,024"), "--global-batch", "must be a whole number; got '1,024'", "--global-batch 1024"),
+        (("--top", "1.5k"), "--top", "must be a whole number; got '1.5k'", "--top 1500"),
+        (("--top", "1Ki"), "--top", "must be a whole number; got '1Ki'", "--top 1024"),
+        (("--seq", "50%"), "--seq", "must be a whole number; got '50%'", "--seq 4096, for example"),
+        (("--seq", "4kb"), "--seq", "must be a whole number; got '4kb'", "--seq 4096, for example"),
+        (("--seq", "inf"), "--seq", "must be a whole number; got 'inf'", "--seq 4096, for example"),
         (("--max-oom-risk", "5%"), "--max-oom-risk", "must be a number; got '5%'", "--max-oom-risk 0.05"),
         (
             ("--price-per-gpu-hour", "$2"),
@@ -95,6 +110,37 @@ def test_batches_in_tokens_are_said_as_answers_say_them(run: Any, tokens: str) -
     code, out, _ = run(*ask, tokens, "--json")
     assert code == 0
     assert json.loads(out)["request"]["job"]["global_batch_size"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("sizing", ("--days", "2,5"), "--days: must be a number; got '2,5'. Hint: --days 2.5"),
+        ("sizing", ("--days", "soon"), "--days: must be a number; got 'soon'. Hint: --days 30, for example"),
+        (
+            "serving",
+            ("--prompt", "8", "--generate", "8", "--percentile", "99%"),
+            "--percentile: must be a number; got '99%'. Hint: --percentile 99",
+        ),
+        (
+            "estimate",
+            ("--reserve-gib", "-$2"),
+            "--reserve-gib: must be a number; got '-$2'. Hint: --reserve-gib 2, for",
+        ),
+    ],
+)
+def test_numbers_are_suggested_that_the_option_takes(
+    run: Any, command: str, options: Sequence[str], message: str
+) -> None:
+    code, _, told = run(command, *MODEL, *options)
+    assert code == 2
+    assert told.startswith(f"error: {message}")
+
+
+def test_thousands_of_tokens_are_decimal_as_in_hints(run: Any) -> None:
+    code, out, _ = run("estimate", *MODEL, "--seq", "1000", "--batch-tokens", "8k", "--json")
+    assert code == 0
+    assert json.loads(out)["request"]["job"]["global_batch_size"] == 8
 
 
 def test_a_batch_of_no_tokens_is_told_how_batches_are_said(run: Any) -> None:
