@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import typer
 
 from planner.cli.words import read_number
-from profiles.errors import SpecError
+from profiles.errors import SpecError, shown
 from profiles.pydantic_words import hint_of, problem_of
 
 USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, which Typer has had in several places
@@ -43,8 +44,31 @@ def usage_error(error: Exception) -> SpecError | None:
     if isinstance(error, typer.BadParameter):
         return _bad_value(option, error)
     problem, _, close = str(getattr(error, "message", error)).removesuffix(".").partition(". ")
-    hint = f"{close[:1].lower()}{close[1:]}" if close else f"{_help(error)} lists what there is"
+    hint = f"{close[:1].lower()}{close[1:]}" if close else f"{_taken(error)}{_help(error)} lists what there is"
     return SpecError("command", problem[:1].lower() + problem[1:200], hint.rstrip("."))
+
+
+def check_values(command: Any, arguments: Sequence[str]) -> None:
+    """Refuse an option without its value, which would take the option after it for one.
+
+    Args:
+        command: The application; with commands of its own, the first arguments name one of them.
+        arguments: Of the command line.
+
+    Raises:
+        SpecError: If an option is followed by another instead of its value.
+    """
+    words = [*arguments, ""]
+    while words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    options = [each for each in command.params if each.param_type_name == "option"]
+    names = {name for each in options for name in (*each.opts, *each.secondary_opts)}
+    flags = {name for each in options if each.is_flag or each.count for name in (*each.opts, *each.secondary_opts)}
+    for word, following in pairwise(words):
+        if word == "--":
+            return
+        if word in names - flags and following in names:
+            raise SpecError(word, f"needs a value; got the option {shown(following)}", f"{word} VALUE")
 
 
 def _option(error: Exception) -> str:
@@ -57,6 +81,13 @@ def _option(error: Exception) -> str:
 
 def _help(error: Exception) -> str:
     return f"{getattr(getattr(error, 'ctx', None), 'command_path', 'planner')} -h"
+
+
+def _taken(error: Exception) -> str:
+    """How many arguments a command takes that was given more; empty where it takes none."""
+    params = getattr(getattr(getattr(error, "ctx", None), "command", None), "params", ())
+    most = sum(each.nargs for each in params if each.param_type_name == "argument")
+    return f"{most} argument{'s' * (most > 1)} at most: " if most > 0 else ""
 
 
 def _bad_value(option: str, error: typer.BadParameter) -> SpecError:

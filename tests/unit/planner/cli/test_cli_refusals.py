@@ -12,8 +12,8 @@ MODEL = ("--model", "llama-2-7b", "--gpus", "8xH100")
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (("--no-fp32-unquantised",), "job.fp32_unquantised: is given, but only qlora quantises weights"),
-        (("--task", "lora", "--fp32-unquantised"), "job.fp32_unquantised: is given, but only qlora quantises weights"),
+        (("--no-fp32-unquantised",), "job.fp32_unquantised: is given, but pretrain quantises no weights. Hint: --task"),
+        (("--task", "lora", "--fp32-unquantised"), "job.fp32_unquantised: is given, but lora quantises no weights"),
         (("--linear-loss", "--no-fused-loss"), "job.fused_cross_entropy: is off, but a loss that takes the output"),
     ],
 )
@@ -73,6 +73,7 @@ def test_programs_are_told_what_is_wrong_as_the_service_tells_it(run: Any) -> No
             "--price-per-gpu-hour 2",
         ),
         (("--seq",), "--seq", "needs a value", "--seq VALUE"),
+        (("--seq", "--tp", "8"), "--seq", "needs a value; got the option '--tp'", "--seq VALUE"),
         (("--sq", "4096"), "--sq", "unknown option", "did you mean --seq or --set or --sp?"),
         (("more",), "command", "got unexpected extra argument(s) (more)", "planner plan -h lists what there is"),
     ],
@@ -95,6 +96,11 @@ def test_options_of_another_type_are_refused_by_value_with_the_fix(
         (("plan", "--model", "13b"), "--gpus: is required. Hint: 8xA100, 2x8xH100-80GB, 72xGB200, or a YAML file"),
         (("price", "--device", "H100"), "FILE: is required. Hint: MLIR text"),
         (("plam",), "command: no such command 'plam'. Hint: did you mean 'plan', 'replan'?"),
+        (("plan", "--gpus", "-m", "13b"), "--gpus: needs a value; got the option '-m'. Hint: --gpus VALUE"),
+        (
+            ("models", "llama", "qwen"),
+            "command: got unexpected extra argument(s) (qwen). Hint: 1 argument at most: planner models",
+        ),
         (("serve", "--port", "0"), "--port: must be at least 1; got '0'. Hint: --port 1"),
     ],
 )
@@ -102,6 +108,13 @@ def test_commands_that_lack_something_are_refused_in_one_line(run: Any, argument
     code, out, told = run(*arguments)
     assert (code, out, told.count("\n")) == (2, "", 1)
     assert told.startswith(f"error: {message}")
+
+
+def test_an_option_without_its_value_does_not_swallow_that_answers_are_documents(run: Any) -> None:
+    code, out, told = run("plan", "--model", "13b", "--gpus", "--json")
+    problem = "needs a value; got the option '--json'"
+    assert (code, told) == (2, f"error: --gpus: {problem}. Hint: --gpus VALUE\n")
+    assert json.loads(out) == {"errors": [{"field": "--gpus", "problem": problem, "hint": "--gpus VALUE"}]}
 
 
 @pytest.mark.parametrize("tokens", ["4Mi", "4 Mi", "4096Ki", "4194304"])
