@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from profiles.bounds import MAX_DIMENSION
 from profiles.errors import SpecError, out_of_bounds
-from profiles.windowed_attention import MAX_DIMENSION
 
 MAX_EXPERTS = 1 << 14
 
