@@ -168,10 +168,12 @@ def _says(module: Any, plans: PlanBatch, request: Request) -> BoolArray:
 
 
 def _check_format(format: str) -> None:
+    if not isinstance(format, str):
+        raise SpecError("format", f"must be a name; got {shown(format)}", f"one of {', '.join(FORMATS)}")
     if format in FLOW_FORMATS:
         raise SpecError("format", f"{format} runs workflows, and this is a single model", "add --job grpo")
-    if not isinstance(format, str) or format not in FORMATS:
-        raise SpecError("format", f"unknown name {shown(format)}", _instead(str(format)))
+    if format not in FORMATS:
+        raise SpecError("format", f"unknown name {shown(format)}", _instead(format))
 
 
 def _instead(format: str) -> str:

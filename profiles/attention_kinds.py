@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from profiles.model import ModelSpec
+from profiles.windowed_attention import WindowedAttention
 
 Kinds = tuple[tuple[ModelSpec, int], ...]
 
@@ -26,7 +27,7 @@ def attention_kinds(model: ModelSpec) -> Kinds:
     """
     if model.windowed_attention is None:
         return ((model, model.full_attention_layers),)
-    return _apart(model)
+    return _apart(model, model.windowed_attention)
 
 
 def attention_shares(model: ModelSpec) -> tuple[tuple[ModelSpec, float], ...]:
@@ -37,10 +38,7 @@ def attention_shares(model: ModelSpec) -> tuple[tuple[ModelSpec, float], ...]:
 
 
 @lru_cache(maxsize=64)
-def _apart(model: ModelSpec) -> Kinds:
-    heads = model.windowed_attention
-    if heads is None:
-        return ()
+def _apart(model: ModelSpec, heads: WindowedAttention) -> Kinds:
     full = replace(model, windowed_attention=None, sliding_window=0, windowed_layers=0)
     windowed = replace(
         model,

@@ -17,14 +17,13 @@ Source:
 
 from dataclasses import dataclass, fields
 
+from profiles.bounds import MAX_DIMENSION, MAX_LENGTH
 from profiles.errors import SpecError, out_of_bounds
 from profiles.indexer import Indexer
 
 WINDOW_RATIOS = (0, 1)  # tokens per entry of layers without entries, as files say it
 SPARSE_RATIO = 4
 HEAVY_RATIO = 128
-_LARGEST = 1 << 22  # bound of widths; windows and choices may be longer
-_LONGEST = 1 << 24
 _LONG = ("window", "chosen_entries")
 
 
@@ -136,7 +135,7 @@ def check_compressed(
     where = "model.compressed_attention"
     for item in fields(compressed):
         value, layers = getattr(compressed, item.name), item.name in ("sparse_layers", "heavy_layers")
-        most = num_layers if layers else _LONGEST if item.name in _LONG else _LARGEST
+        most = num_layers if layers else MAX_LENGTH if item.name in _LONG else MAX_DIMENSION
         if not (0 if layers else 1) <= value <= most:
             raise out_of_bounds(f"{where}.{item.name}", value, 0 if layers else 1, most)
     if compressed.sparse_layers + compressed.heavy_layers > num_layers:

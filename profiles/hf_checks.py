@@ -112,7 +112,8 @@ def check_said(config: Mapping[str, Any], kind: str, *, experts: Sequence[str], 
         key = "num_local_experts" if kind in ("mixtral", "gpt_oss", "phimoe", "llama4_text") else "num_experts"
         routed = (*_LATENT, "glm4_moe", "dots1", "deepseek_v4", "mimo_v2_flash", "solar_open")
         key = "n_routed_experts" if kind in routed else key
-        raise SpecError(f"{FIELD}.{key}", f"is missing, which {kind} always says", "0 for a dense model")
+        hint = "how many experts a layer chooses from, as the published file says"
+        raise SpecError(f"{FIELD}.{key}", f"is missing, which {kind} always says", hint)
     if kind == "gemma4_text" and "hidden_size_per_layer_input" not in config:
         key = f"{FIELD}.hidden_size_per_layer_input"
         raise SpecError(key, f"is missing, which {kind} always says", "0 where layers have no embeddings of their own")

@@ -47,7 +47,7 @@ class Family:
         compressed: Attention over compressed keys, several residual streams and routers that look experts up.
         halves: A layer is a mixer or an MLP alone, by a pattern (``profiles.hf_pattern``).
         global_heads: Layers without a window have heads of their own, by keys that say ``global``.
-        windowed_heads: Key/value heads of windowed layers over those of others where no key says how many.
+        windowed_heads_times: Key/value heads of windowed layers over those of others where no key says how many.
         windowed_sinks: Windowed layers have sinks, unless ``add_swa_attention_sink_bias`` says otherwise.
         head_gates: Key that says that attention's output has a gate per head, as it does where the key is absent.
         value_norm: Values pass a norm without weights.
@@ -87,7 +87,7 @@ class Family:
     compressed: bool = False
     halves: bool = False
     global_heads: bool = False
-    windowed_heads: int = 1
+    windowed_heads_times: int = 1
     windowed_sinks: bool = False
     head_gates: str = ""
     value_norm: bool = False
@@ -242,7 +242,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "mimo_v2_flash": replace(
         LLAMA, mlp_bias=_NO, out_bias=_NO, router_bias=True, key_value_heads=4, window="first:6", window_default=128,
-        windowed_heads=2, windowed_sinks=True,
+        windowed_heads_times=2, windowed_sinks=True,
         defaults={"head_dim": 192},
     ),
     "step3p5": replace(

@@ -136,7 +136,7 @@ def _windowed(reader: Reader, usual: _Heads) -> _Heads:
         own = reader.integer(name)
         if own is not None:
             said[key] = own
-    said.setdefault("num_key_value_heads", reader.family.windowed_heads * usual.num_key_value_heads)
+    said.setdefault("num_key_value_heads", reader.family.windowed_heads_times * usual.num_key_value_heads)
     return replace(usual, **said)
 
 

@@ -15,10 +15,11 @@ Source:
 
 from dataclasses import dataclass, fields
 
+from profiles.bounds import MAX_DIMENSION, MAX_LENGTH
 from profiles.errors import SpecError
 
 _BITS_8 = 1  # byte per number of an index key
-_MOST = {"num_heads": 1 << 22, "head_dim": 1 << 22, "chosen_keys": 1 << 24}  # bounds of other widths and lengths
+_MOST = {"num_heads": MAX_DIMENSION, "head_dim": MAX_DIMENSION, "chosen_keys": MAX_LENGTH}
 _SCALED, _SCALE_BYTES = 128, 4  # so many numbers share a scale in fp32
 
 

@@ -18,8 +18,8 @@ Hugging Face implementations. Left out on purpose: mixers side by side with atte
 
 from dataclasses import dataclass, fields
 
+from profiles.bounds import MAX_DIMENSION
 from profiles.errors import SpecError, did_you_mean, out_of_bounds
-from profiles.windowed_attention import MAX_DIMENSION
 
 DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2 = "gated_delta_net", "kimi_delta", "lightning", "mamba2"
 LINEAR_KINDS = (DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2)

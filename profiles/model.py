@@ -7,6 +7,7 @@ are neither a token mixer with an MLP nor one of the two; ``hf_config`` rejects 
 from dataclasses import dataclass, field, fields, replace
 from math import gcd
 
+from profiles.bounds import MAX_DIMENSION
 from profiles.compressed_attention import CompressedAttention, check_compressed
 from profiles.errors import SpecError, out_of_bounds
 from profiles.hyper_connections import HyperConnections, check_connections
@@ -15,7 +16,7 @@ from profiles.layer_pattern import ATTENTION, EXPERTS, MLP, check_pattern
 from profiles.linear_attention import LinearAttention, check_linear
 from profiles.moe import MoESpec, check_moe
 from profiles.weights import WEIGHT_FORMATS
-from profiles.windowed_attention import MAX_DIMENSION, WindowedAttention, check_windowed
+from profiles.windowed_attention import WindowedAttention, check_windowed
 
 MAX_LAYERS = 4096
 MAX_SEQUENCE = 1 << 24

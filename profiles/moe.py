@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from profiles.bounds import MAX_DIMENSION
 from profiles.errors import SpecError, out_of_bounds
-from profiles.windowed_attention import MAX_DIMENSION
 
 MAX_EXPERTS = 1 << 14
 
@@ -24,9 +24,9 @@ class MoESpec:
             load-balancing correction of DeepSeek-V3.
         hash_layers: Leading MoE layers whose router looks experts up by the token's number and has no such numbers;
             what it weighs them with it multiplies as others do (DeepSeek-V4).
-        router_groups: Groups of neighbouring experts the router chooses from first (DeepSeek ``n_group``); 1 for none.
         latent_size: Width that tokens are brought to before they go to experts, and back after (LatentMoE, Nemotron 3,
             arXiv:2512.20856); 0 where experts work on the residual stream's. Router and shared experts do in any case.
+        router_groups: Groups of neighbouring experts the router chooses from first (DeepSeek ``n_group``); 1 for none.
         groups_per_token: How many of them a token's experts are in at most (``topk_group``).
         all_run_by_transformers: Hugging Face's model code runs every expert on every token, and weights with zero what
             the router did not choose (``Llama4TextMoe``); other code runs the experts that were chosen.

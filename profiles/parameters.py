@@ -22,13 +22,13 @@ from profiles.linear_attention import (
     linear_parameters,
     replicated_linear_parameters,
 )
-from profiles.model import ModelSpec
-from profiles.narrow_projections import (
+from profiles.low_rank_projections import (
     compressed_down_parameters,
     compressed_up_parameters,
     latent_down_parameters,
     latent_up_parameters,
 )
+from profiles.model import ModelSpec
 
 _TENSORS_PER_LAYER = 9  # norms, attention and dense matrices
 

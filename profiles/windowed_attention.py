@@ -6,9 +6,8 @@ more query heads. The heads of the other layers are those of the model.
 
 from dataclasses import dataclass, fields
 
+from profiles.bounds import MAX_DIMENSION
 from profiles.errors import SpecError, out_of_bounds
-
-MAX_DIMENSION = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from planner.cli import decisions as trial
 from planner.cli import export as target
@@ -33,7 +34,7 @@ from planner.cli.profiles import profiles
 from planner.cli.search import Evaluations, Runnable, Seconds, Seed, Strategy, show_search
 from planner.cli.serving import serving
 from planner.cli.sizing import Days, show_sizing
-from planner.cli.usage import USAGE, usage_error
+from planner.cli.usage import USAGE, check_values, usage_error
 from planner.cli.words import cluster_of
 from profiles.errors import InfeasibleError, PlannerError, SpecError
 
@@ -87,8 +88,10 @@ def _run(arguments: list[str]) -> int:
     Raises:
         PlannerError: What is wrong, in one shape whoever found it.
     """
+    command = get_command(app)
+    check_values(command, arguments)
     try:
-        return app(arguments, prog_name=app.info.name, standalone_mode=False) or 0
+        return command(arguments, prog_name=app.info.name, standalone_mode=False) or 0
     except USAGE as error:
         if (told := usage_error(error)) is None:
             return EXIT_BAD_INPUT

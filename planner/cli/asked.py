@@ -77,11 +77,16 @@ def pins_of(values: Mapping[str, Any]) -> dict[str, Any]:
 def _check_words(values: Mapping[str, Any]) -> None:
     """Refuse options that do nothing here, or say two things at once.
 
+    The library cannot: what it is told may be the job that a document echoes, with defaults that nobody gave.
+
     Raises:
         SpecError: Naming the first of them.
     """
-    if values["fp32_unquantised"] is not None and str(values["task"]).strip().lower() != "qlora":
-        raise SpecError("job.fp32_unquantised", "is given, but only qlora quantises weights", "--task qlora")
+    if values["fp32_unquantised"] is not None:
+        from costmodels.workload import TASKS  # only now: the help needs none of what they import
+        from planner.question.job_checks import check_quantised
+
+        check_quantised(str(values["task"] or TASKS[0]).strip().lower())
     if values["linear_loss"] and values["fused_loss"] is False:
         problem = "is off, but a loss that takes the output layer into itself is fused"
         raise SpecError("job.fused_cross_entropy", problem, "leave --no-fused-loss or --linear-loss out")

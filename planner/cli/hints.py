@@ -45,7 +45,8 @@ _VALUES = {
     "pin": r"\w+\.\w",
 }
 _BARE = re.compile(r"\d[\d.e+]*\b")  # a hint that begins with a number
-_SAME_WORD = {name: f"--{name}" for name in ("top", "seed", "evaluations", "seconds", "staleness", "effort", "batch")}
+_PLAIN = ("top", "seed", "evaluations", "seconds", "staleness", "effort", "batch", "replicas")
+_SAME_WORD = {name: f"--{name}" for name in _PLAIN}
 _SETTING = r"(?:reward|task|lora_targets|old_logprobs|group_size|kl)=\w"
 _NEW = r"(?<![\w.='-])"  # no part of a longer word, no option already, and nothing that is quoted
 _PATTERN = re.compile(

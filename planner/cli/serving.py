@@ -114,7 +114,7 @@ def serving(
     """
     del debug
     given = locals()
-    pins = {"tp": tp, "pp": pp, "ep": ep, "dp": replicas}
+    pins = {"tensor_parallel": tp, "pipeline_parallel": pp, "expert_parallel": ep, "data_parallel": replicas}
     asked = {name: given[name] for name in _SAME} | {
         "generate": int(generate) if generate.isdecimal() else generate,
         "rate_per_s": rate,
@@ -135,7 +135,11 @@ def _show(model: str, gpus: str, asked: Mapping[str, Any], *, json_: bool, outpu
     from planner.render.serving import render_serving
 
     with progress("pricing deployments", quiet=quiet):
-        result = answer(model, cluster_of(gpus), **asked)
+        try:
+            result = answer(model, cluster_of(gpus), **asked)
+        except SpecError as error:  # degrees are parts of a plan here, as in every command, and replicas have a name
+            field = error.field.replace("data_parallel", "replicas")
+            raise error.at("plan" + field.removeprefix("pins") if field.startswith("pins") else field) from None
     shown = (serving_document(result), lambda console: render_serving(result, console, quiet=quiet))
     emit(shown, json_=json_, output=output, markup=True)
     if not result.fits:

@@ -2,18 +2,24 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import typer
 
+from planner.cli.words import read_number
 from profiles.errors import SpecError, shown
+from profiles.pydantic_words import hint_of, problem_of
 
 USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, which Typer has had in several places
-_BINARY = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-_WHOLE = ("int_parsing", "int_parsing_size", "int_type", "int_from_float")
-_NUMBER = ("float_parsing", "float_type")
-_BOUNDS = {"ge": "at least", "le": "at most", "gt": "above", "lt": "below"}
+_LENGTH, _IN_HUNDREDTHS = "--seq", "--percentile"  # lengths in thousands are powers of two
+_MOST = {"--zero": 3}
+_USUAL = {
+    _LENGTH: "4096", "--max-model-len": "4096", "--prefix": "1024", "--sample-tokens": "512", "--zero": "3",
+    "--max-num-seqs": "256", "--max-num-batched-tokens": "8192", "--port": "8000", "--seed": "0", "--top": "10",
+    _IN_HUNDREDTHS: "95", "--days": "30", "--price-per-gpu-hour": "2", "--reserve-gib": "2", "--seconds": "20",
+}  # fmt: skip
 
 
 def usage_error(error: Exception) -> SpecError | None:
@@ -38,8 +44,31 @@ def usage_error(error: Exception) -> SpecError | None:
     if isinstance(error, typer.BadParameter):
         return _bad_value(option, error)
     problem, _, close = str(getattr(error, "message", error)).removesuffix(".").partition(". ")
-    hint = f"{close[:1].lower()}{close[1:]}" if close else f"{_help(error)} lists what there is"
+    hint = f"{close[:1].lower()}{close[1:]}" if close else f"{_taken(error)}{_help(error)} lists what there is"
     return SpecError("command", problem[:1].lower() + problem[1:200], hint.rstrip("."))
+
+
+def check_values(command: Any, arguments: Sequence[str]) -> None:
+    """Refuse an option without its value, which would take the option after it for one.
+
+    Args:
+        command: The application; with commands of its own, the first arguments name one of them.
+        arguments: Of the command line.
+
+    Raises:
+        SpecError: If an option is followed by another instead of its value.
+    """
+    words = [*arguments, ""]
+    while words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    options = [each for each in command.params if each.param_type_name == "option"]
+    names = {name for each in options for name in (*each.opts, *each.secondary_opts)}
+    flags = {name for each in options if each.is_flag or each.count for name in (*each.opts, *each.secondary_opts)}
+    for word, following in pairwise(words):
+        if word == "--":
+            return
+        if word in names - flags and following in names:
+            raise SpecError(word, f"needs a value; got the option {shown(following)}", f"{word} VALUE")
 
 
 def _option(error: Exception) -> str:
@@ -54,55 +83,52 @@ def _help(error: Exception) -> str:
     return f"{getattr(getattr(error, 'ctx', None), 'command_path', 'planner')} -h"
 
 
+def _taken(error: Exception) -> str:
+    """How many arguments a command takes that was given more; empty where it takes none."""
+    params = getattr(getattr(getattr(error, "ctx", None), "command", None), "params", ())
+    most = sum(each.nargs for each in params if each.param_type_name == "argument")
+    return f"{most} argument{'s' * (most > 1)} at most: " if most > 0 else ""
+
+
 def _bad_value(option: str, error: typer.BadParameter) -> SpecError:
     """A value of another type than the option has, or beyond its bounds."""
     cause: Any = error.__cause__
     if not hasattr(cause, "errors"):  # not pydantic's: older versions of Typer say the value in the message
         return SpecError(option, error.message.rstrip("."))
     told: Mapping[str, Any] = cause.errors()[0]
-    kind, value = told["type"], told["input"]
-    if kind in _WHOLE:
-        return SpecError(option, f"must be a whole number; got {shown(value)}", f"{option} {whole_meant(str(value))}")
-    if kind in _NUMBER:
-        return SpecError(option, f"must be a number; got {shown(value)}", f"{option} {number_meant(str(value))}")
-    bounds = {name: told.get("ctx", {}).get(name) for name in _BOUNDS if name in told.get("ctx", {})}
-    if bounds:
-        name, bound = next(iter(bounds.items()))
-        return SpecError(option, f"must be {_BOUNDS[name]} {bound:g}; got {shown(value)}", f"{option} {bound:g}")
-    words = str(told["msg"])
-    return SpecError(option, f"{words[:1].lower()}{words[1:]}; got {shown(value)}")
+    kind, value = told["type"].partition("_")[0], str(told["input"])
+    meant = {"int": whole_meant, "float": number_meant}.get(kind)
+    hint = hint_of(told) if meant is None else meant(value, option)
+    return SpecError(option, problem_of(told), f"{option} {hint}" if hint else "")
 
 
-def whole_meant(text: str) -> str:
-    """Digits for what a text says otherwise.
+def whole_meant(text: str, option: str = "") -> str:
+    """Digits for what a text says otherwise, or a usual value of the option.
 
     Example:
-        >>> whole_meant("4k"), whole_meant("1e3"), whole_meant("1.5")
-        ('4096', '1000', '1 or 2')
+        >>> whole_meant("4k"), whole_meant("4k", "--seq"), whole_meant("4Ki"), whole_meant("1.5"), whole_meant("0.5")
+        ('4000', '4096', '4096', '1 or 2', '1')
     """
-    words = re.sub(r"[,_\s]", "", text.lower()).removesuffix("i")
-    scale = _BINARY.get(words[-1:], 1)
-    number = _read(words[:-1] if scale > 1 else words) * scale
-    if not abs(number) < 1e15:  # nan too
-        return "8, for example"
-    low, high = math.floor(number), math.ceil(number)
+    number = read_number(text)
+    if option == _LENGTH and re.fullmatch(r"[\d.,_\s]+[km]", text.strip().lower()):
+        number = read_number(f"{text.strip()}i")
+    most = _MOST.get(option, 1e15)
+    if not 0 < number <= most:  # nan too
+        return f"{_USUAL.get(option, '8')}, for example"
+    low, high = max(math.floor(number), 1), math.ceil(number)
     return f"{low}" if low == high else f"{low} or {high}"
 
 
-def number_meant(text: str) -> str:
-    """A number for what a text says otherwise.
+def number_meant(text: str, option: str = "") -> str:
+    """A number for what a text says otherwise, or a usual value of the option.
 
     Example:
-        >>> number_meant("5%"), number_meant("$2"), number_meant("much")
-        ('0.05', '2', '0.5, for example')
+        >>> number_meant("5%"), number_meant("$2"), number_meant("2,5"), number_meant("much")
+        ('0.05', '2', '2.5', '0.5, for example')
     """
-    words = re.sub(r"[_\s$€]|usd", "", text.lower())
-    number = _read(words.removesuffix("%")) / (100 if words.endswith("%") else 1)
-    return f"{number:.12g}" if abs(number) < 1e15 else "0.5, for example"
-
-
-def _read(words: str) -> float:
-    try:
-        return float(words)
-    except ValueError:
-        return float("nan")
+    words = re.sub(r"[\s$€]|usd", "", text.lower())
+    share = words.endswith("%") and option != _IN_HUNDREDTHS
+    number = read_number(words.removesuffix("%")) / (100 if share else 1)
+    if not 0 < number < 1e15 or (share and number > 1):
+        return f"{_USUAL.get(option, '0.5')}, for example"
+    return f"{number:.12g}"

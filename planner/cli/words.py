@@ -39,15 +39,28 @@ def amount(field: str, text: str, example: str) -> float:
     Raises:
         SpecError: If it is no number of tokens; the field is the one given.
     """
-    words = text.strip().lower().replace("_", "").replace(",", "")
-    suffix = next((each for each in (*_BINARY, *_SUFFIXES) if words.endswith(each)), "")
-    try:
-        number = float(words.removesuffix(suffix)) * {**_SUFFIXES, **_BINARY}.get(suffix, 1.0)
-    except ValueError:
-        number = float("nan")
+    number = read_number(text)
     if not 0 < number < float("inf"):
         raise SpecError(field, f"must be a number of tokens; got {text[:40]!r}", f"for example {example}")
     return number
+
+
+def read_number(text: str) -> float:
+    """A number with a suffix or without, or nan: k, M, B or G, and T are decimal, Ki, Mi, Gi and Ti binary.
+
+    Commas that three digits follow are between thousands, and any other is a decimal comma.
+
+    Example:
+        >>> read_number("4k"), read_number("4Ki"), read_number("1,024"), read_number("2,5"), read_number("4kb")
+        (4000.0, 4096.0, 1024.0, 2.5, nan)
+    """
+    words = re.sub(r"[_\s]", "", text.lower())
+    words = re.sub(r",(?=\d{3}(?!\d))", "", words).replace(",", ".")
+    suffix = next((each for each in (*_BINARY, *_SUFFIXES) if words.endswith(each)), "")
+    try:
+        return float(words.removesuffix(suffix)) * {**_SUFFIXES, **_BINARY}.get(suffix, 1.0)
+    except ValueError:
+        return float("nan")
 
 
 def prompt_of(text: str) -> int:

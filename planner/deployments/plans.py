@@ -26,12 +26,13 @@ from planner.deployments.states import EIGHT_BITS, layouts
 from planner.deployments.weights import served_weights
 from planner.question.field_names import meant_field
 from planner.question.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
+from planner.question.pins import checked_degree
 from planner.question.request import ModelInput, Options, check_options, price_of, resolve_named_model
 from planner.results import Note, assumed_notes
 from profiles.engine_checks import check_engine
 from profiles.engines import EngineSpec
 from profiles.errors import SpecError, meant_among, shown
-from profiles.hardware import MAX_DEVICES, ClusterSpec, DeviceSpec
+from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec, has_own_head, with_value_head
 from profiles.model_presets import ResolvedModel
 from profiles.precision import format_name
@@ -104,7 +105,7 @@ def serving(
         price=price_of(options),
         assumptions=(*_notes(resolved, machines, options), *note, *published, *_notes_of(drafts), *_waves(job)),
     )
-    return _answered(question, _checked_pins(pins), top, disaggregated=disaggregated)
+    return _answered(question, pins, top, disaggregated=disaggregated)
 
 
 def _notes(model: ResolvedModel, machines: ClusterSpec, options: Options) -> list[Note]:
@@ -230,15 +231,15 @@ def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:
     """Plan columns that are fixed."""
     given = {} if pins is None else pins
     if not isinstance(given, Mapping):
-        raise SpecError("plan", f"must be a mapping of degrees; got {shown(given)}", "for example {'tp': 8}")
+        raise SpecError("pins", f"must be a mapping of degrees; got {shown(given)}", "for example {'tp': 8}")
     found: dict[str, int] = {}
     for name, value in given.items():
-        column, where = PINS.get(str(name), str(name)), f"plan.{str(name)[:40]}"
+        column, where = PINS.get(str(name), str(name)), f"pins.{str(name)[:40]}"
         if column not in PINS.values():
             raise SpecError(where, "is no degree of an engine", ", ".join(PINS))
         if column in found:
             raise SpecError(where, "is given twice", "give one of its names")
-        found[column] = whole_number(where, value, least=1, most=MAX_DEVICES)
+        found[column] = checked_degree(where, value)
     return found
 
 
@@ -251,23 +252,25 @@ def _check_apart(asked: ServingResult, pins: Mapping[str, int]) -> None:
         if getattr(asked.job, name) is not None:
             problem = "is known of replicas that do both only, and disaggregated asks for others"
             raise SpecError(name, problem, "leave either out; rate_per_s goes with both")
-    if "data_parallel" in pins:
+    for name in (name for name in pins if PINS.get(name, name) == "data_parallel"):
         problem = "fixes replicas that do both, and disaggregated asks for others"
-        raise SpecError("plan.dp", problem, "leave either out")
+        raise SpecError(f"pins.{name}", problem, "leave either out")
 
 
-def _answered(asked: ServingResult, pins: Mapping[str, int], top: int, *, disaggregated: bool) -> ServingResult:
+def _answered(asked: ServingResult, given: Mapping[str, int] | None, top: int, *, disaggregated: bool) -> ServingResult:
     """The question with its answer."""
+    pins = _checked_pins(given)
     top = whole_number("top", top, least=1, most=MOST_TOP)
     if not isinstance(disaggregated, bool):
         raise SpecError("disaggregated", f"must be true or false; got {shown(disaggregated)}")
     if disaggregated:
-        _check_apart(asked, pins)
+        _check_apart(asked, given or {})
     plans, replicas = replica_layouts(asked, pins)
     if not len(plans):
         shortage = no_layout(asked, pins)
         if pins:  # degrees that no engine could run are a mistake; without any, that there is no layout is the answer
-            raise SpecError(f"plan.{next(iter(pins))}" if len(pins) == 1 else "plan", shortage.message, shortage.remedy)
+            where = f"pins.{next(iter(given or pins))}" if len(pins) == 1 else "pins"
+            raise SpecError(where, shortage.message, shortage.remedy)
         return replace(asked, shortage=shortage)
     found = layouts(plans, replicas, asked)
     fitting = found.take(np.flatnonzero(found.places > 0))

@@ -17,6 +17,7 @@ from planner.deployments.loads import Deployments
 from planner.deployments.ranking import Deployed, ranked, served
 from planner.deployments.results import ServingResult, ServingShortage
 from planner.deployments.states import Layouts, bounded
+from planner.deployments.weights import spread
 from planner.phrases import gib, seconds
 from planner.question.request import full_node, part_of
 from planner.rules.indexer import shares_choices
@@ -42,8 +43,8 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
         why = f"that takes {needed:,} devices, and there are {devices:,}"
     elif model.split_heads % t:
         why = f"{model.split_heads} attention heads do not divide by tp {t}"
-    elif _of_attention(asked, pins, t):
-        why = _of_attention(asked, pins, t)
+    elif of_attention := _of_attention(asked, pins, t):
+        why = of_attention
     elif e > 1 and model.moe is None:
         why = f"{model.name} has no experts for ep {e}"
     elif e > 1 and "tensor_parallel" in pins and not _spreads(asked.engine, e, t):
@@ -57,10 +58,8 @@ def no_layout(asked: ServingResult, pins: Mapping[str, int]) -> ServingShortage:
         if asked.speculation.method in asked.engine.speculates_ungrouped:
             method = asked.speculation.method.replace("_", " ")
             why += f", and that of {asked.engine.name} by {method} no data-parallel attention"
-    elif asked.weights is not None and len(replica_layouts(replace(asked, weights=None), pins)[0]):
-        why = f"ranks would get parts of {asked.weights.group} weights that share a scale in {asked.weights.name}"
-        if asked.weights.beside:
-            why += f", or {asked.engine.name} shares such experts out by width alone on {asked.cluster.device.name}"
+    elif of_weights := _of_weights(asked, pins):
+        why = of_weights
     else:
         fixed = ", ".join(f"{_NAMES.get(name, name.replace('_', ' '))} {value}" for name, value in pins.items())
         why = f"{asked.engine.name} loads {model.name} in no layout of {devices:,} devices"
@@ -81,6 +80,19 @@ def _of_attention(asked: ServingResult, pins: Mapping[str, int], t: int) -> str:
     if shares_choices(model) and stages > 1:
         return f"layers of {model.name} take the choice of keys of one before them, which has to be on their stage"
     return ""
+
+
+def _of_weights(asked: ServingResult, pins: Mapping[str, int]) -> str:
+    """Why the format of the weights does not go with the degrees that are fixed; empty where 16 bits do not either."""
+    form, device = asked.weights, asked.cluster.device
+    if form is None:
+        return ""
+    plans, _ = replica_layouts(replace(asked, weights=None), pins)
+    if not len(plans):
+        return ""
+    if not spread(plans, form, asked.engine, device).any():
+        return f"{asked.engine.name} shares experts in {form.name} out by width alone on {device.name}, ep 1"
+    return f"ranks would get parts of {form.group} weights that share a scale in {form.name}"
 
 
 def _spreads(engine: EngineSpec, experts: int, tensor: int) -> bool:

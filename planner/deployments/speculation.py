@@ -48,7 +48,8 @@ class Drafting:
         name = self.draft.name if self.method == DRAFT_MODEL and self.draft is not None else self.method
         name += " (where the checkpoint brings such a layer)" if self.method == "mtp" else ""
         tree = f" in a tree of {self.tokens.tree_tokens}" if self.tokens.tree_tokens else ""
-        return f"{name}, {self.tokens.draft_tokens} tokens drafted per step{tree}, {self.tokens.accepted:g} accepted"
+        tokens = f"{self.tokens.draft_tokens} token{'s' * (self.tokens.draft_tokens != 1)}"
+        return f"{name}, {tokens} drafted per step{tree}, {self.tokens.accepted:g} accepted"
 
     @property
     def notes(self) -> tuple[Note, ...]:

@@ -155,8 +155,10 @@ def _check_target(job: GraphInput, format: str, settings: Mapping[str, Any]) -> 
     Raises:
         SpecError: If the target is unknown, or runs no such workflow in no such way.
     """
-    if not isinstance(format, str) or format not in FLOW_FORMATS:
-        raise SpecError("format", f"unknown for workflows: {shown(format)}", did_you_mean(str(format), FLOW_FORMATS))
+    if not isinstance(format, str):
+        raise SpecError("format", f"must be a name; got {shown(format)}", f"one of {', '.join(FLOW_FORMATS)}")
+    if format not in FLOW_FORMATS:
+        raise SpecError("format", f"unknown for workflows: {shown(format)}", did_you_mean(format, FLOW_FORMATS))
     found = flow_target(format)
     name = found.target.name
     if not isinstance(job, str) or preset_name(job) not in found.workflows:

@@ -214,7 +214,7 @@ def _formats(plan: ExecutionPlan, request: Request) -> list[list[str]]:
 
 
 def _live_in_eight_bits(plan: ExecutionPlan, request: Request) -> bool:
-    """Whether weights of layers are priced in 8 bits, with none in 16 besides (``costmodels.narrow_weights``)."""
+    """Whether layers' weights are priced in 8 bits, with none in 16 besides (``costmodels.memory.narrow_weights``)."""
     eight = request.stack.narrow_weights == "live" and request.job.numerics.gemm_format == "fp8"
     return eight and plan.zero_stage < 3
 

@@ -39,6 +39,16 @@ def trains_in(precision: str, device: DeviceSpec) -> bool:
     return True
 
 
+def check_quantised(task: str) -> None:
+    """Refuse what is said of weights that are not quantised where none is.
+
+    Raises:
+        SpecError: If the task quantises none.
+    """
+    if task != "qlora":
+        raise SpecError("job.fp32_unquantised", f"is given, but {task} quantises no weights", "task qlora")
+
+
 def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
     """Refuse a job the model or the device cannot run at all.
 

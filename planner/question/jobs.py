@@ -18,7 +18,7 @@ from costmodels.eager_attention import unfused_by_default
 from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, TrainingJob
 from planner.question.attention import asked_attention_notes, attention_notes, check_width, default_attention
 from planner.question.field_names import meant_field
-from planner.question.job_checks import MAX_TRAIN_TOKENS, check_job
+from planner.question.job_checks import MAX_TRAIN_TOKENS, check_job, check_quantised
 from planner.question.lora import adapters_of
 from planner.results import Note
 from planner.rules.base import divisors
@@ -217,14 +217,9 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
         if task in _FINE_TUNING:
             hint = "full, where all weights are trained; lora or qlora, where adapters are"
         raise SpecError("job.task", f"unknown value {task[:40]!r}", hint)
-    _check_together(values, task)
+    if values.get("fp32_unquantised") is False:  # True is what documents of every job echo
+        check_quantised(task)
     return values
-
-
-def _check_together(values: Mapping[str, Any], task: str) -> None:
-    """Refuse what would do nothing. What a document echoes, defaults among it, may be asked again."""
-    if values.get("fp32_unquantised") is False and task != "qlora":
-        raise SpecError("job.fp32_unquantised", f"is given, but {task} quantises no weights", "task qlora")
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:

@@ -152,13 +152,28 @@ def _code(column: str, value: Any) -> int:
         if not isinstance(value, bool):
             raise SpecError(f"plan.{column}", f"must be true or false; got {shown(value)}")
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise SpecError(f"plan.{column}", f"must be a whole number; got {shown(value)}")
-    number = int(value)  # IntEnum's members too
     smallest = 0 if column in _MAY_BE_ZERO else 1
     largest = {"zero_stage": 3, "micro_batch_size": MAX_GLOBAL_BATCH, "num_microbatches": MAX_GLOBAL_BATCH}.get(
         column, LARGEST_DEGREE
     )
-    if not smallest <= number <= largest:
-        raise out_of_bounds(f"plan.{column}", value, smallest, largest)
-    return number
+    return checked_degree(f"plan.{column}", value, smallest, largest)
+
+
+def checked_degree(field: str, value: Any, least: int = 1, most: int = LARGEST_DEGREE) -> int:
+    """A degree of parallelism, or another whole number of a plan.
+
+    Args:
+        field: Of the number.
+        value: What the user wrote.
+        least: The smallest one allowed.
+        most: The largest one allowed.
+
+    Raises:
+        SpecError: If it is none, or out of bounds.
+    """
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise SpecError(field, f"must be a whole number; got {shown(value)}")
+    if not least <= number <= most:
+        raise out_of_bounds(field, value, least, most)
+    return int(number)  # IntEnum's members too

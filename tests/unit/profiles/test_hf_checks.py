@@ -19,6 +19,7 @@ LLAMA: dict[str, Any] = {
     [
         ("mixtral", "num_local_experts"),
         ("deepseek_v3", "n_routed_experts"),
+        ("deepseek_v4", "n_routed_experts"),
         ("deepseek_v2", "n_routed_experts"),
         ("qwen3_moe", "num_experts"),
         ("qwen2_moe", "num_experts"),
@@ -32,6 +33,7 @@ def test_mixtures_without_experts_are_not_dense_models(kind: str, key: str) -> N
         read_hf_config(LLAMA | {"model_type": kind}, "cut")
     assert error.value.field == f"config.json.{key}"
     assert "is missing" in error.value.problem
+    assert error.value.hint == "how many experts a layer chooses from, as the published file says"
 
 
 def test_a_mixture_that_says_it_has_no_experts_is_dense() -> None:

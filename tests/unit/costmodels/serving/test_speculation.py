@@ -347,6 +347,9 @@ def test_the_document_and_the_page_say_so() -> None:
     text = console.export_text()
     assert "speculative decoding: eagle3, 3 tokens drafted per step, 1.8 accepted" in text
     assert "a head of one dense layer over 32,000 tokens" in text
+    one = served(**DRAFTS | {"draft_tokens": 1, "accepted": 0.5}).speculation
+    assert one is not None
+    assert one.title == "eagle3, 1 token drafted per step, 0.5 accepted"
     mtp = served(**DRAFTS | {"speculate": "mtp"}).speculation
     assert mtp is not None
     assert mtp.title.startswith("mtp (where the checkpoint brings")

@@ -12,8 +12,8 @@ MODEL = ("--model", "llama-2-7b", "--gpus", "8xH100")
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (("--no-fp32-unquantised",), "job.fp32_unquantised: is given, but only qlora quantises weights"),
-        (("--task", "lora", "--fp32-unquantised"), "job.fp32_unquantised: is given, but only qlora quantises weights"),
+        (("--no-fp32-unquantised",), "job.fp32_unquantised: is given, but pretrain quantises no weights. Hint: --task"),
+        (("--task", "lora", "--fp32-unquantised"), "job.fp32_unquantised: is given, but lora quantises no weights"),
         (("--linear-loss", "--no-fused-loss"), "job.fused_cross_entropy: is off, but a loss that takes the output"),
     ],
 )
@@ -50,6 +50,21 @@ def test_programs_are_told_what_is_wrong_as_the_service_tells_it(run: Any) -> No
         (("--seq", "1e3"), "--seq", "must be a whole number; got '1e3'", "--seq 1000"),
         (("--tp", "x"), "--tp", "must be a whole number; got 'x'", "--tp 8, for example"),
         (("--global-batch", "1.5"), "--global-batch", "must be a whole number; got '1.5'", "--global-batch 1 or 2"),
+        (("--tp", "0.5"), "--tp", "must be a whole number; got '0.5'", "--tp 1"),
+        (("--zero", "3.5"), "--zero", "must be a whole number; got '3.5'", "--zero 3, for example"),
+        (
+            ("--micro-batch", "-0.5"),
+            "--micro-batch",
+            "must be a whole number; got '-0.5'",
+            "--micro-batch 8, for example",
+        ),
+        (("--global-batch", "1k"), "--global-batch", "must be a whole number; got '1k'", "--global-batch 1000"),
+        (("--global-batch", "1,024"), "--global-batch", "must be a whole number; got '1,024'", "--global-batch 1024"),
+        (("--top", "1.5k"), "--top", "must be a whole number; got '1.5k'", "--top 1500"),
+        (("--top", "1Ki"), "--top", "must be a whole number; got '1Ki'", "--top 1024"),
+        (("--seq", "50%"), "--seq", "must be a whole number; got '50%'", "--seq 4096, for example"),
+        (("--seq", "4kb"), "--seq", "must be a whole number; got '4kb'", "--seq 4096, for example"),
+        (("--seq", "inf"), "--seq", "must be a whole number; got 'inf'", "--seq 4096, for example"),
         (("--max-oom-risk", "5%"), "--max-oom-risk", "must be a number; got '5%'", "--max-oom-risk 0.05"),
         (
             ("--price-per-gpu-hour", "$2"),
@@ -58,6 +73,7 @@ def test_programs_are_told_what_is_wrong_as_the_service_tells_it(run: Any) -> No
             "--price-per-gpu-hour 2",
         ),
         (("--seq",), "--seq", "needs a value", "--seq VALUE"),
+        (("--seq", "--tp", "8"), "--seq", "needs a value; got the option '--tp'", "--seq VALUE"),
         (("--sq", "4096"), "--sq", "unknown option", "did you mean --seq or --set or --sp?"),
         (("more",), "command", "got unexpected extra argument(s) (more)", "planner plan -h lists what there is"),
     ],
@@ -80,6 +96,11 @@ def test_options_of_another_type_are_refused_by_value_with_the_fix(
         (("plan", "--model", "13b"), "--gpus: is required. Hint: 8xA100, 2x8xH100-80GB, 72xGB200, or a YAML file"),
         (("price", "--device", "H100"), "FILE: is required. Hint: MLIR text"),
         (("plam",), "command: no such command 'plam'. Hint: did you mean 'plan', 'replan'?"),
+        (("plan", "--gpus", "-m", "13b"), "--gpus: needs a value; got the option '-m'. Hint: --gpus VALUE"),
+        (
+            ("models", "llama", "qwen"),
+            "command: got unexpected extra argument(s) (qwen). Hint: 1 argument at most: planner models",
+        ),
         (("serve", "--port", "0"), "--port: must be at least 1; got '0'. Hint: --port 1"),
     ],
 )
@@ -89,12 +110,50 @@ def test_commands_that_lack_something_are_refused_in_one_line(run: Any, argument
     assert told.startswith(f"error: {message}")
 
 
+def test_an_option_without_its_value_does_not_swallow_that_answers_are_documents(run: Any) -> None:
+    code, out, told = run("plan", "--model", "13b", "--gpus", "--json")
+    problem = "needs a value; got the option '--json'"
+    assert (code, told) == (2, f"error: --gpus: {problem}. Hint: --gpus VALUE\n")
+    assert json.loads(out) == {"errors": [{"field": "--gpus", "problem": problem, "hint": "--gpus VALUE"}]}
+
+
 @pytest.mark.parametrize("tokens", ["4Mi", "4 Mi", "4096Ki", "4194304"])
 def test_batches_in_tokens_are_said_as_answers_say_them(run: Any, tokens: str) -> None:
     ask = ("estimate", "--model", "llama-2-7b", "--gpus", "8xH100", "--batch-tokens")
     code, out, _ = run(*ask, tokens, "--json")
     assert code == 0
     assert json.loads(out)["request"]["job"]["global_batch_size"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("sizing", ("--days", "2,5"), "--days: must be a number; got '2,5'. Hint: --days 2.5"),
+        ("sizing", ("--days", "soon"), "--days: must be a number; got 'soon'. Hint: --days 30, for example"),
+        (
+            "serving",
+            ("--prompt", "8", "--generate", "8", "--percentile", "99%"),
+            "--percentile: must be a number; got '99%'. Hint: --percentile 99",
+        ),
+        (
+            "estimate",
+            ("--reserve-gib", "-$2"),
+            "--reserve-gib: must be a number; got '-$2'. Hint: --reserve-gib 2, for",
+        ),
+    ],
+)
+def test_numbers_are_suggested_that_the_option_takes(
+    run: Any, command: str, options: Sequence[str], message: str
+) -> None:
+    code, _, told = run(command, *MODEL, *options)
+    assert code == 2
+    assert told.startswith(f"error: {message}")
+
+
+def test_thousands_of_tokens_are_decimal_as_in_hints(run: Any) -> None:
+    code, out, _ = run("estimate", *MODEL, "--seq", "1000", "--batch-tokens", "8k", "--json")
+    assert code == 0
+    assert json.loads(out)["request"]["job"]["global_batch_size"] == 8
 
 
 def test_a_batch_of_no_tokens_is_told_how_batches_are_said(run: Any) -> None:
@@ -119,6 +178,22 @@ def test_a_batch_of_no_tokens_is_told_how_batches_are_said(run: Any) -> None:
 def test_hints_name_the_option_whose_value_they_are(run: Any, options: Sequence[str], hint: str) -> None:
     code, _, told = run("plan", "--model", "llama-2-7b", "--gpus", "8xH100", *options)
     assert (code, told.partition(". Hint: ")[2]) == (2, f"{hint}\n")
+
+
+@pytest.mark.parametrize(("command", "more"), [("estimate", ()), ("serving", ("--prompt", "8", "--generate", "8"))])
+@pytest.mark.parametrize("given", ["0", "-1", "2000000"])
+def test_degrees_beyond_their_bounds_are_refused_alike_by_every_command(
+    run: Any, command: str, more: Sequence[str], given: str
+) -> None:
+    _, _, told = run(command, *MODEL, *more, "--tp", given)
+    nearest = "1048576" if int(given) > 1 else "1"
+    problem = f"must be between 1 and 1048576; got {given}"
+    assert told == f"error: plan.tensor_parallel: {problem}. Hint: --tp {nearest}\n"
+
+
+def test_replicas_are_refused_by_the_name_of_their_option(run: Any) -> None:
+    _, _, told = run("serving", *MODEL, "--prompt", "8", "--generate", "8", "--replicas", "0")
+    assert told == "error: plan.replicas: must be between 1 and 1048576; got 0. Hint: --replicas 1\n"
 
 
 @pytest.mark.parametrize(

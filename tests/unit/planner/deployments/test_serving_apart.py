@@ -190,7 +190,7 @@ def test_apart_may_do_what_together_nothing_does() -> None:
         ({"concurrency": 4}, "concurrency"),
         ({"requests": 4}, "requests"),
         ({"rate_per_s": 1.0, "percentile": 99}, "percentile"),
-        ({"pins": {"dp": 2}}, "plan.dp"),
+        ({"pins": {"dp": 2}}, "pins.dp"),
         ({"disaggregated": "no"}, "disaggregated"),
     ],
 )

@@ -14,8 +14,6 @@ from planner.question.machines import resolve_cluster
 from profiles.errors import SpecError
 from tests.unit.costmodels.serving.test_serving import best, more, served
 
-DEGREES = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
-
 
 def refused(*args: str, **asked: Any) -> SpecError:
     """The error of degrees that no engine could run."""
@@ -130,7 +128,7 @@ def test_a_share_beyond_the_usual_one_is_not_the_only_way_out() -> None:
 )
 def test_layouts_that_cannot_be_say_why(model: str, pins: dict[str, int], words: str) -> None:
     error = refused(model, pins=pins)
-    assert error.field == ("plan" if len(pins) > 1 else f"plan.{DEGREES[next(iter(pins))]}")
+    assert error.field == ("pins" if len(pins) > 1 else f"pins.{next(iter(pins))}")
     assert words in error.problem
     assert error.hint
 

@@ -16,6 +16,7 @@ from profiles.engines import load_engines
 from profiles.errors import SpecError
 from tests.fakes import compressed, job, latent
 
+WIDTHS_ALONE = "sglang shares experts in mxfp4-fp8 out by width alone on H200-SXM-141GB, ep 1. Hint: "
 FLASH_WEIGHTS = 155.8e9  # bytes: the checkpoint's 159.6 without the layer that predicts further words
 
 
@@ -86,7 +87,8 @@ def test_what_no_engine_does_is_refused(asked: dict[str, Any], message: str) -> 
         ({"gpus": "16xB200", "pins": {"tp": 16}}, "8 groups of heads in the output do not divide by tp 16"),
         ({"pins": {"pp": 2}}, "vllm runs compressed keys on one pipeline stage only"),
         ({"engine": "sglang", "pins": {"pp": 2}}, "sglang runs compressed keys on one pipeline stage only"),
-        ({"engine": "sglang", "gpus": "8xH200", "pins": {"ep": 4}}, "shares such experts out by width alone on H200"),
+        ({"engine": "sglang", "gpus": "8xH200", "pins": {"ep": 4}}, f"^pins.ep: {WIDTHS_ALONE}"),
+        ({"engine": "sglang", "gpus": "8xH200", "pins": {"tp": 8, "ep": 2}}, f"^pins: {WIDTHS_ALONE}"),
     ],
 )
 def test_layouts_that_no_engine_has_are_told_apart(asked: dict[str, Any], message: str) -> None:
