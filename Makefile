@@ -38,7 +38,7 @@ contracts: $(INSTALLED_DEV) ## import-linter: the layers of the house
 	$(BIN)/lint-imports
 
 pytest: $(INSTALLED_DEV) ## The tests alone
-	$(BIN)/pytest -q -n 2
+	$(BIN)/pytest -q -n 2 $(PYTEST_FLAGS)
 
 format: $(INSTALLED_DEV) ## Rewrite the code as ruff formats it
 	$(BIN)/ruff format
