@@ -40,10 +40,14 @@ def format_notes(plan: ExecutionPlan, request: Request) -> tuple[Note, ...]:
         plan: The plan.
         request: What was asked, on the devices that the plan uses.
     """
-    runs = [name for name in FORMATS if request.stack.name in target_of(name).TARGET.stacks]
-    lacking = {name: _gaps(name, plan, request) for name in runs}
+    lacking: dict[str, tuple[Gap, ...]] = {}
+    for name in FORMATS:
+        if request.stack.name in target_of(name).TARGET.stacks:
+            lacking[name] = _gaps(name, plan, request)
+            if not lacking[name]:
+                return ()  # the others need not be asked
     first = next((gap for found in lacking.values() for gap in found if gap.field.startswith("model")), None)
-    if first is None or not all(lacking.values()):
+    if first is None:
         return ()
     why = "; ".join(f"{name}: {found[0].problem}" for name, found in lacking.items())
     message = f"no format exports all of this plan of {request.model.name} ({why})"
