@@ -18,6 +18,7 @@ from tests.fakes import latent, llama
 FULL = [layer == 0 or layer % 6 == 5 for layer in range(48)]
 MIMO: dict[str, Any] = {
     "model_type": "mimo_v2_flash", "num_hidden_layers": 48, "hidden_size": 4096, "num_attention_heads": 64,
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
     "num_key_value_heads": 4, "head_dim": 192, "v_head_dim": 128, "swa_num_attention_heads": 64,
     "swa_num_key_value_heads": 8, "swa_head_dim": 192, "swa_v_head_dim": 128, "sliding_window": 128,
     "sliding_window_size": 128, "hybrid_layer_pattern": [int(not full) for full in FULL], "attention_bias": False,
