@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from numbers import Number
 
+_LEAST_BEGINNING = 3  # letters of a name that other words may begin with
 LARGEST = 10**30  # whole numbers beyond cannot be meant, and longer ones not even be printed
 
 
@@ -79,6 +80,8 @@ def out_of_bounds(field: str, value: object, least: float, most: float) -> SpecE
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5, most: int = 12) -> str:
     """Hint naming the known words closest to ``name``, three at most, or listing a few when none is close.
 
+    Words that begin as the name does come first: ``gemma-4`` is short for one of those, and no slip for ``gemma-7b``.
+
     Args:
         name: What the user wrote; compared case-insensitively, only its first 64 characters.
         known: Every accepted word.
@@ -90,7 +93,10 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5, most: 
     """
     words = sorted(set(known))
     lowered = {word.lower(): word for word in words}
-    close = difflib.get_close_matches(name[:64].lower(), lowered, n=3, cutoff=cutoff)
+    key = name[:64].lower()
+    begun = [word for word in lowered if len(key) >= _LEAST_BEGINNING and word.startswith(key)]
+    found = difflib.get_close_matches(key, begun, n=3, cutoff=0.0) + difflib.get_close_matches(key, lowered, 3, cutoff)
+    close = list(dict.fromkeys(found))[:3]
     if close:
         return "did you mean " + " or ".join(f"'{lowered[word]}'" for word in close) + "?"
     return "known: " + ", ".join(words[:most]) + (", ..." if len(words) > most else "") if words else ""

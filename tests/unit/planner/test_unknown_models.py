@@ -35,3 +35,15 @@ def test_what_a_text_part_leaves_to_its_base_is_asked_of_that():
     ):
         read_hf_config({"model_type": "llava", "text_config": text, "vision_config": {}}, "llava")
     assert resolve_model("lmsys/vicuna-7b-v1.5", default_catalog()).spec.name == "llama-2-7b"
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("gemma-4", "'gemma-4-31b'"), ("deepseek-v4", "'deepseek-v4-pro'"), ("lama-2-7b", "'llama-2-7b'")],
+)
+def test_models_that_begin_with_the_name_are_meant_before_those_that_look_like_it(name: str, first: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        resolve_model(name, default_catalog())
+    assert caught.value.hint.startswith(f"did you mean {first}")
+    begun = name.startswith(("gemma", "deepseek"))
+    assert all(f"'{name}-" in word for word in caught.value.hint.split(" or ")) == begun
