@@ -31,7 +31,8 @@ class CostContext:
         norms_quantise: An engine's norms write the input of an 8-bit product in 8 bits.
         activations_quantise: So do its activation functions.
         own_all_reduce: Its sums over the devices of a domain are a kernel of its own
-        (``costmodels.links.engine_reduce``). state_element_bytes: Of one number in a recurrent state that it keeps.
+            (``costmodels.links.engine_reduce``).
+        state_element_bytes: Of one number in a recurrent state that it keeps.
     """
 
     model: ModelSpec

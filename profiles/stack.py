@@ -96,11 +96,11 @@ class StackSpec:
             last product, whose result nothing needs, does not run again (PyTorch's checkpoint without reentrant
             autograd, since its pull request 96866, in PyTorch 2.1); otherwise all of the forward pass does.
         selective: What selective recomputation repeats unless modules are named: the attention ``core`` (Megatron-LM)
-            or, with torchtitan, all but every other one of the layer's ``products``
-        (``costmodels.memory.saved_products``). clips_gradients: All gradients are multiplied by the factor that clips
-            them, whatever it is (``torch.nn.utils.clip_grad_norm_``); otherwise a kernel does so that reads them
-        anyway, or none. adapters: Whose adapters: ``linear`` layers in 16 bits, PEFT's ``module``, in fp32 under
-            autocast, or ``in_place``, functions of a whole MLP that work on what they are given (Unsloth).
+            or, with torchtitan, all but every other one of the layer's ``products`` (``memory.saved_products``).
+        clips_gradients: All gradients are multiplied by the factor that clips them, whatever it is
+            (``torch.nn.utils.clip_grad_norm_``); otherwise a kernel does so that reads them anyway, or none.
+        adapters: Whose adapters: ``linear`` layers in 16 bits, PEFT's ``module``, in fp32 under autocast, or
+            ``in_place``, functions of a whole MLP that work on what they are given (Unsloth).
         joint_adapters: Queries, keys and values have one adapter together where all three are adapted, because one
             product makes them (their parameters are counted apart all the same).
         repeats_key_values: Key and value heads are copied, one per query head, before attention sees them.

@@ -63,7 +63,8 @@ class FlowOptions:
         keep_cache: Whether interrupted responses keep keys and values of older weights, or compute them anew.
         stream: Whether scoring and services take responses as they end; see ``planner.dataflow.streams``.
         dependency: ``version`` or ``barrier``, see ``planner.dataflow.solving.iterations``; None for what the mode
-        needs. objective: ``time``, ``cost`` or ``fewest_gpus``.
+            needs.
+        objective: ``time``, ``cost`` or ``fewest_gpus``.
         max_oom_risk: Share of runs, up to 1, in which a call may run out of memory at most, where there is such a plan.
         offload: Whether frozen weights and optimizer states may lie in host memory between calls.
         engine: Engine of every generating call; None for the best of those there are.

@@ -272,8 +272,8 @@ class FlowPlan:
         iterations: Iterations shown.
         first_s: Until the first iteration is over.
         total_s: Until the last one is.
-        steady_s, steady_low_s, steady_high_s: Per iteration once settled, see ``planner.dataflow.solving.steady``;
-        interval. busy_share: GPU time spent on calls and transfers over all GPU time of the steady iteration.
+        steady_s, steady_low_s, steady_high_s: Per iteration once settled, see ``solving.steady``; interval.
+        busy_share: GPU time spent on calls and transfers over all GPU time of the steady iteration.
         model_flops: FLOPs the calls need per iteration.
         mfu: Those over the peak of all GPUs in the steady iteration.
         host_bytes: Host memory the fullest node needs for weights and states.
