@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from planner.answer.parts import search_on
+from planner.answer.remedies import search_once
 from planner.phrases import percent
 from planner.question.jobs import most_divisible
 from planner.ranking import best_rows
@@ -29,7 +29,7 @@ def batch_notes(request: Request, answers: Sequence[PlanEstimate]) -> tuple[Note
         return ()
     other = most_divisible(batch / best.num_devices) * best.num_devices
     try:
-        priced, _, _ = search_on(replace(request, job=replace(request.job, global_batch_size=other)), [request.cluster])
+        priced = search_once(replace(request, job=replace(request.job, global_batch_size=other)), request.cluster)
     except SpecError:  # what is fixed does not suit it
         return ()
     rows = best_rows(priced, objective="step_time", count=1)
