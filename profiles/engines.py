@@ -38,7 +38,7 @@ _SHARES = (OF_ALL, OF_ALL_BUT_GRAPHS, OF_WEIGHTS_AND_CACHE, OF_FREE)
 # Fields that are lists in YAML.
 _TUPLES = (
     *("unsupported", "linear_attention", "sparse_attention", "sparse_cache_16_bits", "compressed_attention"),
-    *("speculates", "speculates_ungrouped"),
+    *("cuts_four_bit_experts", "speculates", "speculates_ungrouped"),
 )
 _FITTED_AS = "fitted_as"  # in YAML: another engine, whose fits are this one's, too
 _HOST_TIMES = (
@@ -125,6 +125,8 @@ class EngineSpec:
             has no code for indexers (``profiles.indexer``).
         sparse_cache_16_bits: Those of them on which these kernels read keys and values in 16 bits only.
         compressed_attention: The same of compressed keys (``profiles.compressed_attention``).
+        compressed_stages: Whether layers with such keys can be split over pipeline stages.
+        cuts_four_bit_experts: Architectures on which experts in 4 bits beside 8-bit matrices are shared by width alone.
         float32_states: Those whose recurrent states it keeps in 32 bits; others are in the model's format, but for
             models that ask for 32 (``LinearAttention.float32_states``).
         expert_multiples: Format of weights and architecture of devices to the multiples that its kernels' matrices of
@@ -187,6 +189,8 @@ class EngineSpec:
     sparse_attention: tuple[str, ...] = ()
     sparse_cache_16_bits: tuple[str, ...] = ()
     compressed_attention: tuple[str, ...] = ()
+    compressed_stages: bool = False
+    cuts_four_bit_experts: tuple[str, ...] = ()
     float32_states: tuple[str, ...] = LINEAR_KINDS
     weights_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     expert_multiples: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict, hash=False)

@@ -24,8 +24,6 @@ from profiles.model import ModelSpec
 _LEVELS = 7  # from what fits down to a 64th of it
 _MOST_DOMAINS = 8  # scale-up domains one tensor-parallel group may span: 64 devices (NeMo-RL runs DeepSeek-V3 so)
 
-_STAGES_OF_COMPRESSED = (TRAINER, "tensorrt-llm")  # who splits models with compressed keys over stages
-
 
 def engine_strategies(
     model: ModelSpec,
@@ -75,17 +73,6 @@ def engine_strategies(
     return plans.take(np.flatnonzero(accepted))
 
 
-def stages_refused(engine: EngineSpec) -> bool:
-    """Whether an engine runs models with compressed keys on one pipeline stage only.
-
-    Source:
-        Stages are TensorRT-LLM's alone (its examples/models/core/deepseek_v4/README.md): in vLLM later ones lack the
-        numbers of the tokens that routing asks for (pull request 55520, open in September 2026; issue 52761), and
-        SGLang's were not merged (pull request 23661).
-    """
-    return engine.name not in _STAGES_OF_COMPRESSED
-
-
 def _engine_accepts(model: ModelSpec, columns: Columns, engine: EngineSpec) -> BoolArray:
     """(N,) whether the engine loads the model so.
 
@@ -97,7 +84,7 @@ def _engine_accepts(model: ModelSpec, columns: Columns, engine: EngineSpec) -> B
         (elsewhere part of it too, ``EngineSpec.cuts_spread_experts``); with data-parallel attention, those of all
         groups, which some engines make of single ranks.
         Compressed keys: groups of the output's product of low rank are shared out whole (``n_local_groups`` of vLLM's
-        models/deepseek_v4/attention.py). Stages, ``stages_refused``.
+        models/deepseek_v4/attention.py). Stages: ``EngineSpec.compressed_stages``.
         Layers that take the choice of keys of a layer before (``planner.rules.indexer``) are not cut off from it.
     """
     t = columns["tensor_parallel"]
@@ -109,7 +96,7 @@ def _engine_accepts(model: ModelSpec, columns: Columns, engine: EngineSpec) -> B
         accepted &= np.isin(t, [each for each in np.unique(t) if model.linear_attention.splits_over(int(each))])
     if model.compressed_attention is not None:
         accepted &= model.compressed_attention.output_groups % t == 0
-        accepted &= (columns["pipeline_parallel"] == 1) | (not stages_refused(engine))
+        accepted &= (columns["pipeline_parallel"] == 1) | engine.compressed_stages
     if shares_choices(model):
         accepted &= columns["pipeline_parallel"] == 1
     if model.dense_mlp_layers:

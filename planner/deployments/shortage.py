@@ -9,7 +9,6 @@ import numpy as np
 from costmodels.plan import FloatArray
 from costmodels.serving.reading import reads_per_s
 from costmodels.serving.steady import most_per_s
-from planner.dataflow.engine_strategies import stages_refused
 from planner.deployments.deployed import deployment
 from planner.deployments.job import MOST_REQUESTS, MOST_SECONDS, bound_words, serving_engine
 from planner.deployments.layouts import fewest_devices, replica_layouts
@@ -75,7 +74,7 @@ def _of_attention(asked: ServingResult, pins: Mapping[str, int], t: int) -> str:
         return f"{linear.num_key_heads} and {linear.num_value_heads} heads of linear attention do not divide by tp {t}"
     if compressed is not None and compressed.output_groups % t:
         return f"{compressed.output_groups} groups of heads in the output do not divide by tp {t}"
-    if compressed is not None and stages > 1 and stages_refused(asked.engine):
+    if compressed is not None and stages > 1 and not asked.engine.compressed_stages:
         return f"{asked.engine.name} runs compressed keys on one pipeline stage only"
     if shares_choices(model) and stages > 1:
         return f"layers of {model.name} take the choice of keys of one before them, which has to be on their stage"

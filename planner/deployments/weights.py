@@ -17,7 +17,6 @@ from profiles.weights import WEIGHT_FORMATS, WeightFormat, parse_weights
 # In which checkpoints of DeepSeek-V4 are published: the grouped product of its output reads 8 bits by blocks, else 16
 # (wo_a of vLLM's models/deepseek_v4/attention.py); those in NVFP4 hold experts alone in it.
 _OF_COMPRESSED = ("mxfp4-fp8", "fp8-block")
-_WIDTHS_ONLY = "sglang"
 
 
 def served_weights(
@@ -119,13 +118,8 @@ def cuts(plans: PlanBatch, model: ModelSpec, weights: WeightFormat | None) -> Bo
 
 
 def spread(plans: PlanBatch, weights: WeightFormat | None, engine: EngineSpec, device: DeviceSpec) -> BoolArray:
-    """(N,) whether the engine spreads experts in that format so over ranks.
-
-    Source:
-        SGLang documentation, DeepSeek-V4, note on Hopper: its FP4 experts run on Marlin's kernels, which is "TP-only"
-        (neither data-parallel attention nor expert parallelism; checkpoints in FP8 have both).
-    """
-    if weights is None or not weights.beside or engine.name != _WIDTHS_ONLY or device.architecture != "hopper":
+    """(N,) whether the engine spreads experts in that format so over ranks (``EngineSpec.cuts_four_bit_experts``)."""
+    if weights is None or not weights.beside or device.architecture not in engine.cuts_four_bit_experts:
         return np.ones(len(plans), dtype=np.bool_)
     return np.asarray((plans.expert_parallel == 1) & (plans.attention_groups == 1), dtype=np.bool_)
 
