@@ -65,11 +65,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
             *([["--gradient_checkpointing", "true"]] if checkpoints else []),
         ],
         files={CONFIG: "\n".join([*comment(header(TARGET, plan, request)), text])},
-        gaps=(
-            *gaps(*plan_checks(PlanBatch.from_plans([plan]), request)),
-            *_job_gaps(request),
-            *trainer_gaps(request),
-        ),
+        gaps=unsupported(plan, request),
         left_to_you=(
             *script_notes(request, shared=plan.context_parallel > 1),
             *_shared(plan),
@@ -148,6 +144,12 @@ def _moved_in_script(plan: ExecutionPlan) -> tuple[str, ...]:
     """Accelerate moves checkpoints of FSDP2 alone."""
     words = "checkpoints on the host: trl's SFTConfig(activation_offloading=True), or torch's save_on_cpu around layers"
     return (words,) if plan.offload_activations and plan.zero_stage == 0 else ()
+
+
+def unsupported(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
+    """What a plan, its job or its model has that the target cannot express."""
+    checks = plan_checks(PlanBatch.from_plans([plan]), request)
+    return (*gaps(*checks), *_job_gaps(request), *trainer_gaps(request))
 
 
 def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:

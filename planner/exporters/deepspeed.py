@@ -52,11 +52,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         request,
         command=command,
         files={CONFIG: json.dumps(configuration, indent=2) + "\n"},
-        gaps=(
-            *gaps(*plan_checks(PlanBatch.from_plans([plan]), request)),
-            *_job_gaps(request),
-            *(trainer_gaps(request) if trainer else ()),
-        ),
+        gaps=unsupported(plan, request),
         left_to_you=(*script_notes(request), *(() if trainer else _in_script(plan, request)), *starts),
     )
 
@@ -123,6 +119,13 @@ def _sixteen_bits(request: Request) -> dict[str, Any]:
         found["bf16_master_weights_and_grads"] = True
         found["bf16_optimizer_states"] = job.state_dtype == "bf16"
     return found
+
+
+def unsupported(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
+    """What a plan, its job or its model has that the target cannot express."""
+    checks = plan_checks(PlanBatch.from_plans([plan]), request)
+    trained = trainer_gaps(request) if request.stack.framework == HUGGINGFACE else ()
+    return (*gaps(*checks), *_job_gaps(request), *trained)
 
 
 def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:

@@ -24,7 +24,7 @@ FLOW_FORMATS = ("verl", "nemo-rl", "openrlhf")  # of workflows: ``planner.export
 
 
 def target_of(format: str) -> Any:
-    """The module of a format: its ``TARGET``, ``export`` and ``plan_checks``."""
+    """The module of a format: its ``TARGET``, ``export``, ``unsupported`` and ``plan_checks``."""
     return import_module(f"planner.exporters.{_MODULES[format]}")
 
 
@@ -57,7 +57,7 @@ def format_notes(plan: ExecutionPlan, request: Request) -> tuple[Note, ...]:
 def _gaps(format: str, plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     """What a target cannot express, of the model first."""
     try:
-        found: tuple[Gap, ...] = target_of(format).export(plan, request).unsupported
+        found: tuple[Gap, ...] = target_of(format).unsupported(plan, request)
     except SpecError as error:  # a target without a configuration of the model
         return (Gap(field=error.field, problem=error.problem, hint=error.hint),)
     return tuple(sorted(found, key=lambda gap: not gap.field.startswith("model")))

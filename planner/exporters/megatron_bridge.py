@@ -122,15 +122,18 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         request,
         command=[*torchrun(request.cluster), [_SCRIPT, "--recipe", recipe or BARE], *words],
         environment=queues(plan, request) | attention_variables(options),
-        gaps=(
-            *(_shape_gaps(request) if recipe is None else ()),
-            *gaps(*plan_checks(PlanBatch.from_plans([plan]), request)),
-            *job_gaps(request, _ADAPTERS),
-            *gaps((job.fp8_attention, "job.fp8_attention", "is not said", "leave it out")),
-        ),
+        gaps=unsupported(plan, request),
         left_to_you=(*_yours(request, recipe), *copied_weights(plan, request), *on_every_node(request.cluster)),
         defaults=trial,
     )
+
+
+def unsupported(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
+    """What a plan, its job or its model has that the target cannot express."""
+    said = (request.job.fp8_attention, "job.fp8_attention", "is not said", "leave it out")
+    checks = plan_checks(PlanBatch.from_plans([plan]), request)
+    shape = _shape_gaps(request) if recipe_of(request.model, RECIPES) is None else ()
+    return (*shape, *gaps(*checks), *job_gaps(request, _ADAPTERS), *gaps(said))
 
 
 def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:

@@ -72,8 +72,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         request: Model, job, the devices that the plan uses, and the stack it was priced for.
     """
     options = [*shape_options(request.model), *_router_scores(request.model), *megatron_options(plan, request)]
-    name = _OF_HALVES if request.model.layer_pattern else _SCRIPT
-    script = [*torchrun(request.cluster), [name]]
+    script = [*torchrun(request.cluster), [_script(request.model)]]
     mock = ["--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(request.model.vocab_size)]
     mock += ["--lr", "1e-4", *([] if request.job.train_tokens else ["--train-iters", "20"])]
     return finished(
@@ -82,12 +81,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         request,
         command=[*script, *options],
         environment=queues(plan, request),
-        gaps=(
-            *model_gaps(request),
-            *gaps(*plan_checks(PlanBatch.from_plans([plan]), request)),
-            *job_gaps(request, f"{name} trains all weights"),
-            *_eight_bits(request),
-        ),
+        gaps=unsupported(plan, request),
         left_to_you=(*_yours(request), *copied_weights(plan, request), *on_every_node(request.cluster)),
         defaults=mock,
     )
@@ -295,6 +289,17 @@ def _precision_aware(plan: ExecutionPlan, request: Request) -> bool:
     job = request.job
     halved = job.master_dtype == "fp16" and plan.zero_stage not in _SHARDING
     return plan.offload_optimizer or halved or job.state_dtype != "fp32"
+
+
+def unsupported(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
+    """What a plan, its job or its model has that the target cannot express."""
+    checks = plan_checks(PlanBatch.from_plans([plan]), request)
+    trained = job_gaps(request, f"{_script(request.model)} trains all weights")
+    return (*model_gaps(request), *gaps(*checks), *trained, *_eight_bits(request))
+
+
+def _script(model: ModelSpec) -> str:
+    return _OF_HALVES if model.layer_pattern else _SCRIPT
 
 
 def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:

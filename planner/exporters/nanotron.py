@@ -55,11 +55,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         command=[*torchrun(request.cluster), ["run_train.py", "--config-file", CONFIG]],
         files={CONFIG: "\n".join([*comment(header(TARGET, plan, request)), text])},
         environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},  # run_train.py asks for it
-        gaps=(
-            *_model_gaps(request.model),
-            *gaps(*plan_checks(PlanBatch.from_plans([plan]), request)),
-            *_job_gaps(request),
-        ),
+        gaps=unsupported(plan, request),
         left_to_you=(*_yours(request), *on_every_node(request.cluster)),
     )
 
@@ -157,6 +153,12 @@ def _accumulates_longer(request: Request) -> bool:
 
 def _gradients(request: Request) -> str:
     return request.job.gradient_dtype or request.stack.gradient_format(request.job.precision)
+
+
+def unsupported(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
+    """What a plan, its job or its model has that the target cannot express."""
+    checks = plan_checks(PlanBatch.from_plans([plan]), request)
+    return (*_model_gaps(request.model), *gaps(*checks), *_job_gaps(request))
 
 
 def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:

@@ -83,7 +83,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         plan,
         request,
         command=command,
-        gaps=(*gaps(*plan_checks(PlanBatch.from_plans([plan]), request)), *_job_gaps(request, recipes)),
+        gaps=unsupported(plan, request),
         left_to_you=(
             f"the tokenizer of {request.model.name} in --hf_assets_path, data, learning rate: as {config} has them",
             *steps,
@@ -91,6 +91,16 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
             *on_every_node(request.cluster),
         ),
     )
+
+
+def unsupported(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
+    """What a plan, its job or its model has that the target cannot express.
+
+    Raises:
+        SpecError: If torchtitan has no configuration of the model.
+    """
+    _, recipes = _recipe(request.model)
+    return (*gaps(*plan_checks(PlanBatch.from_plans([plan]), request)), *_job_gaps(request, recipes))
 
 
 def _attention(library: str) -> tuple[str, ...]:
