@@ -15,6 +15,7 @@ from profiles.pydantic_words import hint_of, problem_of
 USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, which Typer has had in several places
 _LENGTH, _IN_HUNDREDTHS = "--seq", "--percentile"  # lengths in thousands are powers of two
 _MOST = {"--zero": 3}
+_STEM = 4  # letters that the names of two commands share where one is taken for the other
 _USUAL = {
     _LENGTH: "4096", "--max-model-len": "4096", "--prefix": "1024", "--sample-tokens": "512", "--zero": "3",
     "--max-num-seqs": "256", "--max-num-batched-tokens": "8192", "--port": "8000", "--seed": "0", "--top": "10",
@@ -38,7 +39,8 @@ def usage_error(error: Exception) -> SpecError | None:
         )
     if kind == "NoSuchOption":
         close = " or ".join(sorted(getattr(error, "possibilities", None) or ()))
-        return SpecError(option, "unknown option", f"did you mean {close}?" if close else f"{_help(error)} lists them")
+        hint = _taken_by(option, error) or (f"did you mean {close}?" if close else f"{_help(error)} lists them")
+        return SpecError(option, "unknown option", hint)
     if kind == "BadOptionUsage":
         return SpecError(option, "needs a value", f"{option} VALUE")
     if isinstance(error, typer.BadParameter):
@@ -81,6 +83,18 @@ def _option(error: Exception) -> str:
 
 def _help(error: Exception) -> str:
     return f"{getattr(getattr(error, 'ctx', None), 'command_path', 'planner')} -h"
+
+
+def _taken_by(option: str, error: Exception) -> str:
+    """The command that begins like the one called and has the option, as ``serving`` for ``serve``; else empty."""
+    context = getattr(error, "ctx", None)
+    siblings = getattr(getattr(getattr(context, "parent", None), "command", None), "commands", {})
+    called = str(getattr(context, "info_name", ""))
+    for name, command in siblings.items():
+        has = any(option in each.opts for each in command.params if each.param_type_name == "option")
+        if has and called and name.startswith(called[:_STEM]):
+            return f"{context.parent.command_path} {name} takes it"  # type: ignore[union-attr]
+    return ""
 
 
 def _taken(error: Exception) -> str:

@@ -46,13 +46,16 @@ OMNI: dict[str, Any] = {
         },
     },
 }  # fmt: skip
-FILES = {
-    "mistral-small-4-119b": {"model_type": "mistral3", "vision_config": {}, "text_config": MISTRAL_4},
+FILES: dict[str, dict[str, Any]] = {
+    "mistral-small-4-119b": {
+        "model_type": "mistral3", "vision_config": {}, "text_config": MISTRAL_4,
+        "quantization_config": {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None},
+    },
     "apertus-8b": APERTUS,
     "hy3-295b-a21b": HY_3,
     "hunyuan-a13b": HUNYUAN,
     "qwen3-omni-30b-a3b": OMNI,
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -95,6 +95,8 @@ def test_options_of_another_type_are_refused_by_value_with_the_fix(
     [
         (("plan", "--model", "13b"), "--gpus: is required. Hint: 8xA100, 2x8xH100-80GB, 72xGB200, or a YAML file"),
         (("price", "--device", "H100"), "FILE: is required. Hint: MLIR text"),
+        (("serve", "--model", "13b"), "--model: unknown option. Hint: planner serving takes it"),
+        (("serve", "--modle", "13b"), "--modle: unknown option. Hint: planner serve -h lists them"),
         (("plam",), "command: no such command 'plam'. Hint: did you mean 'plan', 'replan'?"),
         (("plan", "--gpus", "-m", "13b"), "--gpus: needs a value; got the option '-m'. Hint: --gpus VALUE"),
         (
