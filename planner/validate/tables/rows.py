@@ -29,6 +29,8 @@ UNSEEN_ROUNDS = {
     "unseen_seventh.csv": 7,
     "unseen_seventh_tuning.csv": 7,
     "unseen_eighth.csv": 8,
+    "unseen_ninth.csv": 9,
+    "unseen_ninth_tuning.csv": 9,
 }
 NEVER_FITTED = frozenset(UNSEEN_ROUNDS)
 CONTRADICTION = "contradiction: "  # begins the reason where what a row says cannot all be true

@@ -42,8 +42,11 @@ BLIND_COMMITS = {
 _BLIND = re.compile(r"blind (?:(time|memory) )?([+-][0-9.]+) %, (inside|outside)")
 _VERDICT = re.compile(r"blind verdict (right|wrong)")
 _STANDS_IN = re.compile(r", (first )?as [A-Za-z0-9-]+$")
-# Forks of one project, which err together.
-_ONE_PROJECT = dict.fromkeys(("DaiXindi-AMD", "WuLei-AMD", "ZhangDanyang-AMD"), "Lumen")
+# Forks of one project, and pages of one person, which err together.
+_ONE_PROJECT = {
+    **dict.fromkeys(("DaiXindi-AMD", "WuLei-AMD", "ZhangDanyang-AMD"), "Lumen"),
+    "www.gilesthomas.com": "gpjt",  # whose blog that is
+}
 _CODE_HOSTS = ("github.com", "gitlab.com", "huggingface.co")
 
 
