@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from costmodels.chunked_loss import loss_chunks
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
 from costmodels.links.collectives import CollectiveOp
@@ -59,11 +60,13 @@ def lower_head(shape: RankShape, context: CostContext) -> CallList:
     model, job = context.model, context.job
     vocabulary = np.ones(len(shape)) if model.value_head else model.vocab_size / shape.tensor
     trained = not job.trains_adapters_only
+    chunks = loss_chunks(shape.tokens, model) if job.linear_cross_entropy else np.ones(len(shape))
     calls.linear(
-        shape.tokens,
+        shape.tokens / chunks,
         model.hidden_size,
         vocabulary,
         trained=trained,
+        batch=chunks,
         gemm_format=core_format(context),
         packed=context.stack.quantises_head,
     )

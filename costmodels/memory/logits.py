@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from costmodels.autocast import by_sharding, fp32_stream
+from costmodels.chunked_loss import chunk_tokens
 from costmodels.memory.activations import tokens_per_rank
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.workload import TrainingJob
@@ -23,8 +24,9 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
     """(N,) bytes of logits alive at the loss of one micro-batch, vocabulary-parallel unless the stack gathers them.
 
     One copy as the head computes it and ``stack.logits_fp32_copies`` in fp32; a fused loss keeps
-    only the first (and its gradient in place), one that takes the output layer into itself those of a few tokens
-    (``_chunk_tokens``) and the gradient of what enters it. Under autocast the head's weights are cast besides.
+    only the first (and its gradient in place), one that takes the output layer into itself those of a chunk of the
+    tokens (``costmodels.chunked_loss``) and the gradient of what enters it. Under autocast the head's weights are cast
+    besides.
     """
     each = partial(_logits_bytes, plans, model, job)
     return np.asarray(by_sharding(job, stack, plans.zero_stage, each), dtype=np.float64)
@@ -40,7 +42,7 @@ def late_logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stac
 def logits_gradient_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob) -> FloatArray:
     """(N,) bytes of the gradient of the logits in storage precision that are alive at once."""
     tokens = tokens_per_rank(plans, job)
-    at_once = _chunk_tokens(tokens, model) if job.linear_cross_entropy else tokens
+    at_once = chunk_tokens(tokens, model) if job.linear_cross_entropy else tokens
     return (job.numerics.storage_bytes * model.output_width / plans.tensor_parallel) * at_once
 
 
@@ -50,7 +52,7 @@ def _logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: S
     tokens = tokens_per_rank(plans, job)
     cast = element * embedding_parameters(model) / plans.tensor_parallel if fp32_stream(job, stack) else 0.0
     if job.linear_cross_entropy:
-        chunk = (element + _FP32) * model.output_width / plans.tensor_parallel * _chunk_tokens(tokens, model)
+        chunk = (element + _FP32) * model.output_width / plans.tensor_parallel * chunk_tokens(tokens, model)
         return chunk + element * model.hidden_size * tokens + cast
     over_t = tokens / _vocabulary_parts(plans, stack)
     alive = (element + _copy_bytes(plans, job, stack)) * model.output_width * over_t
@@ -60,19 +62,6 @@ def _logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: S
 def _vocabulary_parts(plans: PlanBatch, stack: StackSpec) -> IntArray:
     """(N,) ranks that share the vocabulary of the loss."""
     return np.ones_like(plans.tensor_parallel) if stack.gathers_logits else plans.tensor_parallel
-
-
-def _chunk_tokens(tokens: FloatArray, model: ModelSpec) -> FloatArray:
-    """(N,) tokens whose logits are alive at once in a loss that takes the output layer into itself.
-
-    Source:
-        linkedin/Liger-Kernel, src/liger_kernel/ops/fused_linear_cross_entropy.py: as many parts as the vocabulary is
-        wider than the hidden state, the tokens of one rounded up to a power of two; each part's logits in the format of
-        the weights and in fp32.
-    """
-    each = np.ceil(tokens / np.ceil(model.output_width / model.hidden_size))
-    found: FloatArray = np.minimum(2 ** np.ceil(np.log2(each)), tokens)
-    return found
 
 
 def _copy_bytes(plans: PlanBatch, job: TrainingJob, stack: StackSpec) -> FloatArray:
