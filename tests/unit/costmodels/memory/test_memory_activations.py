@@ -285,10 +285,11 @@ def test_ends_of_the_model():
 
 @pytest.mark.parametrize(
     ("name", "bytes_per_logit"),
-    # Three fp32 tensors: log-probabilities, their gradient, that of the logits. Before, four and the 16-bit logits.
-    [("deepspeed", 12), ("hf-trainer", 12), ("deepspeed-2024", 18), ("xtuner", 18), ("hf-trainer-2024", 18)],
+    # Three fp32 tensors: log-probabilities, their gradient, that of the logits. Before transformers 4.49 the first is of
+    # a shifted copy, and no more alive by then. What published peaks of the Trainer of then take is four, and 16 bits.
+    [("deepspeed", 12), ("hf-trainer", 12), ("deepspeed-2024", 12), ("xtuner", 12), ("hf-trainer-2024", 18)],
 )
-def test_logits_are_copied_once_less_since_transformers_4_49(name, bytes_per_logit):
+def test_logits_of_hugging_face_are_three_times_in_fp32_at_the_loss(name, bytes_per_logit):
     plan = PlanBatch.from_plans([ExecutionPlan(micro_batch_size=2, zero_stage=3, data_parallel=2)])
     logits = logits_bytes(plan, gpt(), job(), load_stacks()[name])
     assert logits[0] == TOKENS * 32768 * bytes_per_logit
