@@ -137,8 +137,8 @@ def offload_of(row: Row) -> tuple[bool, bool, bool]:
 
 
 def has_fp32_weights(row: Row) -> bool:
-    """Whether 16-bit products run under autocast on weights that are fp32 themselves."""
-    return "fp32 weights" in row.text("precision")
+    """Whether weights are fp32, be it that 16-bit products run under autocast on them."""
+    return re.search(r"^(?:fp|tf)32\b|fp32 weights", row.text("precision").lower()) is not None
 
 
 def gradient_dtype_of(row: Row, sixteen_bit_states: bool) -> str:

@@ -59,6 +59,17 @@ PACKAGED_THEN: Mapping[int, Mapping[str, float | Mapping[str, float]]] = {
         "tuning": {"deepspeed": 0.6546, "fsdp": 0.5619, "huggingface": 0.4118, "megatron": 0.5619, "nanotron": 0.5619},
         PEAKS: {"deepspeed": 0.3173, "fsdp": 0.5886, "huggingface": 0.3306, "megatron": 0.4774, "nanotron": 0.3982},
     },
+    9: {
+        "pretrain": {
+            "deepspeed": 0.3691,
+            "fsdp": 0.4588,
+            "huggingface": 0.4199,
+            "megatron": 0.286,
+            "nanotron": 0.3691,
+        },
+        "tuning": {"deepspeed": 0.6545, "fsdp": 0.5612, "huggingface": 0.4106, "megatron": 0.5612, "nanotron": 0.5612},
+        PEAKS: {"deepspeed": 0.3174, "fsdp": 0.5886, "huggingface": 0.3305, "megatron": 0.4744, "nanotron": 0.3773},
+    },
 }
 MEMORY_COMMIT = "84afd51"  # of the first round's memory of training
 _NOTHING = ("", "", "")

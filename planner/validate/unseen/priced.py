@@ -38,6 +38,7 @@ BLIND_COMMITS = {
     6: "cc8db82",
     7: "27ffa6d",
     8: "f5dad45",
+    9: "add695f",
 }
 _BLIND = re.compile(r"blind (?:(time|memory) )?([+-][0-9.]+) %, (inside|outside)")
 _VERDICT = re.compile(r"blind verdict (right|wrong)")
@@ -158,7 +159,7 @@ def unseen_tables(of_round: int | None = None) -> tuple[Path, ...]:
 def publisher_at(address: str) -> str:
     """Who answers for what an address shows: the owner of a repository, else its host."""
     parts = urlsplit(address)
-    owner = parts.path.strip("/").split("/")[0]
+    owner = parts.path.strip("/").removeprefix("datasets/").split("/")[0]
     found = owner if parts.netloc in _CODE_HOSTS and owner else parts.netloc
     return _ONE_PROJECT.get(found, found)
 

@@ -285,8 +285,8 @@ def test_ends_of_the_model():
 
 @pytest.mark.parametrize(
     ("name", "bytes_per_logit"),
-    # Three fp32 tensors: log-probabilities, their gradient, that of the logits. Before transformers 4.49 the first is of
-    # a shifted copy, and no more alive by then. What published peaks of the Trainer of then take is four, and 16 bits.
+    # Three fp32 tensors: log-probabilities, their gradient, that of the logits. Before transformers 4.49 they are those
+    # of a shifted copy. Published peaks of the Trainer of then take four, and the 16-bit logits.
     [("deepspeed", 12), ("hf-trainer", 12), ("deepspeed-2024", 12), ("xtuner", 12), ("hf-trainer-2024", 18)],
 )
 def test_logits_of_hugging_face_are_three_times_in_fp32_at_the_loss(name, bytes_per_logit):

@@ -68,6 +68,12 @@ ROUNDS = (
         own_optimizer=lambda _row: False,
         known=frozenset({"AMD-AGI", "NVIDIA-NeMo", "pytorch"}),
     ),
+    Round(
+        number=9, lines=67, publishers=14,
+        cited=r"^https://(?:github\.com/[^/\s]+/[^/\s]+/(?:blob/[0-9a-f]{40}/\S+|pull/[0-9]+)"
+        r"|(?:www\.gilesthomas\.com|aurora-wandb\.infini-ai\.com|huggingface\.co/datasets)/\S+)$",
+        own_optimizer=lambda row: row.source.startswith("GPT-2 from scratch"),  # a loop of its own
+    ),
 )  # fmt: skip
 each_round = pytest.mark.parametrize("told", ROUNDS, ids=lambda told: str(told.number))
 
