@@ -84,7 +84,7 @@ publishers of all seven earlier rounds told ([below](#how-wide-intervals-must-be
 Looked up on the last day of November 2026, half of it fine-tuning: torchtitan on GB200 and B200, Megatron-Core on
 4090s, A100s and 252 boards of Leonardo, NeMo on H100s, Primus on MI355X, loops of their own from one 3090 to eight
 B200s, Hugging Face's Trainer, its FSDP and DeepSpeed, adapters on a V100, an A100 and a GB10. Its {lines} lines are of
-fourteen publishers that no earlier table holds. They were committed before any of them was priced, at commit `{commit}`;
+fourteen publishers that no earlier table holds. They were committed before any was priced, at commit `{commit}`;
 none was left out for its error. The intervals of the fits alone hold, blind, {pretrain_alone} of steps of pre-training
 ({pretrain_names} publishers with three figures or more, weighing alike), {tuning_alone} of steps of fine-tuning
 ({tuning_names}) and {memory_alone} of peaks ({memory_names}). Those packaged then, framework by framework as wide as
