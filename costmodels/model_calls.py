@@ -55,6 +55,8 @@ class ModelCall:
         score_bytes_per_token: Bytes it reads per token beside the tokens, such as a teacher's scores of a part of the
             vocabulary; on the device while a micro-batch is worked on (inference and training only).
         vocabulary_bytes_per_token: The same of scores of the whole vocabulary, which tensor-parallel ranks share.
+        linear_cross_entropy: Loss or log-probabilities take the output layer into themselves, a few tokens at a time
+            (inference and training only).
         read_early: Others read sequences as they end, so that ways to run the call differ in when (generation only).
     """
 
@@ -75,6 +77,7 @@ class ModelCall:
     read_early: bool = False
     score_bytes_per_token: float = 0.0
     vocabulary_bytes_per_token: float = 0.0
+    linear_cross_entropy: bool = False
 
     def __post_init__(self) -> None:
         bounds = {

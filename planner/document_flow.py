@@ -75,6 +75,7 @@ def _request(request: FlowRequest) -> dict[str, Any]:
         "rollout": request.options.rollout,
         "keep_cache": request.options.keep_cache,
         "eager": request.options.eager,
+        "linear_loss": request.options.linear_loss,
         "objective": request.options.objective,
         "max_oom_risk": request.options.max_oom_risk,
         "offload": request.options.offload,
@@ -286,4 +287,5 @@ def _infeasible(infeasible: FlowInfeasible) -> dict[str, Any]:
         "minimum_steady_s": infeasible.minimum_steady_s,
         "framework": infeasible.framework or None,
         "framework_steady_s": infeasible.framework_steady_s,
+        "linear_loss_steady_s": infeasible.linear_loss_steady_s,
     }

@@ -128,14 +128,17 @@ def shortage_sentence(item: CallShortage) -> str:
 
 
 def minimum_sentence(infeasible: FlowInfeasible) -> str:
-    """What would do: the smallest cluster, and a framework that splits models, where there is one."""
+    """What would do: the smallest cluster, a framework that splits models and losses without logits, where they do."""
     least = f"{infeasible.minimum_gpus} GPUs of this kind would do{_per_iteration(infeasible.minimum_steady_s)}."
     if infeasible.minimum_gpus is None:
         least = f"Nothing up to {infeasible.looked_at_gpus} GPUs of these machines does."
-    if not infeasible.framework:
-        return least
-    pace = _per_iteration(infeasible.framework_steady_s)
-    return f"{least} Framework {infeasible.framework} splits models and fits these GPUs{pace}."
+    if infeasible.framework:
+        pace = _per_iteration(infeasible.framework_steady_s)
+        least += f" Framework {infeasible.framework} splits models and fits these GPUs{pace}."
+    if infeasible.linear_loss_steady_s is not None:
+        pace = _per_iteration(infeasible.linear_loss_steady_s)
+        least += f" Losses that hold no logits (linear_loss) fit these GPUs{pace}."
+    return least
 
 
 def _per_iteration(steady_s: float | None) -> str:

@@ -91,6 +91,7 @@ def _request_shape() -> Shape:
         rollout={"enum": list(ROLLOUTS)},
         keep_cache=FLAG,
         eager=FLAG,
+        linear_loss=or_null(FLAG),
         objective={"enum": list(OBJECTIVES)},
         max_oom_risk=SHARE,
         offload=FLAG,
@@ -210,4 +211,5 @@ def _infeasible_shape() -> Shape:
         minimum_steady_s=or_null(AMOUNT),
         framework=or_null(TEXT),
         framework_steady_s=or_null(AMOUNT),
+        linear_loss_steady_s=or_null(AMOUNT),
     )

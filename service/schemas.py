@@ -110,6 +110,9 @@ class WorkflowRequest(Body):
     eager: bool = Field(
         default=False, description="Engines of a workflow capture no graphs, as verl's `rollout.enforce_eager`."
     )
+    linear_loss: bool | None = Field(
+        default=None, description="Losses and log-probabilities hold no logits, as verl's `model.use_fused_kernels`."
+    )
     keep_cache: bool = Field(default=False, description="Interrupted responses keep keys and values of older weights.")
     stream: bool = Field(default=False, description="Scoring and services take responses as they end.")
     dependency: Literal["barrier", "version", "stale"] | None = Field(

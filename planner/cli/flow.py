@@ -80,7 +80,7 @@ def workflow(
 # Options of single jobs that say something about a workflow too.
 _SHARED = (
     *("model", "gpus", "precision", "framework", "objective", "max_oom_risk", "fabric", "reserve_gib"),
-    "price_per_gpu_hour",
+    *("price_per_gpu_hour", "linear_loss"),
 )
 _AS_SETTINGS = ("lora_rank", "lora_targets")  # of the same name
 _OUTPUT = ("json_", "output", "quiet", "debug", "offload")
@@ -153,6 +153,7 @@ def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, A
         "offload": not flow["keep_on_gpu"],
         "engine": flow["engine"],
         "eager": flow["eager"],
+        "linear_loss": values["linear_loss"],
         "pins": pins_from_words(flow["pin"] or []),
         "min_mesh": flow["min_mesh"],
         "framework": values["framework"],

@@ -43,6 +43,7 @@ def training_job(call: ModelCall) -> TrainingJob:
         task=call.task if lora is not None else "full",
         precision=call.precision,
         lora=lora,
+        linear_cross_entropy=call.linear_cross_entropy,
     )
 
 

@@ -180,6 +180,8 @@ def mesh_gaps(workers: Mapping[str, Placed], lead: Placed, what: str) -> Iterato
 def plain_checks(request: FlowRequest, role: str, *, called: str) -> tuple[tuple[bool, str, str, str], ...]:
     """What a target has not that trains in bf16, on nodes of one kind, beside a reference with the weights of before.
 
+    Its losses are told from logits that are all there.
+
     Args:
         request: The question.
         role: The one that trains.
@@ -191,6 +193,7 @@ def plain_checks(request: FlowRequest, role: str, *, called: str) -> tuple[tuple
         (request.precision != "bf16", "precision", problem, "precision bf16"),
         (len(request.cluster.groups) > 1, "cluster", "its nodes are of one kind", "machines of one kind"),
         (other, "models.ref", f"the reference is the {called} as it was at first", "leave it out"),
+        (bool(request.options.linear_loss), "linear_loss", "its losses take whole logits", "leave it out"),
         chosen_keys(request, role),
     )
 

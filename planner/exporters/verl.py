@@ -86,6 +86,7 @@ def _actor(request: FlowRequest, plan: FlowPlan) -> Options:
     train = calls["actor_train"]
     options = [["model_engine=megatron"]] if _is_megatron(request) else _set(_ACTOR, strategy="fsdp")
     options += _model(f"{_ROLES}.model", request.models["actor"])
+    options += _set(f"{_ROLES}.model", use_fused_kernels=True) if request.options.linear_loss else []
     options += _adapters(request)
     options += _set(
         _ACTOR,

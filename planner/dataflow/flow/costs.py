@@ -68,7 +68,7 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
     flies = in_flight(request, call.name)
     learning = call.kind == GENERATE and request.graph.trainable(call.role)
     score_bytes, vocabulary_bytes = _read_bytes(request, call.name)
-    return ModelCall(
+    found = ModelCall(
         kind=CallKind(call.kind),
         num_sequences=sequences,
         prompt_tokens=request.prompt_tokens,
@@ -87,6 +87,9 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
         score_bytes_per_token=score_bytes,
         vocabulary_bytes_per_token=vocabulary_bytes,
     )
+    asked = request.options.linear_loss
+    joined = request.stacks[call.role].joins_loss(found.sequence_tokens) if asked is None else asked
+    return replace(found, linear_cross_entropy=joined)
 
 
 def in_flight(request: FlowRequest, name: str) -> bool:

@@ -70,6 +70,9 @@ class FlowOptions:
         engine: Engine of every generating call; None for the best of those there are.
         eager: Whether engines capture no CUDA graphs (``rollout.enforce_eager`` of verl, which it set by default in
             2025).
+        linear_loss: Whether losses and log-probabilities take the output layer into themselves, a few tokens at a time,
+            so that no logits are held (Liger's kernels; ``model.use_fused_kernels`` of verl); None as the training
+            framework does unasked.
         pins: Call to what is fixed of it, see ``flow.pins``.
         min_mesh: Fewest GPUs a call may use.
         framework: Training framework or stack; None for the usual one, see ``planner.dataflow.flow.stacks``.
@@ -98,6 +101,7 @@ class FlowOptions:
     offload: bool = True
     engine: str | None = None
     eager: bool = False
+    linear_loss: bool | None = None
     pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     min_mesh: int | None = None
     framework: str | None = None

@@ -363,6 +363,7 @@ class FlowInfeasible:
         looked_at_gpus: Largest cluster that was tried.
         minimum_steady_s: Seconds per iteration there.
         framework, framework_steady_s: One that splits models and with which it fits these GPUs, and its pace; or "".
+        linear_loss_steady_s: Pace on these GPUs where losses hold no logits, if it fits so; None where that was said.
     """
 
     shortages: tuple[CallShortage, ...]
@@ -371,6 +372,7 @@ class FlowInfeasible:
     minimum_steady_s: float | None
     framework: str = ""
     framework_steady_s: float | None = None
+    linear_loss_steady_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

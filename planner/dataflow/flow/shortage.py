@@ -38,6 +38,7 @@ def explain_shortage(request: FlowRequest, split: FlowRequest | None = None) -> 
     _check_pins(request, priced)
     minimum, largest, plan = _minimum(request)
     there = None if split is None else _likeliest(split, split.cluster)
+    joined = _likeliest(with_linear_loss(request), request.cluster) if request.options.linear_loss is None else None
     return FlowInfeasible(
         shortages=_shortages(request, priced),
         minimum_gpus=minimum,
@@ -45,7 +46,13 @@ def explain_shortage(request: FlowRequest, split: FlowRequest | None = None) -> 
         minimum_steady_s=None if plan is None else plan.steady_s,
         framework="" if split is None or there is None else split.stack.framework,
         framework_steady_s=None if there is None else there.steady_s,
+        linear_loss_steady_s=None if joined is None else joined.steady_s,
     )
+
+
+def with_linear_loss(request: FlowRequest) -> FlowRequest:
+    """The question with losses that hold no logits."""
+    return replace(request, options=replace(request.options, linear_loss=True))
 
 
 def _shortages(request: FlowRequest, priced: PricedCluster) -> tuple[CallShortage, ...]:

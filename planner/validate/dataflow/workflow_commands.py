@@ -137,6 +137,7 @@ def answer_to(command: str) -> FlowResult:
         pins=pins_from_words(given.pin),
         keep_cache=given.keep_cache,
         eager=given.eager,
+        linear_loss=given.linear_loss,
         **{name: value for name, value in options.items() if value is not None},
     )
 
@@ -153,4 +154,5 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(name, type=int)
     for name in ("--keep-cache", "--eager"):
         parser.add_argument(name, action="store_true")
+    parser.add_argument("--linear-loss", action="store_const", const=True)
     return parser

@@ -73,6 +73,13 @@ def test_the_task_of_a_workflow_is_a_setting(run: Command) -> None:
     assert run(*asked, *sizes)[2].endswith("Hint: --set task=lora, or --framework hf-trainer\n")
 
 
+def test_a_loss_without_logits_is_of_jobs_and_of_workflows(run: Command) -> None:
+    asked = ("plan", "--job", "sft", "-m", "llama-3.2-1b", "-g", "1xH100", "--framework", "hf-fsdp", "--linear-loss")
+    code, out, _ = run(*asked, "--batch", "8", "--prompt", "256", "--generate", "256", "--json")
+    assert code == 0
+    assert json.loads(out)["request"]["linear_loss"] is True
+
+
 def test_people_and_programs_read_options(run: Command) -> None:
     asked = ("export", "--format", "megatron-lm", "-m", "gemma-3-27b", "-g", "8xH100")
     code, _, told = run(*asked)

@@ -247,6 +247,7 @@ def test_layouts_that_differ() -> None:
         ("grpo", {"settings": {**OUTSIDE, "group_size": 1}}, "settings.group_size"),
         ("grpo", {"mode": "async", "rollout": "in_flight"}, "rollout"),
         ("grpo", {"stream": True}, "stream"),
+        ("grpo", {"linear_loss": True}, "linear_loss"),
         ("grpo", {"framework": "megatron"}, "framework"),
         ("grpo", {"precision": "fp16"}, "precision"),
         ("grpo", {"engine": "sglang"}, "engine"),

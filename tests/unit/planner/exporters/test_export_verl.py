@@ -185,6 +185,11 @@ def test_graphs_are_captured_unless_that_was_asked_not_to_be() -> None:
     assert [options[ROLLOUT + "enforce_eager"] for options in found] == ["False", "True"]
 
 
+def test_losses_without_logits_are_its_fused_kernels() -> None:
+    name = "actor_rollout_ref.model.use_fused_kernels"
+    assert [written(grpo(mode="colocated", linear_loss=said)).get(name) for said in (True, False)] == ["True", None]
+
+
 def test_a_plan_that_cannot_be_said_is_planned_anew() -> None:
     """PPO's roles have layouts and GPUs of their own; what is written has one pool and one layout, and says so."""
     result = asked("ppo", "qwen2.5-1.5b", "2x8xH100-80GB", mode="hybrid")
