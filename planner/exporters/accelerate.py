@@ -28,7 +28,11 @@ from planner.results import Request
 from planner.rules.base import ACCELERATE_PRECISIONS, HUGGINGFACE
 from planner.rules.offload import moves_together
 
-TARGET = Target(name="accelerate", title="Accelerate 1.15 (FSDP2)", stacks=("fsdp", "fsdp-eager", "hf-trainer"))
+TARGET = Target(
+    name="accelerate",
+    title="Accelerate 1.15 (FSDP2)",
+    stacks=("fsdp", "fsdp-eager", "hf-trainer", "hf-trainer-compiled"),
+)
 CONFIG = "accelerate.yaml"
 _MIXED = {"bf16": "bf16", "fp16": "fp16", "fp32": "no", "tf32": "no"}
 # PyTorch's ring passes keys and values on step by step, or gathers all of them once (_AllToAllRotater and
@@ -86,8 +90,10 @@ def _configuration(plan: ExecutionPlan, request: Request) -> dict[str, Any]:
         "num_machines": cluster.num_nodes,
         "num_processes": cluster.num_devices,
     }
-    if request.stack.name == "fsdp":  # whose layers are compiled
-        found["dynamo_config"] = {"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": True}
+    compiled = {"fsdp": True, "hf-trainer-compiled": False}  # layer by layer, or whole
+    if request.stack.name in compiled:
+        regional = compiled[request.stack.name]
+        found["dynamo_config"] = {"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": regional}
     if plan.zero_stage:
         found["fsdp_config"] = _fsdp(plan)
         found["parallelism_config"] = _parallelism(plan)

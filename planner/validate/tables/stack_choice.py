@@ -107,6 +107,7 @@ _LITGPT_2023 = dataclasses.replace(_LITGPT, stack="litgpt-2023")
 _HUGGING_FACE_2024 = StackDefaults(stack="hf-trainer-2024", zero_is_known=False, sixteen_bit_states=True)
 _HUGGING_FACE = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer")
 _HUGGING_FACE_LIGER = dataclasses.replace(_HUGGING_FACE, stack="hf-trainer-liger")
+_HUGGING_FACE_COMPILED = dataclasses.replace(_HUGGING_FACE, stack="hf-trainer-compiled")
 _UNSLOTH = dataclasses.replace(_HUGGING_FACE_2024, stack="unsloth")
 _VECTORLM = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-fsdp")
 _TRAINER_FSDP = dataclasses.replace(_HUGGING_FACE_2024, stack="hf-trainer-fsdp")
@@ -192,6 +193,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"^lit-gpt \| tinyllama", _TINYLLAMA),
         (r"litgpt|lit-gpt", _LITGPT),
         (r"vectorlm", _VECTORLM),
+        (r"^transformers trainer with torch\.compile", _HUGGING_FACE_COMPILED),
         (r"^transformers trainer|^peft 0\.(1[2-9]|[2-9][0-9])", _HUGGING_FACE),
         (r"unsloth", _UNSLOTH),
         (r"peft|ms-swift|transformers|\btrl\b|axolotl", _HUGGING_FACE_2024),

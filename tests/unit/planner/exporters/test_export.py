@@ -159,6 +159,18 @@ def test_four_bit_weights_are_stored_as_numbers_that_fsdp_shards(precision: str,
     assert 'bnb_4bit_quant_type="nf4"' in words
 
 
+@pytest.mark.parametrize(
+    ("framework", "regional"),
+    [("fsdp", True), ("hf-trainer-compiled", False), ("fsdp-eager", None), ("hf-trainer", None)],
+)
+def test_accelerate_compiles_what_was_priced_compiled(framework: str, regional: bool | None) -> None:
+    found = planner.export("llama-3.2-1b", "8xA100-80GB", JOB, format="accelerate", framework=framework).exported
+    assert found is not None
+    compiler = yaml.safe_load(found.files["accelerate.yaml"]).get("dynamo_config")
+    wanted = {"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": regional}
+    assert compiler == (None if regional is None else wanted)
+
+
 def test_accelerate_shards_over_context_ranks_too() -> None:
     request = request_of("llama-2-7b", "2x8xA100-80GB", "fsdp", **JOB)
     plan = plan_of(request, cp=2, zero=3, hsdp=8, context_kind="all_gather", recompute="full")

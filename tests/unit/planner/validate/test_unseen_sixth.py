@@ -28,9 +28,10 @@ def priced() -> Unseen:
         ("PyTorch eager (own loop)", "fp32", "", "pytorch"),
         ("transformers trainer", "bf16", "Liger kernels, fused linear cross-entropy", "hf-trainer-liger"),
         ("transformers trainer", "bf16", "Liger: fused linear cross-entropy", "hf-trainer"),
+        ("transformers Trainer with torch.compile (TRL)", "bf16", "", "hf-trainer-compiled"),
     ],
 )
-def test_tables_tell_autocast_and_liger(framework: str, precision: str, notes: str, stack: str) -> None:
+def test_tables_tell_autocast_liger_and_compiled_code(framework: str, precision: str, notes: str, stack: str) -> None:
     assert mapped(framework=framework, precision=precision, notes=notes).stack == stack
 
 
@@ -51,6 +52,18 @@ def test_liger_under_the_trainer_runs_the_kernels_that_it_runs_under_deepspeed()
     kernels = ("norm", "rotary", "activation", "fused_norm", "fused_gate", "activation_in_place")
     under_trainer, under_deepspeed = STACKS["hf-trainer-liger"], STACKS["deepspeed-liger"]
     assert all(getattr(under_trainer, name) == getattr(under_deepspeed, name) for name in kernels)
+
+
+def test_compiled_under_the_trainer_is_as_under_fsdp() -> None:
+    compiled, under_fsdp = STACKS["hf-trainer-compiled"], STACKS["fsdp"]
+    kernels = ("norm", "rotary", "activation", "loss", "fused_norm", "fused_gate", "logits_fp32_copies")
+    assert all(getattr(compiled, name) == getattr(under_fsdp, name) for name in kernels)
+    plans, model = PlanBatch.from_plans([ExecutionPlan()]), llama()
+    kept = [
+        layer_activations(plans, model, job(), STACKS[name], moe=False).whole
+        for name in ("hf-trainer-compiled", "hf-trainer")
+    ]
+    assert kept[0] < 0.8 * kept[1]
 
 
 def test_a_small_model_under_liger_is_priced_right(priced: Unseen) -> None:
