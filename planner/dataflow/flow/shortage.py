@@ -38,7 +38,7 @@ def explain_shortage(request: FlowRequest, split: FlowRequest | None = None) -> 
     _check_pins(request, priced)
     minimum, largest, plan = _minimum(request)
     there = None if split is None else _likeliest(split, split.cluster)
-    joined = _likeliest(with_linear_loss(request), request.cluster) if request.options.linear_loss is None else None
+    joined = _likeliest(_with_linear_loss(request), request.cluster) if request.options.linear_loss is None else None
     return FlowInfeasible(
         shortages=_shortages(request, priced),
         minimum_gpus=minimum,
@@ -50,7 +50,7 @@ def explain_shortage(request: FlowRequest, split: FlowRequest | None = None) -> 
     )
 
 
-def with_linear_loss(request: FlowRequest) -> FlowRequest:
+def _with_linear_loss(request: FlowRequest) -> FlowRequest:
     """The question with losses that hold no logits."""
     return replace(request, options=replace(request.options, linear_loss=True))
 
