@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from costmodels.arrays import total
 from costmodels.context import CostContext
-from costmodels.kv_cache import bytes_per_cached_token
+from costmodels.kv_cache import bytes_per_cached_token, kept_tokens
 from costmodels.model_calls import ModelCall
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.serving.generation import GenerationMemory, engine_context, generation_memory, prompt_job
@@ -26,7 +27,8 @@ def serving_memory(
 ) -> tuple[GenerationMemory, FloatArray]:
     """What N layouts keep on their fullest rank, and (N,) bytes of a prefix that all prompts share, which is kept once.
 
-    No more of prompts is worked on at once than a step takes.
+    No more of prompts is worked on at once than a step takes. Of a request its own tokens are kept, those beyond the
+    prefix; layers with a window keep no more of them, nor of the prefix, than it holds.
 
     Args:
         plans: N layouts, one replica each.
@@ -37,32 +39,36 @@ def serving_memory(
         idle_head: An output layer that the model does not use lies there, too, shared out as its own would be.
         speculation: What proposes tokens, if anything.
     """
-    memory = generation_memory(plans, call, engine, engine_context(context, engine, prompt_job(call)))
+    rest = replace(call, prompt_tokens=call.prompt_tokens - cached_tokens)
+    memory = generation_memory(plans, rest, engine, engine_context(context, engine, prompt_job(call)))
     if speculation is not None:
-        memory = _with_draft(memory, plans, call, engine, speculation)
+        memory = _with_draft(memory, plans, call, rest, engine, speculation)
     if idle_head:
         head = embedding_parameters(context.model) * context.job.numerics.storage_bytes / plans.tensor_parallel
         memory = replace(memory, weight_bytes=memory.weight_bytes + head)
-    shared = cached_tokens * cached_token_bytes(plans, context, speculation)
     chunk = np.minimum(engine.prefill_tokens / (plans.micro_batch_size * call.prompt_tokens), 1.0)
-    own = replace(
-        memory,
-        staggered_bytes=memory.staggered_bytes - shared,
-        together_bytes=memory.together_bytes - shared,
-        working_bytes=memory.working_bytes * chunk,
+    shared = total(
+        bytes_per_cached_token(plans, each.model, each.cache_element_bytes)
+        * kept_tokens(plans, each.model, cached_tokens)
+        for each in _cached_by(context, speculation)
     )
-    return own, shared
+    return replace(memory, working_bytes=memory.working_bytes * chunk), shared
 
 
 def _with_draft(
-    memory: GenerationMemory, plans: PlanBatch, call: ModelCall, engine: EngineSpec, speculation: Speculation
+    memory: GenerationMemory,
+    plans: PlanBatch,
+    call: ModelCall,
+    rest: ModelCall,
+    engine: EngineSpec,
+    speculation: Speculation,
 ) -> GenerationMemory:
-    """The same with what a draft keeps beside the model, and logits of all tokens that are verified."""
+    """The same with what a draft keeps beside the model, of ``rest``, and logits of all tokens that are verified."""
     memory = replace(memory, logits_bytes=memory.logits_bytes * speculation.verified)
     if speculation.kept is None:
         return memory
-    own = replace(call, precision=speculation.precision)
-    draft = generation_memory(plans, own, engine, engine_context(speculation.kept, engine, prompt_job(own)))
+    whole, own = (replace(each, precision=speculation.precision) for each in (call, rest))
+    draft = generation_memory(plans, own, engine, engine_context(speculation.kept, engine, prompt_job(whole)))
     return replace(
         memory,
         weight_bytes=memory.weight_bytes + draft.weight_bytes,
@@ -74,7 +80,12 @@ def _with_draft(
 
 def cached_token_bytes(plans: PlanBatch, context: CostContext, speculation: Speculation | None = None) -> FloatArray:
     """(N,) bytes of one token in the cache of the fullest rank, those of a draft included."""
-    each = bytes_per_cached_token(plans, context.model, context.cache_element_bytes)
-    if speculation is None or speculation.draft is None:
-        return each
-    return each + bytes_per_cached_token(plans, speculation.draft.model, speculation.draft.cache_element_bytes)
+    return total(
+        bytes_per_cached_token(plans, each.model, each.cache_element_bytes) for each in _cached_by(context, speculation)
+    )
+
+
+def _cached_by(context: CostContext, speculation: Speculation | None) -> tuple[CostContext, ...]:
+    """The model, and a draft that has a cache of its own."""
+    draft = None if speculation is None else speculation.draft
+    return (context,) if draft is None else (context, draft)

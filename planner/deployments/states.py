@@ -115,7 +115,8 @@ def layouts(plans: PlanBatch, replicas: IntArray, asked: ServingResult) -> Layou
     room = engine.room_bytes(cluster.device, memory.weight_bytes, memory.beside_bytes)
     token_bytes = cached_token_bytes(plans, context, speculation)
     cache = np.maximum(room - memory.weight_bytes - memory.beside_bytes, 0.0)
-    longest = token_bytes * kept_tokens(plans, asked.model, job.max_model_len) + memory.state_bytes
+    own_tokens = kept_tokens(plans, asked.model, job.max_model_len - job.cached_tokens)
+    longest = token_bytes * own_tokens + memory.state_bytes + shared
     most = engine.max_sequences
     if speculation is not None and engine.sequences_within_tokens:  # a step takes all their tokens
         most = min(most, engine.prefill_tokens // speculation.verified)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import poisson
 
+from costmodels.kv_cache import bytes_per_cached_token
 from costmodels.lengths import OutputLengths, fixed_length, log_normal_lengths
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import PlanBatch
@@ -29,7 +30,7 @@ from planner.question.machines import resolve_cluster
 from planner.question.request import resolve_named_model
 from profiles.engines import EngineSpec, find_engine
 from profiles.stacks import find_stack
-from tests.fakes import UnitKernels, context
+from tests.fakes import UnitKernels, context, llama
 
 # Every step takes a second, nothing else takes time: seconds are steps.
 CLOCK = EngineSpec(name="clock", description="", captures_graphs=True, step_overhead_s=1.0, kernels="vllm-1;fa2")
@@ -190,6 +191,19 @@ def test_more_at_once_give_more_and_take_longer(at_once: int, t: int) -> None:
     assert more["rate_per_s"] > few["rate_per_s"]
     assert more["token_s"] > few["token_s"] * (1 - 1e-9)
     assert more["first_token_s"] > few["first_token_s"] * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("cached", [200, 900, 1999])
+def test_layers_with_a_window_keep_no_more_of_a_prefix_than_it_holds(cached: int) -> None:
+    wanted, engine = call(fixed_length(200), 2000), find_engine("vllm")
+    model = llama()
+    model = replace(model, sliding_window=512, windowed_layers=model.num_layers // 2)
+    where = context(model=model)
+    each = float(bytes_per_cached_token(ONE, model, where.cache_element_bytes)[0])
+    own, shared = serving_memory(ONE, wanted, engine, where, cached_tokens=cached)
+    assert shared[0] == pytest.approx(each * (cached / 2 + min(cached, 512) / 2))
+    rest = 2000 - cached + 100 + 8  # half of the output, and of a block
+    assert own.staggered_bytes[0] == pytest.approx(each * (rest / 2 + min(rest, 512) / 2))
 
 
 def test_longer_prompts_and_fewer_cached_tokens_take_longer() -> None:
