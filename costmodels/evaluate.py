@@ -87,7 +87,7 @@ def least_peaks(plans: PlanBatch, context: CostContext) -> FloatArray:
 
 
 def lean_peak_bytes(plans: PlanBatch, context: CostContext, tensors: TensorMemory | None = None) -> FloatArray:
-    """(N,) bytes of the fullest device without blocks that an allocator keeps free: in need it returns them.
+    """(N,) bytes of the fullest device without blocks that an allocator keeps free, and pages: in need both leave.
 
     Args:
         plans: N legal plans.
@@ -99,7 +99,7 @@ def lean_peak_bytes(plans: PlanBatch, context: CostContext, tensors: TensorMemor
     apart = context.stack.flat_temporaries and bool((plans.zero_stage >= 3).any())
     if tensors is None or apart:
         tensors = tensor_memory(plans, stage_table(plans, context.model, stack=stack), replace(context, stack=stack))
-    return largest(total(with_overheads(tensors, stack).values()))
+    return largest(total(with_overheads(replace(tensors, paged=None), stack).values()))
 
 
 def outcomes(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from costmodels.context import CostContext
-from costmodels.evaluate import evaluate, peaks
+from costmodels.evaluate import evaluate, lean_peak_bytes, peaks
 from costmodels.memory.peaks import joined, tensor_memory, with_overheads
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
 from costmodels.stage_plans.evaluate import evaluate_stages
@@ -81,6 +81,13 @@ def test_cached_blocks_of_the_allocator_drive_pages_out() -> None:
     more = cached["reserve"] - none["reserve"]
     assert more[0, 0] > 0
     assert cached["optimizer"] + more == pytest.approx(none["optimizer"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_pages_leave_before_a_run_dies(share: float) -> None:
+    lean = lean_peak_bytes(PLANS, room_for(share))
+    assert lean[0] == pytest.approx(needed(paged=False) - MOMENTS, rel=1e-6)
+    assert lean_peak_bytes(PLANS, where(1e15, paged=False))[0] == pytest.approx(needed(paged=False), rel=1e-6)
 
 
 def test_constants_of_blocks_and_small_states_do_not_page() -> None:
