@@ -50,6 +50,7 @@ LOADS = {
 }
 # Of Megatron-FSDP, whose plans of stage 2 and 3 are saved in its own format (planner.exporters.megatron).
 _LOADS_FULLY_SHARDED = "Megatron-FSDP's checkpoints (--ckpt-format fsdp_dtensor) load under it alone, as zero2 or zero3"
+_FULLY_SHARDED_FROM = 2
 BATCH_CHANGE = 0.1  # of the batch, at most, that another one may differ by unasked
 _WORTHWHILE = 0.01  # share of the speed for which a layout or a batch is changed
 _BATCHES = 2  # other batches tried on each of them where the layout may change
@@ -98,7 +99,7 @@ class ReplanResult:
     def loads(self) -> str:
         """What loads a checkpoint in another layout, in words; empty where that is not known."""
         framework = self.request.stack.framework
-        fully_sharded = framework == MEGATRON and self.running.plan.zero_stage >= 2
+        fully_sharded = framework == MEGATRON and self.running.plan.zero_stage >= _FULLY_SHARDED_FROM
         return _LOADS_FULLY_SHARDED if fully_sharded else LOADS.get(framework, "")
 
     @property
@@ -197,21 +198,36 @@ def _continued(before: PlanResult, onto: ClusterInput, batch_change: float, fabr
         others = _close(asked, _others(batch, part), change)[:_BATCHES]
         return list(dict.fromkeys([*of_layout(part), *others]))
 
-    ways: list[tuple[dict[str, int], Callable[[ClusterSpec], Sequence[int]]]] = [
-        (kept, lambda _: [batch]),
-        (kept, of_layout),
-        ({}, lambda _: [batch]),
-        ({}, of_any),
+    others = _loadable(request.stack.framework, running.plan.zero_stage)
+    ways: list[tuple[Sequence[Mapping[str, int]], Callable[[ClusterSpec], Sequence[int]]]] = [
+        ([kept], lambda _: [batch]),
+        ([kept], of_layout),
+        (others, lambda _: [batch]),
+        (others, of_any),
     ]
-    found = [_fastest(replace(asked, pins=pins), batches_on, keeps_layout=bool(pins)) for pins, batches_on in ways]
+    found = [
+        _fastest([replace(asked, pins=each) for each in pins], batches_on, keeps_layout=pins[0] is kept)
+        for pins, batches_on in ways
+    ]
     options = _worthwhile([each for each in found if each is not None], batch)
     return ReplanResult(
         request=request,
         running=running,
         onto=cluster,
         options=options,
-        infeasible=None if options else what_stands_in_the_way(asked),
+        infeasible=None if options else what_stands_in_the_way(replace(asked, pins=others[-1])),
     )
+
+
+def _loadable(framework: str, zero_stage: int) -> list[dict[str, int]]:
+    """What is fixed of other layouts that load the checkpoint, each in turn, the least sharded first.
+
+    Only Megatron's ZeRO stages differ in the format of their checkpoints.
+    """
+    if framework != MEGATRON:
+        return [{}]
+    stages = range(_FULLY_SHARDED_FROM, 4) if zero_stage >= _FULLY_SHARDED_FROM else range(_FULLY_SHARDED_FROM)
+    return [{"zero_stage": each} for each in stages]
 
 
 def _new_devices(onto: ClusterInput, fabric: str | None) -> ClusterSpec:
@@ -249,12 +265,15 @@ def _near(batch: int, part: ClusterSpec, kept: Mapping[str, int]) -> int:
 
 
 def _fastest(
-    asked: Request, batches_on: Callable[[ClusterSpec], Sequence[int]], *, keeps_layout: bool
+    asked: Sequence[Request], batches_on: Callable[[ClusterSpec], Sequence[int]], *, keeps_layout: bool
 ) -> Continuation | None:
-    """The plan with the most tokens per second on all the devices or on fewer machines."""
+    """The plan with the most tokens per second on all the devices or on fewer machines, of several questions."""
     best: Continuation | None = None
-    for cluster, batch in [(part, batch) for part in _parts(asked.cluster, asked.pins) for batch in batches_on(part)]:
-        request = replace(asked, cluster=cluster, job=replace(asked.job, global_batch_size=batch))
+    tried = [
+        (each, part, batch) for each in asked for part in _parts(each.cluster, each.pins) for batch in batches_on(part)
+    ]
+    for each, cluster, batch in tried:
+        request = replace(each, cluster=cluster, job=replace(each.job, global_batch_size=batch))
         priced = search_if_legal(request)
         found = None if priced is None else fastest_estimate(request, priced)
         if found is not None and (best is None or found.tokens_per_s > best.estimate.tokens_per_s):

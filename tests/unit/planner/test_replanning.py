@@ -138,6 +138,17 @@ def test_what_loads_a_checkpoint_follows_from_what_writes_it(stage: int, words: 
     assert words in result.loads
 
 
+@pytest.mark.parametrize(("stage", "loads"), [(1, {0, 1}), (2, {2, 3})])
+def test_other_layouts_load_the_checkpoint(stage: int, loads: set[int]) -> None:
+    """Megatron-FSDP's checkpoints load under it alone, and others not under it."""
+    job = {"sequence_length": 4096, "global_batch_size": 64}
+    result = planner.replan("llama-3.1-8b", "8xA100-80GB", "7xA100-80GB", job, plan={"zero": stage}, batch_change=0.2)
+    stages = {each.keeps_layout: each.estimate.plan.zero_stage for each in result.options}
+    assert stages[True] == stage
+    assert stages[False] in loads
+    assert {each.estimate.plan.zero_stage for each in result.options} <= loads
+
+
 @pytest.mark.parametrize("task", ["lora", "qlora"])
 def test_a_saved_answer_about_adapters_is_read_back(task: str) -> None:
     answer = planner.estimate("llama-3-8b", "4xA10G", {"task": task, "sequence_length": 2048})
