@@ -168,6 +168,8 @@ class ReallocationModel:
 
         A rank ends with ``M / (t_g p_g)`` bytes, of which it had ``M / (t p)``; the groups are those HybridFlow forms
         (arXiv:2409.19256, section 5.3), so that no rank holds more than that. Ranks that share a shard gather it first.
+        Experts that were spread over more ranks come from as many as hold together what one holds then, to the nearest
+        number: stages of unlike lengths are no shards that others hold.
         """
         one_mesh = (source.start[:, None] == target.start) & (source.size[:, None] == target.size)
         time_s = np.full(one_mesh.shape, np.inf)
@@ -183,7 +185,11 @@ class ReallocationModel:
         group = np.maximum(wider * longer, 1) * np.maximum(apart, 1)
         stages_in_node = np.maximum(self._node_gpus(held.size) // (held.tensor_parallel * held.data_parallel), 1)
         near = np.maximum(wider, 1) * np.minimum(np.maximum(longer, 1), stages_in_node)
-        near *= np.minimum(np.maximum(apart, 1), np.maximum(self._node_gpus(held.size) // held.tensor_parallel, 1))
+        replicas_in_node = np.maximum(self._node_gpus(held.size) // held.tensor_parallel, 1)
+        near *= np.minimum(np.maximum(apart, 1), replicas_in_node)
+        spread = np.rint(wanted.shard_bytes / held.shard_bytes).astype(np.int64)
+        near = np.where(spread > group, np.minimum(spread, np.maximum(near, replicas_in_node)), near)
+        group = np.maximum(group, spread)
         gathered_s = self._price(CollectiveOp.ALL_GATHER, wanted.shard_bytes[whole], group[whole], near[whole])
         time_s[row[whole], column[whole]] = gathered_s
         return time_s

@@ -216,3 +216,22 @@ def test_the_reference_formula_agrees_with_its_published_table():
         source = row["src_pp"], row["src_tp"], row["src_dp"]
         target = row["dst_pp"], row["dst_tp"], row["dst_dp"]
         assert reference_cost_us(sizes, source, target) == row["cost_us"], (source, target)
+
+
+@pytest.mark.parametrize(("spread", "link"), [(2, NVLINK), (8, NVLINK), (16, CARD)])
+def test_experts_that_were_spread_come_from_those_that_hold_them(spread: int, link: float) -> None:
+    source, target = placed((0, 1, 1, 16)), placed((0, 1, 1, 16))
+    source = replace(source, shard_bytes=source.shard_bytes / spread, identity=source.identity + 1)
+    lacks = MODEL_BYTES * (1 - 1 / spread)
+    assert MODEL.all_gather_s(source, target)[0, 0] == pytest.approx(lacks / link)
+    found = MODEL.between(source, target)
+    assert found.moved_bytes[0, 0] == pytest.approx(
+        16 * (lacks if found.route[0, 0] == Route.ALL_GATHER else MODEL_BYTES)
+    )
+    assert MODEL.all_gather_s(target, source)[0, 0] == 0  # they have it
+
+
+def test_stages_of_unlike_length_gather_nothing_more() -> None:
+    source, target = placed((0, 4, 1, 4)), placed((0, 4, 1, 4))
+    source = replace(source, shard_bytes=source.shard_bytes / 1.4, identity=source.identity + 1)
+    assert MODEL.all_gather_s(source, target)[0, 0] == 0
