@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from profiles.errors import SpecError, shown
-from profiles.hf_families import ENCODERS, STATE_SPACE, STATES, TELLING, UNPRICED, UNPRICED_NAMES, VISION, Family
+from profiles.hf_families import Family
+from profiles.hf_foreign import ENCODERS, STATE_SPACE, STATES, TELLING, UNPRICED, UNPRICED_NAMES, VISION
 from profiles.hf_layers import FIELD, at_least
 from profiles.model import MAX_LAYERS
 

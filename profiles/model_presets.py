@@ -18,7 +18,7 @@ from profiles.checkpoint_names import IN_QLORA, PADDED_WIDTHS, SIXTEEN, without_
 from profiles.errors import SpecError, did_you_mean, shown
 from profiles.hf_checks import OWN_FIELDS, unpriced_layers
 from profiles.hf_config import TEXT_PART, read_hf_config
-from profiles.hf_families import ENCODERS, VISION
+from profiles.hf_foreign import ENCODERS, VISION
 from profiles.model import ModelSpec
 from profiles.model_fields import MAX_TEXT, NESTED, model_from_fields
 from profiles.parameters import active_parameters, total_parameters
