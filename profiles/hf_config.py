@@ -28,6 +28,9 @@ from profiles.moe import MoESpec
 TEXT_PART = "multimodal model: only its text part"  # how what is said of one begins
 _OF_LAYERS = ("moe_topk", "moe_intermediate_size", "num_shared_expert")
 _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
+# Keys of the activation. Under the first all that transformers 5.24 has gate their MLP (Gemma's line, ModernBERT's);
+# the last is that of GPT-2's line.
+_ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")
 
 
 def model_from_hf_config(config: Mapping[str, Any], name: str) -> ModelSpec:
@@ -113,13 +116,21 @@ def _family(config: Mapping[str, Any], kind: str, notes: list[str]) -> Family:
     family = FAMILIES.get(SYNONYMS.get(kind, kind))
     if family is not None:
         return family
-    activation = config.get("hidden_act", config.get("hidden_activation"))
-    gated = activation is None or activation in _GATED_ACTIVATIONS if not isinstance(activation, list | dict) else True
+    gated = _gated(config)
     notes.append(
         f"{FIELD}.model_type {shown(kind)} is not a known family: read by its keys as a Llama-like decoder "
         f"({'gated' if gated else 'plain'} MLP, RMSNorm)"
     )
     return replace(LLAMA, gated=gated, tied=True, router_bias=False)
+
+
+def _gated(config: Mapping[str, Any]) -> bool:
+    """Whether the MLP of an unknown family has three matrices, by its activation."""
+    key = next((key for key in _ACTIVATIONS if config.get(key) is not None), "")
+    activation = config.get(key)
+    if not isinstance(activation, str):
+        return True
+    return activation in _GATED_ACTIVATIONS or (key == "hidden_activation" and activation.startswith("gelu"))
 
 
 def _build(reader: Reader, name: str, source: str) -> ModelSpec:
@@ -264,7 +275,7 @@ def _learned_positions(reader: Reader) -> int:
 def _norm_bias(reader: Reader) -> bool:
     if reader.config.get("model_type") == "mpt":
         return reader.boolean(("!no_bias", False))
-    return reader.family.norm_bias
+    return reader.boolean(("norm_bias", reader.family.norm_bias))
 
 
 def _norms(reader: Reader) -> int:

@@ -40,7 +40,8 @@ class Family:
         window: Which layers a sliding window applies to: ``none``, ``all`` (where the key is not
             null), ``qwen`` (switched by use_sliding_window), ``every:n`` (all but each n-th layer),
             ``apart:n`` (the same, and the n-th differ in their positions too), ``first:n`` (so, and the first has
-            none either) or ``chunk`` (Llama 4).
+            none either), ``after:n`` (all but the first and each n-th after it, which differ in positions) or
+            ``chunk`` (Llama 4).
         window_default: Window when the key is absent.
         linear: Kind of linear attention that some of its layers have; "" for none.
         indexer: An indexer chooses the keys that latent attention attends to.
@@ -168,6 +169,9 @@ FAMILIES: Mapping[str, Family] = {
         _GEMMA, norms=4, key_value_heads=4, window="every:2", window_default=4096, softcap=True,
         defaults={"head_dim": 256},
     ),
+    "vaultgemma": replace(
+        _GEMMA, key_value_heads=4, window="every:2", window_default=4096, softcap=True, defaults={"head_dim": 256}
+    ),
     "gemma3_text": replace(
         _GEMMA, norms=4, qk_norm=_YES, window="every:6", window_default=4096, defaults=_GEMMA3_DEFAULTS
     ),
@@ -277,6 +281,13 @@ FAMILIES: Mapping[str, Family] = {
     "exaone4": _EXAONE4,
     "exaone_moe": replace(_EXAONE4, router_bias=True),
     "dots1": replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True),
+    # BitNetDecoderLayer: one more norm behind attention; that within the MLP, of its width, is left out.
+    "bitnet": replace(LLAMA, norms=3, mlp_bias=_NO, key_value_heads=5),
+    # ModernBertDecoderForCausalLM; the square matrix before its head is left out.
+    "modernbert-decoder": replace(
+        LLAMA, rms=False, norm_bias=False, tied=True, embedding_norm=True, head_bias=("decoder_bias", True),
+        window="after:3", window_default=64,
+    ),
 }  # fmt: skip
 
 # Families named differently at the top of a multimodal or renamed configuration.

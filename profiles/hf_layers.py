@@ -18,6 +18,7 @@ _EACH = ("sliding_window_pattern", "global_attn_every_n_layers")
 _LISTS = ("moe_layer_freq", "mlp_layer_types", "is_moe_layer")
 # Leading dense layers: DeepSeek's key, the older one of K-EXAONE, and AFMoE's.
 _LEADING = ("first_k_dense_replace", "first_last_k_dense_replace", "num_dense_layers")
+_BOTH_SIDES = "local_attention"  # a decoder sees the half of it (configuration_modernbert_decoder.py)
 _LOCAL = ("sliding_attention", "chunked_attention")
 
 
@@ -115,6 +116,8 @@ def windowed_layers(
     key = "attention_chunk_size" if family.window == "chunk" else "sliding_window"
     key = "sliding_window_size" if key not in config and "sliding_window_size" in config else key
     window = _whole(config, key, 0, smallest=0)
+    if key not in config and config.get(_BOTH_SIDES) is not None:
+        window, key = _whole(config, _BOTH_SIDES, 0, smallest=0) // 2, _BOTH_SIDES
     if key not in config and family.window_default:
         window = family.window_default
         notes.append(f"{FIELD}.{key} is absent: taken as {window}, as the family does")
@@ -145,7 +148,10 @@ def window_mask(config: Mapping[str, Any], family: Family, num_layers: int) -> l
     if family.window == "chunk":
         return _chunked(config, num_layers)
     if ":" in family.window:
-        mask = _all_but_every(_interval(config, int(family.window.rpartition(":")[2])), num_layers)
+        every = _interval(config, int(family.window.rpartition(":")[2]))
+        if family.window.startswith("after:"):
+            return [index % every > 0 for index in range(num_layers)]
+        mask = _all_but_every(every, num_layers)
         return [False, *mask[1:]] if family.window.startswith("first:") else mask
     if family.window == "qwen":
         full = _whole(config, "max_window_layers", num_layers, smallest=0)

@@ -1,0 +1,83 @@
+"""Keys that a config.json says and that were read past: each came to the parameters of another model.
+
+Counts are those of the classes of transformers 5.24 on the meta device, unless a comment says what is left out.
+"""
+
+from typing import Any
+
+import pytest
+
+from profiles.hf_config import read_hf_config
+from profiles.model import ModelSpec
+from profiles.parameters import total_parameters
+
+UNKNOWN: dict[str, Any] = {
+    "model_type": "some", "num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8,
+    "num_key_value_heads": 8, "intermediate_size": 1024, "vocab_size": 1000, "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+BITNET: dict[str, Any] = {
+    "model_type": "bitnet", "num_hidden_layers": 30, "hidden_size": 2560, "num_attention_heads": 20,
+    "num_key_value_heads": 5, "intermediate_size": 6912, "vocab_size": 128256, "hidden_act": "relu2",
+    "max_position_embeddings": 4096, "tie_word_embeddings": True,
+}  # fmt: skip
+VAULTGEMMA: dict[str, Any] = {
+    "model_type": "vaultgemma", "num_hidden_layers": 26, "hidden_size": 1152, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "head_dim": 256, "intermediate_size": 6912, "vocab_size": 256000,
+    "hidden_activation": "gelu_pytorch_tanh", "hidden_act": "gelu_pytorch_tanh", "sliding_window": 512,
+    "layer_types": ["full_attention"] * 26, "max_position_embeddings": 1024, "attn_logit_softcapping": None,
+}  # fmt: skip
+ETTIN: dict[str, Any] = {
+    "model_type": "modernbert-decoder", "num_hidden_layers": 28, "hidden_size": 1792, "num_attention_heads": 28,
+    "intermediate_size": 3840, "vocab_size": 50368, "hidden_activation": "gelu", "local_attention": 128,
+    "global_attn_every_n_layers": 3, "max_position_embeddings": 7999,
+}  # fmt: skip
+
+
+def model(config: dict[str, Any], **changes: Any) -> ModelSpec:
+    return read_hf_config(config | changes, "some")[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (BITNET, 2_412_820_480 - 30 * 6912),  # without the norms within MLPs
+        (VAULTGEMMA, 1_038_741_120),
+        (ETTIN, 1_031_314_112 - 1792**2),  # without the square matrix before the head
+    ],
+)
+def test_decoders_whose_activation_does_not_tell_that_they_gate(config: dict[str, Any], parameters: int) -> None:
+    assert total_parameters(model(config)) == parameters
+
+
+def test_a_decoder_of_modernbert_attends_in_full_in_every_third_layer_from_the_first() -> None:
+    """And sees the half of what ``local_attention`` says of both sides."""
+    read = model(ETTIN)
+    assert (read.sliding_window, read.windowed_layers) == (64, 18)
+    said = ["full_attention" if layer % 3 == 0 else "sliding_attention" for layer in range(28)]
+    assert model(ETTIN, layer_types=said, sliding_window=64) == read
+
+
+def test_vaultgemma_caps_and_alternates_unless_told_otherwise() -> None:
+    bare = {key: value for key, value in VAULTGEMMA.items() if key not in ("layer_types", "attn_logit_softcapping")}
+    read = model(bare, sliding_window=512, max_position_embeddings=8192)
+    assert (read.windowed_layers, read.full_attention_every, read.attention_softcap) == (13, 2, True)
+
+
+@pytest.mark.parametrize(
+    ("said", "gated"),
+    [
+        ({}, True),
+        ({"hidden_act": "silu"}, True),
+        ({"hidden_act": "gelu"}, False),
+        ({"hidden_act": "relu2"}, False),
+        ({"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}, True),
+        ({"hidden_act": None, "hidden_activation": "gelu"}, True),
+        ({"hidden_activation": "relu2"}, False),
+        ({"activation_function": "gelu_new"}, False),
+        ({"activation_function": "swiglu"}, True),
+        ({"activation_function": ["gelu"]}, True),
+    ],
+)
+def test_an_unknown_family_gates_by_the_key_and_the_name_of_its_activation(said: dict[str, Any], gated: bool) -> None:
+    assert model(UNKNOWN, **said).gated_mlp is gated
