@@ -14,8 +14,10 @@ from profiles.model_fields import is_integer
 FIELD = "config.json"
 _BOUNDED = ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval")
 _EACH = ("sliding_window_pattern", "global_attn_every_n_layers")
-# Lists that say of every layer whether it has experts: DeepSeek's, and the two of K-EXAONE.
-_LISTS = ("moe_layer_freq", "mlp_layer_types", "is_moe_layer")
+# Lists that say of every layer whether it has experts: in words, as transformers does (GLM-5, K-EXAONE), and in ones,
+# DeepSeek's and K-EXAONE's own.
+_TYPES = "mlp_layer_types"
+_LISTS = ("moe_layer_freq", "is_moe_layer")
 # Leading dense layers: DeepSeek's key, the older one of K-EXAONE, and AFMoE's.
 _LEADING = ("first_k_dense_replace", "first_last_k_dense_replace", "num_dense_layers")
 _BOTH_SIDES = "local_attention"  # a decoder sees the half of it (configuration_modernbert_decoder.py)
@@ -37,7 +39,7 @@ def layer_mask_of_experts(config: Mapping[str, Any], num_layers: int) -> tuple[i
     first = indices[0] - (interval - 1)
     if first >= 0 and indices == list(range(indices[0], num_layers, interval)):
         return first, interval
-    said = ("mlp_only_layers", "moe_layers", "moe_layers_enum", *_LISTS, *_LEADING, *_BOUNDED)
+    said = ("mlp_only_layers", "moe_layers", "moe_layers_enum", _TYPES, *_LISTS, *_LEADING, *_BOUNDED)
     shown_layers = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
     raise SpecError(
         f"{FIELD}.{next((key for key in said if config.get(key)), 'decoder_sparse_step')}",
@@ -52,16 +54,20 @@ def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
         explicit = config.get(key)
         if isinstance(explicit, str):
             explicit = [int(item) if item.strip().isdecimal() else item for item in explicit.split(",")[:num_layers]]
-        if isinstance(explicit, list):
+        if explicit is not None:
+            if not isinstance(explicit, list):
+                raise _no_list(key, explicit, "layers", "the numbers of those with experts")
             chosen = _numbered(explicit, key, num_layers)
             return [index in chosen for index in range(num_layers)]
-    kinds = config.get("mlp_layer_types")
-    if isinstance(kinds, list):  # GLM-5
-        return [item == "sparse" for item in one_each(kinds, "mlp_layer_types", num_layers)]
+    kinds = config.get(_TYPES)
+    if kinds is not None:  # GLM-5
+        return _sparse(kinds, num_layers)
     frequency = config.get("moe_layer_freq")
     for key in _LISTS:
         if isinstance(config.get(key), list):
-            return [item in (1, True, "sparse") for item in one_each(config[key], key, num_layers)]
+            return ones_of(config[key], key, num_layers)
+        if config.get(key) is not None and not (key == "moe_layer_freq" and is_integer(frequency)):
+            raise _no_list(key, config[key], "ones and zeros", "1 for layers with experts, 0 for others")
     first = next((_whole(config, key, 0, smallest=0) for key in _LEADING if config.get(key) is not None), 0)
     if any(config.get(key) is not None for key in _BOUNDED):
         return _between(config, num_layers)
@@ -76,6 +82,21 @@ def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
         raise SpecError(f"{FIELD}.mlp_only_layers", f"must be a list of layers; got {shown(dense_only)}", "[] for none")
     dense = _numbered(dense_only or [], "mlp_only_layers", num_layers)
     return [is_moe and index not in dense for index, is_moe in enumerate(mask)]
+
+
+def _sparse(kinds: object, num_layers: int) -> list[bool]:
+    """For each layer whether it is called sparse."""
+    hint = "dense, or sparse for layers with experts"
+    if not isinstance(kinds, list):
+        raise _no_list(_TYPES, kinds, "layers", hint)
+    for kind in kinds:
+        if kind not in ("dense", "sparse"):
+            raise SpecError(f"{FIELD}.{_TYPES}", f"unsupported layer {shown(kind)}", hint)
+    return [kind == "sparse" for kind in one_each(kinds, _TYPES, num_layers)]
+
+
+def _no_list(key: str, value: object, of: str, hint: str) -> SpecError:
+    return SpecError(f"{FIELD}.{key}", f"must be a list of {of}; got {shown(value)}", hint)
 
 
 def _between(config: Mapping[str, Any], num_layers: int) -> list[bool]:
@@ -144,7 +165,7 @@ def window_mask(config: Mapping[str, Any], family: Family, num_layers: int) -> l
         more = config.get("num_nextn_predict_layers")  # Step-3.5 says of these what they are, too
         return _windowed_by_type(types[:num_layers] if len(types) == num_layers + (more or 0) else types, num_layers)
     if isinstance(ones, list):  # MiMo
-        return [item in (1, True) for item in one_each(ones, "hybrid_layer_pattern", num_layers)]
+        return ones_of(ones, "hybrid_layer_pattern", num_layers)
     if family.window == "chunk":
         return _chunked(config, num_layers)
     if ":" in family.window:
@@ -177,6 +198,18 @@ def one_each(listed: list[Any], key: str, num_layers: int) -> list[Any]:
     if len(listed) != num_layers:
         raise SpecError(f"{FIELD}.{key}", f"must have {num_layers} entries; got {len(listed)}")
     return listed
+
+
+def ones_of(listed: list[Any], key: str, num_layers: int) -> list[bool]:
+    """For each layer whether the list under a key has a one, or true, for it.
+
+    Raises:
+        SpecError: If it has anything but ones and zeros, or is longer or shorter.
+    """
+    for item in listed:
+        if not isinstance(item, int) or item not in (0, 1):
+            raise SpecError(f"{FIELD}.{key}", f"must hold ones and zeros; got {shown(item)}", "1 for yes, 0 for no")
+    return [item == 1 for item in one_each(listed, key, num_layers)]
 
 
 def at_least(value: object, key: str, smallest: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from profiles.errors import SpecError, shown
 from profiles.hf_families import Family
-from profiles.hf_layers import FIELD, at_least, one_each
+from profiles.hf_layers import FIELD, at_least, one_each, ones_of
 from profiles.linear_attention import DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2, LinearAttention
 from profiles.model_fields import is_integer
 
@@ -60,7 +60,7 @@ def _linear_layers(config: Mapping[str, Any], kind: str, num_layers: int, notes:
     if isinstance(nested, Mapping) and isinstance(nested.get("kda_layers"), list):
         return _numbered(nested, num_layers)
     if isinstance(config.get("attn_type_list"), list):  # MiniMax: one for softmax
-        return [item not in (1, True) for item in one_each(config["attn_type_list"], "attn_type_list", num_layers)]
+        return [not full for full in ones_of(config["attn_type_list"], "attn_type_list", num_layers)]
     for key in ("layer_types", "layers_block_type"):
         if isinstance(config.get(key), list):
             return [_is_linear(item, key) for item in one_each(config[key], key, num_layers)]

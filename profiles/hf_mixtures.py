@@ -32,6 +32,11 @@ _OWN_EXPERT_WIDTH = (
 )
 
 
+# Keys that say whether there are experts at all, whatever numbers of them stand beside: that of DogeConfig, and that of
+# stepfun-ai/Step-3.5-Flash, config.json.
+_SWITCHES = ("is_moe", "use_moe")
+
+
 def mixture_of(reader: Reader, num_layers: int, pattern: str) -> MoESpec | None:
     """Experts of a configuration; None where it has none.
 
@@ -44,7 +49,8 @@ def mixture_of(reader: Reader, num_layers: int, pattern: str) -> MoESpec | None:
         SpecError: If a number that experts need is missing, or is none.
     """
     experts = reader.integer(*NAMES["num_experts"])
-    if not experts or not reader.boolean(reader.family.experts) or (pattern and EXPERTS not in pattern):
+    switches = (reader.family.experts, *((key, True) for key in _SWITCHES))
+    if not experts or not all(map(reader.boolean, switches)) or (pattern and EXPERTS not in pattern):
         return None
     all_mixed = bool(pattern) or reader.family.compressed
     placement = (0, 1) if all_mixed else layer_mask_of_experts(reader.config, num_layers)

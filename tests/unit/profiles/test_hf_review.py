@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from profiles.errors import SpecError
 from profiles.hf_config import read_hf_config
 from profiles.model import ModelSpec
 from profiles.parameters import total_parameters
@@ -81,3 +82,49 @@ def test_vaultgemma_caps_and_alternates_unless_told_otherwise() -> None:
 )
 def test_an_unknown_family_gates_by_the_key_and_the_name_of_its_activation(said: dict[str, Any], gated: bool) -> None:
     assert model(UNKNOWN, **said).gated_mlp is gated
+
+
+MIXTURE = UNKNOWN | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+
+
+@pytest.mark.parametrize("key", ["is_moe", "use_moe"])
+def test_numbers_of_experts_say_nothing_of_a_model_that_has_none(key: str) -> None:
+    assert model(MIXTURE, **{key: True}).moe is not None
+    assert model(MIXTURE, **{key: False}) == model(UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("mlp_layer_types", ["dense", "moe", "moe", "moe"], "unsupported layer 'moe'"),
+        ("mlp_layer_types", [False, True, True, True], "unsupported layer False"),
+        ("mlp_layer_types", "sparse", "must be a list of layers; got 'sparse'"),
+        ("moe_layer_freq", ["moe"] * 4, "must hold ones and zeros; got 'moe'"),
+        ("moe_layer_freq", [0, 2, 2, 2], "must hold ones and zeros; got 2"),
+        ("moe_layer_freq", "1", "must be a list of ones and zeros; got '1'"),
+        ("is_moe_layer", True, "must be a list of ones and zeros; got True"),
+        ("is_moe_layer", ["sparse"] * 4, "must hold ones and zeros; got 'sparse'"),
+        ("moe_layers", 1, "must be a list of layers; got 1"),
+    ],
+)
+def test_what_a_list_of_layers_does_not_know_is_refused(key: str, value: object, problem: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        model(MIXTURE, **{key: value})
+    assert (caught.value.field, caught.value.problem) == (f"config.json.{key}", problem)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mlp_layer_types", ["dense", *["sparse"] * 3]),
+        ("moe_layer_freq", [0, 1, 1, 1]),
+        ("moe_layer_freq", [False, True, True, True]),
+        ("is_moe_layer", [0, 1, 1, 1]),
+        ("moe_layers", [1, 2, 3]),
+        ("moe_layers_enum", "1,2,3"),
+    ],
+)
+def test_lists_of_layers_say_the_same_in_words_in_ones_and_in_numbers(key: str, value: object) -> None:
+    assert model(MIXTURE, **{key: value}) == model(MIXTURE, first_k_dense_replace=1)
+    assert model(MIXTURE, **{key: None}) == model(MIXTURE)
