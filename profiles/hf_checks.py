@@ -31,14 +31,24 @@ _OF_STATES = (
 )
 
 
+_SHARING = "layers that share keys and values"
+_RECURRENT = "layers that every token passes several times"
 # Keys that nothing here reads and that change what layers are, with what they say where they say anything.
 _OTHER_LAYERS = {
     "cross_attention_layers": "layers that attend to images",
-    "num_kv_shared_layers": "layers that share keys and values",
+    "cross_layer_interval": "layers that attend to images",
+    "add_cross_attention": "layers that attend to an encoder",
+    "num_kv_shared_layers": _SHARING,
+    "layer_sharing": "layers that share their weights",
+    "total_ut_steps": _RECURRENT,
+    "H_cycles": _RECURRENT,
+    "L_cycles": _RECURRENT,
+    "mixer_types": "layers that attend linearly or to chosen blocks",
+    "sparse_config": "keys that are chosen in blocks",
     "hidden_size_per_layer_input": "embeddings of every layer",
     "num_key_value_heads_per_layer": "layers with different numbers of key/value heads",
     "layer_group_size": "groups of layers that attend linearly",
-    "use_cla": "layers that share keys and values",
+    "use_cla": _SHARING,
     "zero_expert_num": "experts that compute nothing",
     "share_q_dim": "attention of factorised matrices",
     "block_configs": "layers of different widths",
@@ -47,6 +57,12 @@ _OTHER_LAYERS = {
     "index_kpool": "keys that an indexer chooses in groups",
     "kv_source_layers": "compressed keys that layers share",
     "engram_layer_ids": "embeddings of n-grams",
+}
+_ONCE = "total_ut_steps"  # of which one is what every other model does
+# By family, a key and what it says there that other layers are: of SantaCoder, modeling_gpt2_mq.py, and of DogeCDMoE.
+_OF_FAMILY = {
+    "gpt2": ("attention_head_type", "multiquery", "heads that share one of keys and values", "model_type gpt_bigcode"),
+    "doge": ("is_moe", True, "experts of two vectors each", OWN_FIELDS),
 }
 _COMPRESSED = ("compress_ratios", "compress_rates")  # of ``profiles.hf_compressed``
 
@@ -70,8 +86,11 @@ def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) ->
     if layers is not None and not config.get(told):
         raise SpecError(where, f"{shown(kind)} has {layers}, which have no cost model", OWN_FIELDS)
     for key, others in {**_OTHER_LAYERS, **({told: layers} if layers else {})}.items():
-        if config.get(key):
+        if config.get(key) and not (key == _ONCE and config[key] == 1):
             raise SpecError(f"{FIELD}.{key}", f"says that there are {others}, which have no cost model", OWN_FIELDS)
+    key, value, others, hint = _OF_FAMILY.get(kind, ("", True, "", ""))
+    if config.get(key) == value:
+        raise SpecError(f"{FIELD}.{key}", f"says that there are {others}, which have no cost model in {kind}", hint)
     for key in _COMPRESSED:
         if config.get(key) and not (family and family.compressed):
             problem = "says that there are compressed keys, which have no cost model in"

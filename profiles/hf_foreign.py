@@ -34,6 +34,8 @@ _WIDTHS = "layers of different widths"
 UNPRICED: Mapping[str, str] = {
     **dict.fromkeys(("gemma3n", "gemma3n_text"), _ALTUP),
     **dict.fromkeys(("diffusion_gemma", "diffusion_gemma_text"), _DIFFUSION),
+    # JetMoeAttention: a router chooses query and output matrices of every token.
+    "jetmoe": "experts of attention",
     **dict.fromkeys(("minimax_m3", "minimax_m3_text", "minimax_m3_vl", "minimax_m3_vl_text"), _BLOCKS),
 }
 # Words in names of models without one, canonical and between hyphens.

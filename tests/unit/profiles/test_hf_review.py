@@ -128,3 +128,37 @@ def test_what_a_list_of_layers_does_not_know_is_refused(key: str, value: object,
 def test_lists_of_layers_say_the_same_in_words_in_ones_and_in_numbers(key: str, value: object) -> None:
     assert model(MIXTURE, **{key: value}) == model(MIXTURE, first_k_dense_replace=1)
     assert model(MIXTURE, **{key: None}) == model(MIXTURE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("total_ut_steps", 4),  # ByteDance/Ouro
+        ("H_cycles", 2),  # HrmTextConfig
+        ("L_cycles", 3),
+        ("mixer_types", ["minicpm4", *["lightning-attn"] * 3]),  # openbmb/MiniCPM-SALA
+        ("sparse_config", {"kernel_size": 32, "topk": 64}),  # openbmb/MiniCPM4.1
+        ("layer_sharing", True),  # facebook/MobileLLM
+        ("cross_layer_interval", 4),  # IdeficsConfig
+        ("add_cross_attention", True),
+    ],
+)
+def test_keys_of_other_attention_or_depth_are_not_read_past(key: str, value: object) -> None:
+    with pytest.raises(SpecError, match=rf"^config\.json\.{key}: says that there are .*, which have no cost model"):
+        model(UNKNOWN, **{key: value})
+    assert model(UNKNOWN, **{key: None}) == model(UNKNOWN)
+
+
+def test_one_pass_through_the_layers_is_what_every_model_does() -> None:
+    assert model(UNKNOWN, total_ut_steps=1) == model(UNKNOWN)
+
+
+def test_keys_that_say_so_in_one_family_alone() -> None:
+    gpt = UNKNOWN | {"model_type": "gpt2", "n_positions": 1024}
+    with pytest.raises(SpecError, match=r"^config\.json\.attention_head_type: .* in gpt2\. Hint: model_type gpt_"):
+        model(gpt, attention_head_type="multiquery")
+    assert model(gpt, attention_head_type="multihead") == model(gpt)
+    with pytest.raises(SpecError, match=r"^config\.json\.is_moe: says that there are experts of two vectors each"):
+        model(MIXTURE, model_type="doge", is_moe=True)
+    with pytest.raises(SpecError, match=r"^config\.json\.model_type: 'jetmoe' has experts of attention"):
+        model(MIXTURE, model_type="jetmoe")
