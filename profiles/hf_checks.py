@@ -9,7 +9,18 @@ from typing import Any
 
 from profiles.errors import SpecError, shown
 from profiles.hf_families import Family
-from profiles.hf_foreign import ENCODERS, STATE_SPACE, STATES, TELLING, UNPRICED, UNPRICED_NAMES, VISION
+from profiles.hf_foreign import (
+    ENCODER_ENDINGS,
+    ENCODER_TYPES,
+    ENCODERS,
+    NO_ENCODERS,
+    STATE_SPACE,
+    STATES,
+    TELLING,
+    UNPRICED,
+    UNPRICED_NAMES,
+    VISION,
+)
 from profiles.hf_layers import FIELD, at_least
 from profiles.model import MAX_LAYERS
 
@@ -64,6 +75,13 @@ _OF_FAMILY = {
     "gpt2": ("attention_head_type", "multiquery", "heads that share one of keys and values", "model_type gpt_bigcode"),
     "doge": ("is_moe", True, "experts of two vectors each", OWN_FIELDS),
 }
+# Keys by which tokens attend to later ones, what they say then, and what they say of decoders.
+_BOTH_WAYS = (
+    ("use_bidirectional_attention", ("all", True), "false"),
+    ("causal", (False,), "true"),
+    ("is_causal", (False,), "true"),
+)
+_VALUE_HEADS = ("ForSequenceClassification", "RewardModel")  # how classes end whose head gives a number per token
 _COMPRESSED = ("compress_ratios", "compress_rates")  # of ``profiles.hf_compressed``
 
 
@@ -79,7 +97,8 @@ def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) ->
         SpecError: Naming the key.
     """
     where = f"{FIELD}.model_type"
-    if config.get("is_encoder_decoder") is True or kind in ENCODERS:
+    ends = kind.endswith(ENCODER_ENDINGS) and kind not in (*NO_ENCODERS, *VISION)
+    if config.get("is_encoder_decoder") is True or ends or kind in ENCODERS | ENCODER_TYPES:
         raise SpecError(where, f"{shown(kind)} is not a decoder-only transformer", _DECODERS)
     foreign = any(_tells_states(config, key) for key in _OF_STATES) and not (family and family.linear)
     told, layers = TELLING.get(kind, ("", STATES if kind in STATE_SPACE or foreign else UNPRICED.get(kind)))
@@ -95,14 +114,32 @@ def check_priced(config: Mapping[str, Any], kind: str, family: Family | None) ->
         if config.get(key) and not (family and family.compressed):
             problem = "says that there are compressed keys, which have no cost model in"
             raise SpecError(f"{FIELD}.{key}", f"{problem} {shown(kind) if kind else 'no family'}", "deepseek_v4")
-    if config.get("use_bidirectional_attention") in ("all", True):
-        problem = "says that tokens attend to later ones, which has no cost model"
-        raise SpecError(f"{FIELD}.use_bidirectional_attention", problem, "false where it is a decoder")
+    for key, both_ways, causal in _BOTH_WAYS:
+        if config.get(key) in both_ways:
+            problem = "says that tokens attend to later ones, which has no cost model"
+            raise SpecError(f"{FIELD}.{key}", problem, f"{causal} where it is a decoder")
     if config.get("index_topk") and not (family and (family.indexer or family.compressed)):
         problem = f"an indexer chooses the keys, which has no cost model in {shown(kind) if kind else 'no family'}"
         raise SpecError(f"{FIELD}.index_topk", problem, "model_type deepseek_v32 or glm_moe_dsa where it is one")
     if kind in VISION or ("image_size" in config and "vocab_size" not in config):
         raise SpecError(where, f"{shown(kind)} is a vision model, not a language model")
+
+
+def value_head_of(architectures: object) -> str:
+    """The class that a file names where its head gives one number per token; empty where it gives words.
+
+    Args:
+        architectures: What stands under that key: classes of transformers or of the checkpoint's own code.
+
+    Raises:
+        SpecError: If one fills in masked tokens.
+    """
+    names = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+    masked = next((name for name in names if name.endswith("ForMaskedLM")), None)
+    if masked is not None:
+        problem = f"{shown(masked)} fills in masked tokens, and is no decoder"
+        raise SpecError(f"{FIELD}.architectures", problem, _DECODERS)
+    return next((name for name in names if name.endswith(_VALUE_HEADS)), "")
 
 
 def _tells_states(config: Mapping[str, Any], key: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from profiles.checkpoint_names import IN_QLORA, configured_format
 from profiles.errors import SpecError, shown
-from profiles.hf_checks import check_priced, check_said, key_of
+from profiles.hf_checks import check_priced, check_said, key_of, value_head_of
 from profiles.hf_compressed import compressed_attention, hyper_connections
 from profiles.hf_families import FAMILIES, LLAMA, SYNONYMS, Family
 from profiles.hf_heads import with_heads
@@ -22,7 +22,7 @@ from profiles.hf_linear import linear_attention
 from profiles.hf_mixtures import mixture_of
 from profiles.hf_pattern import pattern_mixer, read_pattern
 from profiles.hf_reader import NAMES, Reader
-from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec
+from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, with_value_head
 from profiles.moe import MoESpec
 
 TEXT_PART = "multimodal model: only its text part"  # how what is said of one begins
@@ -59,6 +59,7 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
     model_type = text.get("model_type")
     kind = model_type if isinstance(model_type, str) else ""
     check_priced(text, kind, FAMILIES.get(SYNONYMS.get(kind, kind)))
+    values = value_head_of(config.get("architectures") or text.get("architectures"))
     flat = _flattened(text)
     check_said(flat, SYNONYMS.get(kind, kind), experts=NAMES["num_experts"], lengths=NAMES["max_sequence_length"])
     reader = Reader(flat, _family(text, kind, notes), notes)
@@ -68,6 +69,9 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
         where = error.field.removeprefix("model.")
         key = key_of(where, flat, NAMES)
         raise error.at(where if where == error.field else f"{FIELD}.{key}" if key else f"{FIELD}: {where}") from None
+    if values:
+        spec = with_value_head(spec)
+        notes.append(f"{FIELD}.architectures {shown(values)}: the head gives one number per token (value_head)")
     form, called = configured_format({**text, **config})
     if called and not form:
         why = IN_QLORA if called == "bitsandbytes" else "has no price"

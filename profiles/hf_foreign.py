@@ -9,6 +9,19 @@ ENCODERS = frozenset({
     "xlm-roberta-xl", "camembert", "electra", "albert", "distilbert", "deberta", "deberta-v2", "mpnet",
     "modernbert", "eurobert", "esm", "layoutlm", "longformer", "big_bird", "wav2vec2", "hubert",
 })  # fmt: skip
+# Further ones of transformers 5.24, which fill in masked tokens or read other than text: only in files, for their words
+# in names of checkpoints are those of decoders as well (ERNIE).
+ENCODER_TYPES = frozenset({
+    "bert-generation", "bros", "canine", "convbert", "data2vec-audio", "data2vec-text", "dpr", "ernie",
+    "esmc", "fnet", "funnel", "gte", "ibert", "jina_embeddings_v3", "layoutlmv2", "layoutlmv3", "layoutxlm", "lilt",
+    "luke", "markuplm", "megatron-bert", "mobilebert", "mra", "nomic_bert", "nystromformer",
+    "rembert", "roberta-prelayernorm", "roc_bert", "roformer", "sew", "sew-d", "splinter", "squeezebert", "t5gemma2",
+    "t5gemma2_text", "t5gemma2_decoder", "t5_gemma_module", "tapas", "tvp", "ultrabert", "ultravbert", "unispeech",
+    "unispeech-sat", "vilt", "visual_bert", "vits", "wavlm", "xmod", "yoso",
+})  # fmt: skip
+# How model types of parts end that encode text, speech or images; and those of decoders that end so.
+ENCODER_ENDINGS = ("_text_model", "_encoder", "_qformer", "_image_model", "_vision", "_vision_model")
+NO_ENCODERS = ("emu3_text_model", "mllama_text_model")
 STATE_SPACE = frozenset({
     "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "rwkv", "rwkv5",
     "rwkv6", "rwkv7", "recurrent_gemma", "retnet", "xlstm", "lfm2", "lfm2_moe",

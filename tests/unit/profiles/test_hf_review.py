@@ -162,3 +162,45 @@ def test_keys_that_say_so_in_one_family_alone() -> None:
         model(MIXTURE, model_type="doge", is_moe=True)
     with pytest.raises(SpecError, match=r"^config\.json\.model_type: 'jetmoe' has experts of attention"):
         model(MIXTURE, model_type="jetmoe")
+
+
+@pytest.mark.parametrize("name", ["LlamaForSequenceClassification", "LlamaForRewardModel", "SomeRewardModel"])
+def test_reward_models_have_a_head_of_one_number(name: str) -> None:
+    """Skywork-Reward-Llama-3.1-8B: 7,504,928,768 parameters, the head one row instead of 128256."""
+    llama = {
+        "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "tie_word_embeddings": False,
+    }  # fmt: skip
+    read, notes = read_hf_config(llama | {"architectures": [name]}, "some")
+    assert (read.value_head, total_parameters(read)) == (True, 7_504_928_768)
+    assert f"config.json.architectures '{name}': the head gives one number per token (value_head)" in notes
+    assert not model(llama, architectures=["LlamaForCausalLM"]).value_head
+
+
+@pytest.mark.parametrize("odd", [None, "LlamaForSequenceClassification", [], [None], [["x"]], 3])
+def test_architectures_that_are_no_list_of_names_say_nothing(odd: object) -> None:
+    assert model(UNKNOWN, architectures=odd) == model(UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ({"architectures": ["SomeForMaskedLM"]}, "architectures"),
+        ({"causal": False}, "causal"),
+        ({"is_causal": False}, "is_causal"),
+        ({"model_type": "nomic_bert"}, "model_type"),
+        ({"model_type": "jina_embeddings_v3"}, "model_type"),
+        ({"model_type": "metaclip_2_text_model"}, "model_type"),
+        ({"model_type": "dia_encoder"}, "model_type"),
+    ],
+)
+def test_encoders_are_refused_by_whatever_says_that_they_are(said: dict[str, Any], field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        model(UNKNOWN, **said)
+    assert caught.value.field == f"config.json.{field}"
+    assert caught.value.hint
+
+
+def test_a_decoder_whose_type_ends_as_those_of_encoders_do_is_read() -> None:
+    assert model(UNKNOWN, model_type="emu3_text_model").num_layers == 4
+    assert model(UNKNOWN, causal=True, is_causal=None).num_layers == 4
