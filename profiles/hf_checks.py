@@ -33,8 +33,12 @@ _MIXTURES = (
     *("olmoe", "glm4_moe", "dots1", "gpt_oss", "phimoe", "llama4_text", "kimi_linear"),
     *("deepseek_v32", "glm_moe_dsa", "deepseek_v4"),
     *("afmoe", "bailing_moe", "exaone_moe", "mistral4", "hunyuan_v1_moe", "hy_v3", "mimo_v2_flash", "step3p5"),
-    *("glm4_moe_lite", "minimax_m2", "solar_open", "laguna"),
+    *("glm4_moe_lite", "minimax_m2", "solar_open", "laguna", "ernie4_5_moe", "minimax"),
 )
+_EXPERTS_KEYS = {
+    **dict.fromkeys(("mixtral", "gpt_oss", "phimoe", "llama4_text", "minimax", "minimax_m2"), "num_local_experts"),
+    "ernie4_5_moe": "moe_num_experts",
+}
 _LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2", "mistral4", "glm4_moe_lite")
 _OF_STATES = (
     *("ssm_cfg", "state_size", "mamba_d_state", "ssm_state_size"),
@@ -166,7 +170,7 @@ def check_said(config: Mapping[str, Any], kind: str, *, experts: Sequence[str], 
         SpecError: Naming the key.
     """
     if kind in _MIXTURES and not any(key in config for key in experts):
-        key = "num_local_experts" if kind in ("mixtral", "gpt_oss", "phimoe", "llama4_text") else "num_experts"
+        key = _EXPERTS_KEYS.get(kind, "num_experts")
         routed = (*_LATENT, "glm4_moe", "dots1", "deepseek_v4", "mimo_v2_flash", "solar_open")
         key = "n_routed_experts" if kind in routed else key
         hint = "how many experts a layer chooses from, as the published file says"

@@ -95,6 +95,8 @@ def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]
         for shared in ("model_type", "tie_word_embeddings"):
             if text.get(shared) is None and config.get(shared) is not None:
                 text[shared] = config[shared]
+        if config.get("tie_word_embeddings") is False:  # transformers 5 ties by what is said of the whole
+            text["tie_word_embeddings"] = False
         return text, [f"{TEXT_PART} ({key}) is planned for"]
     if isinstance(config.get("vision_config"), Mapping):  # with the text part's keys beside it, as Qwen2.5-VL writes
         return config, [f"{TEXT_PART} is planned for, without the images of vision_config"]

@@ -29,6 +29,8 @@ _OWN_EXPERT_WIDTH = (
     "step3p5",
     "solar_open",
     "laguna",
+    "ernie4_5_moe",
+    "kimi_linear",
 )
 
 

@@ -204,3 +204,64 @@ def test_encoders_are_refused_by_whatever_says_that_they_are(said: dict[str, Any
 def test_a_decoder_whose_type_ends_as_those_of_encoders_do_is_read() -> None:
     assert model(UNKNOWN, model_type="emu3_text_model").num_layers == 4
     assert model(UNKNOWN, causal=True, is_causal=None).num_layers == 4
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "tied"),
+    [(False, True, False), (True, False, False), (True, True, True), (True, None, True), (None, True, True)],
+)
+def test_what_is_said_of_the_whole_may_untie_the_text_part(whole: bool | None, part: bool | None, tied: bool) -> None:
+    text = UNKNOWN | {"model_type": "qwen3_vl_text", "tie_word_embeddings": part}
+    nested = {"model_type": "qwen3_vl", "text_config": text, "tie_word_embeddings": whole}
+    assert read_hf_config(nested, "some")[0].tie_word_embeddings is tied
+
+
+@pytest.mark.parametrize("kind", ["ernie4_5_moe", "kimi_linear"])
+def test_experts_are_not_as_wide_as_dense_layers_where_their_class_has_a_width_of_its_own(kind: str) -> None:
+    config = UNKNOWN | {"model_type": kind, "num_experts": 8, "num_experts_per_tok": 2, "kv_lora_rank": 0}
+    with pytest.raises(SpecError, match=r"^config\.json\.moe_intermediate_size: is missing"):
+        model(config)
+
+
+@pytest.mark.parametrize(("kind", "key"), [("ernie4_5_moe", "moe_num_experts"), ("minimax", "num_local_experts")])
+def test_mixtures_that_do_not_say_so_are_not_dense(kind: str, key: str) -> None:
+    with pytest.raises(SpecError, match=rf"^config\.json\.{key}: is missing, which {kind} always says"):
+        model(UNKNOWN, model_type=kind, layer_types=["linear_attention", "full_attention"] * 2)
+
+
+SHORT: dict[str, Any] = {
+    "num_hidden_layers": 4, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 3072,
+    "vocab_size": 32000, "max_position_embeddings": 2048,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "parameters"),
+    [
+        ("seed_oss", {}, 128_476_160),
+        ("internlm3", {}, 122_168_320),
+        ("ernie4_5", {}, 89_400_320),
+        (
+            "ernie4_5_moe",
+            {
+                "moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 256, "moe_num_shared_experts": 2,
+                "moe_layer_start_index": 1,
+            },
+            76_317_720,
+        ),
+        (
+            "minimax",
+            {
+                "num_local_experts": 4, "num_experts_per_tok": 2,
+                "layer_types": ["linear_attention", "full_attention"] * 2,
+            },
+            233_335_808,
+        ),
+        ("minimax_m2", {"num_local_experts": 4, "num_experts_per_tok": 2}, 241_734_672),
+        ("glm4", {}, 122_186_752),
+    ],
+)  # fmt: skip
+def test_heads_and_biases_that_a_file_leaves_out_are_those_of_the_class(
+    kind: str, more: dict[str, Any], parameters: int
+) -> None:
+    assert total_parameters(model(SHORT, model_type=kind, **more)) == parameters
