@@ -33,10 +33,12 @@ _MIXTURES = (
     *("olmoe", "glm4_moe", "dots1", "gpt_oss", "phimoe", "llama4_text", "kimi_linear"),
     *("deepseek_v32", "glm_moe_dsa", "deepseek_v4"),
     *("afmoe", "bailing_moe", "exaone_moe", "mistral4", "hunyuan_v1_moe", "hy_v3", "mimo_v2_flash", "step3p5"),
-    *("glm4_moe_lite", "minimax_m2", "solar_open", "laguna", "ernie4_5_moe", "minimax"),
+    *("glm4_moe_lite", "minimax_m2", "solar_open", "laguna", "ernie4_5_moe", "minimax", "muse_spark_text"),
 )
 _EXPERTS_KEYS = {
-    **dict.fromkeys(("mixtral", "gpt_oss", "phimoe", "llama4_text", "minimax", "minimax_m2"), "num_local_experts"),
+    **dict.fromkeys(
+        ("mixtral", "gpt_oss", "phimoe", "llama4_text", "minimax", "minimax_m2", "muse_spark_text"), "num_local_experts"
+    ),
     "ernie4_5_moe": "moe_num_experts",
 }
 _LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2", "mistral4", "glm4_moe_lite")

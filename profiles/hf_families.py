@@ -40,8 +40,8 @@ class Family:
         window: Which layers a sliding window applies to: ``none``, ``all`` (where the key is not
             null), ``qwen`` (switched by use_sliding_window), ``every:n`` (all but each n-th layer),
             ``apart:n`` (the same, and the n-th differ in their positions too), ``first:n`` (so, and the first has
-            none either), ``after:n`` (all but the first and each n-th after it, which differ in positions) or
-            ``chunk`` (Llama 4).
+            none either), ``after:n`` (all but the first and each n-th after it, which differ in positions),
+            ``last:n`` (all but the last and each n-th before it, alike), or ``chunk`` (Llama 4).
         window_default: Window when the key is absent.
         linear: Kind of linear attention that some of its layers have; "" for none.
         indexer: An indexer chooses the keys that latent attention attends to.
@@ -55,6 +55,7 @@ class Family:
         experts: Layers have experts: rule; by default where there is a number of them.
         mlp_beside_experts: A dense MLP runs beside the experts, on norms of its own.
         output_gate: Queries bring a gate for the output of attention: rule.
+        latent_key: Key with the width that experts work on, where that is not the residual stream's.
         dense_key: Key with the width of an MLP without experts, where it is not the usual one.
         defaults: Dimensions of the configuration class that its files really leave out.
     """
@@ -95,6 +96,7 @@ class Family:
     experts: Rule = ("", True)
     mlp_beside_experts: bool = False
     output_gate: Rule = ("", False)
+    latent_key: str = "moe_latent_size"
     dense_key: str = ""
     defaults: Mapping[str, int] = field(default_factory=dict)
 
@@ -125,6 +127,7 @@ _ERNIE = replace(
     LLAMA, tied=True, qkv_bias=("use_bias", False), out_bias=("use_bias", False), mlp_bias=("use_bias", False)
 )
 _EXAONE4 = replace(LLAMA, qkv_bias=_NO, out_bias=_NO, mlp_bias=_NO, qk_norm=_YES, window="apart:4", window_default=4096)
+_MUSE = replace(LLAMA, norms=4, mlp_bias=_NO, output_gate=_YES, window="last:4", window_default=2048)
 # Gemma3TextConfig; the multimodal checkpoints write only what differs from it.
 _GEMMA3_DEFAULTS = {
     "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
@@ -287,6 +290,12 @@ FAMILIES: Mapping[str, Family] = {
     "exaone4": _EXAONE4,
     "exaone_moe": replace(_EXAONE4, router_bias=True),
     "dots1": replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True),
+    "muse_glimmer_text": replace(_MUSE, key_value_heads=2, defaults={"head_dim": 128}),
+    # MuseSparkTextDecoderLayer: three norms with weights, and a gate of the residual stream's width behind either half.
+    # The two norms of its experts' width are left out.
+    "muse_spark_text": replace(
+        _MUSE, norms=5, router_bias=True, latent_key="moe_hidden_size", key_value_heads=16, defaults={"head_dim": 64}
+    ),
     # BitNetDecoderLayer: one more norm behind attention; that within the MLP, of its width, is left out.
     "bitnet": replace(LLAMA, norms=3, mlp_bias=_NO, key_value_heads=5),
     # ModernBertDecoderForCausalLM; the square matrix before its head is left out.
@@ -306,6 +315,7 @@ SYNONYMS: Mapping[str, str] = {
     # Text parts: Qwen2_5_VLAttention has Qwen2's biases, Qwen3VLTextAttention Qwen3's norms.
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
     "qwen3_vl": "qwen3", "qwen3_vl_text": "qwen3", "qwen3_vl_moe": "qwen3_moe", "qwen3_vl_moe_text": "qwen3_moe",
+    "muse_glimmer": "muse_glimmer_text", "muse_spark": "muse_spark_text",
     "step3p7": "step3p5", "mimo": "qwen2", "glm4v": "glm4v_text", "glm46v": "glm4v_text", "glm4v_moe": "glm4_moe",
     "glm4v_moe_text": "glm4_moe",
     "qwen3_omni_moe": "qwen3_moe", "qwen3_omni_moe_thinker": "qwen3_moe", "qwen3_omni_moe_text": "qwen3_moe",

@@ -170,8 +170,9 @@ def window_mask(config: Mapping[str, Any], family: Family, num_layers: int) -> l
         return _chunked(config, num_layers)
     if ":" in family.window:
         every = _interval(config, int(family.window.rpartition(":")[2]))
-        if family.window.startswith("after:"):
-            return [index % every > 0 for index in range(num_layers)]
+        if family.window.startswith(("after:", "last:")):
+            counted = range(num_layers) if family.window.startswith("after:") else reversed(range(num_layers))
+            return [index % every > 0 for index in counted]
         mask = _all_but_every(every, num_layers)
         return [False, *mask[1:]] if family.window.startswith("first:") else mask
     if family.window == "qwen":

@@ -2,6 +2,7 @@
 
 from profiles.errors import SpecError
 from profiles.hf_compressed import hash_layers
+from profiles.hf_families import LLAMA
 from profiles.hf_layers import FIELD, layer_mask_of_experts
 from profiles.hf_reader import NAMES, Reader
 from profiles.layer_pattern import EXPERTS
@@ -31,6 +32,7 @@ _OWN_EXPERT_WIDTH = (
     "laguna",
     "ernie4_5_moe",
     "kimi_linear",
+    "muse_spark",
 )
 
 
@@ -78,10 +80,19 @@ def mixture_of(reader: Reader, num_layers: int, pattern: str) -> MoESpec | None:
         shared_expert_gate=reader.family.shared_gate,
         router_bias=reader.boolean(("moe_router_enable_expert_bias", reader.family.router_bias)),
         hash_layers=hash_layers(reader.config, num_layers) if reader.family.compressed else 0,
-        latent_size=reader.integer("moe_latent_size") or 0,
+        latent_size=_latent_size(reader),
         all_run_by_transformers=_is_llama_4(reader),
         **_router_groups(reader),
     )
+
+
+def _latent_size(reader: Reader) -> int:
+    """Width that experts work on where it is not the residual stream's; families with a key of their own say it."""
+    key = reader.family.latent_key
+    width = reader.integer(key)
+    if width is None and key != LLAMA.latent_key:
+        raise SpecError(f"{FIELD}.{key}", "is missing", "it is the width that experts work on")
+    return width or 0
 
 
 def _router_groups(reader: Reader) -> dict[str, int]:
