@@ -241,10 +241,9 @@ def _head_dim(reader: Reader, hidden: int, heads: int) -> int:
 
 def _ffn(reader: Reader, hidden: int, moe: MoESpec | None) -> int:
     family = reader.family
-    if moe is not None:
-        dense = reader.integer("intermediate_size_mlp")  # Llama 4: the width of its dense layers
-        if dense:
-            return dense
+    dense = reader.integer("intermediate_size_mlp")  # Llama 4: the width of its dense layers
+    if dense:
+        return dense
     own = (family.dense_key,) if family.dense_key and moe is None else ()
     value = reader.integer(*own, *NAMES["ffn_hidden_size"])
     if value is None and reader.config.get("expansion_ratio") is not None:

@@ -290,6 +290,11 @@ FAMILIES: Mapping[str, Family] = {
     "exaone4": _EXAONE4,
     "exaone_moe": replace(_EXAONE4, router_bias=True),
     "dots1": replace(LLAMA, mlp_bias=_NO, qk_norm=_YES, router_bias=True),
+    # allenai/Molmo-7B-D-0924, modeling_molmo.py: gate and up are one width; norms, where there are any, of all heads.
+    "molmo": replace(
+        LLAMA, qkv_bias=("qkv_bias", False), out_bias=_NO, mlp_bias=_NO, ffn_divisor=2,
+        qk_norm=("attention_layer_norm", False), qk_norm_all_heads=True,
+    ),
     "muse_glimmer_text": replace(_MUSE, key_value_heads=2, defaults={"head_dim": 128}),
     # MuseSparkTextDecoderLayer: three norms with weights, and a gate of the residual stream's width behind either half.
     # The two norms of its experts' width are left out.

@@ -21,7 +21,13 @@ _LISTS = ("moe_layer_freq", "is_moe_layer")
 # Leading dense layers: DeepSeek's key, the older one of K-EXAONE, and AFMoE's.
 _LEADING = ("first_k_dense_replace", "first_last_k_dense_replace", "num_dense_layers")
 _BOTH_SIDES = "local_attention"  # a decoder sees the half of it (configuration_modernbert_decoder.py)
+_NO_WINDOW = -1  # of xai-org/grok-2, config.json
 _LOCAL = ("sliding_attention", "chunked_attention")
+
+
+def is_llama_4(config: Mapping[str, Any]) -> bool:
+    """Whether it is a Llama 4, by its ``model_type``."""
+    return config.get("model_type") in ("llama4", "llama4_text")
 
 
 def layer_mask_of_experts(config: Mapping[str, Any], num_layers: int) -> tuple[int, int] | None:
@@ -50,15 +56,9 @@ def layer_mask_of_experts(config: Mapping[str, Any], num_layers: int) -> tuple[i
 
 def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
     """For each layer whether it has experts, by whichever keys the family uses."""
-    for key in ("moe_layers", "moe_layers_enum"):  # Llama 4; Step-3.5, in a text or a list
-        explicit = config.get(key)
-        if isinstance(explicit, str):
-            explicit = [int(item) if item.strip().isdecimal() else item for item in explicit.split(",")[:num_layers]]
-        if explicit is not None:
-            if not isinstance(explicit, list):
-                raise _no_list(key, explicit, "layers", "the numbers of those with experts")
-            chosen = _numbered(explicit, key, num_layers)
-            return [index in chosen for index in range(num_layers)]
+    chosen = _numbers(config, num_layers)
+    if chosen is not None:
+        return [index in chosen for index in range(num_layers)]
     kinds = config.get(_TYPES)
     if kinds is not None:  # GLM-5
         return _sparse(kinds, num_layers)
@@ -82,6 +82,20 @@ def _mask(config: Mapping[str, Any], num_layers: int) -> list[bool]:
         raise SpecError(f"{FIELD}.mlp_only_layers", f"must be a list of layers; got {shown(dense_only)}", "[] for none")
     dense = _numbered(dense_only or [], "mlp_only_layers", num_layers)
     return [is_moe and index not in dense for index, is_moe in enumerate(mask)]
+
+
+def _numbers(config: Mapping[str, Any], num_layers: int) -> set[int] | None:
+    """The layers with experts where a list has their numbers; None where none does."""
+    for key in ("moe_layers", "moe_layers_enum"):  # Llama 4; Step-3.5, in a text or a list
+        explicit = config.get(key)
+        if explicit is None or (explicit == [] and not is_llama_4(config)):  # other families have experts all the same
+            continue
+        if isinstance(explicit, str):
+            explicit = [int(item) if item.strip().isdecimal() else item for item in explicit.split(",")[:num_layers]]
+        if not isinstance(explicit, list):
+            raise _no_list(key, explicit, "layers", "the numbers of those with experts")
+        return _numbered(explicit, key, num_layers)
+    return None
 
 
 def _sparse(kinds: object, num_layers: int) -> list[bool]:
@@ -136,7 +150,7 @@ def windowed_layers(
     """
     key = "attention_chunk_size" if family.window == "chunk" else "sliding_window"
     key = "sliding_window_size" if key not in config and "sliding_window_size" in config else key
-    window = _whole(config, key, 0, smallest=0)
+    window = 0 if config.get(key) == _NO_WINDOW else _whole(config, key, 0, smallest=0)
     if key not in config and config.get(_BOTH_SIDES) is not None:
         window, key = _whole(config, _BOTH_SIDES, 0, smallest=0) // 2, _BOTH_SIDES
     if key not in config and family.window_default:

@@ -3,7 +3,7 @@
 from profiles.errors import SpecError
 from profiles.hf_compressed import hash_layers
 from profiles.hf_families import LLAMA
-from profiles.hf_layers import FIELD, layer_mask_of_experts
+from profiles.hf_layers import FIELD, is_llama_4, layer_mask_of_experts
 from profiles.hf_reader import NAMES, Reader
 from profiles.layer_pattern import EXPERTS
 from profiles.moe import MoESpec
@@ -39,6 +39,7 @@ _OWN_EXPERT_WIDTH = (
 # Keys that say whether there are experts at all, whatever numbers of them stand beside: that of DogeConfig, and that of
 # stepfun-ai/Step-3.5-Flash, config.json.
 _SWITCHES = ("is_moe", "use_moe")
+_RESIDUAL = ("residual_moe", False)  # a dense MLP runs beside the experts (xai-org/grok-2)
 
 
 def mixture_of(reader: Reader, num_layers: int, pattern: str) -> MoESpec | None:
@@ -81,7 +82,7 @@ def mixture_of(reader: Reader, num_layers: int, pattern: str) -> MoESpec | None:
         router_bias=reader.boolean(("moe_router_enable_expert_bias", reader.family.router_bias)),
         hash_layers=hash_layers(reader.config, num_layers) if reader.family.compressed else 0,
         latent_size=_latent_size(reader),
-        all_run_by_transformers=_is_llama_4(reader),
+        all_run_by_transformers=is_llama_4(reader.config),
         **_router_groups(reader),
     )
 
@@ -103,14 +104,10 @@ def _router_groups(reader: Reader) -> dict[str, int]:
     return {"router_groups": groups, "groups_per_token": chosen}
 
 
-def _is_llama_4(reader: Reader) -> bool:
-    return reader.config.get("model_type") in ("llama4", "llama4_text")
-
-
 def _shared_width(reader: Reader, width: int) -> int:
-    if _is_llama_4(reader):
+    if is_llama_4(reader.config):
         return width  # one shared expert, always, as wide as a routed one
-    if reader.family.mlp_beside_experts:
+    if reader.family.mlp_beside_experts or reader.boolean(_RESIDUAL):
         return reader.required("ffn_hidden_size")
     explicit = reader.integer(
         "shared_expert_intermediate_size",

@@ -56,3 +56,58 @@ def test_layers_without_a_window_are_counted_from_the_last() -> None:
         counted = model(MUSE_GLIMMER, num_hidden_layers=layers)
         assert counted == model(MUSE_GLIMMER, num_hidden_layers=layers, layer_types=said)
         assert counted.windowed_layers == said.count("sliding_attention")
+
+
+GROK_2: dict[str, Any] = {
+    "model_type": "git", "num_hidden_layers": 64, "hidden_size": 8192, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 32768, "moe_intermediate_size": 16384,
+    "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 131072, "residual_moe": True,
+    "sliding_window_size": -1, "max_position_embeddings": 131072, "tie_word_embeddings": False,
+}  # fmt: skip
+MOLMO: dict[str, Any] = {
+    "model_type": "molmo", "num_hidden_layers": 28, "hidden_size": 3584, "num_attention_heads": 28,
+    "num_key_value_heads": 4, "intermediate_size": 37888, "vocab_size": 152064, "qkv_bias": True,
+    "attention_layer_norm": False, "max_position_embeddings": 4096, "tie_word_embeddings": False,
+}  # fmt: skip
+LLAMA_4: dict[str, Any] = {
+    "model_type": "llama4_text", "num_hidden_layers": 8, "hidden_size": 1024, "num_attention_heads": 16,
+    "num_key_value_heads": 4, "head_dim": 64, "intermediate_size": 2048, "intermediate_size_mlp": 4096,
+    "vocab_size": 32000, "num_local_experts": 16, "num_experts_per_tok": 1, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_grok_2_has_a_dense_mlp_beside_its_experts_and_no_window() -> None:
+    """269.5 billion parameters by its card."""
+    read = model(GROK_2)
+    assert (read.sliding_window, read.moe and read.moe.shared_ffn_hidden_size) == (0, 32768)
+    assert total_parameters(read) == pytest.approx(269.5e9, rel=0.001)
+    assert model(GROK_2, residual_moe=False).moe != read.moe
+
+
+def test_a_window_may_not_be_any_other_negative_number() -> None:
+    with pytest.raises(SpecError, match=r"^config\.json\.sliding_window_size: must be a whole number of at least 0"):
+        model(GROK_2, sliding_window_size=-2)
+
+
+def test_molmo_counts_both_halves_of_a_gated_mlp() -> None:
+    """Molmo-7B-D is Qwen2-7B: 7,615,616,512 parameters. Biases only where its key says so."""
+    assert total_parameters(model(MOLMO)) == 7_615_616_512
+    bare = {key: value for key, value in MOLMO.items() if key != "qkv_bias"}
+    assert not model(bare).qkv_bias
+
+
+@pytest.mark.parametrize(
+    ("said", "parameters"),
+    [
+        ({"moe_layers": []}, 187_188_224),
+        ({"interleave_moe_layer_step": 2}, 564_741_120),
+    ],
+)
+def test_dense_layers_of_llama_4_are_as_wide_as_a_key_of_their_own_says(said: dict[str, Any], parameters: int) -> None:
+    assert total_parameters(model(LLAMA_4, **said)) == parameters
+
+
+def test_an_empty_list_of_layers_says_nothing_of_other_families() -> None:
+    plain = model(LLAMA_4, model_type="mixtral")
+    assert plain.moe is not None
+    assert model(LLAMA_4, model_type="mixtral", moe_layers=[]) == plain
