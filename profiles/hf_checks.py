@@ -180,7 +180,7 @@ def check_said(config: Mapping[str, Any], kind: str, *, experts: Sequence[str], 
     if kind == "gemma4_text" and "hidden_size_per_layer_input" not in config:
         key = f"{FIELD}.hidden_size_per_layer_input"
         raise SpecError(key, f"is missing, which {kind} always says", "0 where layers have no embeddings of their own")
-    if kind in _LATENT and config.get("kv_lora_rank") is None:
+    if kind in _LATENT and config.get("kv_lora_rank") is None and config.get("use_mla") is not False:
         hint = "model_type deepseek for plain attention"
         raise SpecError(f"{FIELD}.kv_lora_rank", f"is missing, which {kind} always says", hint)
     for key in lengths:

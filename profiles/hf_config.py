@@ -6,6 +6,7 @@ key that the family defaults is filled in and reported as an assumption; a key n
 vision part of a multimodal model (ignored, and said so).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,10 +25,15 @@ from profiles.hf_pattern import pattern_mixer, read_pattern
 from profiles.hf_reader import NAMES, Reader
 from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, with_value_head
 from profiles.moe import MoESpec
+from profiles.parameters import total_parameters
 
 TEXT_PART = "multimodal model: only its text part"  # how what is said of one begins
 _OF_LAYERS = ("moe_topk", "moe_intermediate_size", "num_shared_expert")
 _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
+# A size in a name: a number and its unit, no part of another word as in A42B, 8x7B or 4bit.
+_SIZE = re.compile(r"(?<![a-z0-9.])(\d{1,4}(?:\.\d{1,3})?)([mbt])(?![a-z0-9])", re.IGNORECASE)
+_UNITS = {"m": 1e6, "b": 1e9, "t": 1e12}
+_NEAR = 0.15  # names round, and count images' part or leave embeddings out
 # Keys of the activation. Under the first all that transformers 5.24 has gate their MLP (Gemma's line, ModernBERT's);
 # the last is that of GPT-2's line.
 _ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")
@@ -72,12 +78,30 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
     if values:
         spec = with_value_head(spec)
         notes.append(f"{FIELD}.architectures {shown(values)}: the head gives one number per token (value_head)")
+    elif SYNONYMS.get(kind, kind) not in FAMILIES:
+        notes += _unlike_its_name(spec, name)
     form, called = configured_format({**text, **config})
     if called and not form:
         why = IN_QLORA if called == "bitsandbytes" else "has no price"
         notes.append(f"{FIELD}.quantization_config ({called}) {why}: weights taken in 16 bits")
     named = SYNONYMS.get(kind, kind)
     return replace(spec, checkpoint_weights=form, family=named if named in FAMILIES else ""), tuple(notes)
+
+
+def _unlike_its_name(spec: ModelSpec, name: str) -> list[str]:
+    """What to say of an unknown family whose keys come to another size than its name has; nothing where they agree.
+
+    Example:
+        Of Some-816B-A42B the first is meant: all parameters, not those that a token meets.
+    """
+    found = _SIZE.search(name)
+    if found is None:
+        return []
+    said, counted = float(found[1]) * _UNITS[found[2].lower()], total_parameters(spec)
+    if abs(counted - said) <= _NEAR * said:
+        return []
+    problem = f"the name says {found[0]} parameters, and the keys come to {counted / 1e9:.3g}B"
+    return [f"{FIELD}: {problem}: layers of {shown(name)} may be other than these"]
 
 
 def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
@@ -299,11 +323,14 @@ def _norms(reader: Reader) -> int:
 
 def _latent(reader: Reader) -> LatentAttention | None:
     rank = reader.integer("kv_lora_rank")
-    if not rank:
+    if not rank or not reader.boolean(("use_mla", True)):  # DeepSeek-OCR: false
         return None
     widths = {}
     for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
         value = reader.integer(key)
+        if value is None and key == "v_head_dim" and reader.config.get("model_type") == "minicpm3":
+            value = reader.required("hidden_size") // reader.required("num_attention_heads")  # as MiniCPM3Config does
+            reader.assume(key, str(value))
         if value is None:
             raise SpecError(f"{FIELD}.{key}", "is missing", "latent attention (kv_lora_rank) needs it")
         widths[key] = value

@@ -91,7 +91,7 @@ class Reader:
     def missing(self, key: str) -> SpecError:
         """What to say of a key that is not there; text parts of LLaVA name the model that has it instead."""
         made_from = self.config.get("_name_or_path")
-        named = isinstance(made_from, str) and made_from
+        named = isinstance(made_from, str) and made_from and made_from.isprintable()
         hint = f"name what it was made from, {made_from!s:.80}, or give its config.json" if named else ""
         return SpecError(f"{FIELD}.{key}", "is missing", hint or "this family has no default for it")
 

@@ -337,7 +337,8 @@ def _fields_of(spec: ModelSpec) -> dict[str, Any]:
 def _from_hf(config: Mapping[str, Any], fallback: str, source: str = "config.json") -> ResolvedModel:
     given = config.get("_name_or_path")
     own = given.strip("/").rpartition("/")[2] if isinstance(given, str) and len(given) <= MAX_PATH else ""
-    model_type = config.get("model_type")
-    name = own or fallback or (model_type if isinstance(model_type, str) else "") or "config.json"
+    # Names go to terminals: one with what these obey, such as an escape, is passed over.
+    named = (name for name in (own, fallback, config.get("model_type")) if isinstance(name, str) and name.isprintable())
+    name = next(filter(None, named), "config.json")
     spec, assumptions = read_hf_config(config, name[:MAX_TEXT], source=source)
     return ResolvedModel(spec=spec, assumptions=assumptions)

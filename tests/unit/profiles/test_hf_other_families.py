@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
+from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.hf_config import read_hf_config
 from profiles.model import ModelSpec
+from profiles.model_presets import resolve_model
 from profiles.parameters import active_parameters, total_parameters
 
 MUSE_GLIMMER: dict[str, Any] = {
@@ -111,3 +113,68 @@ def test_an_empty_list_of_layers_says_nothing_of_other_families() -> None:
     plain = model(LLAMA_4, model_type="mixtral")
     assert plain.moe is not None
     assert model(LLAMA_4, model_type="mixtral", moe_layers=[]) == plain
+
+
+DEEPSEEK_OCR: dict[str, Any] = {
+    "model_type": "deepseek_v2", "num_hidden_layers": 12, "hidden_size": 1280, "num_attention_heads": 10,
+    "num_key_value_heads": 10, "intermediate_size": 6848, "vocab_size": 129280, "first_k_dense_replace": 1,
+    "moe_intermediate_size": 896, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
+    "n_group": 1, "topk_group": 1, "topk_method": "greedy", "use_mla": False, "kv_lora_rank": None,
+    "q_lora_rank": None, "qk_nope_head_dim": 0, "qk_rope_head_dim": 0, "v_head_dim": 0, "tie_word_embeddings": False,
+}  # fmt: skip
+MINICPM_3: dict[str, Any] = {
+    "model_type": "minicpm3", "num_hidden_layers": 62, "hidden_size": 2560, "num_attention_heads": 40,
+    "num_key_value_heads": 40, "intermediate_size": 6400, "vocab_size": 73448, "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32, "q_lora_rank": 768, "kv_lora_rank": 256, "hidden_act": "silu",
+}  # fmt: skip
+
+
+def test_files_of_deepseek_that_say_so_have_plain_attention() -> None:
+    read = model(DEEPSEEK_OCR)
+    assert (read.latent_attention, read.head_dim, read.value_width) == (None, 128, 128)
+    assert total_parameters(read) == pytest.approx(2.93e9, rel=0.002)
+    assert model(DEEPSEEK_OCR, kv_lora_rank=512) == read
+    with pytest.raises(SpecError, match=r"^config\.json\.kv_lora_rank: is missing"):
+        model(DEEPSEEK_OCR, use_mla=True)
+
+
+def test_values_of_minicpm_3_are_as_wide_as_its_class_has_them() -> None:
+    read, notes = read_hf_config(MINICPM_3, "some")
+    assert total_parameters(read) == 4_073_875_968
+    assert "config.json.v_head_dim is absent: taken as 64" in notes
+
+
+def test_what_terminals_obey_is_no_name() -> None:
+    text = MINICPM_3 | {"_name_or_path": "org/some\x1b[31m-4b"}
+    assert resolve_model(text, default_catalog()).spec.name == "minicpm3"
+    assert resolve_model(text | {"model_type": "odd\x1b[2J", "v_head_dim": 64}, default_catalog()).spec.name == (
+        "config.json"
+    )
+    with pytest.raises(SpecError) as caught:
+        resolve_model({"model_type": "llama", "_name_or_path": "some\x1b[31m"}, default_catalog())
+    assert str(caught.value).isprintable()
+
+
+UNLIKE = "config.json: the name says {}B parameters, and the keys come to 4.07B: layers of '{}' may be other than these"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("some-4b", None),
+        ("Some-4.5B-A1B-1M", None),
+        ("Some-7B", "7"),
+        ("Some-816B-A42B", "816"),
+        ("Some-A42B", None),
+        ("Some-8x7B-4bit", None),
+        ("Some-v7", None),
+    ],
+)
+def test_an_unknown_family_is_said_to_be_unlike_its_name(name: str, said: str | None) -> None:
+    notes = read_hf_config(MINICPM_3 | {"v_head_dim": 64}, name)[1]
+    unlike = [note for note in notes if "the name says" in note]
+    assert unlike == ([] if said is None else [UNLIKE.format(said, name)])
+
+
+def test_a_known_family_may_be_called_what_it_likes() -> None:
+    assert not [note for note in read_hf_config(MOLMO, "some-900b")[1] if "the name says" in note]
