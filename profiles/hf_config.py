@@ -25,7 +25,7 @@ from profiles.hf_pattern import pattern_mixer, read_pattern
 from profiles.hf_reader import NAMES, Reader
 from profiles.model import MAX_LAYERS, LatentAttention, ModelSpec, with_value_head
 from profiles.moe import MoESpec
-from profiles.parameters import total_parameters
+from profiles.parameters import non_layer_parameters, total_parameters
 
 TEXT_PART = "multimodal model: only its text part"  # how what is said of one begins
 _OF_LAYERS = ("moe_topk", "moe_intermediate_size", "num_shared_expert")
@@ -33,7 +33,7 @@ _GATED_ACTIVATIONS = ("silu", "swish", "swiglu", "geglu", "reglu")
 # A size in a name: a number and its unit, no part of another word as in A42B, 8x7B or 4bit.
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d{1,4}(?:\.\d{1,3})?)([mbt])(?![a-z0-9])", re.IGNORECASE)
 _UNITS = {"m": 1e6, "b": 1e9, "t": 1e12}
-_NEAR = 0.15  # names round, and count images' part or leave embeddings out
+_NEAR = 0.15  # names round; some leave embeddings out, too
 # Keys of the activation. Under the first all that transformers 5.24 has gate their MLP (Gemma's line, ModernBERT's);
 # the last is that of GPT-2's line.
 _ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")
@@ -98,7 +98,8 @@ def _unlike_its_name(spec: ModelSpec, name: str) -> list[str]:
     if found is None:
         return []
     said, counted = float(found[1]) * _UNITS[found[2].lower()], total_parameters(spec)
-    if abs(counted - said) <= _NEAR * said:
+    layers = counted - non_layer_parameters(spec)
+    if (1 - _NEAR) * layers <= said <= (1 + _NEAR) * counted:
         return []
     problem = f"the name says {found[0]} parameters, and the keys come to {counted / 1e9:.3g}B"
     return [f"{FIELD}: {problem}: layers of {shown(name)} may be other than these"]

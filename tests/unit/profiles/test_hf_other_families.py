@@ -163,6 +163,8 @@ UNLIKE = "config.json: the name says {}B parameters, and the keys come to 4.07B:
     [
         ("some-4b", None),
         ("Some-4.5B-A1B-1M", None),
+        ("Some-3.5B", None),  # of layers alone, 3.885
+        ("Some-3B", "3"),
         ("Some-7B", "7"),
         ("Some-816B-A42B", "816"),
         ("Some-A42B", None),
