@@ -145,6 +145,11 @@ def test_configurations_are_read_as_the_catalogue_has_them(config: dict[str, Any
     assert model_from_hf_config({**config, "expert_dtype": "fp8"}, "x").checkpoint_weights == "fp8-block"
 
 
+def test_heads_that_a_file_leaves_out_are_as_wide_as_those_of_the_class() -> None:
+    read, notes = read_hf_config({key: value for key, value in FLASH.items() if key != "head_dim"}, "x")
+    assert (read.head_dim, notes) == (512, ("config.json.head_dim is absent: taken as 512",))
+
+
 def test_streams_that_a_file_leaves_out_are_the_family_s() -> None:
     read, notes = read_hf_config({**FLASH, "hc_mult": None}, "x")
     assert read.hyper_connections == HyperConnections(streams=4, sinkhorn_steps=20)
