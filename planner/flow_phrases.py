@@ -1,7 +1,8 @@
 """Plans of workflows in words; numbers are formatted by ``planner.phrases``."""
 
 from costmodels.plan import ExecutionPlan
-from planner.dataflow.flow.results import Alternative, CallPlan, CallShortage, FlowInfeasible, FlowPlan, Lead, Reason
+from planner.dataflow.flow.infeasible import CallShortage, FlowInfeasible
+from planner.dataflow.flow.results import Alternative, CallPlan, FlowPlan, Lead, Reason
 from planner.dataflow.graphs.graph import EXTERNAL, GENERATE
 from planner.phrases import gib, percent, seconds
 from profiles.mixed_cluster import MixedCluster

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from planner.dataflow.flow.infeasible import FlowInfeasible
 from planner.dataflow.flow.request import ASYNC, HYBRID, FlowRequest
-from planner.dataflow.flow.results import CallPlan, FlowInfeasible, FlowPlan, FlowResult, GpuMemory
+from planner.dataflow.flow.results import CallPlan, FlowPlan, FlowResult, GpuMemory
 from planner.dataflow.graphs.graph import GENERATE, TRAIN
 from planner.dataflow.length_text import lengths_text
 from planner.dataflow.rollouts import IN_FLIGHT

@@ -8,10 +8,11 @@ import numpy as np
 from costmodels.model_calls import CallTable, concatenated
 from planner.dataflow.call_costs import call_costs
 from planner.dataflow.flow.costs import call_setting, model_call
+from planner.dataflow.flow.infeasible import CallShortage, FlowInfeasible
 from planner.dataflow.flow.pins import column_word
 from planner.dataflow.flow.priced_cluster import PricedCluster, priced_on
 from planner.dataflow.flow.request import MAX_GPUS, FlowRequest
-from planner.dataflow.flow.results import CallShortage, FlowInfeasible, FlowPlan
+from planner.dataflow.flow.results import FlowPlan
 from planner.dataflow.flow.solve import best_plan
 from planner.question.request import full_node, part_of
 from planner.rules.base import one_of

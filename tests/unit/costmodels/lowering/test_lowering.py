@@ -129,20 +129,6 @@ def test_latent_down_projections_repeat_on_every_rank_without_sequence_paralleli
     assert found == pytest.approx(2 * S * (whole + (_MLA - whole) / 4))
 
 
-def test_a_loss_that_takes_the_output_layer_in_reads_it_for_every_chunk_and_computes_no_more() -> None:
-    # 32,768 words of 1024: 2,048 tokens in chunks of 2048 / 32 = 64.
-    plan, chunks, weights = ExecutionPlan(), 32, 2.0 * H * 32768
-    whole, taken = (context(job=job(linear_cross_entropy=taken)) for taken in (False, True))
-    assert work("head", plan, taken) == work("head", plan, whole)
-    moved_by = [
-        lowered("head", plan, replace(each, kernels=UnitKernels(ops=GEMMS, quantity="bytes"))).kernel_s[:, 0]
-        for each in (whole, taken)
-    ]
-    more = (moved_by[1] - moved_by[0]).tolist()
-    products = (Phase.FORWARD, Phase.INPUT_GRADIENT, Phase.WEIGHT_GRADIENT)
-    assert [more[phase] for phase in products] == [(chunks - 1) * weights] * 3
-
-
 def test_ranks_beyond_the_key_value_heads_repeat_one():
     found = work("attention", ExecutionPlan(tensor_parallel=8), context(model=llama(num_key_value_heads=2)))
     assert found[Phase.FORWARD] == pytest.approx(2 * S * (2 * H * H / 8 + 2 * H * 64))
