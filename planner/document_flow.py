@@ -5,11 +5,11 @@ As ``planner.document_plan`` for single jobs: SI units in the keys, fixed order,
 
 from typing import Any
 
+from planner.dataflow.flow.infeasible import FlowInfeasible
 from planner.dataflow.flow.request import FlowRequest
 from planner.dataflow.flow.results import (
     Alternative,
     CallPlan,
-    FlowInfeasible,
     FlowPlan,
     FlowResult,
     GpuMemory,
