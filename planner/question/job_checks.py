@@ -1,7 +1,6 @@
 """What of a job its model or its device cannot run at all, whoever runs it."""
 
 from costmodels.workload import TrainingJob
-from planner.question.lora import check_adapted
 from planner.rules.compressed import check_compressed_trained
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec, DeviceSpec
@@ -60,7 +59,6 @@ def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
         raise SpecError("job.fp8_attention", f"{cluster.device.name} has no fp8 arithmetic", "leave it out")
     _check_attention_library(job, cluster.device)
     check_chosen_keys(model, cluster.device)
-    check_adapted(job.lora, model)
     if model.learned_positions and job.sequence_length > model.learned_positions:
         raise SpecError(
             "job.sequence_length",

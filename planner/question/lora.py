@@ -7,10 +7,13 @@ from typing import Any
 from costmodels.workload import ADAPTER_TASKS, JOINT_TARGET, LORA_TARGETS, LoraSpec
 from profiles.adapter_parameters import MLP_TARGETS
 from profiles.errors import SpecError, meant_among, shown
+from profiles.hf_modules import module_names
 from profiles.model import ModelSpec
+from profiles.stack import StackSpec
 
 MAX_RANK = 1 << 14
 _JOINT_NAMES = dict.fromkeys(("c_attn", "query_key_value", "wqkv", "qkv_proj"), JOINT_TARGET)
+_APART = "lora_targets q,k,v"  # of an adapter that one layer would have
 ALL_LINEAR = "all-linear"  # of PEFT's target_modules
 _FIELDS = ("rank", "targets", "dropout")
 _USUAL = LoraSpec()
@@ -162,12 +165,20 @@ def read_targets(given: object, field: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def check_adapted(lora: LoraSpec | None, model: ModelSpec, *, where: str = "job") -> None:
-    """Refuse adapters on a layer the model lacks: latent attention has none that makes queries, keys and values.
+def check_adapted(lora: LoraSpec | None, model: ModelSpec, stack: StackSpec, *, where: str = "job") -> None:
+    """Refuse one adapter for queries, keys and values where no layer makes all three.
+
+    Latent attention has no such layer. Elsewhere the model may, or the stack, which then joins adapters; of a family
+    that is not known nobody can tell.
 
     Raises:
         SpecError: Naming the field, which begins with ``where``.
     """
-    if lora is not None and JOINT_TARGET in lora.targets and model.latent_attention is not None:
-        problem = f"{model.name} has no layer for queries, keys and values"
-        raise SpecError(f"{where}.lora.targets", problem, "q, k and v")
+    if lora is None or JOINT_TARGET not in lora.targets:
+        return
+    if model.latent_attention is not None:
+        raise SpecError(f"{where}.lora.targets", f"{model.name} has no layer for queries, keys and values", _APART)
+    names = module_names(model.family)
+    if names is not None and names["q"] != names["k"] and not stack.joint_adapters:
+        problem = f"{model.name} has no one layer for queries, keys and values, and {stack.name} makes none"
+        raise SpecError(f"{where}.lora.targets", problem, _APART)

@@ -16,6 +16,7 @@ from planner.prices.price_lists import collective_model, kernel_model_of
 from planner.question.field_names import meant_setting
 from planner.question.jobs import (
     JOB_FIELDS,
+    check_on_stack,
     expert_notes,
     gradient_notes,
     resolve_job,
@@ -120,6 +121,7 @@ def resolve_request(
     fixed = parse_pins(pins)
     training, job_notes = resolve_job(job, resolved.spec, machines, fixed)
     stack, stack_notes = _stack(options, training, fixed)
+    check_on_stack(training, job, stack, resolved.spec)
     training, attention_notes = with_attention(training, job, stack, machines, resolved.spec)
     training, loss_notes = with_loss(training, job, stack)
     return Request(

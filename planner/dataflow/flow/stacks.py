@@ -82,7 +82,8 @@ def check_roles(
         check_indexer_trained(specs[role], stacks[role].framework)
         for group in machines.groups:
             check_chosen_keys(specs[role], group.device)
-        check_adapted(graph.role(role).adapters(specs[role]).lora, specs[role], where=f"job.roles.{role}")
+        lora = graph.role(role).adapters(specs[role]).lora
+        check_adapted(lora, specs[role], stacks[role], where=f"job.roles.{role}")
 
 
 def _usual(graph: Dataflow, pins: Mapping[str, CallPin]) -> tuple[str, str]:

@@ -309,3 +309,11 @@ def test_adapters_are_checked_as_those_of_single_jobs(settings: dict[str, Any], 
         resolve_flow(
             "sft", {"": "deepseek-v3"}, "8xH100", FlowOptions(settings={"task": "lora", "lora_targets": "qkv"})
         )
+
+
+def test_one_adapter_for_all_three_takes_one_layer_of_the_role() -> None:
+    joint = FlowOptions(settings={"task": "lora", "lora_targets": "qkv"})
+    resolve_flow("sft", {"": MODEL}, "8xH100", replace(joint, framework="megatron"))
+    with pytest.raises(SpecError, match="llama-2-7b has no one layer for queries, keys and values") as error:
+        resolve_flow("sft", {"": MODEL}, "8xH100", replace(joint, framework="hf-trainer"))
+    assert error.value.field == "job.roles.actor.lora.targets"

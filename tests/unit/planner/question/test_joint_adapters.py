@@ -1,7 +1,6 @@
 """One adapter where one layer makes queries, keys and values: its size, its launches, its names."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import pytest
 
@@ -12,10 +11,11 @@ from costmodels.stages.parameters import stage_parameters
 from costmodels.stages.table import stage_table
 from costmodels.workload import LoraSpec, TrainingJob
 from planner.question.jobs import resolve_job
+from planner.question.request import Options, resolve_request
 from profiles.adapter_parameters import lora_parameters, total_lora_parameters
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
-from tests.fakes import RateKernels, context, job, latent, llama, stack
+from tests.fakes import RateKernels, context, job, llama, stack
 
 MODEL = llama(num_key_value_heads=4)
 H, KV = MODEL.hidden_size, 4 * MODEL.head_dim
@@ -73,4 +73,34 @@ def test_what_it_excludes() -> None:
     with pytest.raises(SpecError, match="names q, k or v beside qkv"):
         resolved("qkv,v")
     with pytest.raises(SpecError, match="has no layer for queries, keys and values"):
-        resolved("qkv", replace(latent(), learned_positions=0))
+        asked("deepseek-v2-lite", "megatron")
+
+
+def asked(model: str, framework: str, **lora: object) -> None:
+    said = lora or {"lora_targets": "qkv,o"}
+    resolve_request(model, "8xH100", {"task": "lora", **said}, None, Options(framework=framework))
+
+
+@pytest.mark.parametrize(
+    ("model", "framework"),
+    [
+        ("llama-3.1-8b", "megatron"),  # Megatron-Core makes one layer of three
+        ("gpt-neox-20b", "hf-trainer"),
+        ("falcon-7b", "fsdp"),
+        ("phi-3-mini", "hf-trainer"),
+    ],
+)
+def test_one_layer_for_all_three_is_the_models_or_the_stacks(model: str, framework: str) -> None:
+    asked(model, framework)
+
+
+@pytest.mark.parametrize("framework", ["hf-trainer", "fsdp", "deepspeed", "litgpt"])
+def test_where_there_are_three_layers_they_are_named_apart(framework: str) -> None:
+    with pytest.raises(SpecError, match=r"has no one layer for queries, keys and values, and .* makes none") as error:
+        asked("llama-3.1-8b", framework)
+    assert error.value.field == "job.lora_targets"
+    assert error.value.hint == "lora_targets q,k,v"
+    with pytest.raises(SpecError) as error:
+        asked("llama-3.1-8b", framework, lora={"targets": ["qkv"]})
+    assert error.value.field == "job.lora.targets"
+    asked("llama-3.1-8b", framework, lora_targets="q,k,v")
