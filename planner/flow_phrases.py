@@ -4,7 +4,7 @@ from costmodels.plan import ExecutionPlan
 from planner.dataflow.flow.infeasible import CallShortage, FlowInfeasible
 from planner.dataflow.flow.results import Alternative, CallPlan, FlowPlan, Lead, Reason
 from planner.dataflow.graphs.graph import EXTERNAL, GENERATE
-from planner.phrases import gib, percent, seconds
+from planner.phrases import differences, gib, percent, seconds
 from profiles.mixed_cluster import MixedCluster
 
 _HELD = {
@@ -59,7 +59,7 @@ def reason_sentence(plan: FlowPlan, reason: Reason) -> str:
         words += f" at MFU {percent(reason.mfu)} on {call.num_gpus} GPUs."
     other = reason.alternative
     if other is None:
-        return words + " No other way to run it there is faster."
+        return words + " No other way to run it there is more than 1 % faster."
     words += f" It would take {seconds(other.time_s)} as {_other_way(call, other)}; with all else as planned, "
     if not other.fits:
         lacking = f"{gib(other.over_bytes)} more memory" if other.over_bytes else "more host memory"
@@ -85,8 +85,10 @@ def _other_way(call: CallPlan, other: Alternative) -> str:
         differing.append(_HELD[other.holding])
     if other.concurrent != call.concurrent:
         differing.append(f"{other.concurrent} sequences at once")
-    if other.plan.micro_batch_size != call.plan.micro_batch_size and not other.concurrent:
+    settings = differences(call.plan, other.plan)
+    if settings.pop("micro_batch_size", None) and not other.concurrent:
         differing.append(f"micro-batches of {other.plan.micro_batch_size}")
+    differing += settings.values()
     return f"{where} with {' and '.join(differing)}" if differing else where
 
 

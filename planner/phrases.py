@@ -1,6 +1,7 @@
 """Numbers and plans in words: the only place that formats quantities for people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule, Schedule
 from planner.results import RISKY, Explanation, PlanEstimate, Remedy, Rival
@@ -55,6 +56,7 @@ SHORT_NAMES = {
 }
 
 
+_SWITCHES = {item.name for item in fields(ExecutionPlan) if item.type is bool}
 _EVEN = dict.fromkeys(("first_stage_layers", "last_stage_layers"), "even")  # as many layers as the other stages
 
 
@@ -159,10 +161,25 @@ def _memory_sentence(best: PlanEstimate, explanation: Explanation) -> str:
 def rival_changes(rival: Rival) -> str:
     """What is different about a rival: ``tp 1 -> 2, zero 3 -> 2``."""
     return ", ".join(
-        f"{SHORT_NAMES.get(name, name.replace('_', ' '))} "
-        f"{_shown(name, old, rival, 0)} -> {_shown(name, new, rival, 1)}"
-        for name, (old, new) in _told(rival).items()
+        f"{_short(name)} {_shown(name, rival.changes, 0)} -> {_shown(name, rival.changes, 1)}"
+        for name in _told(rival.changes, rival.dimension)
     )
+
+
+def differences(chosen: ExecutionPlan, other: ExecutionPlan) -> dict[str, str]:
+    """What another plan has where it is not as the chosen one, by field: ``{"zero_stage": "zero 1"}``.
+
+    Fields that usually follow from others are told only where nothing else is.
+    """
+    changes = changed_fields(chosen, other)
+    return {name: f"{_short(name)} {_shown(name, changes, 1)}" for name in _told(changes) or changes}
+
+
+def changed_fields(chosen: ExecutionPlan, other: ExecutionPlan) -> dict[str, tuple[int, int]]:
+    """Fields in which two plans differ, and devices, to both values; not layers that were laid out by hand."""
+    names = ("num_devices", *(item.name for item in fields(ExecutionPlan) if item.name != "stage_layers"))
+    pairs = {name: (int(getattr(chosen, name)), int(getattr(other, name))) for name in names}
+    return {name: (one, another) for name, (one, another) in pairs.items() if one != another}
 
 
 def rival_sentence(rival: Rival) -> str:
@@ -200,20 +217,24 @@ def schedule_label(plan: ExecutionPlan) -> str:
     return f"interleaved {word}" if plan.virtual_stages > 1 else word
 
 
-def _told(rival: Rival) -> dict[str, tuple[int, int]]:
-    """The changes worth telling, the one sought first; not those that follow from others."""
+def _told(changes: Mapping[str, tuple[int, int]], first: str = "") -> list[str]:
+    """Fields whose changes are worth telling, the one sought first; not those that follow from others."""
     silent = {"overlap_param_gather", "tensor_parallel_overlap", "overlap_grad_reduce", "num_microbatches"}
-    told = {name: pair for name, pair in rival.changes.items() if name not in silent}
-    if "recompute" in told and Recompute.BLOCK in told["recompute"]:
-        told.pop("recompute_layers", None)
-    first = {name: pair for name, pair in told.items() if name == rival.dimension}
-    return first | told
+    told = [name for name in changes if name not in silent]
+    if "recompute" in told and Recompute.BLOCK in changes["recompute"]:
+        told = [name for name in told if name != "recompute_layers"]
+    return sorted(told, key=lambda name: name != first)
 
 
-def _shown(name: str, value: int, rival: Rival, side: int) -> str:
+def _short(name: str) -> str:
+    return SHORT_NAMES.get(name, name.replace("_", " "))
+
+
+def _shown(name: str, changes: Mapping[str, tuple[int, int]], side: int) -> str:
+    value = changes[name][side]
     if name == "recompute":
         mode = Recompute(value).name.lower()
-        layers = rival.changes.get("recompute_layers", (0, 0))[side]
+        layers = changes.get("recompute_layers", (0, 0))[side]
         return f"{mode}:{layers}" if value == Recompute.BLOCK and layers else mode
     if name == "recompute_modules":
         return ",".join(module_names(value))
@@ -222,7 +243,7 @@ def _shown(name: str, value: int, rival: Rival, side: int) -> str:
             return kind(value).name.lower()
     if name == "schedule":
         return NAME_OF_SCHEDULE[Schedule(value)]
-    if name == "sequence_parallel" or name.startswith("offload_"):
+    if name in _SWITCHES:
         return "on" if value else "off"
     return {"zero_shard_degree": "all", **_EVEN}.get(name, "0") if value == 0 else str(value)
 

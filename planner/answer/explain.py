@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from costmodels.plan import BoolArray, ExecutionPlan, IntArray, PlanBatch
+from planner.phrases import changed_fields
 from planner.ranking import Priced, best_rows
 from planner.results import Explanation, PlanEstimate, Rival, Share
 from planner.rules.base import DEGREES
@@ -118,11 +119,7 @@ def _rival(best: PlanEstimate, priced: Priced, dimension: str, row: int) -> Riva
     return Rival(
         dimension=dimension,
         plan=plan,
-        changes={
-            name: (_value(best.plan, name), _value(plan, name))
-            for name in ("num_devices", *_COMPARED)
-            if _value(best.plan, name) != _value(plan, name)
-        },
+        changes=changed_fields(best.plan, plan),
         step_time_ratio=ratio,
         device_seconds_ratio=ratio * plan.num_devices / best.num_devices,
         peak_memory_difference_bytes=float(priced.peak_memory_bytes[row]) - best.peak_memory_bytes,

@@ -19,7 +19,7 @@ from profiles.precision import parse_precision
 
 _MOST_REASONS = 3
 _LATER = 1.001  # of the time of a call from which on responses count as ended after it
-_FASTER = 0.999  # of its time that another way must take to count as faster
+_FASTER = 0.99  # of its time that another way may take to be worth telling
 
 
 def flow_reasons(
@@ -29,7 +29,7 @@ def flow_reasons(
     found: Solution,
     calls: tuple[CallPlan, ...],
 ) -> tuple[Reason, ...]:
-    """The longest calls, longest first, each with the fastest other way to run it."""
+    """The longest calls, longest first, each with the fastest other way to run it, where that is faster."""
     pace_s = _pace_s(compiled, found, found.choice)
     longest = sorted(calls, key=lambda call: (-call.time_s, call.name))[:_MOST_REASONS]
     number = parse_precision(request.precision).gemm_format
@@ -81,7 +81,7 @@ def _pace_s(compiled: CompiledFlow, found: Solution, choice: IntArray) -> float:
 
 
 def _alternative(priced: PricedCluster, compiled: CompiledFlow, found: Solution, call: CallPlan) -> Alternative | None:
-    """The fastest candidate of a call, everything else as planned; None when that is the one chosen."""
+    """The fastest candidate of a call, everything else as planned; None where it is hardly faster than planned."""
     index = compiled.names.index(call.name)
     candidates = compiled.problem.calls[index]
     fastest = int(np.argmin(candidates.time_s))

@@ -213,7 +213,7 @@ class Reason:
         decode_steps: Expected decode steps of a generating call: the length of its longest sequence, or fewer where
             sequences are carried over; 0 for others.
         mean_tokens: Mean tokens it generates per sequence; 0 for others.
-        alternative: The fastest other way to run it; None when it runs the fastest way there is.
+        alternative: The fastest other way to run it; None where none is 1 % faster.
         carries_over: Whether sequences that have not ended go on in the next iteration.
         runs_on: Whether its last sequences go on beside those of the next call.
     """
