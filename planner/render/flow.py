@@ -247,7 +247,7 @@ def _searched(plan: FlowPlan, console: Console) -> None:
 
 
 def _nothing_fits(infeasible: FlowInfeasible, console: Console) -> None:
-    console.print("\n[bold red]Nothing fits.[/]", highlight=False)
+    console.print("\nNothing fits.", style="bold red", highlight=False)
     for item in infeasible.shortages:
         indented(shortage_sentence(item), console)
     indented(minimum_sentence(infeasible), console)

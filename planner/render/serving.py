@@ -6,6 +6,7 @@ from textwrap import wrap
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from costmodels.serving.apart import BUSIEST
 from planner.deployments.job import BOUNDS, PERCENTILES, ServingJob, bound_words, percentile_name
@@ -65,12 +66,13 @@ def _render_shortage(result: ServingResult, shortage: ServingShortage, console: 
         console.print(f"Replicas that read prompts and generate do not serve that: {shortage.message}", highlight=False)
         lead = "They would with"
     else:
-        console.print(f"[bold red]No deployment serves that[/]: {shortage.message}", highlight=False)
+        told = Text.assemble(("No deployment serves that", "bold red"), f": {shortage.message}")
+        console.print(told, highlight=False)
         lead = "What would do:"
     if shortage.remedy:
         console.print(f"{lead} {_as_options(shortage.remedy)}.", highlight=False)
     if shortage.nearest is not None:
-        console.print("\n[bold]Nearest[/]", highlight=False)
+        console.print("\nNearest", style="bold", highlight=False)
         console.print(_table([_cells(shortage.nearest, result)], console))
 
 

@@ -225,8 +225,12 @@ def test_stages_are_of_engines_that_hand_on_what_is_pooled() -> None:
 
 
 def test_too_many_are_told_with_what_would_do() -> None:
-    shortage = asked(gpus="1xH100-SXM-80GB", rate_per_s=500.0).shortage
+    result = asked(gpus="1xH100-SXM-80GB", rate_per_s=500.0)
+    shortage = result.shortage
     assert shortage is not None
+    plain = Console(file=io.StringIO(), width=130, markup=False)
+    render_serving(result, plain, quiet=True)
+    assert f"\nNo deployment serves that: {shortage.message}"[:100] in plain.file.getvalue()  # type: ignore[attr-defined]
     assert shortage.reason == "too_many"
     rate = float(shortage.remedy.split(",")[0].removeprefix("rate_per_s "))
     assert asked(gpus="1xH100-SXM-80GB", rate_per_s=rate).best is not None

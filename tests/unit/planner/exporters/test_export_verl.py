@@ -346,6 +346,14 @@ def test_the_command_line_says_the_same(run: Command) -> None:
     assert document["files"] == json.loads(json.dumps(planner.to_document(result)))["files"]
 
 
+def test_the_command_line_says_in_words_that_nothing_fits(run: Command) -> None:
+    """Scripts are printed as they are, and so was the markup of this answer."""
+    code, out, _ = run("export", "--format", "verl", "--job", "grpo", "--model", "llama-3.1-8b", "--gpus", "1xRTX4090")
+    assert code == 3
+    assert "\nNothing fits.\n" in out
+    assert "[/]" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
