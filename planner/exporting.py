@@ -16,7 +16,7 @@ from planner.answer.risks import oom_risks
 from planner.api import best_among, estimate
 from planner.exporters.exported import Exported, ExportResult, Target, expressed, warned
 from planner.exporters.formats import FLOW_FORMATS, FORMATS, says_all, target_of
-from planner.exporters.saved import saved_plan
+from planner.exporters.saved import DOCUMENT, saved_plan, saved_workflow
 from planner.phrases import gib
 from planner.question.machines import ClusterInput
 from planner.question.request import (
@@ -119,6 +119,10 @@ def export_saved(
     Raises:
         SpecError: If the document is none, or as for ``export``.
     """
+    workflow = saved_workflow(document)
+    if workflow:
+        problem = "is the plan of a workflow; those of single jobs are exported from saved answers"
+        raise SpecError(DOCUMENT, problem, f"ask its question again with export --job {workflow}")
     _check_format(format)
     saved = saved_plan(document, rank, priced=False)
     exported = _exported(saved.plan, saved.request, format=format, allow_partial=allow_partial)

@@ -91,10 +91,19 @@ def saved_ranks(document: Mapping[str, Any]) -> list[int]:
     return sorted(_entries(document))
 
 
+def saved_workflow(document: object) -> str:
+    """The name of the workflow whose plan a document is; empty for any other document."""
+    if not isinstance(document, Mapping) or document.get("kind") != "workflow":
+        return ""
+    asked = document.get("request")
+    name = asked.get("workflow") if isinstance(asked, Mapping) else None
+    return name[:40] if isinstance(name, str) and name else "NAME"
+
+
 def _entries(document: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     """Rank to plan and figures."""
     kind = document.get("kind") if isinstance(document, Mapping) else None
-    if kind == "workflow":
+    if saved_workflow(document):
         raise SpecError(
             DOCUMENT, "is the plan of a workflow; those of single jobs are read", "plan one without a workflow"
         )

@@ -100,6 +100,17 @@ def test_what_is_wrong_is_named(run: Command, arguments: tuple[str, ...], words:
     assert err.startswith(words)
 
 
+@pytest.mark.parametrize("format_", ["verl", "megatron-lm", "openrlhf"])
+def test_a_saved_answer_of_a_workflow_is_asked_again(run: Command, tmp_path: Path, format_: str) -> None:
+    path = tmp_path / "answer.json"
+    words = ("--batch", "16", "--prompt", "64", "--generate", "64", "--effort", "0.01", "--output", str(path))
+    assert run("plan", "--job", "grpo", "--model", "llama-3.2-1b", "--gpus", "2xH100", *words)[0] == 0
+    code, _, err = run("export", "--format", format_, "--plan", str(path))
+    assert code == 2
+    assert err.startswith("error: --plan: is the plan of a workflow; those of single jobs are exported")
+    assert err.endswith("Hint: ask its question again with export --job grpo\n")
+
+
 def test_a_file_that_holds_no_answer(run: Command, tmp_path: Path) -> None:
     contents: dict[str, Any] = {"[1": "is not JSON", "[]": "is not an answer", '{"kind": "plan"}': "schema version"}
     for content, words in contents.items():
