@@ -31,7 +31,7 @@ from planner.question.request import (
 )
 from planner.results import PlanEstimate, Request
 from profiles.errors import SpecError, did_you_mean, shown
-from profiles.stack_names import stack_name, tool_name
+from profiles.stack_names import serves, stack_name, tool_name
 
 _UNFIT, _REMEDY = "Warning: the plan is predicted not to fit into memory:", "planner estimate says what would."
 _ANY_SHAPE = ("accelerate", "deepspeed")  # run a model's own code in transformers
@@ -39,6 +39,7 @@ _TRAINER = "accelerate or deepspeed, whose settings it takes; docs/fine-tuning.m
 _FORMATS_OF = {
     **dict.fromkeys(("fsdp", "fsdp2"), "torchtitan or accelerate"),
     **dict.fromkeys(("huggingface", "hf-trainer", "ms-swift"), _TRAINER),
+    "nemo": "megatron-bridge",
     "torchtune": "torchtitan or accelerate; docs/fine-tuning.md has torchtune's own settings",
 }
 
@@ -183,7 +184,8 @@ def _check_format(format: str) -> None:
 def _instead(format: str) -> str:
     """The formats for a tool that has none of its own, or those of names like it."""
     name = tool_name(format)
-    return _FORMATS_OF.get(name) or _FORMATS_OF.get(stack_name(name)) or did_you_mean(format, FORMATS)
+    known = _FORMATS_OF.get(name) or _FORMATS_OF.get(stack_name(name))
+    return known or serves(name) or did_you_mean(format, FORMATS)
 
 
 def _check_stack(request: Request, target: Target) -> None:

@@ -94,9 +94,13 @@ def taken_as(name: str, stack: str) -> str:
 def runs_on(name: str) -> str:
     """The frameworks of which a tool runs one or another, or where engines are planned for; empty for other names."""
     tool = tool_name(name)
-    if tool in _ENGINES:
-        return f"{tool} serves models, and trains none: planner serving"
-    return f"{tool} runs on {_SEVERAL[tool]}" if tool in _SEVERAL else ""
+    return f"{tool} runs on {_SEVERAL[tool]}" if tool in _SEVERAL else serves(name)
+
+
+def serves(name: str) -> str:
+    """Where engines are planned for, of the name of one; empty for other names."""
+    tool = tool_name(name)
+    return f"{tool} serves models, and trains none: planner serving" if tool in _ENGINES else ""
 
 
 def tools_of(stack: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from planner.results import RISKY
 from planner.workflows import plan_dataflow
 from profiles.errors import SpecError, did_you_mean, shown
 from profiles.mixed_cluster import MixedCluster
+from profiles.stack_names import serves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +159,8 @@ def _check_target(job: GraphInput, format: str, settings: Mapping[str, Any]) -> 
     if not isinstance(format, str):
         raise SpecError("format", f"must be a name; got {shown(format)}", f"one of {', '.join(FLOW_FORMATS)}")
     if format not in FLOW_FORMATS:
-        raise SpecError("format", f"unknown for workflows: {shown(format)}", did_you_mean(format, FLOW_FORMATS))
+        hint = serves(format) or did_you_mean(format, FLOW_FORMATS)
+        raise SpecError("format", f"unknown for workflows: {shown(format)}", hint)
     found = flow_target(format)
     name = found.target.name
     if not isinstance(job, str) or preset_name(job) not in found.workflows:
