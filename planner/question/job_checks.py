@@ -12,6 +12,7 @@ BEFORE_AMPERE = ("pascal", "volta", "turing")
 # They multiply in 8 bits, but not with a scale per block: check_mxfp8_support in transformer_engine/pytorch/fp8.py of
 # NVIDIA/TransformerEngine (from 10.0, and not 12.0 yet) and ROCm/TransformerEngine (from gfx950).
 _WITHOUT_MXFP8 = ("ada", "hopper", "blackwell-rtx", "cdna3")
+_SCALED = ("fp8", "fp4")  # formats of products that need scales
 
 
 def check_precision(precision: str, device: DeviceSpec) -> None:
@@ -55,8 +56,8 @@ def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
         SpecError: If it cannot, with what can.
     """
     check_precision(job.precision, cluster.device)
-    if job.fp8_attention and "fp8" not in cluster.device.peak_flops_per_s:
-        raise SpecError("job.fp8_attention", f"{cluster.device.name} has no fp8 arithmetic", "leave it out")
+    if job.fp8_attention:
+        _check_fp8_attention(job, cluster.device)
     _check_attention_library(job, cluster.device)
     check_chosen_keys(model, cluster.device)
     if model.learned_positions and job.sequence_length > model.learned_positions:
@@ -87,6 +88,22 @@ def check_chosen_keys(model: ModelSpec, device: DeviceSpec) -> None:
     if model.indexer is not None and device.architecture not in ("hopper", "blackwell"):
         problem = f"no framework has kernels on {device.name} for keys that an indexer chooses, as {model.name} has"
         raise SpecError("model.indexer", problem, "a GPU of Hopper or data-centre Blackwell")
+
+
+def _check_fp8_attention(job: TrainingJob, device: DeviceSpec) -> None:
+    """Refuse attention in 8 bits where the device multiplies no such numbers, or the recipe scales none.
+
+    What activation functions read is another matter: it is only stored in 8 bits, whatever the recipe.
+
+    Source:
+        ``fp8 and fp8_meta["recipe"].fp8_dpa`` in ``get_attention_backend`` of NVIDIA/TransformerEngine,
+        transformer_engine/pytorch/attention/dot_product_attention/utils.py.
+    """
+    if "fp8" not in device.peak_flops_per_s:
+        raise SpecError("job.fp8_attention", f"{device.name} has no fp8 arithmetic", "leave it out")
+    if job.numerics.gemm_format not in _SCALED:
+        problem = f"needs a precision of 8 bits or fewer, whose scales it takes; precision is {job.precision!r}"
+        raise SpecError("job.fp8_attention", problem, "precision fp8, or leave it out")
 
 
 def _check_attention_library(job: TrainingJob, device: DeviceSpec) -> None:

@@ -113,7 +113,7 @@ JOB_OPTIONS: list[tuple[Sequence[str], str, Any]] = [
     (("--task", "QLoRA", "--no-fp32-unquantised"), "fp32_unquantised", False),
     (("--task", "lora", "--frozen-dtype", "fp32"), "frozen_dtype", "fp32"),
     (("--fp8-activation",), "fp8_activation", True),
-    (("--fp8-attention", "--gpus", "8xH100-SXM-80GB"), "fp8_attention", True),
+    (("--precision", "fp8", "--fp8-attention", "--gpus", "8xH100-SXM-80GB"), "fp8_attention", True),
     (("--padding-efficiency", "0.5"), "padding_efficiency", 0.5),
     (("--varied-lengths",), "varied_lengths", True),
     (("--sample-tokens", "128"), "sample_tokens", 128),

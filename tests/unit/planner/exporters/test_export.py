@@ -226,7 +226,7 @@ GAPS = [
     ),
     ("megatron_lm", "falcon-7b", "megatron", {}, {"zero": 1}, "model.parallel_residual"),
     ("megatron_lm", "llama-2-7b", "megatron", {"task": "lora"}, {}, "job.task"),
-    ("megatron_lm", "llama-2-7b", "megatron", {"fp8_attention": True}, {}, "job.fp8_attention"),
+    ("megatron_lm", "llama-2-7b", "megatron", {"precision": "fp8", "fp8_attention": True}, {}, "job.fp8_attention"),
     ("accelerate", "llama-2-7b", "fsdp", {}, {"tp": 8, "sp": True}, "plan.tensor_parallel"),
     ("deepspeed", "llama-2-7b", "huggingface", {}, {"zero": 3, "hsdp": 2}, "plan.zero_shard_degree"),
     ("deepspeed", "llama-2-7b", "huggingface", {}, {"zero": 0}, "plan.zero_stage"),

@@ -174,7 +174,7 @@ def test_kernels_of_attention_are_variables() -> None:
         ("glm-4.5-air", {"hidden_size": 4608}, {}, {"ep": 8}, "model.num_moe_layers"),
         ("falcon-7b", {}, {}, {}, "model.parallel_residual"),
         ("llama-3-8b", {}, {"task": "lora"}, {}, "job.task"),
-        ("llama-3-8b", {}, {"fp8_attention": True}, {}, "job.fp8_attention"),
+        ("llama-3-8b", {}, {"precision": "fp8", "fp8_attention": True}, {}, "job.fp8_attention"),
         ("gpt2-xl", {}, {"sequence_length": 512}, {}, "model.learned_positions"),
     ],
 )

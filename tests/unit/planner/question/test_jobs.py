@@ -8,6 +8,7 @@ import pytest
 import planner
 from costmodels.workload import LoraSpec, TrainingJob
 from planner.question.jobs import expert_notes, gradient_notes, resolve_job, rounded_batch, with_attention
+from planner.question.machines import resolve_cluster
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -186,6 +187,18 @@ def test_what_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as error:
         resolved(given)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "mxfp8", "fp8", "nvfp4"])
+def test_attention_in_8_bits_takes_a_recipe_with_scales(precision: str) -> None:
+    given = {"precision": precision, "fp8_attention": True, "fp8_activation": True}
+    machines = resolve_cluster("8xB200", None)
+    if precision in ("bf16", "fp16"):
+        with pytest.raises(SpecError, match=f"needs a precision of 8 bits or fewer.* is '{precision}'") as error:
+            resolve_job(given, gpt(), machines, {})
+        assert (error.value.field, error.value.hint) == ("job.fp8_attention", "precision fp8, or leave it out")
+        given["fp8_attention"] = False  # inputs of activation functions are only kept in 8 bits
+    assert resolve_job(given, gpt(), machines, {})[0].fp8_activation
 
 
 def test_words_may_be_written_large() -> None:
