@@ -9,7 +9,7 @@ from planner.results import Note
 from profiles.catalog import default_catalog
 from profiles.cluster_string import cluster_from_mapping, parse_cluster
 from profiles.errors import SpecError, shown
-from profiles.hardware import ClusterSpec
+from profiles.hardware import ClusterSpec, LinkSpec
 from profiles.mixed_cluster import MixedCluster, is_mixed, mixed_cluster_from_mapping, parse_mixed_cluster
 from profiles.scalars import plain
 from profiles.units import GIB
@@ -34,16 +34,20 @@ def mixed_of(cluster: object) -> MixedCluster | None:
 
 
 def resolve_cluster(cluster: ClusterInput, fabric: str | None) -> ClusterSpec:
-    """The cluster a user names or describes, with another network link if one is given."""
+    """The cluster a user names or describes, with another network link if one is given.
+
+    Groups are one cluster where their machines are alike.
+
+    Raises:
+        SpecError: If it cannot be read, has groups of several kinds, or says another network.
+    """
     nic = None if fabric is None else default_catalog().link(fabric, field="fabric", role="fabric")
     mixed = mixed_of(cluster)
     if mixed is not None:
-        groups = " and ".join(group.name for group in mixed.groups)
-        raise SpecError(
-            "cluster",
-            f"a plan that treats all devices alike cannot use {groups}",
-            "name one of them, or let planner search use both",
-        )
+        if nic is not None and isinstance(cluster, Mapping):
+            for said in (*(group.get("fabric") for group in cluster["groups"]), cluster.get("between")):
+                _check_said_once(said, nic)
+        cluster = _of_one_kind(mixed, named=nic is not None or mixed.between is not None)
     if isinstance(cluster, str):
         return _named_cluster(cluster, fabric)
     if isinstance(cluster, ClusterSpec):
@@ -54,10 +58,38 @@ def resolve_cluster(cluster: ClusterInput, fabric: str | None) -> ClusterSpec:
         raise SpecError("cluster", f"must be text or a mapping; got {shown(cluster)}", "for example '8xH100'")
     if nic is None:
         return cluster_from_mapping(dict(cluster), default_catalog())
-    said = cluster.get("fabric")
+    _check_said_once(cluster.get("fabric"), nic)
+    return cluster_from_mapping({**cluster, "fabric": nic.name}, default_catalog())
+
+
+def _check_said_once(said: object, nic: LinkSpec) -> None:
+    """Refuse another network than the one that a cluster says it has."""
     if isinstance(said, str) and default_catalog().link(said, role="fabric") != nic:
         raise SpecError("fabric", f"is {nic.name}, and the cluster's own is {said[:60]!r}", "give one of them")
-    return cluster_from_mapping({**cluster, "fabric": nic.name}, default_catalog())
+
+
+def _of_one_kind(mixed: MixedCluster, *, named: bool) -> ClusterSpec:
+    """The cluster of groups whose machines, and the network between them, are all alike.
+
+    Args:
+        mixed: The groups.
+        named: Whether the network between them was named.
+
+    Raises:
+        SpecError: If they are not.
+    """
+    groups, node = mixed.groups, mixed.groups[0].node
+    if any(group.node != node for group in groups) or mixed.between not in (None, node.nic):
+        names = " and ".join(group.name for group in groups)
+        raise SpecError(
+            "cluster",
+            f"a plan that treats all devices alike cannot use {names}",
+            "name one of them, or let planner search use both",
+        )
+    filled = dict.fromkeys(line for group in groups for line in group.assumptions)
+    if len(groups) > 1 and not named:
+        filled[f"between groups: {node.nics_per_node} x {node.nic.name} per node"] = None
+    return ClusterSpec(name=mixed.name, node=node, num_nodes=mixed.num_nodes, assumptions=tuple(filled))
 
 
 def fabric_notes(cluster: ClusterSpec, fabric: str | None) -> list[Note]:

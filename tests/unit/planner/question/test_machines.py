@@ -1,5 +1,6 @@
 """Machines as asked for: links stand where their kind can, and nothing is said twice and differently."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from planner.question.machines import resolve_cluster
 from planner.question.request import Options
 from planner.search.question import ask
 from profiles.catalog import Catalog, default_catalog
-from profiles.cluster_string import cluster_from_mapping, parse_cluster
+from profiles.cluster_string import cluster_from_mapping, cluster_to_mapping, parse_cluster
 from profiles.errors import SpecError
 from profiles.hardware import LINK_ROLES
 from profiles.mixed_cluster import mixed_cluster_from_mapping
@@ -83,6 +84,54 @@ def test_links_of_one_s_own_go_by_their_kind(tmp_path: Path) -> None:
     (tmp_path / "nodes.yaml").write_text(node + "host_link: pcie5, host_memory_gib: 512}")
     with pytest.raises(SpecError, match=r"nodes\.yaml:box\.scale_up: 'mine' is of kind roce"):
         Catalog.load([tmp_path])
+
+
+# ---- groups ----------------------------------------------------------------------------------------
+
+TWO = {"device": "H100", "gpus_per_node": 8, "num_nodes": 2}
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        "8xH100+8xH100",
+        {"groups": [TWO]},
+        {"groups": [TWO | {"num_nodes": 1}] * 2},
+        {"groups": [TWO | {"num_nodes": 1}] * 2, "between": "ib-ndr-400", "num_devices": 16},
+    ],
+    ids=str,
+)
+def test_groups_of_machines_that_are_alike_are_one_cluster(cluster: Any) -> None:
+    found, plain = resolve_cluster(cluster, None), resolve_cluster("2x8xH100", None)
+    assert (found.node, found.num_nodes) == (plain.node, plain.num_nodes)
+    assert resolve_cluster(cluster_to_mapping(found), None) == replace(found, assumptions=())
+    if "between" not in cluster:
+        slow = resolve_cluster(cluster, "ethernet-10")
+        assert (slow.node, slow.num_nodes) == (resolve_cluster("2x8xH100", "ethernet-10").node, 2)
+
+
+def test_they_are_told_of_once_and_answered_alike() -> None:
+    found = planner.plan("llama-3.2-1b", "8xH100+8xH100", JOB, top=1)
+    told = [note.message for note in found.request.assumptions]
+    assert sum("is taken as H100-SXM-80GB" in words for words in told) == 1
+    assert "between groups: 8 x ib-ndr-400 per node" in told
+    plain = planner.plan("llama-3.2-1b", "2x8xH100", JOB, top=1)
+    assert found.plans == plain.plans
+    for call, more in ((planner.serving, {"prompt": 64, "generate": 64}), (planner.sizing, {"job": JOB})):
+        assert call("llama-3.2-1b", {"groups": [TWO]}, **more).fits  # type: ignore[operator]
+
+
+def test_groups_of_other_machines_are_refused() -> None:
+    for cluster in (
+        "8xH100+8xA100",
+        "8xH100+4xH100",
+        {"groups": [TWO, TWO | {"fabric": "ethernet-10"}]},
+        {"groups": [TWO, TWO], "between": "ethernet-10"},
+    ):
+        with pytest.raises(SpecError, match="a plan that treats all devices alike cannot use"):
+            resolve_cluster(cluster, None)
+    with pytest.raises(SpecError, match="fabric: is ethernet-10, and the cluster's own is 'ib-ndr-400'"):
+        resolve_cluster({"groups": [TWO | {"fabric": "ib-ndr-400"}]}, "ethernet-10")
 
 
 # ---- said twice, or without effect -----------------------------------------------------------------
