@@ -29,7 +29,7 @@ from planner.validate.metrics import (
 from planner.validate.pick import GroupPick, PickSummary, pick_groups, pick_summary
 from planner.validate.predict import Predictions, RowPredictor
 from planner.validate.tables.mapping import Mapped, map_files
-from planner.validate.tables.rows import MemoryKind, ScorableRow
+from planner.validate.tables.rows import MemoryKind, ScorableRow, unreadable
 from profiles.catalog import Catalog
 from profiles.stack import StackSpec
 from profiles.stacks import load_stacks
@@ -186,9 +186,12 @@ def validate(
         users_own: The files are a user's own runs and no published tables (``map_files``).
 
     Raises:
-        SpecError: If a file is malformed; names file, line and column.
+        SpecError: If a file is malformed, or a user's own hold no row that can be used and one that cannot be read;
+            names file, line and column.
     """
     mapped = map_files(list(files) if files else [published_table()], catalog, users_own=users_own)
+    if users_own and not mapped.scorable and (wrong := unreadable(mapped.unscorable)) is not None:
+        raise wrong
     predictions = RowPredictor(mapped.scorable).predict_by_task(load_stacks if stacks is None else lambda _task: stacks)
     return score(mapped, predictions)
 

@@ -11,6 +11,7 @@ from planner.validate.tables.mapping import map_rows
 from planner.validate.tables.reader import Row
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
+from tests.command import command_line
 
 ASKED: dict[str, Any] = {
     "model": "llama-3.2-1b",
@@ -66,6 +67,26 @@ def test_runs_to_calibrate_with_are_as_strict(tmp_path: Path) -> None:
     table.write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
     with pytest.raises(SpecError, match=r"^mine\.csv:2:precision: unknown format 'x'"):
         calibrate_runs([table])
+
+
+def test_validation_tells_what_is_wrong_where_no_row_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It printed empty tables, and a script that watches the exit code took them for an answer."""
+    run, table = command_line(capsys, monkeypatch), tmp_path / "mine.csv"
+    good = ROW | {"source": "mine"}
+    wrong = good | {"measured_step_time_s": "abc"}
+    lines = [",".join(map(str, row.values())) for row in (wrong, good)]
+    table.write_text("\n".join([",".join(good), lines[0], ""]))
+    code, out, err = run("validate", str(table))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: mine.csv:2:measured_step_time_s: not a number: 'abc'")
+    table.write_text("\n".join([",".join(good), *lines, ""]))
+    code, out, _ = run("validate", str(table))
+    assert code == 0
+    assert "abc" in out
+    table.write_text("\n".join([",".join(good), lines[0], ""]))
+    assert run("validate", "--published", str(table))[0] == 0
 
 
 def test_published_tables_word_things_as_they_like() -> None:
