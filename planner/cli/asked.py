@@ -84,9 +84,14 @@ def _check_words(values: Mapping[str, Any]) -> None:
     """
     if values["fp32_unquantised"] is not None:
         from costmodels.workload import TASKS  # only now: the help needs none of what they import
-        from planner.question.job_checks import check_quantised
+        from planner.question.job_checks import check_casts, check_quantised
+        from planner.question.request import names_several
+        from profiles.stacks import find_stack
 
         check_quantised(str(values["task"] or TASKS[0]).strip().lower())
+        framework = values["framework"]
+        if framework is not None and not names_several(framework):
+            check_casts(find_stack(framework))
     if values["linear_loss"] and values["fused_loss"] is False:
         problem = "is off, but a loss that takes the output layer into itself is fused"
         raise SpecError("job.fused_cross_entropy", problem, "leave --no-fused-loss or --linear-loss out")

@@ -6,6 +6,7 @@ from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
 from profiles.precision import parse_precision
+from profiles.stack import StackSpec
 
 MAX_TRAIN_TOKENS = 1e18
 BEFORE_AMPERE = ("pascal", "volta", "turing")
@@ -47,6 +48,17 @@ def check_quantised(task: str) -> None:
     """
     if task != "qlora":
         raise SpecError("job.fp32_unquantised", f"is given, but {task} quantises no weights", "task qlora")
+
+
+def check_casts(stack: StackSpec) -> None:
+    """Refuse what is said of casts to fp32 where a stack makes none.
+
+    Raises:
+        SpecError: If it casts nothing that QLoRA does not quantise.
+    """
+    if not stack.casts_unquantised:
+        problem = f"has no effect: {stack.name} casts nothing that it does not quantise"
+        raise SpecError("job.fp32_unquantised", problem, "framework hf-trainer, or leave it out")
 
 
 def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:

@@ -179,6 +179,14 @@ def gradient_notes(
     return (Note(code="assumed_default", field="job.gradient_dtype", message=message),)
 
 
+def cast_notes(job: TrainingJob, stack: StackSpec) -> tuple[Note, ...]:
+    """That it was said that nothing is cast to fp32, where the stack casts nothing anyway."""
+    if job.task != "qlora" or job.fp32_unquantised or stack.casts_unquantised:
+        return ()
+    message = f"fp32_unquantised has no effect: {stack.name} casts nothing that it does not quantise"
+    return (Note(code="no_effect", field="job.fp32_unquantised", message=message),)
+
+
 def expert_notes(stack: StackSpec, model: ModelSpec) -> tuple[Note, ...]:
     """Of which transformers experts are priced: before 5 it ran them in a loop, several times as slowly."""
     if model.moe is None or not stack.transformers_models or not stack.grouped_experts or stack.name == "unsloth":

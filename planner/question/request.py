@@ -16,6 +16,7 @@ from planner.prices.price_lists import collective_model, kernel_model_of
 from planner.question.field_names import meant_setting
 from planner.question.jobs import (
     JOB_FIELDS,
+    cast_notes,
     check_on_stack,
     expert_notes,
     gradient_notes,
@@ -145,6 +146,7 @@ def resolve_request(
             *loss_notes,
             *state_notes(training, job),
             *gradient_notes(training, job, stack),
+            *cast_notes(training, stack),
             *expert_notes(stack, resolved.spec),
             *stack_notes,
         ),
