@@ -186,8 +186,7 @@ def validate(
         users_own: The files are a user's own runs and no published tables (``map_files``).
 
     Raises:
-        SpecError: If a file is malformed, or a user's own hold no row that can be used and one that cannot be read;
-            names file, line and column.
+        SpecError: If a file is malformed, or no row of a user's own can be read; names file, line and column.
     """
     mapped = map_files(list(files) if files else [published_table()], catalog, users_own=users_own)
     if users_own and not mapped.scorable and (wrong := unreadable(mapped.unscorable)) is not None:
@@ -274,8 +273,7 @@ class _Table:
     """Rows and predictions side by side, as arrays."""
 
     def __init__(self, rows: Sequence[ScorableRow], predictions: Predictions) -> None:
-        self._rows = rows
-        self._predicted = predictions
+        self._rows, self._predicted = rows, predictions
         self._time = _column([row.step_time_s for row in rows])
         self._memory = _column([row.memory_bytes for row in rows])
         self._died = np.array([row.out_of_memory is True for row in rows], dtype=np.bool_)
@@ -388,8 +386,7 @@ def report_document(report: ValidationReport, *, rows: bool = False) -> dict[str
 
 
 def _score_document(item: SourceScore) -> dict[str, Any]:
-    document = asdict(item)
-    verdicts = item.oom
+    document, verdicts = asdict(item), item.oom
     document["oom"] |= {
         "accuracy": verdicts.accuracy,
         "caught_share": verdicts.caught_share,
