@@ -1,6 +1,10 @@
 """What of a job its model or its device cannot run at all, whoever runs it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from costmodels.workload import TrainingJob
+from planner.question.lora import check_adapted
 from planner.rules.compressed import check_compressed_trained
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec, DeviceSpec
@@ -84,6 +88,27 @@ def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
     if job.train_tokens is not None and job.train_tokens < step_tokens:
         problem = f"is less than the {step_tokens:.12g} of one step; got {job.train_tokens:.12g}"
         raise SpecError("job.train_tokens", problem, f"{step_tokens:.12g}, or a smaller global_batch_size")
+
+
+def check_on_stack(
+    job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, stack: StackSpec, model: ModelSpec
+) -> None:
+    """Refuse adapters for which neither a stack nor the model it runs has the layers.
+
+    Args:
+        job: The job in full.
+        given: What was said of it.
+        stack: Who runs it.
+        model: What it runs.
+
+    Raises:
+        SpecError: Naming the field that said it, in one piece or apart.
+    """
+    try:
+        check_adapted(job.lora, model, stack)
+    except SpecError as error:
+        apart = isinstance(given, Mapping) and given.get("lora_targets")
+        raise error.at("job.lora_targets" if apart else error.field) from None
 
 
 def check_chosen_keys(model: ModelSpec, device: DeviceSpec) -> None:

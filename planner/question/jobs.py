@@ -8,8 +8,7 @@ sequences per batch and tokens per batch give the third; any two of micro-batch,
 once the data-parallel degree is known.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, TrainingJob
 from planner.question.attention import asked_attention_notes, attention_notes, check_width, default_attention
 from planner.question.field_names import meant_field
 from planner.question.job_checks import MAX_TRAIN_TOKENS, check_job, check_quantised
-from planner.question.lora import adapters_of, check_adapted
+from planner.question.lora import adapters_of
 from planner.results import Note
 from planner.rules.base import divisors
 from profiles.errors import SpecError, meant_among, out_of_bounds, shown
@@ -71,37 +70,8 @@ def resolve_job(
         _fill_batch(values, cluster, pins, notes)
         _fill_lora(values, model, notes)
         job = TrainingJob(**values)
-    with _as_said(given):
-        check_job(job, model, cluster)
+    check_job(job, model, cluster)
     return job, tuple(notes)
-
-
-@contextmanager
-def _as_said(given: TrainingJob | Mapping[str, Any] | None) -> Iterator[None]:
-    """Errors about adapters name the field that said it, in one piece or apart."""
-    try:
-        yield
-    except SpecError as error:
-        apart = error.field.removeprefix("job.").replace("lora.", "lora_")
-        raise error.at(f"job.{apart}" if isinstance(given, Mapping) and given.get(apart) else error.field) from None
-
-
-def check_on_stack(
-    job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, stack: StackSpec, model: ModelSpec
-) -> None:
-    """Refuse what nothing in a stack, nor in the model it runs, can be.
-
-    Args:
-        job: The job in full.
-        given: What was said of it.
-        stack: Who runs it.
-        model: What it runs.
-
-    Raises:
-        SpecError: Naming the field as it was said.
-    """
-    with _as_said(given):
-        check_adapted(job.lora, model, stack)
 
 
 def default_precision(devices: Sequence[DeviceSpec]) -> str:

@@ -14,10 +14,10 @@ from costmodels.step.layer_costs import joined_devices
 from costmodels.workload import TrainingJob
 from planner.prices.price_lists import collective_model, kernel_model_of
 from planner.question.field_names import meant_setting
+from planner.question.job_checks import check_on_stack
 from planner.question.jobs import (
     JOB_FIELDS,
     cast_notes,
-    check_on_stack,
     expert_notes,
     gradient_notes,
     resolve_job,

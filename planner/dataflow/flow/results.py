@@ -151,8 +151,7 @@ class GpuMemory:
     """Memory of GPUs that hold the same calls.
 
     Attributes:
-        first_gpu: First of them.
-        num_gpus: How many.
+        first_gpu, num_gpus: First of them, and how many.
         peak_bytes: Most any of them holds at a time.
         usable_bytes: What a device offers.
         peak_call: Call that runs at the peak; "" when none runs there.
@@ -271,8 +270,7 @@ class FlowPlan:
         tasks: Everything that happens in the simulated iterations, by start.
         memory: GPUs that hold the same calls, in order.
         iterations: Iterations shown.
-        first_s: Until the first iteration is over.
-        total_s: Until the last one is.
+        first_s, total_s: Until the first iteration is over, and until the last one is.
         steady_s, steady_low_s, steady_high_s: Per iteration once settled, see ``solving.steady``; interval.
         busy_share: GPU time spent on calls and transfers over all GPU time of the steady iteration.
         model_flops: FLOPs the calls need per iteration.
