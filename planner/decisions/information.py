@@ -83,7 +83,7 @@ def information(belief: Belief, scenarios: Scenarios, *, oom_penalty: float) -> 
     return Information(
         choice=choice,
         step_time_s=expected_s,
-        perfect=1 - float(true_s.min(axis=1).mean()) / expected_s,
+        perfect=max(1 - float(true_s.min(axis=1).mean()) / expected_s, 0.0),  # noise of the draws alone takes it below
         parameters=np.array([worth(normal[:, None] * row) for row in np.diag(belief.stds)]),
         hardware=worth(scenarios.theta * hardware),
         stack=worth(scenarios.theta * ~hardware),
