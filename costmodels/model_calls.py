@@ -57,6 +57,8 @@ class ModelCall:
         vocabulary_bytes_per_token: The same of scores of the whole vocabulary, which tensor-parallel ranks share.
         linear_cross_entropy: Loss or log-probabilities take the output layer into themselves, a few tokens at a time
             (inference and training only).
+        attention_library: Whose fused attention runs, as ``TrainingJob.attention_library`` (inference and training
+            only); empty for the one the stack picks.
         read_early: Others read sequences as they end, so that ways to run the call differ in when (generation only).
     """
 
@@ -78,6 +80,7 @@ class ModelCall:
     score_bytes_per_token: float = 0.0
     vocabulary_bytes_per_token: float = 0.0
     linear_cross_entropy: bool = False
+    attention_library: str = ""
 
     def __post_init__(self) -> None:
         bounds = {

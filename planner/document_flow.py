@@ -76,6 +76,7 @@ def _request(request: FlowRequest) -> dict[str, Any]:
         "keep_cache": request.options.keep_cache,
         "eager": request.options.eager,
         "linear_loss": request.options.linear_loss,
+        "attention_library": request.options.attention_library,
         "objective": request.options.objective,
         "max_oom_risk": request.options.max_oom_risk,
         "offload": request.options.offload,

@@ -92,6 +92,7 @@ def _request_shape() -> Shape:
         keep_cache=FLAG,
         eager=FLAG,
         linear_loss=or_null(FLAG),
+        attention_library=or_null(TEXT),
         objective={"enum": list(OBJECTIVES)},
         max_oom_risk=SHARE,
         offload=FLAG,

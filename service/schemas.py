@@ -113,6 +113,10 @@ class WorkflowRequest(Body):
     linear_loss: bool | None = Field(
         default=None, description="Losses and log-probabilities hold no logits, as verl's `model.use_fused_kernels`."
     )
+    attention_library: Literal["flash_2", "flash_3", "cudnn"] | None = Field(
+        default=None,
+        description="Whose fused attention trains and infers, where it is not the one the framework picks.",
+    )
     keep_cache: bool = Field(default=False, description="Interrupted responses keep keys and values of older weights.")
     stream: bool = Field(default=False, description="Scoring and services take responses as they end.")
     dependency: Literal["barrier", "version", "stale"] | None = Field(

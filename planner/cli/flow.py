@@ -80,7 +80,7 @@ def workflow(
 # Options of single jobs that say something about a workflow too.
 _SHARED = (
     *("model", "gpus", "precision", "framework", "objective", "max_oom_risk", "fabric", "reserve_gib"),
-    *("price_per_gpu_hour", "linear_loss"),
+    *("price_per_gpu_hour", "linear_loss", "attention_library"),
 )
 _AS_SETTINGS = ("lora_rank", "lora_targets")  # of the same name
 _OUTPUT = ("json_", "output", "quiet", "debug", "offload")
@@ -154,6 +154,7 @@ def _settings(values: Mapping[str, Any], flow: Mapping[str, Any]) -> dict[str, A
         "engine": flow["engine"],
         "eager": flow["eager"],
         "linear_loss": values["linear_loss"],
+        "attention_library": values["attention_library"],
         "pins": pins_from_words(flow["pin"] or []),
         "min_mesh": flow["min_mesh"],
         "framework": values["framework"],

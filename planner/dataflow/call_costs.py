@@ -24,7 +24,7 @@ from planner.dataflow.engine_strategies import engine_strategies, running_choice
 from planner.dataflow.solving.dominance import undominated
 from planner.dataflow.strategies import strategies, training_job
 from planner.prices.price_lists import collective_model, kernel_model_of
-from planner.question.attention import default_attention
+from planner.question.jobs import with_attention
 from planner.rules.base import MEGATRON
 from profiles.engines import TRAINER as TRAINER
 from profiles.engines import EngineSpec, find_engine
@@ -156,7 +156,7 @@ def call_context(call: ModelCall, model: ModelSpec, setting: CallSetting) -> Cos
     return CostContext(
         model=model,
         cluster=setting.cluster,
-        job=replace(training_job(call), attention=default_attention(stack, device, model)),
+        job=with_attention(training_job(call), None, stack, setting.cluster, model)[0],
         stack=stack if trains else replace(stack, autocast_weights=False),
         kernels=kernel_model_of(device),
         collectives=collective_model(),

@@ -44,6 +44,7 @@ def training_job(call: ModelCall) -> TrainingJob:
         precision=call.precision,
         lora=lora,
         linear_cross_entropy=call.linear_cross_entropy,
+        attention_library=call.attention_library,
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from costmodels.eager_attention import beyond_sdpa
 from costmodels.plan import ContextKind, ExecutionPlan, Recompute
+from costmodels.workload import TrainingJob
 from planner.dataflow.flow.pins import CallPin, column_word
 from planner.dataflow.flow.request import COLOCATED, FlowRequest
 from planner.dataflow.flow.results import CallPlan, FlowPlan
@@ -14,6 +16,7 @@ from planner.dataflow.graphs.graph import GENERATE, TRAIN
 from planner.exporters.exported import SCRIPT, Exported, Gap, Target, comment, scripted, text_parts, written_for
 from planner.flow_phrases import gpu_range, layout_label, machines_label
 from planner.phrases import seconds
+from planner.question.attention import asked_kernel
 from planner.question.pins import ALIASES
 from profiles.engines import find_engine
 from profiles.model import ModelSpec
@@ -23,6 +26,7 @@ DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel")
 EXPERT_DEGREES = ("expert_parallel", "expert_tensor_parallel")
 ENDS = ("first_stage_layers", "last_stage_layers")
 IN_LOSS = ("grpo",)  # whose divergence from the reference is a term of the loss (arXiv:2402.03300), not of the reward
+_ATTENTION = {"flash_2": "flash_attention_2", "flash_3": "flash_attention_3"}  # of what transformers calls its own
 _PINNED_AS = {"micro_batch_size": "micro_batch"}  # where hints have a shorter name
 _REPOSITORY = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/")
 
@@ -175,6 +179,29 @@ def mesh_gaps(workers: Mapping[str, Placed], lead: Placed, what: str) -> Iterato
         if item.gpus != lead.gpus:
             problem = f"{what} on GPUs {where}; got {item.gpus[0]}-{item.gpus[1] - 1}"
             yield Gap(field=f"plan.{name}.gpus", problem=problem, hint=f"pin {name}.gpus={where}")
+
+
+def attention_of(request: FlowRequest, role: str) -> str | None:
+    """The ``attn_implementation`` of transformers that is the library named; None where none is, or it has none."""
+    library, model = request.options.attention_library, request.models[role]
+    if library is None or not beyond_sdpa(model):
+        return _ATTENTION.get(library or "")
+    job = TrainingJob(sequence_length=1, global_batch_size=1, attention_library=library)
+    return asked_kernel(job, request.cluster.groups[0].device, model)
+
+
+def library_check(request: FlowRequest, role: str, *, chosen: bool) -> tuple[bool, str, str, str]:
+    """Whether a library of attention is named that a target cannot be told of.
+
+    Args:
+        request: The question.
+        role: Whose attention it is.
+        chosen: Whether an option of the target chooses an ``attn_implementation``.
+    """
+    library = request.options.attention_library
+    problem = f"{library} is no attn_implementation of transformers" if chosen else "no option of it chooses attention"
+    lacking = library is not None and not (chosen and attention_of(request, role))
+    return lacking, "attention_library", problem, "leave it out"
 
 
 def plain_checks(request: FlowRequest, role: str, *, called: str) -> tuple[tuple[bool, str, str, str], ...]:

@@ -33,6 +33,7 @@ from planner.exporters.flow_target import (
     has_experts,
     is_apart,
     layout_gaps,
+    library_check,
     mesh_gaps,
     on_gpus,
     on_trainers,
@@ -84,6 +85,7 @@ def _of_roles(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
     role = next(call.role for call in graph.calls if call.kind == TRAIN)
     megatron, task = request.stack.framework == MEGATRON, graph.role(role).task
     yield from plain_checks(request, role, called="policy")
+    yield library_check(request, role, chosen=False)
     generates = any(call.kind == GENERATE for call in graph.calls)
     yield task == "qlora", "settings.task", "it trains no adapters on 4-bit weights", "task=full"
     weights = "the engine gets all weights merged, and the plan hands on adapters alone"

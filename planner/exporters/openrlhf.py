@@ -13,6 +13,7 @@ from planner.exporters.flow_target import (
     GENERATION,
     IN_LOSS,
     FlowTarget,
+    attention_of,
     checkpoint,
     checkpoints_left,
     is_apart,
@@ -100,6 +101,8 @@ def _strategy(request: FlowRequest, plan: FlowPlan) -> Options:
         options += _set("ds", tensor_parallel_size=layout.tensor_parallel)
     if layout.context_parallel > 1:
         options += _set("ds", ring_attn_size=layout.context_parallel)
+    if attention := attention_of(request, "actor"):
+        options += _set("ds", attn_implementation=attention)
     flags = {
         "--ds.adam_offload": layout.offload_optimizer,
         "--ds.enable_sleep": sleeps(plan),

@@ -18,6 +18,7 @@ from planner.exporters.flow_target import (
     REWARD,
     FlowTarget,
     Placed,
+    attention_of,
     checkpoint,
     checkpoints_left,
     longest_response,
@@ -87,7 +88,7 @@ def _actor(request: FlowRequest, plan: FlowPlan) -> Options:
     options = [["model_engine=megatron"]] if _is_megatron(request) else _set(_ACTOR, strategy="fsdp")
     options += _model(f"{_ROLES}.model", request.models["actor"])
     options += _set(f"{_ROLES}.model", use_fused_kernels=True) if request.options.linear_loss else []
-    options += _adapters(request)
+    options += _attention(request, "actor", _ROLES) + _adapters(request)
     options += _set(
         _ACTOR,
         ppo_mini_batch_size=request.batch // train.call.mini_batches,
@@ -98,6 +99,12 @@ def _actor(request: FlowRequest, plan: FlowPlan) -> Options:
     scoring = calls.get("actor_inf", train)
     options += _set(_ROLLOUT, log_prob_micro_batch_size_per_gpu=scoring.layout.micro_batch_size)
     return options + _trained(request, train, f"{_ROLES}.model", _ACTOR, train.layout)
+
+
+def _attention(request: FlowRequest, role: str, where: str) -> Options:
+    """The library named, which goes into the configuration of transformers' model."""
+    found = attention_of(request, role)
+    return _set(f"+{where}.model.override_config", attn_implementation=found) if found else []
 
 
 def _adapters(request: FlowRequest) -> Options:
@@ -196,7 +203,7 @@ def _critic(request: FlowRequest, plan: FlowPlan) -> Options:
     if train is None:
         return []
     engine, size = _engine(request, "critic"), train.layout.micro_batch_size
-    options = _model("critic.model", request.models["critic"])
+    options = _model("critic.model", request.models["critic"]) + _attention(request, "critic", "critic")
     options += _set(
         "critic",
         ppo_mini_batch_size=request.batch // train.call.mini_batches,

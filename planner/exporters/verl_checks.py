@@ -26,6 +26,7 @@ from planner.exporters.flow_target import (
     Placed,
     chosen_keys,
     has_experts,
+    library_check,
     on_gpus,
     pin_gaps,
 )
@@ -77,6 +78,9 @@ def _of_roles(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
     other = models.get("ref", models["actor"]) != models["actor"]
     yield other, "models.ref", "the reference is the actor as it was at first", "leave it out"
     yield chosen_keys(request, "actor")
+    for name in ("actor", "critic"):
+        if name in models:
+            yield library_check(request, name, chosen=request.stack.framework != MEGATRON)
     yield role.task == "qlora", "settings.task", "it trains no adapters on 4-bit weights", "task=lora"
     lora, all_of_them = role.adapters(models["actor"]).lora, _all_linear(request)
     some = lora is not None and set(lora.targets) != set(all_of_them)

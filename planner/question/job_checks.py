@@ -74,7 +74,7 @@ def check_job(job: TrainingJob, model: ModelSpec, cluster: ClusterSpec) -> None:
     check_precision(job.precision, cluster.device)
     if job.fp8_attention:
         _check_fp8_attention(job, cluster.device)
-    _check_attention_library(job, cluster.device)
+    check_attention_library(job, cluster.device)
     check_chosen_keys(model, cluster.device)
     if model.learned_positions and job.sequence_length > model.learned_positions:
         raise SpecError(
@@ -143,8 +143,11 @@ def _check_fp8_attention(job: TrainingJob, device: DeviceSpec) -> None:
         raise SpecError("job.fp8_attention", problem, "precision fp8, or leave it out")
 
 
-def _check_attention_library(job: TrainingJob, device: DeviceSpec) -> None:
+def check_attention_library(job: TrainingJob, device: DeviceSpec) -> None:
     """Refuse libraries where they have no kernels.
+
+    Raises:
+        SpecError: With those that have some.
 
     Source:
         README.md of Dao-AILab/flash-attention: FlashAttention-3 is optimized for Hopper GPUs, and requires one;

@@ -89,7 +89,8 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
     )
     asked = request.options.linear_loss
     joined = request.stacks[call.role].joins_loss(found.sequence_tokens) if asked is None else asked
-    return replace(found, linear_cross_entropy=joined)
+    library = "" if call.kind == GENERATE else request.options.attention_library or ""
+    return replace(found, linear_cross_entropy=joined, attention_library=library)
 
 
 def in_flight(request: FlowRequest, name: str) -> bool:

@@ -73,6 +73,8 @@ class FlowOptions:
         linear_loss: Whether losses and log-probabilities take the output layer into themselves, a few tokens at a time,
             so that no logits are held (Liger's kernels; ``model.use_fused_kernels`` of verl); None as the training
             framework does unasked.
+        attention_library: Whose fused attention trains and infers (``flash_2``, ``flash_3`` or ``cudnn``); None for the
+            one the training framework picks.
         pins: Call to what is fixed of it, see ``flow.pins``.
         min_mesh: Fewest GPUs a call may use.
         framework: Training framework or stack; None for the usual one, see ``planner.dataflow.flow.stacks``.
@@ -102,6 +104,7 @@ class FlowOptions:
     engine: str | None = None
     eager: bool = False
     linear_loss: bool | None = None
+    attention_library: str | None = None
     pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     min_mesh: int | None = None
     framework: str | None = None
@@ -200,7 +203,7 @@ def resolve_flow(
     stacks, stack_notes = stacks_of(graph, options.framework, pins)
     check_roles(graph, specs, machines, stacks)
     notes += [*adapter_notes(graph, specs), *stack_notes]
-    notes += fused_or_not(graph, stacks, specs, machines)
+    notes += fused_or_not(graph, stacks, specs, machines, options.attention_library)
     return FlowRequest(
         graph=graph,
         models=specs,

@@ -10,11 +10,11 @@ are split by no framework, and quantised by Hugging Face's.
 from collections.abc import Mapping
 from itertools import product
 
-from costmodels.workload import ADAPTER_TASKS
+from costmodels.workload import ADAPTER_TASKS, TrainingJob
 from planner.dataflow.flow.pins import CallPin
 from planner.dataflow.graphs.graph import GENERATE, INFERENCE, TRAIN, Dataflow
-from planner.question.attention import attention_notes, default_attention
-from planner.question.job_checks import check_chosen_keys
+from planner.question.job_checks import check_attention_library, check_chosen_keys
+from planner.question.jobs import with_attention
 from planner.question.lora import check_adapted
 from planner.question.request import MODEL_AXES, name_notes, names_several
 from planner.results import Note
@@ -111,16 +111,44 @@ def _splits(graph: Dataflow, name: str, pin: CallPin) -> bool:
 
 
 def fused_or_not(
-    graph: Dataflow, stacks: Mapping[str, StackSpec], models: Mapping[str, ModelSpec], machines: MixedCluster
+    graph: Dataflow,
+    stacks: Mapping[str, StackSpec],
+    models: Mapping[str, ModelSpec],
+    machines: MixedCluster,
+    library: str | None,
 ) -> list[Note]:
-    """What is assumed of the attention of every role's model on every kind of device, once where it is the same."""
-    devices = {each.device.name: each.device for each in machines.groups}.values()
-    roles = (call.role for call in graph.calls if call.kind in (INFERENCE, TRAIN))
+    """What is assumed of the attention of every role's model on every kind of device, once where it is the same.
+
+    Args:
+        graph: The workflow.
+        stacks: Role to what trains it and infers with it.
+        models: Role to its model.
+        machines: Their devices have kernels of a library or not.
+        library: Whose attention it is; None for what the stack picks.
+
+    Raises:
+        SpecError: If that library is unknown, or has no attention for a model on a device.
+    """
+    job = _with_library(library or "", machines)
+    roles = dict.fromkeys(call.role for call in graph.calls if call.kind in (INFERENCE, TRAIN))
     notes: dict[Note, None] = {}
-    for role, device in product(dict.fromkeys(roles), devices):
-        asked = (stacks[role], device, models[role])
-        notes.update(dict.fromkeys(attention_notes(default_attention(*asked), *asked)))
+    for role, group in product(roles, machines.groups):
+        try:
+            notes.update(dict.fromkeys(with_attention(job, None, stacks[role], group, models[role])[1]))
+        except SpecError as error:  # its hint may be of jobs, which can ask for other kernels too
+            raise SpecError("attention_library", error.problem, "leave it out") from None
     return list(notes)
+
+
+def _with_library(library: str, machines: MixedCluster) -> TrainingJob:
+    """The least job that asks for it, on devices that it has kernels for."""
+    try:
+        job = TrainingJob(sequence_length=1, global_batch_size=1, attention_library=library)
+        for group in machines.groups:
+            check_attention_library(job, group.device)
+    except SpecError as error:
+        raise error.at("attention_library") from None
+    return job
 
 
 def adapter_notes(graph: Dataflow, models: Mapping[str, ModelSpec]) -> list[Note]:

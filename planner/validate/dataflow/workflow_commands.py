@@ -138,6 +138,7 @@ def answer_to(command: str) -> FlowResult:
         keep_cache=given.keep_cache,
         eager=given.eager,
         linear_loss=given.linear_loss,
+        attention_library=given.attention_library,
         **{name: value for name, value in options.items() if value is not None},
     )
 
@@ -155,4 +156,5 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("--keep-cache", "--eager"):
         parser.add_argument(name, action="store_true")
     parser.add_argument("--linear-loss", action="store_const", const=True)
+    parser.add_argument("--attention-library")
     return parser

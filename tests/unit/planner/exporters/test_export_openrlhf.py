@@ -248,6 +248,7 @@ def test_layouts_that_differ() -> None:
         ("grpo", {"mode": "async", "rollout": "in_flight"}, "rollout"),
         ("grpo", {"stream": True}, "stream"),
         ("grpo", {"linear_loss": True}, "linear_loss"),
+        ("grpo", {"attention_library": "cudnn"}, "attention_library"),
         ("grpo", {"framework": "megatron"}, "framework"),
         ("grpo", {"precision": "fp16"}, "precision"),
         ("grpo", {"engine": "sglang"}, "engine"),

@@ -370,3 +370,21 @@ def test_the_command_line_says_in_words_that_nothing_fits(run: Command) -> None:
 def test_the_command_line_refuses(run: Command, arguments: tuple[str, ...], words: str) -> None:
     code, _, err = run("export", "--format", *arguments)
     assert (code, err[: len(words)]) == (2, words)
+
+
+def test_a_library_of_attention_is_named_to_transformers() -> None:
+    found = written(grpo(mode="colocated", framework="hf-fsdp", attention_library="flash_3"))
+    assert found["+actor_rollout_ref.model.override_config.attn_implementation"] == "flash_attention_3"
+    assert not [name for name in written(grpo(mode="colocated", framework="hf-fsdp")) if "attn_implementation" in name]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"framework": "hf-fsdp", "attention_library": "cudnn"}, "cudnn is no attn_implementation of transformers"),
+        ({"framework": "megatron", "attention_library": "flash_3"}, "no option of it chooses attention"),
+    ],
+)
+def test_libraries_it_cannot_be_told_of_are_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SpecError, match=f"attention_library: .*{problem}"):
+        written(grpo(mode="colocated", **options))
