@@ -41,6 +41,7 @@ from service.schemas import (
     EstimateRequest,
     ExportQuestion,
     Health,
+    JobRequest,
     ObserveRequest,
     PlanQuestion,
     PortfolioRequest,
@@ -138,16 +139,15 @@ async def post_plan(body: PlanQuestion, request: Request) -> Response:
     """Rank every legal execution plan of a job on a cluster, or plan a workflow of several models."""
     if isinstance(body, WorkflowRequest):
         return await _answer(request, _about_workflow(plan_dataflow, body))
-    search = functools.partial(
-        api.plan, pins=given(body.plan), objective=body.objective, top=body.top, variants=body.variants
-    )
-    return await _answer(request, functools.partial(search, **_inputs(body)))
+    search = functools.partial(api.plan, pins=given(body.plan), top=body.top, variants=body.variants)
+    return await _answer(request, functools.partial(search, objective=body.objective, **_inputs(body)))
 
 
 @router.post("/estimate", response_model=None, responses=_DOCUMENT | _SEARCH_PROBLEMS, tags=["planning"])
 async def post_estimate(body: EstimateRequest, request: Request) -> Response:
     """Price and explain one execution plan."""
-    return await _answer(request, functools.partial(api.estimate, plan=given(body.plan), **_inputs(body)), quick=True)
+    price = functools.partial(api.estimate, plan=given(body.plan), objective=body.objective)
+    return await _answer(request, functools.partial(price, **_inputs(body)), quick=True)
 
 
 @router.post("/portfolio", response_model=None, responses=_PORTFOLIO | _SEARCH_PROBLEMS, tags=["decisions"])
@@ -234,7 +234,7 @@ async def post_export(body: ExportQuestion, request: Request) -> Response:
     if isinstance(body, WorkflowExportRequest):
         return await _answer(request, _about_workflow(export_dataflow, body))
     write = functools.partial(export, plan=given(body.plan), format=body.format, allow_partial=body.allow_partial)
-    return await _answer(request, functools.partial(write, **_inputs(body)), quick=True)
+    return await _answer(request, functools.partial(write, objective=body.objective, **_inputs(body)), quick=True)
 
 
 @router.get("/models", responses=declared(422), tags=["catalogue"])
@@ -342,7 +342,7 @@ def _about_workflow(call: Callable[..., Any], body: WorkflowRequest) -> Callable
     return _renaming(functools.partial(call, *ends, **asked, allow_files=False), named)
 
 
-def _inputs(body: EstimateRequest) -> dict[str, Any]:
+def _inputs(body: JobRequest) -> dict[str, Any]:
     """What both searches and estimates are asked about; files of the server are out of reach."""
     return {
         "model": body.model,

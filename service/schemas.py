@@ -51,8 +51,8 @@ EXAMPLE_TRIAL = {
 }  # fmt: skip
 
 
-class EstimateRequest(Body):
-    """Price one plan, or the best one when no plan is given."""
+class JobRequest(Body):
+    """What every question about one job says."""
 
     model: NameOrMapping = Field(
         description="A preset, a size such as `13b`, or the contents of a Hugging Face config.json.",
@@ -73,11 +73,18 @@ class EstimateRequest(Body):
     max_oom_risk: Risk = Field(default=RISKY, description="Share of runs that a ranked plan may run out of memory in.")
 
 
+class EstimateRequest(JobRequest):
+    """Price one plan, or the best one when no plan is given."""
+
+    objective: Literal["step_time", "cost", "fewest_gpus", "memory_headroom"] = Field(
+        default="step_time", description="What is best; by `cost` and `fewest_gpus` plans may use part of the cluster."
+    )
+
+
 class PlanRequest(EstimateRequest):
     """Search for the best plans."""
 
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
-    objective: Literal["step_time", "cost", "fewest_gpus", "memory_headroom"] = "step_time"
     variants: bool = Field(default=False, description="List plans that differ only in details one by one.")
     top: int = Field(default=10, ge=1, le=MAX_TOP, description="Most plans to return.")
 
@@ -165,7 +172,7 @@ PlanQuestion = Annotated[
 ]
 
 
-class DecisionRequest(EstimateRequest):
+class DecisionRequest(JobRequest):
     """What questions under uncertainty have in common."""
 
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
@@ -204,7 +211,7 @@ class ObserveRequest(DecisionRequest):
     trial_steps: int = Field(default=20, ge=1, le=MAX_STEPS, description="Optimizer steps of one trial.")
 
 
-class SearchRequest(EstimateRequest):
+class SearchRequest(JobRequest):
     """Search for the fastest plan stage by stage; groups of different devices are joined by `+`."""
 
     framework: Names | None = Field(
@@ -225,7 +232,7 @@ class SearchRequest(EstimateRequest):
     runnable: bool = Field(default=False, description="Whether only plans count that the framework can run.")
 
 
-class SizingRequest(EstimateRequest):
+class SizingRequest(JobRequest):
     """Ask how many devices a job needs, and of which kind."""
 
     cluster: Machines = Field(
@@ -242,7 +249,7 @@ class SizingRequest(EstimateRequest):
     )
 
 
-class ReplanRequest(EstimateRequest):
+class ReplanRequest(JobRequest):
     """Ask how a running job goes on on other devices."""
 
     plan: PlanBody = Field(default=PlanBody(), description="The plan that runs; what is left out is chosen.")

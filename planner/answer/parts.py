@@ -157,8 +157,12 @@ def part_spaces(request: Request, sizes: list[int], *, most: float = np.inf) -> 
 
 
 def part_laid_out(request: Request, plan: ExecutionPlan) -> Request:
-    """The question on the part of its cluster that a plan uses, if that is one of the smaller sizes; else as it is."""
-    if plan.num_devices not in smaller_sizes(request.cluster):
+    """The question on the part of its cluster that a plan uses, if its objective looks at that; else as it is."""
+    if request.objective in MAY_USE_FEWER_DEVICES:
+        sizes = [part.num_devices for part in _powers_of_two(request)]
+    else:
+        sizes = smaller_sizes(request.cluster)
+    if plan.num_devices not in sizes:
         return request
     return replace(request, cluster=part_of(request.cluster, plan.num_devices))
 

@@ -52,6 +52,19 @@ def test_a_plan_that_leaves_devices_idle_is_priced_and_exported(client: TestClie
     assert "--nproc-per-node 6 " in exported.json()["launch"]
 
 
+@pytest.mark.parametrize("objective", ["cost", "fewest_gpus"])
+def test_a_plan_on_part_of_the_cluster_is_priced_and_exported(client: TestClient, objective: str) -> None:
+    asked = {"model": "llama-3.2-1b", "cluster": "8xA100-80GB", "framework": "megatron", "objective": objective}
+    best = client.post("/plan", json=asked).json()["plans"][0]
+    assert best["num_devices"] == 1
+    again = client.post("/estimate", json=asked | {"plan": best["plan"]})
+    assert again.status_code == 200, again.text
+    assert again.json()["plans"][0]["time"] == best["time"]
+    exported = client.post("/export", json=asked | {"plan": best["plan"], "format": "megatron-lm"})
+    assert exported.status_code == 200, exported.text
+    assert "--nproc-per-node 1 " in exported.json()["launch"]
+
+
 def test_memory_left_free_is_told_with_the_cluster(client: TestClient) -> None:
     """Without the reserve beside it, as with it."""
     answer = client.post("/estimate", json=DENSE | {"memory_reserve_bytes": 4e9}).json()
