@@ -16,7 +16,7 @@ from planner.dataflow.graphs.graph import GENERATE, TRAIN
 from planner.exporters.exported import SCRIPT, Exported, Gap, Target, comment, scripted, text_parts, written_for
 from planner.flow_phrases import gpu_range, layout_label, machines_label
 from planner.phrases import seconds
-from planner.question.attention import asked_kernel
+from planner.question.attention import OF_TRANSFORMERS, asked_kernel
 from planner.question.pins import ALIASES
 from profiles.engines import find_engine
 from profiles.model import ModelSpec
@@ -26,7 +26,6 @@ DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel")
 EXPERT_DEGREES = ("expert_parallel", "expert_tensor_parallel")
 ENDS = ("first_stage_layers", "last_stage_layers")
 IN_LOSS = ("grpo",)  # whose divergence from the reference is a term of the loss (arXiv:2402.03300), not of the reward
-_ATTENTION = {"flash_2": "flash_attention_2", "flash_3": "flash_attention_3"}  # of what transformers calls its own
 _PINNED_AS = {"micro_batch_size": "micro_batch"}  # where hints have a shorter name
 _REPOSITORY = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/")
 
@@ -185,7 +184,7 @@ def attention_of(request: FlowRequest, role: str) -> str | None:
     """The ``attn_implementation`` of transformers that is the library named; None where none is, or it has none."""
     library, model = request.options.attention_library, request.models[role]
     if library is None or not beyond_sdpa(model):
-        return _ATTENTION.get(library or "")
+        return OF_TRANSFORMERS.get(library or "")
     job = TrainingJob(sequence_length=1, global_batch_size=1, attention_library=library)
     return asked_kernel(job, request.cluster.groups[0].device, model)
 

@@ -9,7 +9,7 @@ from costmodels.eager_attention import beyond_sdpa
 from costmodels.plan import BoolArray, ExecutionPlan
 from planner.exporters.adapters import adapter_note
 from planner.exporters.exported import Check, Gap, gaps, whole_steps
-from planner.question.attention import asked_kernel
+from planner.question.attention import OF_TRANSFORMERS, asked_kernel
 from planner.question.job_checks import BEFORE_AMPERE
 from planner.results import Request
 
@@ -30,8 +30,7 @@ _OF_SHARDS = {("adamw8bit", False): "adamw_torch_8bit"}
 _CUDNN = "sdpa, under torch.nn.attention.sdpa_kernel(SDPBackend.CUDNN_ATTENTION),"
 _ATTENTION = {
     "": "sdpa or flash_attention_2",
-    "flash_2": "flash_attention_2",
-    "flash_3": "flash_attention_3",
+    **OF_TRANSFORMERS,
     "cudnn": _CUDNN,
 }
 # Of what calls PyTorch's attention alone: context ranks of Accelerate (its context parallelism guide; Trainer,

@@ -20,11 +20,11 @@ _KNOW_SINKS = {
     ("flash_3", "hopper"): "kernels-community/vllm-flash-attn3",
     ("cudnn", "blackwell"): "flash_attention_4",
 }
-# Library to the one that caps logits: both kernels take ``softcap`` (from flash-attn 2.6 on), which transformers looks
-# for (_lazy_define_process_function of its modeling_flash_attention_utils.py). PyTorch's cuDNN does not, and the
-# backward pass of FlashAttention-4 hangs on Blackwell (Dao-AILab/flash-attention, issue 2466; Transformer Engine's pull
-# request 3391 leaves it out, too).
-_KNOW_CAPS = {"flash_2": "flash_attention_2", "flash_3": "flash_attention_3"}
+# Library to its attn_implementation in transformers. Both cap logits, too: their kernels take ``softcap`` (from
+# flash-attn 2.6 on), which transformers looks for (_lazy_define_process_function of its
+# modeling_flash_attention_utils.py). PyTorch's cuDNN does not, and the backward pass of FlashAttention-4 hangs on
+# Blackwell (Dao-AILab/flash-attention, issue 2466; Transformer Engine's pull request 3391 leaves it out, too).
+OF_TRANSFORMERS = {"flash_2": "flash_attention_2", "flash_3": "flash_attention_3"}
 
 
 def default_attention(stack: StackSpec, device: DeviceSpec, model: ModelSpec) -> str:
@@ -107,7 +107,7 @@ def asked_kernel(job: TrainingJob, device: DeviceSpec, model: ModelSpec) -> str 
     if not job.attention_library:
         return FLEX
     known = _KNOW_SINKS.get((job.attention_library, device.architecture))
-    return known if model.has_sinks else _KNOW_CAPS.get(job.attention_library)
+    return known if model.has_sinks else OF_TRANSFORMERS.get(job.attention_library)
 
 
 def _what(model: ModelSpec) -> str:

@@ -158,3 +158,15 @@ def test_a_search_says_which_numbers_of_devices_it_leaves_out() -> None:
     assert told.endswith(f"than {', '.join(map(str, sorted(tried)))}")
     fixed = planner.search(MODEL, "8xH100", JOB, pins={"tp": 8}, strategy="enumerate")
     assert not any("stages alike on" in item for item in fixed.left_out)
+
+
+def test_a_plan_on_the_fewest_devices_is_priced_under_that_objective_alone() -> None:
+    fewest: dict[str, Any] = {"framework": "megatron", "objective": "fewest_gpus"}
+    best = planner.plan("llama-3.2-1b", "16xA100-80GB", JOB, **fewest).best
+    assert best is not None
+    assert best.num_devices == 1
+    again = planner.estimate("llama-3.2-1b", "16xA100-80GB", JOB, plan=best.plan, **fewest).best
+    assert again is not None
+    assert (again.num_devices, again.step_time_s) == (1, best.step_time_s)
+    with pytest.raises(SpecError, match="must equal the 16 devices"):
+        planner.estimate("llama-3.2-1b", "16xA100-80GB", JOB, plan=best.plan, framework="megatron")
