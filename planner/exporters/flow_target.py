@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from costmodels.eager_attention import beyond_sdpa
 from costmodels.plan import ContextKind, ExecutionPlan, Recompute
-from costmodels.workload import TrainingJob
 from planner.dataflow.flow.pins import CallPin, column_word
 from planner.dataflow.flow.request import COLOCATED, FlowRequest
 from planner.dataflow.flow.results import CallPlan, FlowPlan
@@ -16,7 +14,7 @@ from planner.dataflow.graphs.graph import GENERATE, TRAIN
 from planner.exporters.exported import SCRIPT, Exported, Gap, Target, comment, scripted, text_parts, written_for
 from planner.flow_phrases import gpu_range, layout_label, machines_label
 from planner.phrases import seconds
-from planner.question.attention import OF_TRANSFORMERS, asked_kernel
+from planner.question.attention import kernel_of
 from planner.question.pins import ALIASES
 from profiles.engines import find_engine
 from profiles.model import ModelSpec
@@ -182,11 +180,7 @@ def mesh_gaps(workers: Mapping[str, Placed], lead: Placed, what: str) -> Iterato
 
 def attention_of(request: FlowRequest, role: str) -> str | None:
     """The ``attn_implementation`` of transformers that is the library named; None where none is, or it has none."""
-    library, model = request.options.attention_library, request.models[role]
-    if library is None or not beyond_sdpa(model):
-        return OF_TRANSFORMERS.get(library or "")
-    job = TrainingJob(sequence_length=1, global_batch_size=1, attention_library=library)
-    return asked_kernel(job, request.cluster.groups[0].device, model)
+    return kernel_of(request.options.attention_library or "", request.cluster.groups[0].device, request.models[role])
 
 
 def library_check(request: FlowRequest, role: str, *, chosen: bool) -> tuple[bool, str, str, str]:
@@ -199,7 +193,7 @@ def library_check(request: FlowRequest, role: str, *, chosen: bool) -> tuple[boo
     """
     library = request.options.attention_library
     problem = f"{library} is no attn_implementation of transformers" if chosen else "no option of it chooses attention"
-    lacking = library is not None and not (chosen and attention_of(request, role))
+    lacking = bool(library) and not (chosen and attention_of(request, role))
     return lacking, "attention_library", problem, "leave it out"
 
 

@@ -104,10 +104,12 @@ def asked_kernel(job: TrainingJob, device: DeviceSpec, model: ModelSpec) -> str 
     """
     if job.attention == "unfused":
         return "eager"
-    if not job.attention_library:
-        return FLEX
-    known = _KNOW_SINKS.get((job.attention_library, device.architecture))
-    return known if model.has_sinks else OF_TRANSFORMERS.get(job.attention_library)
+    return kernel_of(job.attention_library, device, model) if job.attention_library else FLEX
+
+
+def kernel_of(library: str, device: DeviceSpec, model: ModelSpec) -> str | None:
+    """The ``attn_implementation`` of transformers that is a library's; None where none is, or knows no sinks."""
+    return _KNOW_SINKS.get((library, device.architecture)) if model.has_sinks else OF_TRANSFORMERS.get(library)
 
 
 def _what(model: ModelSpec) -> str:

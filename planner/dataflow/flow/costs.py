@@ -87,10 +87,11 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
         score_bytes_per_token=score_bytes,
         vocabulary_bytes_per_token=vocabulary_bytes,
     )
+    if call.kind == GENERATE:  # computes no loss, and has its engine's attention
+        return found
     asked = request.options.linear_loss
     joined = request.stacks[call.role].joins_loss(found.sequence_tokens) if asked is None else asked
-    library = "" if call.kind == GENERATE else request.options.attention_library or ""
-    return replace(found, linear_cross_entropy=joined, attention_library=library)
+    return replace(found, linear_cross_entropy=joined, attention_library=request.options.attention_library or "")
 
 
 def in_flight(request: FlowRequest, name: str) -> bool:
