@@ -7,13 +7,14 @@ import pytest
 from planner.validate.serving.cache_page import cache_page, errors, key_of, told_first, told_now
 from planner.validate.serving.cache_rows import cache_rows
 from planner.validate.serving.prices import engine_of
+from tests.pages import assert_same_page
 from tests.places import ROOT
 
 PAGE = ROOT / "docs" / "serving-memory.md"
 
 
 def test_the_page_is_what_its_command_writes() -> None:
-    assert PAGE.read_text(encoding="utf-8") == cache_page()
+    assert_same_page(PAGE.read_text(encoding="utf-8"), cache_page())
 
 
 def test_every_start_was_told_first() -> None:

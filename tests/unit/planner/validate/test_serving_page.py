@@ -9,6 +9,7 @@ from planner.validate.serving.first import key_of
 from planner.validate.serving.page import first_prices, serving_page
 from planner.validate.serving.prices import ServingPrice, engine_of, left_out, measured_figures, serving_prices
 from planner.validate.serving.rows import PUBLISHED, Load, serving_rows
+from tests.pages import assert_same_page
 from tests.places import ROOT
 
 ROWS = serving_rows()
@@ -16,7 +17,7 @@ PAGE = ROOT / "docs" / "serving-runs.md"
 
 
 def test_the_page_is_what_its_command_writes() -> None:
-    assert PAGE.read_text(encoding="utf-8") == serving_page()
+    assert_same_page(PAGE.read_text(encoding="utf-8"), serving_page())
 
 
 def test_every_price_has_a_first_one() -> None:

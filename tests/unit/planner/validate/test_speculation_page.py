@@ -6,6 +6,7 @@ from planner.validate.serving.first import key_of
 from planner.validate.serving.prices import left_out, speculative_prices
 from planner.validate.serving.rows import SPECULATIVE, serving_rows, speculative_rows
 from planner.validate.serving.speculation_page import first_prices, gains, speculation_page
+from tests.pages import assert_same_page
 from tests.places import ROOT
 
 PAGE = ROOT / "docs" / "serving-speculation.md"
@@ -13,7 +14,7 @@ ROWS = speculative_rows()
 
 
 def test_the_page_is_what_its_command_writes() -> None:
-    assert PAGE.read_text(encoding="utf-8") == speculation_page()
+    assert_same_page(PAGE.read_text(encoding="utf-8"), speculation_page())
 
 
 def test_every_price_has_a_first_one() -> None:
