@@ -8,7 +8,7 @@ Columns hold the codes of the enumerations below. Compare them with ``int(code)`
 read a member of an ``IntEnum``, which for a batch of one is most of the comparison.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum, IntFlag
 from typing import Any
@@ -97,44 +97,6 @@ class AxisOrder(IntEnum):
 
 ZERO_OF_WEIGHTS = 3  # the ZeRO stage that shares weights out
 
-_INT_COLUMNS = {
-    "tensor_parallel": 1,
-    "pipeline_parallel": 1,
-    "data_parallel": 1,
-    "context_parallel": 1,
-    "expert_parallel": 1,
-    "expert_tensor_parallel": 1,
-    "virtual_stages": 1,
-    "zero_stage": 0,
-    "zero_shard_degree": 0,
-    "micro_batch_size": 1,
-    "num_microbatches": 1,
-    "recompute": 0,
-    "recompute_layers": 0,
-    "recompute_modules": int(RecomputeModule.CORE_ATTN),
-    "schedule": 0,
-    "context_kind": 0,
-    "axis_order": 0,
-    "first_stage_layers": 0,
-    "last_stage_layers": 0,
-}
-_BOOL_COLUMNS = {
-    "sequence_parallel": False,
-    "offload_optimizer": False,
-    "offload_activations": False,
-    "offload_parameters": False,
-    "overlap_grad_reduce": True,
-    "overlap_param_gather": True,
-    "tensor_parallel_overlap": False,
-}
-_ENUMS: dict[str, type[IntEnum | IntFlag]] = {
-    "recompute": Recompute,
-    "recompute_modules": RecomputeModule,
-    "schedule": Schedule,
-    "context_kind": ContextKind,
-    "axis_order": AxisOrder,
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionPlan:
@@ -176,6 +138,14 @@ class ExecutionPlan:
     def num_devices(self) -> int:
         """Devices the plan occupies: t * p * d * c (expert axes reuse the data-parallel ranks)."""
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel * self.context_parallel
+
+
+_USUAL = ExecutionPlan()
+# Fields of a plan that are one number each, in order, to their types: what a batch has a column of.
+PLAN_COLUMNS: Mapping[str, type[int]] = {
+    item.name: type(getattr(_USUAL, item.name)) for item in fields(ExecutionPlan) if item.name != "stage_layers"
+}
+_DTYPES: dict[str, type[Any]] = {name: np.bool_ if kind is bool else np.int64 for name, kind in PLAN_COLUMNS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,13 +226,12 @@ class PlanBatch:
             TypeError: If a column is unknown.
         """
         stage_layers = columns.pop("stage_layers", None)
-        unknown = set(columns) - set(_INT_COLUMNS) - set(_BOOL_COLUMNS)
+        unknown = set(columns) - set(PLAN_COLUMNS)
         if unknown:
             raise TypeError(f"unknown plan columns: {sorted(unknown)}")
         built: dict[str, Any] = {}
-        for name, default in (*_INT_COLUMNS.items(), *_BOOL_COLUMNS.items()):
-            kind = np.bool_ if name in _BOOL_COLUMNS else np.int64
-            value: NDArray[Any] = np.asarray(columns.get(name, default), dtype=kind)
+        for name, kind in _DTYPES.items():
+            value: NDArray[Any] = np.asarray(columns.get(name, getattr(_USUAL, name)), dtype=kind)
             built[name] = np.ascontiguousarray(np.broadcast_to(value, (length,)))
         return cls(**built, stage_layers=stage_layers)
 
@@ -270,9 +239,7 @@ class PlanBatch:
     def from_plans(cls, plans: Sequence[ExecutionPlan]) -> "PlanBatch":
         """The given plans as one batch, in order."""
         columns: dict[str, Any] = {
-            name: np.array([getattr(plan, name) for plan in plans], dtype=kind)
-            for names, kind in ((_INT_COLUMNS, np.int64), (_BOOL_COLUMNS, np.bool_))
-            for name in names
+            name: np.array([getattr(plan, name) for plan in plans], dtype=kind) for name, kind in _DTYPES.items()
         }
         if any(plan.stage_layers for plan in plans):
             width = max(max(plan.pipeline_parallel, len(plan.stage_layers)) for plan in plans)
@@ -292,9 +259,7 @@ class PlanBatch:
 
     def plan(self, row: int) -> ExecutionPlan:
         """One row as an ``ExecutionPlan``."""
-        values: dict[str, Any] = {name: getattr(self, name).item(row) for name in (*_INT_COLUMNS, *_BOOL_COLUMNS)}
-        for name, kind in _ENUMS.items():
-            values[name] = kind(values[name])
+        values: dict[str, Any] = {name: kind(getattr(self, name).item(row)) for name, kind in PLAN_COLUMNS.items()}
         if self.stage_layers is not None and self.stage_layers[row].any():
             values["stage_layers"] = tuple(int(n) for n in self.stage_layers[row, : values["pipeline_parallel"]])
         return ExecutionPlan(**values)
@@ -324,7 +289,5 @@ def concatenate(batches: Iterable[PlanBatch]) -> PlanBatch:
     parts = list(batches)
     if any(part.stage_layers is not None for part in parts):
         raise TypeError("batches with stage_layers cannot be concatenated")
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_INT_COLUMNS, *_BOOL_COLUMNS)
-    }
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in PLAN_COLUMNS}
     return PlanBatch.from_columns(sum(map(len, parts)), **columns)

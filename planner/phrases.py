@@ -1,9 +1,16 @@
 """Numbers and plans in words: the only place that formats quantities for people."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
-from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule, Schedule
+from costmodels.plan import (
+    PLAN_COLUMNS,
+    AxisOrder,
+    ContextKind,
+    ExecutionPlan,
+    Recompute,
+    RecomputeModule,
+    Schedule,
+)
 from planner.results import RISKY, Explanation, PlanEstimate, Remedy, Rival
 from planner.rules.modules import module_names
 from planner.rules.pipeline import NAME_OF_SCHEDULE
@@ -56,7 +63,7 @@ SHORT_NAMES = {
 }
 
 
-_SWITCHES = {item.name for item in fields(ExecutionPlan) if item.type is bool}
+_SWITCHES = {name for name, kind in PLAN_COLUMNS.items() if kind is bool}
 _EVEN = dict.fromkeys(("first_stage_layers", "last_stage_layers"), "even")  # as many layers as the other stages
 
 
@@ -177,7 +184,7 @@ def differences(chosen: ExecutionPlan, other: ExecutionPlan) -> dict[str, str]:
 
 def changed_fields(chosen: ExecutionPlan, other: ExecutionPlan) -> dict[str, tuple[int, int]]:
     """Fields in which two plans differ, and devices, to both values; not layers that were laid out by hand."""
-    names = ("num_devices", *(item.name for item in fields(ExecutionPlan) if item.name != "stage_layers"))
+    names = ("num_devices", *PLAN_COLUMNS)
     pairs = {name: (int(getattr(chosen, name)), int(getattr(other, name))) for name in names}
     return {name: (one, another) for name, (one, another) in pairs.items() if one != another}
 

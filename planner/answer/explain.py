@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from costmodels.plan import BoolArray, ExecutionPlan, IntArray, PlanBatch
+from costmodels.plan import PLAN_COLUMNS, BoolArray, ExecutionPlan, IntArray, PlanBatch
 from planner.phrases import changed_fields
 from planner.ranking import Priced, best_rows
 from planner.results import Explanation, PlanEstimate, Rival, Share
@@ -32,7 +32,6 @@ DIMENSIONS = (
 _WISHES = ("recompute", "micro_batch_size", "zero_stage", "offload_optimizer", "offload_parameters")
 _SAME = 0.0005  # relative differences below this are not told
 _NOTICEABLE = 0.005  # a wish must promise more than this share of the step
-_COMPARED = [name for name in PlanBatch.__dataclass_fields__ if name != "stage_layers"]
 
 
 def explain(best: PlanEstimate, priced: Priced, *, objective: str = "step_time") -> Explanation:
@@ -139,7 +138,7 @@ _FOLLOWS = {
 def _same_elsewhere(plan: ExecutionPlan, plans: PlanBatch, dimension: str) -> BoolArray:
     """Plans that agree with ``plan`` in everything but one dimension and what follows from it."""
     same = np.ones(len(plans), dtype=np.bool_)
-    for name in _COMPARED:
+    for name in PLAN_COLUMNS:
         if name != dimension and name not in _FOLLOWS.get(dimension, ()):
             same &= getattr(plans, name) == _value(plan, name)
     return same

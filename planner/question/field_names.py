@@ -43,14 +43,16 @@ def meant_setting(name: str, known: Container[str], job: Container[str], *, fixe
         job: Fields of a job.
         fixed: The call's keyword of what is held fixed, ``plan`` or ``pins``.
     """
-    from planner.question.pins import ALIASES, PLAN_FIELDS  # loads NumPy, which the command line's help does without
+    # Both load NumPy, which the command line's help does without.
+    from costmodels.plan import PLAN_COLUMNS
+    from planner.question.pins import ALIASES
 
     if name in ("plan", "pins", "pin"):
         return f"give what is fixed as {fixed}={{'tp': 8}}"
     field = OTHER_NAMES.get(name, name)
     if field in known or field == "cluster":
         return f"did you mean '{field}'?"
-    if (column := ALIASES.get(field, field)) in PLAN_FIELDS:
+    if (column := ALIASES.get(field, field)) in PLAN_COLUMNS:
         return f"a field of {fixed}: {fixed}={{'{name if name in ALIASES else column}': ...}}"
     return f"a field of job: job={{'{field}': ...}}" if field in job else ""
 

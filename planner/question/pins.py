@@ -1,10 +1,9 @@
 """Pins: plan dimensions the user fixes, in the field's words or the command line's short ones."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
-from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule
+from costmodels.plan import PLAN_COLUMNS, AxisOrder, ContextKind, ExecutionPlan, Recompute, RecomputeModule
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.rules.modules import MODULE_NAMES
 from planner.rules.pipeline import SCHEDULE_NAMES
@@ -38,8 +37,6 @@ _WORDS: dict[str, Mapping[str, int]] = {
     "axis_order": AXIS_ORDER_NAMES,
     "recompute": RECOMPUTE_NAMES,
 }
-_KINDS = {item.name: type(item.default) for item in fields(ExecutionPlan) if item.name != "stage_layers"}
-PLAN_FIELDS = tuple(_KINDS)
 _MAY_BE_ZERO = ("zero_stage", "zero_shard_degree", "recompute_layers", "first_stage_layers", "last_stage_layers")
 
 
@@ -60,8 +57,10 @@ def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
         if value is None or (name == "stage_layers" and _says_nothing(value)):
             continue
         column = ALIASES.get(str(name).lower(), str(name).lower())
-        if column not in _KINDS:
-            raise SpecError(f"plan.{str(name)[:40]}", "unknown field", meant_among(str(name), [*PLAN_FIELDS, *ALIASES]))
+        if column not in PLAN_COLUMNS:
+            raise SpecError(
+                f"plan.{str(name)[:40]}", "unknown field", meant_among(str(name), [*PLAN_COLUMNS, *ALIASES])
+            )
         if column in pins:
             raise SpecError(f"plan.{column}", "is given twice", "give one of its names")
         if column == "recompute":
@@ -87,7 +86,7 @@ def check_values(plan: ExecutionPlan) -> None:
     Raises:
         SpecError: For the first such field.
     """
-    for column in PLAN_FIELDS:
+    for column in PLAN_COLUMNS:
         _code(column, getattr(plan, column))
     if plan.stage_layers and (len(plan.stage_layers) != plan.pipeline_parallel or min(plan.stage_layers) < 0):
         raise SpecError(
@@ -148,7 +147,7 @@ def _code(column: str, value: Any) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and value in set(words.values()):
             return int(value)
         raise SpecError(f"plan.{column}", f"unknown value {shown(value)}", did_you_mean("", words))
-    if _KINDS[column] is bool:
+    if PLAN_COLUMNS[column] is bool:
         if not isinstance(value, bool):
             raise SpecError(f"plan.{column}", f"must be true or false; got {shown(value)}")
         return int(value)

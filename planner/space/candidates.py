@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.lowering.grouping import group_rows
-from costmodels.plan import BoolArray, ExecutionPlan, IntArray, PlanBatch
+from costmodels.plan import PLAN_COLUMNS, BoolArray, IntArray, PlanBatch
 from planner.rules.base import Rule, Setting
 from planner.space.constraints import sieve
 from profiles.errors import SpecError
@@ -18,11 +18,8 @@ Columns = dict[str, IntArray]
 Keep = Callable[[Columns], BoolArray]
 
 # Columns of defaults, views of one value.
-_DEFAULTS = {
-    name: np.broadcast_to(np.asarray(value, dtype=np.bool_ if isinstance(value, bool) else np.int64), MAX_CANDIDATES)
-    for name, value in ((name, getattr(ExecutionPlan(), name)) for name in PlanBatch.__dataclass_fields__)
-    if name != "stage_layers"
-}
+_USUAL = PlanBatch.from_columns(1)
+_DEFAULTS = {name: np.broadcast_to(getattr(_USUAL, name), MAX_CANDIDATES) for name in PLAN_COLUMNS}
 
 
 class TooManyPlansError(SpecError):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from costmodels.context import CostContext
 from costmodels.evaluate import evaluate
-from costmodels.plan import AxisOrder, BoolArray, FloatArray, IntArray, PlanBatch, Recompute
+from costmodels.plan import PLAN_COLUMNS, AxisOrder, BoolArray, FloatArray, IntArray, PlanBatch, Recompute
 from planner.rules.base import Setting
 from planner.search.agents.agent import Knob, Outcome
 from planner.search.agents.draws import legal_draws
@@ -124,10 +124,10 @@ class UniformSpace:
         Raises:
             ValueError: If a plan is not of this space.
         """
-        columns = {name: getattr(plans, name).astype(np.int64) for name in _COLUMNS}
+        columns = {name: getattr(plans, name).astype(np.int64) for name in PLAN_COLUMNS}
         vectors = vectors_of(columns, self._options)
         again = plan_columns(vectors, self._options)
-        for name in _COLUMNS:
+        for name in PLAN_COLUMNS:
             if (wrong := np.flatnonzero(again[name] != columns[name])).size:
                 value = int(columns[name][wrong[0]])
                 raise ValueError(f"plan {wrong[0]} is not of this space: {name} {value}")
@@ -140,10 +140,9 @@ class UniformSpace:
     def columns(self, vectors: IntArray) -> dict[str, NDArray[Any]]:
         """Every plan column, for a log."""
         plans = self.decode(vectors)
-        return {name: getattr(plans, name) for name in _COLUMNS}
+        return {name: getattr(plans, name) for name in PLAN_COLUMNS}
 
 
-_COLUMNS = tuple(name for name in PlanBatch.__dataclass_fields__ if name != "stage_layers")
 _UNORDERED = ("context_kind", "schedule", "axis_order", "end_layers", "recompute")
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, Recompute, Schedule
-from planner.question.pins import ALIASES, PLAN_FIELDS, parse_pins
+from costmodels.plan import PLAN_COLUMNS, AxisOrder, ContextKind, ExecutionPlan, Recompute, Schedule
+from planner.question.pins import ALIASES, parse_pins
 from profiles.errors import SpecError
 
 
@@ -76,5 +76,5 @@ def test_what_is_refused(given: dict[str, Any], message: str) -> None:
 
 
 def test_every_plan_field_can_be_fixed() -> None:
-    assert set(PLAN_FIELDS) == set(ExecutionPlan.__dataclass_fields__) - {"stage_layers"}
-    assert set(ALIASES.values()) <= set(PLAN_FIELDS)
+    assert set(PLAN_COLUMNS) == set(ExecutionPlan.__dataclass_fields__) - {"stage_layers"}
+    assert set(ALIASES.values()) <= set(PLAN_COLUMNS)
