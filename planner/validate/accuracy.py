@@ -24,7 +24,8 @@ from planner.validate.pick import PickSummary
 from planner.validate.predict import RowPredictor
 from planner.validate.refit import Refit, card, fold_of, left_out_together, refit, time_stack
 from planner.validate.render import percent, reason_counts
-from planner.validate.report import JUDGED_APART, Means, SourceScore, ValidationReport, score
+from planner.validate.report import ValidationReport, score
+from planner.validate.scores import JUDGED_APART, Means, SourceScore
 from planner.validate.tables.mapping import Mapped, map_files
 from profiles.errors import SpecError
 from profiles.markdown import table_head, table_row

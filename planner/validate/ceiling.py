@@ -13,7 +13,7 @@ import numpy as np
 
 from planner.validate.metrics import LEAST_ROWS, rank_summary
 from planner.validate.render import percent
-from planner.validate.report import SourceScore
+from planner.validate.scores import SourceScore
 from planner.validate.tables.rows import ScorableRow
 from profiles.markdown import table_head, table_row
 

@@ -11,7 +11,8 @@ import numpy as np
 from planner.validate.metrics import error_summary
 from planner.validate.predict import predict_rows
 from planner.validate.render import percent
-from planner.validate.report import SourceScore, ValidationReport, validate
+from planner.validate.report import ValidationReport, validate
+from planner.validate.scores import SourceScore
 from planner.validate.tables.mapping import scorable_rows
 from planner.validate.tables.rows import MemoryKind, ScorableRow
 from profiles.markdown import table_head, table_row

@@ -16,7 +16,7 @@ import numpy as np
 
 from costmodels.plan import FloatArray, IntArray
 from planner.validate.predict import RowPredictor, price_half_widths
-from planner.validate.report import JUDGED_APART
+from planner.validate.scores import JUDGED_APART
 from planner.validate.stack_fit import PRIOR_STD, StackFit, fit_stacks, free_parameters
 from planner.validate.tables.mapping import scorable_rows
 from planner.validate.tables.rows import ScorableRow, refuse_unseen

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from planner.validate.metrics import LEAST_ROWS, ErrorSummary, OomSummary, RankSummary
 from planner.validate.pick import PickSummary
-from planner.validate.report import SourceScore, ValidationReport
+from planner.validate.report import ValidationReport
+from planner.validate.scores import SourceScore
 
 if TYPE_CHECKING:
     from rich.console import Console
