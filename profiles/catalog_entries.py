@@ -16,7 +16,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from profiles.errors import SpecError, did_you_mean, meant_among
 from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, DeviceSpec, LinkSpec, NodeSpec, check_role, links_of
@@ -220,13 +220,22 @@ def validated(entry_type: type[EntryT], data: Any, *, where: str) -> EntryT:
     try:
         return entry_type.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = _first(error)
         path = ".".join(str(part)[:60] for part in first["loc"])
         field = f"{where}.{path}" if path else where
         if first["type"] == "extra_forbidden":
             hint = meant_among(str(first["loc"][-1]), _entry_at(entry_type, first["loc"][:-1]).model_fields)
             raise SpecError(field, "unknown field", hint) from None
         raise SpecError(field, problem_of(first), hint_of(first)) from None
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    """What is told of several problems: of a field that lacks, the unknown one beside it, which may be it misspelt."""
+    first, *others = error.errors(include_url=False)
+    if first["type"] == "missing":
+        unknown = (other for other in others if other["type"] == "extra_forbidden")
+        return next((other for other in unknown if other["loc"][:-1] == first["loc"][:-1]), first)
+    return first
 
 
 def _entry_at(entry_type: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:

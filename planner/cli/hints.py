@@ -44,6 +44,7 @@ _VALUES = {
     "accepted": r"\d",
     "pin": r"\w+\.\w",
 }
+_CALLED_SO = ("unknown setting", "unknown field")  # hints name settings and fields of files, which are called so
 _BARE = re.compile(r"\d[\d.e+]*\b")  # a hint that begins with a number
 _PLAIN = ("top", "seed", "evaluations", "seconds", "staleness", "effort", "batch", "replicas")
 _SAME_WORD = {name: f"--{name}" for name in _PLAIN}
@@ -82,7 +83,7 @@ def worded(error: SpecError, *, workflow: bool = False) -> SpecError:
         error: What is wrong.
         workflow: Whether a workflow was asked about, whose task is a setting.
     """
-    if re.search(r":\d+:", error.field) or error.problem == "unknown setting":  # settings are called as they are
+    if re.search(r":\d+:", error.field) or error.problem in _CALLED_SO:
         return error
     hint = in_options(error.hint)
     option = {**_SHORT, **_FIELDS, **_SAME_WORD}.get(re.sub(r"^(?:job|plan|pins)\.", "", error.field))

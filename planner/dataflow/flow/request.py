@@ -38,6 +38,7 @@ HYBRID, COLOCATED, DISAGGREGATED, ASYNC = "hybrid", "colocated", "disaggregated"
 MODES = (HYBRID, COLOCATED, DISAGGREGATED, ASYNC)
 OBJECTIVES = ("time", "cost", "fewest_gpus")
 DEFAULT_BATCH = 512  # prompts; the batch of ReaLHF's and RLHFuse's experiments (arXiv:2406.14088, 2409.13221)
+_WORDS = ("mode", "objective", "rollout", "dependency", "engine", "attention_library")  # in capitals too
 MAX_ITERATIONS = 16
 MAX_GPUS = 4096
 MAX_FILE_NAME_BYTES = 256  # what file systems take
@@ -182,7 +183,7 @@ def resolve_flow(
     """
     job, models, cluster, options = plain((job, models, cluster, options))
     notes: list[Note] = []
-    options = in_small_letters(options, ("mode", "objective", "rollout", "dependency", "engine"))
+    options = in_small_letters(options, _WORDS)
     _check_options(options)
     graph, described = _graph(job, options)
     graph = streamed(graph) if options.stream else graph

@@ -1,6 +1,7 @@
 """Hints of the command line name options; prose, quoted names and columns of files stay as they are."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,22 @@ def test_other_words_stay(hint: str) -> None:
 def test_columns_of_a_file_are_no_options() -> None:
     error = SpecError("runs.csv:2:lora_rank", "is given, but the task is full", "task lora or qlora")
     assert worded(error) is error
+
+
+def test_fields_of_a_file_are_no_options(run: Command, tmp_path: Path) -> None:
+    file = tmp_path / "flow.yaml"
+    file.write_text(
+        "roles: {actor: {model: llama-3.2-1b, task: lora, lora_rnk: 8}}\n"
+        "calls: {sft: {role: actor, kind: train, inputs: [prompts]}}\n"
+    )
+    code, _, told = run("plan", "--job", str(file), "--gpus", "1xH100")
+    assert code == 2
+    assert told == (
+        "error: job.roles.actor.lora_rnk: unknown field. Hint: did you mean 'lora_rank' or 'lora' or 'lora_targets'?\n"
+    )
+    file.write_text(file.read_text().replace("lora_rnk", "lora_rank").replace("kind", "kynd"))
+    _, _, told = run("plan", "--job", str(file), "--gpus", "1xH100")
+    assert told == "error: job.calls.sft.kynd: unknown field. Hint: did you mean 'kind'?\n"
 
 
 def test_the_task_of_a_workflow_is_a_setting(run: Command) -> None:

@@ -141,8 +141,11 @@ def test_modes_are_listed_rather_than_what_sounds_alike() -> None:
 
 def test_words_may_be_written_large() -> None:
     small, large = (
-        resolve_flow("ppo", MODELS, "16x8xH100", FlowOptions(mode=mode, engine=engine, rollout=rollout, staleness=2))
-        for mode, engine, rollout in (("async", "vllm", "partial"), ("Async", " vLLM", "PARTIAL"))
+        resolve_flow("ppo", MODELS, "16x8xH100", FlowOptions(**words, staleness=2))
+        for words in (
+            {"mode": "async", "engine": "vllm", "rollout": "partial", "attention_library": "flash_3"},
+            {"mode": "Async", "engine": " vLLM", "rollout": "PARTIAL", "attention_library": "Flash_3"},
+        )
     )
     assert (large.mode, large.engines, large.options) == (small.mode, small.engines, small.options)
 
