@@ -37,7 +37,11 @@ _BATCHES_TRIED = 24
 
 # Which pins a remedy lifts, smallest change first.
 _LIFTS = (
-    ("more_recompute", "let the planner choose the recomputation", ("recompute", "recompute_layers")),
+    (
+        "more_recompute",
+        "let the planner choose the recomputation",
+        ("recompute", "recompute_layers", "recompute_modules"),
+    ),
     ("smaller_micro_batch", "let the planner choose the micro-batch", ("micro_batch_size", "num_microbatches")),
     ("higher_zero", "let the planner choose the ZeRO stage", ("zero_stage", "zero_shard_degree")),
     (

@@ -36,6 +36,14 @@ def test_remedies_lift_what_was_fixed() -> None:
     assert (kept.tensor_parallel, kept.micro_batch_size) == (1, 8)
 
 
+def test_recomputation_is_let_go_of_with_the_modules_that_were_named() -> None:
+    pins = {"tp": 8, "mbs": 4, "recompute": "selective:mlp"}
+    answer = api.plan("llama-2-13b", CLUSTER, {"sequence_length": 32768}, pins=pins)
+    assert answer.infeasible is not None
+    remedy = answer.infeasible.remedies[0]
+    assert (remedy.code, remedy.fits) == ("more_recompute", True)
+
+
 def test_more_memory_is_enough_memory() -> None:
     answer = api.plan("llama-3-70b", "8xA100-40GB", {"global_batch_size": 64})
     assert answer.infeasible is not None
