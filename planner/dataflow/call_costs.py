@@ -250,7 +250,7 @@ def _generation(
         call,
         sizes,
         engine,
-        framework=setting.stack.framework,
+        stack=setting.stack,
         domain_devices=setting.cluster.domain_devices,
     )
     return price_generation(plans, call, model, setting, engine, at_least_one=not fitting)

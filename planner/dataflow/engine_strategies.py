@@ -20,6 +20,7 @@ from planner.rules.indexer import shares_choices
 from planner.space.constraints import rules_for, sieve
 from profiles.engines import TRAINER, EngineSpec
 from profiles.model import ModelSpec
+from profiles.stack import StackSpec
 
 _LEVELS = 7  # from what fits down to a 64th of it
 _MOST_DOMAINS = 8  # scale-up domains one tensor-parallel group may span: 64 devices (NeMo-RL runs DeepSeek-V3 so)
@@ -31,7 +32,7 @@ def engine_strategies(
     sizes: Sequence[int],
     engine: EngineSpec,
     *,
-    framework: str,
+    stack: StackSpec,
     domain_devices: int,
 ) -> PlanBatch:
     """Layouts of a generation call on each number of devices; ``micro_batch_size`` prompts are read at once.
@@ -41,7 +42,7 @@ def engine_strategies(
         call: Its sequences are shared out over replicas.
         sizes: Numbers of devices.
         engine: Who generates.
-        framework: Whose rules apply when that is the trainer.
+        stack: Whose rules apply when that is the trainer, with what its model code asks for.
         domain_devices: Devices per scale-up domain.
     """
     span = 1 if engine.name == TRAINER else _MOST_DOMAINS
@@ -67,8 +68,8 @@ def engine_strategies(
     )
     if engine.name != TRAINER:
         return plans
-    setting = Setting(model=model, job=training_job(call), num_devices=max(sizes), framework=framework)
-    rules = [rule for rule in rules_for(framework) if rule.name not in WAIVED_WITHOUT_TRAINING]
+    setting = Setting.of_stack(model, training_job(call), stack, num_devices=max(sizes))
+    rules = [rule for rule in rules_for(stack.framework) if rule.name not in WAIVED_WITHOUT_TRAINING]
     accepted, _ = sieve(plans, setting, rules)
     return plans.take(np.flatnonzero(accepted))
 

@@ -36,7 +36,7 @@ def replica_layouts(asked: ServingResult, pins: Mapping[str, int]) -> tuple[Plan
         serving_call(asked.job, asked.recipe, min(_MANY * cluster.num_devices, MAX_GLOBAL_BATCH)),
         _sizes(cluster),
         asked.engine,
-        framework=find_stack(STACK).framework,
+        stack=find_stack(STACK),
         domain_devices=cluster.domain_devices,
     )
     plans = plans.take(np.flatnonzero(plans.data_parallel == plans.attention_groups))

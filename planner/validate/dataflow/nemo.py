@@ -212,7 +212,7 @@ def _generation(row: dict[str, str], model: ModelSpec, setting: CallSetting, dev
         call,
         [devices],
         serving,
-        framework=setting.stack.framework,
+        stack=setting.stack,
         domain_devices=setting.cluster.domain_devices,
     )
     published = (plans.tensor_parallel == tensor) & (plans.pipeline_parallel == stages) & (plans.expert_parallel == 1)

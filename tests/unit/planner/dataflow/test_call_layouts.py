@@ -52,6 +52,16 @@ def test_weights_that_ranks_share_out_lie_otherwise() -> None:
     assert set(call_costs(call(CallKind.INFERENCE), LLAMA, setting, [1]).plans.zero_stage.tolist()) == {0}
 
 
+def test_a_trainer_generates_with_layouts_that_its_model_code_has() -> None:
+    """Of what runs Hugging Face's models, none splits layers over stages; Megatron does."""
+    stages = {}
+    for name in ("megatron-core", "deepspeed"):
+        setting = replace(SETTING, stack=find_stack(name))
+        table = call_costs(call(CallKind.GENERATE), LLAMA, setting, [8], fitting=False)
+        stages[name] = set(table.plans.pipeline_parallel.tolist())
+    assert stages == {"megatron-core": {1, 2, 4, 8}, "deepspeed": {1}}
+
+
 @pytest.mark.parametrize("stack", ["megatron-core", "fsdp", "deepspeed", "hf-trainer"])
 def test_training_has_the_plans_of_a_job_on_as_many_devices(stack: str) -> None:
     """All but tensor-parallel groups over two machines, and pipelines inside of data-parallel groups."""
