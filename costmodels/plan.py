@@ -73,11 +73,21 @@ class Schedule(IntEnum):
         """Runs of consecutive layers that every stage holds: two with ZB-V, else one per virtual stage."""
         return 2 if self is Schedule.ZERO_BUBBLE_V else virtual_stages
 
+    def head_stage(self, num_stages: int) -> int:
+        """The stage with the output head: the last; ZB-V brings the last chunk back to the first."""
+        return 0 if self is Schedule.ZERO_BUBBLE_V else num_stages - 1
+
 
 def chunks_per_stage(schedule: IntArray, virtual_stages: IntArray) -> IntArray:
     """(N,) ``Schedule.chunks`` of many: (N,) codes and (N,) virtual stages."""
     folded = Schedule.ZERO_BUBBLE_V
     return np.where(schedule == folded, folded.chunks(1), virtual_stages)
+
+
+def head_stages(schedule: IntArray, num_stages: IntArray) -> IntArray:
+    """``Schedule.head_stage`` of many: codes and numbers of stages, of one shape."""
+    folded = Schedule.ZERO_BUBBLE_V
+    return np.where(schedule == folded, folded.head_stage(1), num_stages - 1)
 
 
 class ContextKind(IntEnum):

@@ -13,9 +13,10 @@ import numpy as np
 from costmodels.arrays import largest, total
 from costmodels.autocast import sharding_stack
 from costmodels.context import CostContext
+from costmodels.memory.communication import communicators, exchanged_bytes
 from costmodels.memory.model_state import model_state, state_bytes
 from costmodels.memory.stage_activations import held_activations, least_activations, stage_activations
-from costmodels.memory.terms import communicators, composed, exchanged_bytes, logits_copies, memory_terms
+from costmodels.memory.terms import composed, logits_copies, memory_terms
 from costmodels.plan import BoolArray, FloatArray, PlanBatch
 from costmodels.stages.layers import stage_layers
 from costmodels.stages.parameters import StageParameters, stage_parameters
@@ -110,7 +111,7 @@ def tensor_memory(
         held(terms.activations, stage_layers(plans, stages, context.model), stages.in_flight),
         optimizer_on_host=offloads[:, None].astype(np.float64) if offloads.any() else None,
         parameters_on_host=streams[:, None].astype(np.float64) if streams.any() else None,
-        logits_copies=logits_copies(plans)[:, None],
+        logits_copies=logits_copies(plans.schedule, plans.num_microbatches)[:, None],
     )
     return TensorMemory(
         parts=tensors.parts,

@@ -18,11 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.arrays import total
 from costmodels.context import CostContext
 from costmodels.data_parallel import reduced_element_bytes, reduces_last
-from costmodels.frozen_weights import frozen_bytes, unit_bytes
-from costmodels.memory.activations import sequence_divisor, tokens_per_rank
+from costmodels.memory.communication import as_column, communication_bytes, gathered_bytes
 from costmodels.memory.logits import late_logits_bytes, logits_bytes, logits_gradient_bytes
 from costmodels.memory.model_state import (
     autograd_gradient_bytes,
@@ -36,13 +34,10 @@ from costmodels.memory.model_state import (
 )
 from costmodels.memory.stage_activations import ActivationUnits, StageActivations, activation_units
 from costmodels.parameter_offload import streaming_bytes, weights_on_device_bytes
-from costmodels.plan import BoolArray, FloatArray, PlanBatch, Schedule
-from costmodels.stages.parameters import StageParameters, largest_matrix_parameters, unit_parameters
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Schedule
+from costmodels.stages.parameters import StageParameters
 from costmodels.stages.table import StageTable
 from profiles.stack import StackSpec
-
-# DeepSpeed's default stage3_max_live_parameters.
-_DEEPSPEED_LIVE_PARAMETERS = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +105,7 @@ def memory_terms(
         weights=state.weights,
         streaming=streaming_bytes(plans, stages, parameters, state.weights, context.model) if streams else None,
         gradients=resident,
-        leaves=(plans.zero_stage[:, None] >= 2) & ~whole,
+        leaves=gradients_leave(plans, stack)[:, None],
         all_gradients=gradients,
         optimizer=state.optimizer,
         paged=state.paged,
@@ -205,9 +200,15 @@ def working_bytes(terms: MemoryTerms, held: StageActivations) -> FloatArray:
     return np.maximum(np.maximum(working, terms.head) - terms.logits, 0.0)
 
 
-def logits_copies(plans: PlanBatch) -> FloatArray:
+def logits_copies(schedule: IntArray, num_microbatches: IntArray) -> FloatArray:
     """(N,) micro-batches whose logits are alive at once: all of them under GPipe."""
-    return np.where(plans.schedule == int(Schedule.GPIPE), plans.num_microbatches, 1.0)
+    return np.where(schedule == int(Schedule.GPIPE), num_microbatches, 1.0)
+
+
+def gradients_leave(plans: PlanBatch, stack: StackSpec) -> BoolArray:
+    """(N,) whether gradients follow an offloaded optimizer as they come, micro-batch by micro-batch."""
+    leave: BoolArray = (plans.zero_stage >= 2) & ~reduces_last(plans, stack)
+    return leave
 
 
 def _last_bytes(
@@ -231,7 +232,7 @@ def _last_bytes(
     if stack.autograd_gradients == "freed" and not context.job.optimizer_in_backward:
         last = np.maximum(last, trained * autograd_gradient_bytes(context.job, stack) + one_layer)
     if born.any():
-        whole = trained * _column(gradient_bytes(plans, context))
+        whole = trained * as_column(gradient_bytes(plans, context))
         # ZeRO-2 scatters a gradient as it comes, whatever it does with weights; XLA (static buffers) when all are
         # there: peaks of Alpa's ZeRO-2 are those of whole ones.
         scattered = stack.shards_parameters_from if stack.static_memory else 2
@@ -258,7 +259,7 @@ def _step_bytes(
     needed = optimizer_temporary_bytes(plans, parameters, context)
     if needed is None or context.stack.flat_temporaries or not (plans.zero_stage >= 3).any():
         return needed
-    gone = _gathered(plans, stages, parameters, context) + unreduced
+    gone = gathered_bytes(plans, stages, parameters, context) + unreduced
     beyond: FloatArray = np.maximum(needed - gone, 0.0)
     return beyond
 
@@ -267,112 +268,3 @@ def _born_in_backward(plans: PlanBatch, stack: StackSpec) -> BoolArray:
     """(N,) whether gradients come into being in the only backward pass of a step and go with the step."""
     born: BoolArray = (plans.num_microbatches == 1) & stack.transient_gradients
     return born
-
-
-def communication_bytes(
-    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
-) -> FloatArray:
-    """(N, S) reduction buckets, gathered weights of ZeRO-3, gradients not yet reduced and pipeline receive buffers."""
-    job, stack = context.job, context.stack
-    storage = job.numerics.storage_bytes
-    per_plan = np.where((plans.zero_stage > 0) & (plans.shard_degree > 1), stack.bucket_bytes, 0.0)
-    boundary = 2 * storage * context.model.stream_width * tokens_per_rank(plans, job) / sequence_divisor(plans)
-    per_plan = per_plan + np.where(plans.pipeline_parallel > 1, boundary, 0.0)
-    held = np.broadcast_to(per_plan[:, None], parameters.dense.shape)
-    if stack.gradient_bucket_copies:
-        held = held + parameters.trained * (stack.gradient_bucket_copies * storage)
-    if stack.replica_bucket_copies:
-        replicas = (plans.zero_stage == 0) & (plans.data_parallel > 1)
-        copies = stack.replica_bucket_copies * _column(gradient_bytes(plans, context))
-        held = held + np.where(replicas[:, None], parameters.trained * copies, 0.0)
-    if (plans.zero_stage >= 3).any():
-        held = held + _gathered(plans, stages, parameters, context)
-    if stack.framework == "fsdp" and (plans.zero_stage == 2).any():
-        whole = (plans.zero_stage == 2) & (plans.shard_degree > 1) & _keeps_whole(plans)
-        held = held + np.where(whole[:, None], parameters.trained * _column(gradient_bytes(plans, context)), 0.0)
-    return held
-
-
-def _reduced_bytes(plans: PlanBatch, context: CostContext) -> FloatArray | float:
-    """(N, 1) bytes per trained parameter of gradients on their way to being reduced, or one number for all."""
-    stack = context.stack
-    return reduced_element_bytes(context.job, stack) if stack.reduce_dtype else _column(gradient_bytes(plans, context))
-
-
-def _keeps_whole(plans: PlanBatch) -> BoolArray:
-    """(N,) whether FSDP keeps what it gathered, and its gradients whole, between the micro-batches of a pipeline."""
-    whole: BoolArray = (plans.pipeline_parallel > 1) & (plans.num_microbatches > 1)
-    return whole
-
-
-def _gathered(plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext) -> FloatArray:
-    """(N, S) bytes of weights gathered and of gradients not yet reduced under ZeRO-3.
-
-    One unit in use and those prefetched, never more than the stage has. FSDP under a pipeline keeps
-    the whole stage gathered, and its gradients whole, until the last micro-batch: resharding between
-    micro-batches would gather everything again for each (torchtitan, ``reshard_after_forward``).
-    DeepSpeed gathers module by module and keeps what it will need again soon, up to a fixed number of
-    parameters (``stage3_max_live_parameters``); gradients leave module by module too.
-    """
-    job, stack = context.job, context.stack
-    sharded = plans.weight_shards > 1
-    if job.trains_adapters_only:
-        return np.where(sharded[:, None], _gathered_frozen(plans, stages, parameters, context), 0.0)
-    reduced = _reduced_bytes(plans, context)
-    weights = parameters.dense + parameters.expert
-    unit = unit_parameters(plans, context.model)[:, None]
-    storage = job.numerics.storage_bytes
-    gathered = np.minimum(unit * stack.unsharded_units, weights) * storage + np.minimum(unit, weights) * reduced
-    if stack.framework == "deepspeed":
-        matrix = largest_matrix_parameters(plans, context.model)[:, None]
-        live = np.minimum(np.maximum(matrix, _DEEPSPEED_LIVE_PARAMETERS), weights)
-        gathered = live * storage + np.minimum(matrix, weights) * storage
-    if stack.framework == "fsdp":
-        gathered = np.where(_keeps_whole(plans)[:, None], weights * (storage + reduced), gathered)
-    return np.where(sharded[:, None], gathered, 0.0)
-
-
-def _gathered_frozen(
-    plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
-) -> FloatArray:
-    """(N, S) bytes of frozen weights gathered under ZeRO-3, as they are stored; none of them has a gradient."""
-    stack, storage = context.stack, context.job.numerics.storage_bytes
-    held = total(frozen_bytes(plans, stages, parameters, context, plain_bytes=storage))
-    gathered = unit_bytes(plans, context)[:, None] * stack.unsharded_units
-    if stack.framework == "deepspeed":  # counts elements, of which 4-bit weights share one of 16 bits
-        matrix = largest_matrix_parameters(plans, context.model)[:, None] * storage
-        gathered = np.maximum(matrix, _DEEPSPEED_LIVE_PARAMETERS * storage)
-    if stack.framework == "fsdp":
-        gathered = np.where(_keeps_whole(plans)[:, None], held, gathered)
-    return np.minimum(gathered, held)
-
-
-def _column(each: FloatArray | float) -> FloatArray | float:
-    """(N,) values as (N, 1), to go with the stages of plans; a number as it is."""
-    return each[:, None] if isinstance(each, np.ndarray) else each
-
-
-def communicators(plans: PlanBatch) -> FloatArray:
-    """(N,) process groups with more than one rank: each keeps buffers outside PyTorch's allocator."""
-    groups = np.zeros(len(plans))
-    for ranks in (
-        plans.tensor_parallel,
-        plans.pipeline_parallel,
-        plans.data_parallel,
-        plans.context_parallel,
-        plans.expert_parallel,
-    ):
-        groups += ranks > 1
-    return groups
-
-
-def exchanged_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
-    """(N,) bytes of the hidden states of a micro-batch, whole, as sequence parallelism gathers and scatters them.
-
-    0 in stacks whose collectives give them back to the allocator at once, and where collectives stall the host, so
-    that it never runs ahead of the device.
-    """
-    if context.cluster.node.collective_rank_s or not context.stack.records_streams:
-        return np.zeros(len(plans))
-    whole = context.job.numerics.storage_bytes * context.model.hidden_size * tokens_per_rank(plans, context.job)
-    return np.where(plans.sequence_parallel & (plans.tensor_parallel > 1), whole, 0.0)

@@ -15,14 +15,14 @@ from costmodels.data_parallel import data_parallel_traffic
 from costmodels.experts_run import as_run
 from costmodels.flops import forward_flops_per_token
 from costmodels.frozen_weights import unquantised
-from costmodels.memory.activations import layer_activations, tokens_per_rank
+from costmodels.memory.activations import layer_activations
+from costmodels.memory.communication import communicators, exchanged_bytes, gathered_weight_bytes, receive_bytes
 from costmodels.memory.logits import logits_bytes
 from costmodels.memory.peaks import TensorMemory, with_overheads
-from costmodels.memory.terms import communicators, exchanged_bytes
 from costmodels.overlap import exposed_s
 from costmodels.peak_rate import peak_flops_per_s, time_interval_s
 from costmodels.plan import FloatArray, IntArray, PlanBatch
-from costmodels.stages.parameters import StageParameters, expert_shard_degree, stage_parameters, unit_parameters
+from costmodels.stages.parameters import StageParameters, expert_shard_degree, stage_parameters
 from costmodels.stages.table import StageTable, stage_table
 from costmodels.step.layer_costs import LayerCosts, layer_costs
 from costmodels.step.step_time import per_step_overhead_s
@@ -144,7 +144,7 @@ def _gathering_s(
         return np.zeros(len(plans))
     traffic = data_parallel_traffic(plans, stages, parameters, context)
     shown_s = largest(exposed_s(traffic.parameters_s, forward_s[:, None], traffic.hidden_gathers))
-    rounds = np.where(plans.pipeline_parallel > 1, 1, plans.num_microbatches)  # kept whole under a pipeline
+    rounds = np.where(traffic.gathers_per_microbatch[:, 0] > 0, plans.num_microbatches, 1)
     return np.where(sharded, rounds * shown_s, 0.0)
 
 
@@ -156,11 +156,7 @@ def _memory(
     working = np.zeros(len(plans))
     for moe in {model.num_moe_layers > 0, model.num_moe_layers == model.num_layers}:
         working = np.maximum(working, layer_activations(plans, model, job, stack, moe=moe).whole)
-    boundary = 2 * job.numerics.storage_bytes * model.stream_width * tokens_per_rank(plans, job)
-    received = np.where(plans.pipeline_parallel > 1, boundary, 0.0)
-    sharded = plans.weight_shards > 1
-    unit = unit_parameters(plans, model)[:, None] * stack.unsharded_units
-    gathered = np.minimum(unit, parameters.dense + parameters.expert) * job.numerics.storage_bytes
+    gathered = gathered_weight_bytes(plans, parameters, context)
     shape = weights.shape
     activations = np.broadcast_to(working[:, None], shape)
     logits = stages.has_head * logits_bytes(plans, model, job, stack)[:, None]
@@ -172,7 +168,7 @@ def _memory(
             "optimizer": nothing,
             "activations": activations,
             "logits": logits,
-            "communication": received[:, None] + np.where(sharded[:, None], gathered, 0.0),
+            "communication": receive_bytes(plans, context)[:, None] + gathered,
         },
         dynamic=activations + logits,
         states=nothing,

@@ -17,10 +17,10 @@ from costmodels.context import CostContext
 from costmodels.data_parallel import DataParallelTraffic, exposed_traffic_s
 from costmodels.memory.peaks import TensorMemory, host_bytes_per_optimizer_byte, paging_bytes, with_overheads
 from costmodels.memory.stage_activations import ActivationUnits, LayerUnits, StageActivations, held_activations
-from costmodels.memory.terms import MemoryTerms, composed
+from costmodels.memory.terms import MemoryTerms, composed, logits_copies
 from costmodels.optimizer import paging_s
 from costmodels.pipeline.schedules import HostTraffic, Passes, Scheduled, in_flight_microbatches, scheduled
-from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule, chosen_modules
+from costmodels.plan import BoolArray, FloatArray, IntArray, chosen_modules
 from costmodels.stage_plans.crossing import crossing_s, longest_crossings_s, shared_sums_s
 from costmodels.stage_plans.estimate import StageEstimateBatch
 from costmodels.stage_plans.once import stage_step_parts, stage_traffic
@@ -335,7 +335,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
         held,
         optimizer_on_host=plans.optimizer_offload / OFFLOAD_PARTS if offloads else None,
         parameters_on_host=plans.parameter_offload / OFFLOAD_PARTS if streams else None,
-        logits_copies=np.where(plans.schedule == int(Schedule.GPIPE), plans.num_microbatches, 1.0)[:, None],
+        logits_copies=logits_copies(plans.schedule, plans.num_microbatches)[:, None],
     )
     return TensorMemory(
         parts=tensors.parts,

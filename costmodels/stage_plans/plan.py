@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.lowering.grouping import group_rows
-from costmodels.plan import BoolArray, IntArray, PlanBatch, RecomputeModule, Schedule
+from costmodels.plan import BoolArray, IntArray, PlanBatch, RecomputeModule, head_stages
 from costmodels.stages.layers import layer_kinds, stage_layers
 from costmodels.stages.table import moe_layers, stage_table
 from profiles.model import ModelSpec
@@ -56,6 +56,15 @@ class StageConfigs:
 
     def __len__(self) -> int:
         return len(self.group)
+
+    @classmethod
+    def of_uniform(cls, plans: PlanBatch, group: int) -> "tuple[StageConfigs, IntArray]":
+        """The distinct configurations of N plans that treat every stage alike, and (N,) which of them each plan has."""
+        names = (*CONFIG_COLUMNS, "pipeline_parallel")
+        alike = group_rows(*(getattr(plans, name).astype(np.int64) for name in names))
+        distinct, count = plans.take(alike.first), len(alike.first)
+        named = {name: getattr(distinct, name) for name in names}
+        return cls(plans=PlanBatch.from_columns(count, **named), group=np.full(count, group)), alike.of_row
 
     @property
     def num_devices(self) -> IntArray:
@@ -177,8 +186,7 @@ class StagePlanBatch:
     def ends(self) -> tuple[BoolArray, BoolArray]:
         """(N, S) whether a stage holds the input embedding, and whether it holds the output head."""
         stage = np.arange(self.width)[:, None]
-        v_shaped = self.schedule == int(Schedule.ZERO_BUBBLE_V)
-        head = stage == np.where(v_shaped, 0, self.num_stages - 1)
+        head = stage == head_stages(self.schedule, self.num_stages)
         return np.broadcast_to((stage == 0).T, self.config.shape), head.T
 
 
@@ -211,13 +219,7 @@ def from_uniform(plans: PlanBatch, model: ModelSpec, *, group: int = 0) -> tuple
     """
     stages = stage_table(plans, model, full=True)
     layers = stage_layers(plans, stages, model)
-    columns = [getattr(plans, name) for name in (*CONFIG_COLUMNS, "pipeline_parallel")]
-    groups = group_rows(*(column.astype(np.int64) for column in columns))
-    distinct = plans.take(groups.first)
-    named = {name: getattr(distinct, name) for name in (*CONFIG_COLUMNS, "pipeline_parallel")}
-    configs = StageConfigs(
-        plans=PlanBatch.from_columns(len(groups.first), **named), group=np.full(len(groups.first), group)
-    )
+    configs, config = StageConfigs.of_uniform(plans, group)
     counts: dict[str, Any] = {}
     for each in layers.groups:
         kind = "moe" if each.moe else "dense"
@@ -226,7 +228,7 @@ def from_uniform(plans: PlanBatch, model: ModelSpec, *, group: int = 0) -> tuple
     used = stages.count > 0
     batch = StagePlanBatch.from_columns(
         plans.pipeline_parallel,
-        np.where(used, groups.of_row[:, None], 0),
+        np.where(used, config[:, None], 0),
         np.where(used, stages.layers, 0),
         schedule=plans.schedule,
         virtual_stages=plans.virtual_stages,

@@ -18,10 +18,11 @@ import numpy as np
 
 from costmodels.boundary_transfers import boundary_transfers
 from costmodels.context import CostContext
-from costmodels.data_parallel import data_parallel_traffic, reduces_last, shared_gradients_s
+from costmodels.data_parallel import data_parallel_traffic, shared_gradients_s
 from costmodels.memory.activations import layer_activations
+from costmodels.memory.communication import communicators, exchanged_bytes
 from costmodels.memory.stage_activations import activation_units
-from costmodels.memory.terms import communicators, exchanged_bytes, memory_terms
+from costmodels.memory.terms import gradients_leave, memory_terms
 from costmodels.optimizer import step_parts, updated_parameters
 from costmodels.parameter_offload import gathers_once
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, RecomputeModule
@@ -302,7 +303,7 @@ def _priced_units(
         "hidden_gathers": traffic.hidden_gathers[:, 0],
         "hidden_reductions": traffic.hidden_reductions[:, 0],
         "gathers_once": 1.0 * gathers_once(plans),
-        "leaves": 1.0 * ((plans.zero_stage >= 2) & ~reduces_last(plans, context.stack)),
+        "leaves": 1.0 * gradients_leave(plans, context.stack),
         "communicators": communicators(plans),
         "exchanged_bytes": exchanged_bytes(plans, context),
         "usable_bytes": np.full(len(members), context.cluster.device.usable_memory_bytes),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.pipeline.schedules import in_flight_microbatches
-from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Schedule, chunks_per_stage
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Schedule, chunks_per_stage, head_stages
 from profiles.model import ModelSpec
 from profiles.stack import StackSpec
 
@@ -161,15 +161,13 @@ def _full_layout(plans: PlanBatch, model: ModelSpec) -> _Layout:
     used = stage < p
     layers, before = _placed(plans, model.num_layers, stage)
     layers = np.where(used, layers, 0)
-    v_shaped = (plans.schedule == int(Schedule.ZERO_BUBBLE_V))[:, None]
     return _Layout(
         index=np.minimum(stage, p - 1),
         count=used.astype(np.int64),
         layers=layers,
         moe_layers=np.where(used, moe_layers(model, layers, before, plans.schedule, plans.virtual_stages), 0),
         has_embedding=np.broadcast_to(stage == 0, used.shape),
-        # A V-shaped placement brings the last chunk back to the first stage.
-        has_head=stage == np.where(v_shaped, 0, p - 1),
+        has_head=stage == head_stages(plans.schedule, plans.pipeline_parallel)[:, None],
     )
 
 

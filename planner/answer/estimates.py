@@ -8,6 +8,7 @@ from costmodels.estimate import EstimateBatch
 from costmodels.evaluate import evaluate
 from costmodels.flops import model_flops_per_step
 from costmodels.kernels.calls import Basis
+from costmodels.peak_rate import peak_flops_per_s
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.step.layer_costs import LayerCosts
 from planner.answer.risks import oom_risks
@@ -59,7 +60,7 @@ def _plan_estimate(
     plan = plans.plan(row)
     job, device = context.job, context.cluster.device
     step_s = float(batch.step_time_s[row])
-    peak_flops = device.peak(job.numerics.gemm_format) * plan.num_devices * step_s
+    peak_flops = peak_flops_per_s(context) * plan.num_devices * step_s
     hardware_flops = float(batch.hardware_flops[row])
     return PlanEstimate(
         rank=row + 1,

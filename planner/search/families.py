@@ -12,7 +12,7 @@ import numpy as np
 
 from costmodels.lowering.grouping import group_rows
 from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule
-from costmodels.stage_plans.plan import CONFIG_COLUMNS, OFFLOAD_PARTS, StageConfigs
+from costmodels.stage_plans.plan import OFFLOAD_PARTS, StageConfigs
 from costmodels.stage_plans.prices import StagePrices
 from costmodels.step.step_time import per_step_overhead_s
 from planner.search.cells import Cells
@@ -61,8 +61,8 @@ class Family:
 
     @property
     def head_stage(self) -> int:
-        """The stage with the output head: a V-shaped placement brings the last chunk back to the first."""
-        return 0 if self.schedule == Schedule.ZERO_BUBBLE_V else self.num_stages - 1
+        """The stage with the output head."""
+        return self.schedule.head_stage(self.num_stages)
 
     @property
     def counted(self) -> tuple[IntArray, tuple[int, ...]]:
@@ -83,20 +83,15 @@ def alike_families(plans: PlanBatch, *, group: int = 0) -> tuple[list[Family], S
         One family per distinct layout, and the configurations.
     """
     plans = plans.take(np.flatnonzero(np.isin(plans.schedule, [int(code) for code in SCHEDULES])))
-    columns = [getattr(plans, name).astype(np.int64) for name in (*CONFIG_COLUMNS, "pipeline_parallel")]
-    alike = group_rows(*columns)
-    distinct = plans.take(alike.first)
-    named = {name: getattr(distinct, name) for name in (*CONFIG_COLUMNS, "pipeline_parallel")}
-    count = len(alike.first)
-    configs = StageConfigs(plans=PlanBatch.from_columns(count, **named), group=np.full(count, group))
-    layouts = group_rows(alike.of_row, plans.schedule, plans.virtual_stages)
+    configs, config = StageConfigs.of_uniform(plans, group)
+    layouts = group_rows(config, plans.schedule, plans.virtual_stages)
     families = [
         Family(
             num_stages=int(plans.pipeline_parallel[row]),
             schedule=Schedule(int(plans.schedule[row])),
             virtual_stages=int(plans.virtual_stages[row]),
             num_microbatches=int(plans.num_microbatches[row]),
-            configs=alike.of_row[row : row + 1],
+            configs=config[row : row + 1],
         )
         for row in layouts.first
     ]

@@ -16,9 +16,10 @@ import numpy as np
 from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
+from costmodels.memory.communication import communicators
 from costmodels.memory.model_state import end_gradient_bytes, state_bytes
 from costmodels.memory.stage_activations import held_activations
-from costmodels.memory.terms import communicators, logits_copies, memory_terms, working_bytes
+from costmodels.memory.terms import logits_copies, memory_terms, working_bytes
 from costmodels.optimizer import memory_seconds_per_byte, optimizer_s
 from costmodels.plan import PlanBatch, Recompute, Schedule
 from costmodels.stages.layers import stage_layers
@@ -70,7 +71,7 @@ def prepare(plans: PlanBatch, context: CostContext) -> list[Row]:
         "kept": held.kept.tolist(),
         "newest": held.newest.tolist(),
         "working": working_bytes(terms, held).tolist(),
-        "logits": (terms.logits * logits_copies(plans)[:, None]).tolist(),
+        "logits": (terms.logits * logits_copies(plans.schedule, plans.num_microbatches)[:, None]).tolist(),
         "end_gradient": end_gradient_bytes(plans, context).tolist(),
         "communication": terms.communication.tolist(),
         "context": (context.stack.context_bytes + context.stack.communicator_bytes * communicators(plans)).tolist(),

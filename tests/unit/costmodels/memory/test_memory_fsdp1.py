@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from costmodels.evaluate import evaluate
+from costmodels.memory.communication import communication_bytes
 from costmodels.memory.logits import logits_bytes
 from costmodels.memory.model_state import optimizer_temporary_bytes, state_bytes
 from costmodels.memory.peaks import tensor_memory
-from costmodels.memory.terms import communication_bytes
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
 from costmodels.stage_plans.evaluate import evaluate_stages
 from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch

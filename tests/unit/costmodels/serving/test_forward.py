@@ -8,6 +8,7 @@ import pytest
 from costmodels.context import CostContext
 from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import GemmLayout, KernelOp
+from costmodels.memory.communication import receive_bytes
 from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.serving.forward import ForwardEstimate, forward_pass
 from profiles.errors import SpecError
@@ -74,6 +75,22 @@ def test_sharded_weights_are_divided_and_gathered() -> None:
     found = priced(plan, where)
     assert found.weight_bytes[0] == pytest.approx(2 * total_parameters(gpt()) / 8)
     assert found.time_s[0] == pytest.approx(2 * 2 * total_parameters(gpt()))  # every byte once per micro-batch
+
+
+def test_what_is_gathered_or_received_is_what_training_gathers_and_receives() -> None:
+    """DeepSpeed keeps a small model whole once gathered; a neighbour's hidden states are split as the sequence is."""
+    sharded = ExecutionPlan(data_parallel=8, zero_stage=3)
+    unit, whole = (
+        priced(sharded, context(stack=stack(framework=name, unsharded_units=1))).peak_bytes[0]
+        for name in ("fsdp", "deepspeed")
+    )
+    assert whole - unit == pytest.approx(2 * (total_parameters(gpt()) - V * H), rel=1e-3)  # a unit is the embedding
+    plans = [ExecutionPlan(tensor_parallel=4, pipeline_parallel=2, sequence_parallel=split) for split in (False, True)]
+    received = [2 * 2 * S * H, 2 * 2 * S * H / 4]  # one in, one out
+    assert receive_bytes(PlanBatch.from_plans(plans), context()).tolist() == received
+    smaller = replace(context(), forward_only=True)
+    peaks = [forward_pass(PlanBatch.from_plans([plan]), smaller).peak_bytes[0] for plan in plans]
+    assert peaks[0] - peaks[1] >= received[0] - received[1]
 
 
 def test_plans_are_priced_together_as_alone() -> None:
