@@ -7,6 +7,7 @@ price anything themselves. Training rows come from ``costmodels.evaluate``, infe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from costmodels.arrays import largest, total
 from costmodels.context import CostContext
 from costmodels.estimate import EstimateBatch
 from costmodels.evaluate import evaluate
+from costmodels.kernels.calls import KernelCostModel
+from costmodels.links.collectives import CollectiveCostModel
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import ZERO_OF_WEIGHTS, FloatArray, PlanBatch
 from costmodels.serving.forward import forward_pass, weight_bytes
@@ -98,7 +101,16 @@ def call_costs(
     _check_sizes(sizes, setting.cluster)
     wanted = call.model(model)
     if call.kind is not CallKind.GENERATE:
-        return concatenated([_trainer_rows(call, wanted, setting, size, pins, fitting=fitting) for size in sizes])
+        asked = _Asked(
+            call=call,
+            model=wanted,
+            setting=setting,
+            pins=tuple(sorted((pins or {}).items())),
+            fitting=fitting,
+            kernels=kernel_model_of(setting.cluster.device),
+            collectives=collective_model(),
+        )
+        return concatenated([_trainer_rows(asked.on(size)) for size in sizes])
     if not setting.engines:
         raise SpecError("engines", "names none, but the call generates", f"for example {TRAINER}")
     engines = [find_engine(name) for name in setting.engines]
@@ -116,27 +128,52 @@ def _useful(table: CallTable, setting: CallSetting, *, fitting: bool) -> CallTab
     return undominated(table)
 
 
-def _trainer_rows(
-    call: ModelCall,
-    model: ModelSpec,
-    setting: CallSetting,
-    size: int,
-    pins: Mapping[str, int] | None,
-    *,
-    fitting: bool,
-) -> CallTable:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """All that the rows of a training or inference call on one number of devices depend on.
+
+    Attributes:
+        call, model: What is computed.
+        setting: Training framework, and the nodes that the devices fill.
+        pins: Plan columns that are fixed.
+        fitting: Whether rows that fit no device are left out.
+        kernels, collectives: Price lists.
+        size: Devices.
+    """
+
+    call: ModelCall
+    model: ModelSpec
+    setting: CallSetting
+    pins: tuple[tuple[str, int], ...]
+    fitting: bool
+    kernels: KernelCostModel
+    collectives: CollectiveCostModel
+    size: int = 0
+
+    def on(self, size: int) -> "_Asked":
+        """The question of so many devices; it is the same on larger clusters of the same nodes."""
+        nodes = -(-size // self.setting.cluster.node.devices_per_node)
+        part = replace(self.setting.cluster, num_nodes=nodes)
+        return replace(self, size=size, setting=replace(self.setting, cluster=part))
+
+
+# The clusters that are tried for a workflow that does not fit have most of their meshes in common; so have the
+# questions of a day. A table takes some 20 to 200 kB.
+@lru_cache(maxsize=128)
+def _trainer_rows(asked: _Asked) -> CallTable:
     """Useful rows of a training or inference call on one number of devices: as many plans at once as a job has."""
+    call, model, setting = asked.call, asked.model, asked.setting
     plans = strategies(
         model,
         call,
-        size,
+        asked.size,
         stack=setting.stack,
         domain_devices=setting.cluster.domain_devices,
-        pins=pins,
+        pins=dict(asked.pins),
         overlapped_devices=joined_devices(setting.cluster) if setting.tensor_overlap else 0,
         most_zero=_most_zero(setting),
     )
-    return _useful(price_plans(plans, call, model, setting), setting, fitting=fitting)
+    return _useful(price_plans(plans, call, model, setting), setting, fitting=asked.fitting)
 
 
 def _most_zero(setting: CallSetting) -> int:

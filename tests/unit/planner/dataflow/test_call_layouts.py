@@ -5,9 +5,11 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from costmodels.kernels.remembered import RememberedKernelModel
 from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import AxisOrder, PlanBatch, Recompute
+from planner.dataflow import call_costs as call_costs_module
 from planner.dataflow.call_costs import CallSetting, call_costs
 from planner.dataflow.strategies import strategies, training_job
 from planner.rules.base import Setting
@@ -18,6 +20,7 @@ from profiles.cluster_string import parse_cluster
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
 from profiles.stacks import find_stack, in_reinforcement_learning
+from tests.fakes import RateKernels
 
 LLAMA = resolve_model("llama-2-7b", default_catalog(), allow_paths=False).spec
 CLUSTER = parse_cluster("8xA100-80GB", default_catalog(), fabric=None)
@@ -50,6 +53,16 @@ def test_weights_that_ranks_share_out_lie_otherwise() -> None:
     layouts = {stage: set(map(tuple, table.layout()[stages == stage].tolist())) for stage in (0, 3)}
     assert not layouts[0] & layouts[3]
     assert set(call_costs(call(CallKind.INFERENCE), LLAMA, setting, [1]).plans.zero_stage.tolist()) == {0}
+
+
+def test_a_mesh_costs_as_much_on_a_larger_cluster_and_as_its_price_list_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are remembered for the nodes that a mesh fills and for the price lists of then."""
+    larger = replace(SETTING, cluster=parse_cluster("4x8xA100-80GB", default_catalog(), fabric=None))
+    one, other = (call_costs(call(), LLAMA, setting, [4, 8]) for setting in (SETTING, larger))
+    assert same(one.plans, other.plans)
+    assert one.time_s.tolist() == other.time_s.tolist()
+    monkeypatch.setattr(call_costs_module, "kernel_model_of", lambda _device: RememberedKernelModel(RateKernels()))
+    assert call_costs(call(), LLAMA, SETTING, [4, 8]).time_s.min() != one.time_s.min()
 
 
 def test_a_trainer_generates_with_layouts_that_its_model_code_has() -> None:
