@@ -32,6 +32,7 @@ MAX_ROWS = 4_000_000
 MAX_TEXT = 400
 MAX_DIMENSION = 1 << 40
 LONGEST_S = 86_400.0
+NORMAL_IQR = 1.349  # standard deviations between the quartiles of a normal law
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -88,7 +89,9 @@ COLUMNS: Mapping[str, Column] = {
     "method": _text("how it was timed: " + ", ".join(ops.METHODS)),
     "statistic": _text("which statistic time_s is: " + ", ".join(ops.STATISTICS)),
     "time_s": _number("seconds of one call"),
-    "spread_s": _number("interquartile range of the samples; 1.349 standard deviations where only those are known"),
+    "spread_s": _number(
+        f"interquartile range of the samples; {NORMAL_IQR} standard deviations where only those are known"
+    ),
     "samples": _whole("timed calls behind the statistic"),
     "measured_on": _text("date, YYYY-MM-DD"),
     "source": _text("who measured: a repository at a revision, a paper, or 'own measurement'"),

@@ -30,6 +30,7 @@ from costmodels.kernels.calls import (
 from costmodels.kernels.implementations import REPLAYED, Library, library_of
 from costmodels.kernels.left_out import Scores
 from costmodels.kernels.refitted import PACKED, REFITTED, Refits
+from costmodels.uncertainty import NORMAL_90
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
 
@@ -38,7 +39,6 @@ FORM = b"2"  # of the document of a calibration: one of another form is made aga
 MOST_POINTS = 400  # a Gaussian process costs their cube; more are thinned out evenly by time
 _MEMORY = 1000  # group of the first family of bandwidth-bound work
 _CHUNK = 500  # calls compared with all points at once
-NORMAL_QUANTILE = 1.645  # of the 90 % interval
 NOISE = 0.02  # of the logarithm: as far apart as two timings of one kernel are, so that no interval is narrower
 _LARGEST_LOG_RATIO = 14.0  # a million times, more than an audit of measurements lets pass
 _LARGEST_AMPLITUDE, _LARGEST_SCORE = 10.0, 1e4  # of a file; what is chosen below is a thousandth of it
@@ -231,7 +231,7 @@ class _Correction:
         def before(end: FloatArray, start: FloatArray) -> FloatArray:
             ratio = np.divide(end, start, out=np.ones(len(deviation)), where=start > 0)
             off = np.divide(np.log(ratio), deviation, out=np.zeros(len(deviation)), where=deviation > 0)
-            return np.asarray(np.maximum(off, NORMAL_QUANTILE))
+            return np.asarray(np.maximum(off, NORMAL_90))
 
         low, high = self._scores.reach(
             _kinds(places.group, places.maker),

@@ -28,12 +28,13 @@ from costmodels.kernels.calls import (
     kernel_calls,
 )
 from costmodels.kernels.implementations import REPLAYED, Engine, Library, code_of, implementation_of, is_bare
+from costmodels.uncertainty import NORMAL_90
 from profiles import timing_ops as ops
 from profiles.hardware import DeviceSpec
 from profiles.precision import GEMM_FORMATS
-from profiles.timing_store import best_of_groups
+from profiles.timing_store import REPEAT_GEMM, REPEAT_OTHER, best_of_groups
 from profiles.timing_work import element_bytes, flops, score_share, traffic_bytes
-from profiles.timings import BoolArray, TimingTable, timing_table
+from profiles.timings import NORMAL_IQR, BoolArray, TimingTable, timing_table
 
 _OPS = {
     "gemm": KernelOp.GEMM,
@@ -70,12 +71,9 @@ _LAYOUTS = {
 _FORMATS: Mapping[str, tuple[str, int]] = {
     "fp8_block": ("fp8", 128), "mxfp8": ("fp8", 32), "nvfp4": ("fp4", 16),
 } | {name: (name, 0) for name in GEMM_FORMATS}  # fmt: skip
-# Half the 90 % interval of a repeated measurement. Two measurements of one shape on one kind of GPU (Vidur, over
-# 20 us) differ by 6.5 % at the 90th percentile for GEMMs (5,679 shapes), by 11.6 % for the rest (4,836).
-_REPEAT_GEMM, _REPEAT_OTHER = 0.065, 0.116
 # What ``kernel`` calls PyTorch's own, of which norms without a mean are another.
 _EAGER, _ROOT_MEAN_SQUARE = (code_of(Engine.PYTORCH, one) for one in (Library.EAGER, Library.ROOT_MEAN_SQUARE))
-_IQR_TO_90 = 1.645 / 1.349  # half the 90 % interval of a normal law over its interquartile range
+_IQR_TO_90 = NORMAL_90 / NORMAL_IQR  # half the 90 % interval of a normal law over its interquartile range
 
 
 def family_of(op: str) -> KernelFamily:
@@ -300,7 +298,7 @@ def _of_device(table: TimingTable) -> _OfDevice:
     hashes = _hashed(keys)
     order = np.argsort(hashes, kind="stable")
     spread = np.nan_to_num(table.spread_s / table.time_s, nan=0.0) * _IQR_TO_90
-    repeat = np.where(np.isin(calls.op, [KernelOp.GEMM, KernelOp.GROUPED_GEMM]), _REPEAT_GEMM, _REPEAT_OTHER)
+    repeat = np.where(np.isin(calls.op, [KernelOp.GEMM, KernelOp.GROUPED_GEMM]), REPEAT_GEMM, REPEAT_OTHER)
     return _OfDevice(
         hashes=hashes[order], keys=keys[order], time_s=table.time_s[order], half_width=np.hypot(spread, repeat)[order]
     )

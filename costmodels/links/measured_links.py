@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.kernels.calibrated import NORMAL_QUANTILE
 from costmodels.kernels.calls import Basis, FloatArray, IntArray, Prediction
 from costmodels.links.collectives import CollectiveCallBatch, CollectiveCostModel, CollectiveOp
 from costmodels.links.link_model import RINGS, local_ranks
 from costmodels.plan import BoolArray
+from costmodels.uncertainty import NORMAL_90
 from profiles.hardware import ClusterSpec
 
 _CHUNK = 4096  # calls at once; bounds memory
@@ -99,7 +99,7 @@ class MeasuredCollectiveModel:
         found = self.base.predict(calls, cluster).table()
         for rows, ratios in self._parts(calls, cluster):
             log_ratio, distance = ratios.at(places_of(calls.size_bytes[rows], calls.group_size[rows]))
-            reach = NORMAL_QUANTILE * max(ratios.spread, _LEAST_SPREAD)
+            reach = NORMAL_90 * max(ratios.spread, _LEAST_SPREAD)
             factor, near = np.exp(log_ratio), distance <= _NEAR
             listed = found[:3, rows] * factor
             found[0, rows] = listed[0]

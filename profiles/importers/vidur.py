@@ -10,8 +10,8 @@ from typing import Any
 
 from profiles.importers.base import Imported, ImportOptions, Rows, csv_rows, flag_in, number_in, whole_in
 from profiles.timing_ops import pointwise_bytes
+from profiles.timings import NORMAL_IQR
 
-_STD_TO_IQR = 1.349  # of a normal law
 _MLP = ("n_embd", "n_expanded_embd", "n_head", "num_tokens", "num_tensor_parallel_workers")
 _ATTENTION = ("n_embd", "n_q_head", "n_kv_head", "batch_size", "prefill_chunk_size", "kv_cache_size", "is_prefill")
 _COLLECTIVE = ("num_workers", "size", "collective", "devices_per_node")
@@ -56,7 +56,7 @@ def _add(rows: Rows, name: str, row: Mapping[str, str], where: str, columns: dic
         return
     spread = {}
     if row.get(stem + "std"):
-        spread = {"spread_s": number_in(row, stem + "std", where=where) * _STD_TO_IQR * _MS}
+        spread = {"spread_s": number_in(row, stem + "std", where=where) * NORMAL_IQR * _MS}
     if columns.get("kind", "kernel") == "kernel" and "bytes" not in columns and columns["op"] not in _SHAPED:
         columns["bytes"] = pointwise_bytes(columns["op"], columns["m"] * columns["n"], columns["dtype"])
     rows.add(**{"kind": "kernel"} | columns, time_s=median_ms * _MS, statistic="median", **spread)
