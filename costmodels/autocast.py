@@ -7,9 +7,8 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from costmodels.workload import TrainingJob
+from profiles.precision import FP32_BYTES
 from profiles.stack import StackSpec
-
-_FP32 = 4.0  # bytes
 
 
 def fp32_stream(job: TrainingJob, stack: StackSpec) -> bool:
@@ -22,7 +21,7 @@ def fp32_stream(job: TrainingJob, stack: StackSpec) -> bool:
     if job.task == "qlora":
         return stack.casts_unquantised and job.fp32_unquantised
     weights = job.frozen_dtype if job.trains_adapters_only else job.master_dtype
-    return stack.autocast_weights and weights == "fp32" and job.numerics.storage_bytes < _FP32
+    return stack.autocast_weights and weights == "fp32" and job.numerics.storage_bytes < FP32_BYTES
 
 
 def casts_weights(job: TrainingJob, stack: StackSpec) -> bool:
@@ -41,12 +40,12 @@ def caches_casts(job: TrainingJob, stack: StackSpec) -> bool:
 
 def stream_bytes(job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per value of the residual stream, and of queries and keys while they are rotated."""
-    return _FP32 if fp32_stream(job, stack) else job.numerics.storage_bytes
+    return FP32_BYTES if fp32_stream(job, stack) else job.numerics.storage_bytes
 
 
 def new_gradient_bytes(job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per element of a gradient as autograd hands it over: in the format of the weight it belongs to."""
-    return _FP32 if casts_weights(job, stack) else job.numerics.storage_bytes
+    return FP32_BYTES if casts_weights(job, stack) else job.numerics.storage_bytes
 
 
 def output_bytes(job: TrainingJob, stack: StackSpec) -> float:

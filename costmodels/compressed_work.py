@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 from profiles.compressed_attention import HEAVY_RATIO, SPARSE_RATIO, CompressedAttention, made_width, reach
 from profiles.model import ModelSpec
+from profiles.precision import FP32_BYTES
 
-_FP32 = 4.0  # bytes
 _KEPT_WIDE = 2.0  # bytes of what is rotated, whatever the cache's format
 _SCALED, _PADDED = 64, 1  # so many numbers in 8 bits share a scale of a byte, and so many bytes fill up a row
 
@@ -99,4 +99,4 @@ def waiting_bytes(model: ModelSpec, ratio: int, element_bytes: float) -> float:
         return 0.0
     found = compressed.window * entry_bytes(compressed, model.head_dim, element_bytes)
     widths = {SPARSE_RATIO: (model.head_dim, compressed.index_head_dim), HEAVY_RATIO: (model.head_dim,)}
-    return found + sum(_FP32 * reach(ratio) * made_width(ratio, width) for width in widths.get(ratio, ()))
+    return found + sum(FP32_BYTES * reach(ratio) * made_width(ratio, width) for width in widths.get(ratio, ()))

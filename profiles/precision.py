@@ -50,6 +50,7 @@ _RECIPES = (
 )
 _ALL = {recipe.name: recipe for recipe in _RECIPES}
 PRECISIONS = {name: recipe for name, recipe in _ALL.items() if not recipe.engines_only}
+FP32_BYTES, FP8_BYTES = 4.0, 1.0  # of an element
 GEMM_FORMATS = ("fp32", "tf32", "fp16", "bf16", "fp8", "fp4")
 
 _ALIASES = {

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch
+from profiles.precision import FP32_BYTES
 
 _QUERIES = 128.0  # of a tile (``run_mha_fwd_hdim*``), of heads over 192 wide half as many: two blocks fit a Hopper then
 _WIDE = 192.0
@@ -20,7 +21,6 @@ _KEYS_NARROW, _KEYS = 128.0, 64.0
 # ``num_splits_heuristic``: none where blocks of 64 queries fill 0.8 of twice the multiprocessors; else the fewest that
 # come within 0.85 of the best share of filled rounds.
 _SPLIT_QUERIES, _BLOCKS_PER_SM, _FULL, _GOOD, _MOST_SPLITS = 64.0, 2.0, 0.8, 0.85, 128
-_FP32_BYTES = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ def flash_tiles(calls: KernelCallBatch, num_sms: float, value_width: FloatArray)
         masked_scores=heads * rows * masked * queries * keys,
         masked_share=np.minimum(masked / np.maximum(tiles, 1.0), 1.0),
         splits=splits,
-        partial_bytes=np.where(splits > 1, 2.0 * _FP32_BYTES * splits * heads * calls.m * value_width, 0.0),
+        partial_bytes=np.where(splits > 1, 2.0 * FP32_BYTES * splits * heads * calls.m * value_width, 0.0),
     )
 
 

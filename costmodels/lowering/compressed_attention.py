@@ -30,8 +30,8 @@ from costmodels.lowering.shapes import RankShape
 from costmodels.lowering.sparse_attention import LEAST_HEADS, gathered_core, index_scores, read_element_bytes
 from costmodels.plan import FloatArray
 from profiles.compressed_attention import SPARSE_RATIO, CompressedAttention, made_width
+from profiles.precision import FP32_BYTES
 
-_FP32 = 4.0  # bytes
 # Passes over what a compressor's product made, in 32 bits. Engines write it to the state of a sequence and read it from
 # there when an entry is due (``save_partial_states`` and the fused compression of vLLM); training reads it.
 _STATE_PASSES, _PASSES = 3.0, 1.0
@@ -118,7 +118,7 @@ def _compressor(
     calls.linear(tokens, context.model.hidden_size, made, trained=trained, gemm_format=core_format(context))
     element = context.job.numerics.storage_bytes
     passes = _STATE_PASSES if context.by_engine else _PASSES
-    traffic = tokens * (_FP32 * passes * made + element * width / ratio)
+    traffic = tokens * (FP32_BYTES * passes * made + element * width / ratio)
     for phase, times in ((Phase.FORWARD, 1.0), (Phase.INPUT_GRADIENT, 2.0)):
         calls.memory(
             phase,
@@ -127,7 +127,7 @@ def _compressor(
             rows=tokens,
             width=made,
             kernels=_COMPRESSING_KERNELS,
-            element_bytes=_FP32,
+            element_bytes=FP32_BYTES,
         )
 
 

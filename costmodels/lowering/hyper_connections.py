@@ -20,8 +20,8 @@ from costmodels.kernels.calls import KernelFamily
 from costmodels.lowering.calls import CallList, Phase
 from costmodels.plan import FloatArray
 from profiles.hyper_connections import HyperConnections
+from profiles.precision import FP32_BYTES
 
-_FP32 = 4.0  # bytes of the product's weights
 _FORWARD, _BACKWARD = (4.0, 2.0), (9.0, 3.0)  # passes per stream, and beside
 _KERNELS = 3.0
 
@@ -36,7 +36,7 @@ def mixed_streams(calls: CallList, tokens: FloatArray, connections: HyperConnect
     """
     n, hidden = float(connections.streams), calls.context.model.hidden_size
     element = calls.context.job.numerics.storage_bytes
-    weights = _FP32 * connections.weights * n * hidden
+    weights = FP32_BYTES * connections.weights * n * hidden
     for phase, (each, beside) in ((Phase.FORWARD, _FORWARD), (Phase.INPUT_GRADIENT, _BACKWARD)):
         calls.memory(
             phase,

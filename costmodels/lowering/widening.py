@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from costmodels.autocast import casts_weights
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
-from profiles.precision import NF4_BYTES
+from profiles.precision import FP32_BYTES, NF4_BYTES
 
-_FP32 = 4.0  # bytes
 # Bytes per weight and kernels: shifted into 32 bits (0.5 + 4), cast to 8 (4 + 1), masked (2), less its zero (2), scaled
 # (1 + 2); the zeros of its groups, a fraction of that, take four kernels (AutoGPTQ/AutoGPTQ,
 # auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py, QuantLinear.forward from kernel_switch_threshold tokens on).
@@ -57,8 +56,8 @@ def widening(context: CostContext, *, trained: bool, packed: bool, grouped: bool
     storage = job.numerics.storage_bytes
     if casts_weights(job, stack):
         if grouped and stack.expert_library == "cutlass":
-            return Widening(gemm_format="fp32", element_bytes=_FP32)
-        return Widening(passes=1 + trained, bytes_per_weight=_FP32 + storage, kernels=1.0, cast=True)
+            return Widening(gemm_format="fp32", element_bytes=FP32_BYTES)
+        return Widening(passes=1 + trained, bytes_per_weight=FP32_BYTES + storage, kernels=1.0, cast=True)
     if trained or not packed or job.task != "qlora":
         return Widening()
     if stack.unpacks_weights:

@@ -43,10 +43,9 @@ from costmodels.workload import JOINT_TARGET, TrainingJob
 from profiles.model import ModelSpec
 from profiles.moe import MoESpec
 from profiles.parameters import layer_parameters
+from profiles.precision import FP8_BYTES, FP32_BYTES
 from profiles.stack import StackSpec
 
-_FP32 = 4.0  # bytes
-_FP8 = 1.0  # bytes
 _READ_TOGETHER = ("q", "k", "v", JOINT_TARGET)  # adapters that read what attention does
 
 
@@ -243,7 +242,7 @@ def _identity_copies(model: ModelSpec, job: TrainingJob, *, moe: bool) -> float:
 def _activation_bytes(job: TrainingJob, stack: StackSpec) -> float:
     """Bytes per input value that an activation function keeps."""
     given = output_bytes(job, stack)
-    return min(given, _FP8) if job.fp8_activation else given
+    return min(given, FP8_BYTES) if job.fp8_activation else given
 
 
 def _add_norms(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
@@ -256,7 +255,7 @@ def _add_norms(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackS
     if model.hyper_connections is not None:
         kept.sequence += stream_elements(model.hyper_connections, h) * stream
     if not stack.fused_norm and model.rms_norm:  # an fp32 copy, not the 16-bit input, and the normalised tensor
-        kept.sequence += inputs * ((_FP32 - stream) + (stream if job.lora is None else 0.0)) * h
+        kept.sequence += inputs * ((FP32_BYTES - stream) + (stream if job.lora is None else 0.0)) * h
     attention_input = _shared_input_bytes(job, stack, *_READ_TOGETHER, readers=3) * adapted_share(model, job)
     mlp_input = _shared_input_bytes(job, stack, "gate", "up", readers=model.mlp_matrices - 1)
     with_mlp = 1.0 if moe else model.dense_mlp_share
@@ -294,7 +293,7 @@ def _inner_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> float:
 
 def _add_experts(kept: PerToken, model: ModelSpec, experts: MoESpec, job: TrainingJob, stack: StackSpec) -> None:
     """Routing, and inputs and outputs of routed experts."""
-    kept.sequence += 2 * _FP32 * experts.num_experts  # router logits and probabilities in fp32
+    kept.sequence += 2 * FP32_BYTES * experts.num_experts  # router logits and probabilities in fp32
     kept.routed += input_bytes(job, stack, "gate", "up") * model.expert_hidden_size
     kept.routed += job.numerics.storage_bytes * model.expert_hidden_size if stack.weighs_expert_outputs else 0.0
     kept.sequence += input_bytes(job, stack) * experts.latent_size  # of the product back from there

@@ -21,10 +21,9 @@ from profiles.hyper_connections import BLOCKS, HyperConnections
 from profiles.indexer import Indexer
 from profiles.linear_attention import KIMI_DELTA, LinearAttention
 from profiles.model import LatentAttention, ModelSpec
+from profiles.precision import FP8_BYTES, FP32_BYTES
 from profiles.stack import StackSpec
 
-_FP32 = 4.0  # bytes
-_FP8 = 1.0  # bytes
 _INT32 = 4.0  # bytes
 MASK = 1.0  # bytes per element of a dropout mask (arXiv:2205.05198 section 4.1)
 
@@ -59,7 +58,7 @@ def input_bytes(job: TrainingJob, stack: StackSpec, *targets: str) -> float:
 
 def attention_bytes(job: TrainingJob) -> float:
     """Bytes per query, key and value, and per value of the output, that a fused attention kernel keeps."""
-    return min(job.numerics.storage_bytes, _FP8) if job.fp8_attention else job.numerics.storage_bytes
+    return min(job.numerics.storage_bytes, FP8_BYTES) if job.fp8_attention else job.numerics.storage_bytes
 
 
 def dropped_bytes(job: TrainingJob, *targets: str, joint: bool = False) -> float:
@@ -151,7 +150,7 @@ def _add_attention(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: St
     kept.tensor += element * (model.num_attention_heads if model.head_gates else query) if gated else 0.0
     linear = input_bytes(job, stack, "o")
     if runs_fused(model, job, stack):
-        kept.tensor += kernel * output + _FP32 * model.num_attention_heads
+        kept.tensor += kernel * output + FP32_BYTES * model.num_attention_heads
         cast = job.task == "lora" and stack.adapters == "module"
         if linear == kernel == element and not (cast or gated):  # one tensor serves both
             return
@@ -210,13 +209,13 @@ def _add_compressed(
     """
     element, width = job.numerics.storage_bytes, model.num_attention_heads * model.head_dim
     kept.replicated += 2 * element * (compressed.q_lora_rank + model.head_dim)
-    kept.tensor += 3 * element * width + _FP32 * model.num_attention_heads
+    kept.tensor += 3 * element * width + FP32_BYTES * model.num_attention_heads
     kept.tensor += input_bytes(job, stack, "o") * compressed.output_groups * compressed.output_rank
     for ratio, share in layer_kinds(compressed, model.num_layers):
         met = compressed.window + (compressed.chosen_entries if ratio == SPARSE_RATIO else 0)
         if ratio == HEAVY_RATIO:
             met += -(-job.attended_tokens // ratio)
-        made = _FP32 * made_width(ratio, model.head_dim) + element * model.head_dim / ratio if ratio else 0.0
+        made = FP32_BYTES * made_width(ratio, model.head_dim) + element * model.head_dim / ratio if ratio else 0.0
         kept.replicated += share * (made + _INT32 * met)
 
 
@@ -252,8 +251,8 @@ def score_bytes(model: ModelSpec, job: TrainingJob, stack: StackSpec) -> tuple[f
         6, 4 for gpt-oss, 8, 8, 8 for Gemma 2; beyond these 6, 6, 8, for gpt-oss 4, 6, 8, for Gemma 2 6, 6, 8.
     """
     element = job.numerics.storage_bytes
-    spelled_out = stack.score_bytes > _FP32
-    softmax = min(stack.score_bytes, _FP32) or element
+    spelled_out = stack.score_bytes > FP32_BYTES
+    softmax = min(stack.score_bytes, FP32_BYTES) or element
     if spelled_out and model.has_sinks and stack.transformers_models and not fp32_stream(job, stack):
         softmax = element
     cast = element if spelled_out and softmax > element else 0.0

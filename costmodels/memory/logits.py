@@ -15,9 +15,8 @@ from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.workload import TrainingJob
 from profiles.model import ModelSpec
 from profiles.parameters import embedding_parameters
+from profiles.precision import FP32_BYTES
 from profiles.stack import StackSpec
-
-_FP32 = 4.0  # bytes
 
 
 def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> FloatArray:
@@ -35,7 +34,7 @@ def logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: St
 def late_logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: StackSpec) -> FloatArray:
     """(N,) bytes of ``logits_bytes`` that come into being once the loss is known: all but two fp32 copies."""
     over_t = tokens_per_rank(plans, job) / _vocabulary_parts(plans, stack)
-    late: FloatArray = np.maximum(_copy_bytes(plans, job, stack) - 2 * _FP32, 0.0) * model.output_width * over_t
+    late: FloatArray = np.maximum(_copy_bytes(plans, job, stack) - 2 * FP32_BYTES, 0.0) * model.output_width * over_t
     return late
 
 
@@ -52,7 +51,7 @@ def _logits_bytes(plans: PlanBatch, model: ModelSpec, job: TrainingJob, stack: S
     tokens = tokens_per_rank(plans, job)
     cast = element * embedding_parameters(model) / plans.tensor_parallel if fp32_stream(job, stack) else 0.0
     if job.linear_cross_entropy:
-        chunk = (element + _FP32) * model.output_width / plans.tensor_parallel * chunk_tokens(tokens, model)
+        chunk = (element + FP32_BYTES) * model.output_width / plans.tensor_parallel * chunk_tokens(tokens, model)
         return chunk + element * model.hidden_size * tokens + cast
     over_t = tokens / _vocabulary_parts(plans, stack)
     alive = (element + _copy_bytes(plans, job, stack)) * model.output_width * over_t
@@ -69,4 +68,4 @@ def _copy_bytes(plans: PlanBatch, job: TrainingJob, stack: StackSpec) -> FloatAr
     if job.fuses_loss:
         return np.zeros(len(plans))
     split = stack.sharded_logits_fp32_copies or stack.logits_fp32_copies
-    return _FP32 * np.where(plans.tensor_parallel > 1, split, stack.logits_fp32_copies)
+    return FP32_BYTES * np.where(plans.tensor_parallel > 1, split, stack.logits_fp32_copies)

@@ -26,9 +26,8 @@ from costmodels.plan import FloatArray, PlanBatch
 from costmodels.workload import TrainingJob
 from profiles.attention_kinds import attention_shares
 from profiles.model import ModelSpec
+from profiles.precision import FP32_BYTES
 from profiles.stack import StackSpec
-
-_FP32 = 4.0  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,5 +170,5 @@ def saved_bytes(
         )
         elements = elements + np.where(plans.expert_parallel > 1, received, 0.0)
     entered = stream_bytes(job, stack) * model.hidden_size * sharded_tokens
-    log_sums = _FP32 * model.num_attention_heads * tokens / t  # one per head and token, of fused attention
+    log_sums = FP32_BYTES * model.num_attention_heads * tokens / t  # one per head and token, of fused attention
     return np.asarray(entered + log_sums + element * elements)
