@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from costmodels.calibration.collective_hosts import FITTED, JUDGED, HostLog
 from costmodels.links.collectives import CollectiveOp
-from costmodels.links.link_model import OP_NAMES, Groups, wire_factor
+from costmodels.links.link_model import OP_NAMES, Groups, beats_link
 from profiles.catalog import default_catalog
 
 FloatArray = NDArray[np.float64]
@@ -50,7 +50,6 @@ JUDGED_TABLES = {
     ("vidur", "nvlink4"): "nvlink4",
     ("vidur-history", "nvlink3?"): "nvlink3",
 }
-PEAK_TOLERANCE = 1.05  # of a link's bandwidth, by which a timer's resolution may exceed it
 MOST_SIZES = 48  # of one source, link, operation and number of ranks
 # Four cards in two bridged pairs: the ring's slowest hop is PCIe, of the generation of the card.
 ACROSS_PAIRS = {"A100-SXM4-80GB": "pcie4", "H100-SXM5-80GB": "pcie5"}
@@ -190,12 +189,9 @@ def without_copies(table: Any) -> Any:
 
 
 def _impossible(row: Any) -> bool:
-    """Whether a rank sent more than its link carries; lanes inside AMD's packages do not count in their links'."""
+    """Whether a rank sent more than its link carries."""
     link, op = default_catalog().link(row.name), CollectiveOp[row.op.upper()]
-    ring = float(wire_factor(op, np.array(float(row.num_gpus))))
-    sent = min(ring, 1 + 1 / row.num_gpus) if op is CollectiveOp.ALL_REDUCE else ring
-    rate = sent * row.size_bytes / (row.time_us * 1e-6)
-    return link.kind != "xgmi" and rate > PEAK_TOLERANCE * link.bandwidth_bytes_per_s
+    return bool(beats_link(op, link, ranks=row.num_gpus, size_bytes=row.size_bytes, time_s=row.time_us * 1e-6))
 
 
 def thinned(table: Any) -> Any:

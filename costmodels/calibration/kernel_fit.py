@@ -19,6 +19,7 @@ from costmodels.calibration.kernel_ranges import (
     BY_OP,
     EXTRA,
     FLOOR_S,
+    GLUE_EFFICIENCY,
     HOST,
     NUISANCES,
     QUANTISE,
@@ -46,7 +47,6 @@ MOST_ROWS = 4000  # per record; more does not move the parameters
 FEWEST_ROWS = 4  # below, a device has no record of its own
 FEWEST_FOR_SPREAD = 30  # held-out rows below which an interval is not a record's own
 KIN = {"ampere": "ada"}  # an architecture leans on another that runs the same kernels before it leans on all
-GLUE_EFFICIENCY = 0.8  # of the memory bandwidth, for traffic that is timed along but priced elsewhere
 
 TUNED_NOTE = "MI300X: kernels tuned per shape, a lower envelope of the default ones"
 

@@ -56,3 +56,4 @@ BY_OP = {
 NUISANCES = ("host_s", "extra_passes")
 HOST = Range(start=2e-5, low=2e-6, high=5.7e-5)  # 12-57 us are reported
 EXTRA = Range(start=1.0, low=0.0, high=10.0)
+GLUE_EFFICIENCY = 0.8  # of the memory bandwidth, for traffic that is timed along but priced elsewhere

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.calibration.kernel_ranges import RELEVANT_S
+from costmodels.calibration.kernel_ranges import GLUE_EFFICIENCY, RELEVANT_S
 from costmodels.calibration.kernel_tables import Timings
 from costmodels.kernels.calls import (
     COLUMNS,
@@ -188,8 +188,7 @@ def _single_gemms(data: Path, *, fp32: bool) -> TrainingRows:
 # Grouped GEMMs as training runs them are CUTLASS's; other engines of the table are Triton or tuned for few tokens.
 _GROUPED_ENGINES = ("moe_torch_flow", "cutlass", "best-tuned")
 _FEWEST_PER_EXPERT = 1.0  # routed rows; with fewer, a fused layer is memory traffic and launches
-_GLUE_EFFICIENCY = 0.8  # of the memory bandwidth, for the permutation and the activation timed along
-_GLUE_LAUNCH_S = 3e-6  # of each of their three kernels
+_GLUE_LAUNCH_S = 3e-6  # of each of the three kernels of the permutation and the activation, which are timed along
 
 
 def grouped_training_rows(data: Path) -> TrainingRows:
@@ -204,7 +203,7 @@ def grouped_training_rows(data: Path) -> TrainingRows:
     bytes_per_s = np.array(
         [catalog.device(str(name)).memory_bandwidth_bytes_per_s if name else 1.0 for name in device]
     )[chosen.row]
-    glue_s = chosen.calls.bytes / bytes_per_s / _GLUE_EFFICIENCY + _GLUE_LAUNCH_S * chosen.calls.batch
+    glue_s = chosen.calls.bytes / bytes_per_s / GLUE_EFFICIENCY + _GLUE_LAUNCH_S * chosen.calls.batch
     glue_s = np.bincount(chosen.row, weights=np.where(grouped, 0.0, glue_s), minlength=len(chosen))
     left_s = chosen.time_s - glue_s
     wanted = grouped & (device != "")[chosen.row] & (left_s > 0.4 * chosen.time_s)[chosen.row]

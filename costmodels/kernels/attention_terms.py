@@ -17,12 +17,12 @@ from costmodels.kernels.flash_tiles import flash_tiles
 from costmodels.kernels.implementations import Engine, Library, engine_of, is_replayed, library_of
 from costmodels.kernels.shared_memory import backward_stretch
 from profiles.timing_ops import ATTENTION_BACKWARD_BYTES, ATTENTION_BACKWARD_FLOPS
+from profiles.units import MICROSECOND
 
 # Units of the terms that are not a device's: their coefficients are fitted, so they only set the scale.
-MICROSECOND = 1e-6
 CACHE_BYTES_PER_S_PER_SM = 30e9  # last-level cache, order of magnitude of A100 to B200
 EXPONENTIALS_PER_S_PER_SM = 16 * 1.7e9
-QUERY_TILE = 128.0  # query rows per thread block (arXiv:2307.08691)
+QUERY_TILE = 128.0  # query rows per thread block (FlashAttention-2, arXiv:2307.08691)
 DECODE_TILE = 16.0  # smallest tile of the tensor cores' rows: query heads of one key head fill it
 SPLIT_KEYS = 256.0  # keys below which decoding is not split over thread blocks
 _TRITON_SPLITS = 8.0  # of the keys by Triton's decoding kernels, at most (SGLang's triton_attention_num_kv_splits)

@@ -12,10 +12,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.attention_terms import MICROSECOND, joined
+from costmodels.kernels.attention_terms import joined
 from costmodels.kernels.calls import FloatArray, KernelCallBatch
 from costmodels.kernels.device_features import OPERAND_BYTES, DeviceFormat
 from costmodels.kernels.implementations import Engine, Library, engine_of, library_of
+from profiles.units import MICROSECOND
 
 _TILE = 128.0  # output tile of the grouped kernels
 

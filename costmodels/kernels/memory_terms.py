@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from costmodels.kernels.attention_terms import (
     CACHE_BYTES_PER_S_PER_SM,
-    MICROSECOND,
     cache_ratio,
     joined,
     missed_share,
@@ -22,6 +21,7 @@ from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelFamily
 from costmodels.kernels.device_features import DeviceFormat
 from costmodels.kernels.implementations import Library, library_of
 from costmodels.kernels.memory_work import MemoryWork, memory_work
+from profiles.units import MICROSECOND
 
 _ELEMENTS_PER_S_PER_SM = 128 * 1.5e9  # one instruction per lane and cycle: sets a fitted coefficient's scale
 # Instructions for a place of three operands in three dimensions (two multiplications, a shift and a subtraction each,

@@ -17,13 +17,12 @@ import numpy as np
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelFamily
 from costmodels.kernels.implementations import Library, library_of
-from costmodels.kernels.row_work import row_work
+from costmodels.kernels.row_work import LOAD_BYTES, row_work
 from costmodels.kernels.waiting import THREADS_PER_SM, waiting_of
 
 _TENSOR_ELEMENTS = float(1 << 24)  # of an optimizer's parameters, launched apart by what is not fused
 _CHUNK_TOKENS = 1024.0  # of a loss in chunks (profiles.measure)
 _PIECE_ELEMENTS = 65536.0  # of a parameter, for one block (MultiTensorApply.cuh)
-_LOAD_BYTES = 16.0  # the widest load of a thread
 _MOST_PASSES = 64.0  # of a tensor; a call with more says little of its tensor
 
 
@@ -168,7 +167,7 @@ def memory_work(calls: KernelCallBatch) -> MemoryWork:
         again_bytes=again,
         rows_per_sm=THREADS_PER_SM / threads,
         serial_bytes=alone,
-        loaded_bytes=threads * np.where(wide > 0, wide * calls.element_bytes, _LOAD_BYTES),
+        loaded_bytes=threads * np.where(wide > 0, wide * calls.element_bytes, LOAD_BYTES),
         indexed=indexed * calls.m * calls.n,
         waits=np.where(held, by_row.waits, waiting.loads),
         thread_rounds=np.where(held, calls.m * threads / THREADS_PER_SM, waiting.thread_rounds),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.kernels.attention_terms import QUERY_TILE
 from costmodels.kernels.calls import (
     COLUMNS,
     Basis,
@@ -51,7 +52,6 @@ _CORNER = 2.0  # sharpness of a cache that is too small, and of quantising; 1 an
 _OUTGROWN = 1.1  # of the cache: a working set run in turn from which nothing is left when its turn comes again
 # Mean of the H100's and the B200's, whose fitted ``stream_rate`` is 65 bytes per cycle: ports have so many, not a rate.
 STREAM_CLOCK_HZ = 1.84e9
-QUERY_TILE = 128  # query rows per thread block of fused attention (FlashAttention-2, arXiv:2307.08691)
 
 Parameters = Mapping[str, float]
 

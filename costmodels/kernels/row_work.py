@@ -15,7 +15,7 @@ from costmodels.kernels.implementations import Library, library_of
 
 _VERSIONS = (Library.EAGER, Library.SHARED_ROWS, Library.REREAD_ROWS)
 _BACKWARD = 2.5  # passes from which a call is a backward pass
-_LOAD_BYTES = 16.0  # the widest load of a thread
+LOAD_BYTES = 16.0  # the widest load of a thread
 # A warp takes a row of up to so many elements and bytes; forward twice as many since PyTorch 2.7, whose blocks besides
 # keep up to nine elements a thread in their registers (pytorch/pytorch#144679).
 _WARP_ELEMENTS, _WARP_BYTES, _MOST_IN_REGISTERS = 1024.0, 4096.0, 9.0
@@ -68,7 +68,7 @@ def row_work(calls: KernelCallBatch, passes: FloatArray) -> RowWork:
     """
     library, backward = library_of(calls.implementation), passes > _BACKWARD
     latest, row_bytes = library == Library.EAGER, calls.n * calls.element_bytes
-    vector = np.maximum(_LOAD_BYTES / np.maximum(calls.element_bytes, 1.0), 1.0)
+    vector = np.maximum(LOAD_BYTES / np.maximum(calls.element_bytes, 1.0), 1.0)
     doubled = np.where(latest & ~backward, 2.0, 1.0)
     in_warp = (calls.n <= doubled * _WARP_ELEMENTS) & (row_bytes <= doubled * _WARP_BYTES)
     halves = np.minimum(np.floor(calls.n / vector), _MOST_THREADS) / 2.0
@@ -77,7 +77,7 @@ def row_work(calls: KernelCallBatch, passes: FloatArray) -> RowWork:
     shares = np.where(backward, latest, library != Library.REREAD_ROWS)
     threads = np.where(shares & ~backward, whole, halved)
     in_registers = latest & ~backward & (np.ceil(calls.n / threads) <= _MOST_IN_REGISTERS)
-    in_shared = shares & (row_bytes < _SHARED_BYTES) & (np.mod(row_bytes, _LOAD_BYTES) == 0)
+    in_shared = shares & (row_bytes < _SHARED_BYTES) & (np.mod(row_bytes, LOAD_BYTES) == 0)
     again = np.where(in_warp | in_registers | in_shared, 0.0, np.where(backward, 1.0, 2.0))
     # What is left behind the last whole round of vectors, a thread takes element by element.
     rounds = np.floor(calls.n / (vector * threads))

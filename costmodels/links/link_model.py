@@ -38,6 +38,7 @@ from profiles.hardware import ClusterSpec, LinkSpec, NodeSpec
 Parameters = Mapping[str, float]
 
 MESH_SIZES = (2, 4, 8, 16)
+PEAK_TOLERANCE = 1.05  # of a link's bandwidth, by which clocks and rounding may exceed it
 RINGS = (CollectiveOp.ALL_REDUCE, CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER)  # same chunks, same ring
 
 OP_NAMES = {
@@ -67,6 +68,19 @@ def wire_factor(op: CollectiveOp, ranks: FloatArray) -> FloatArray:
     if op in (CollectiveOp.ALL_GATHER, CollectiveOp.REDUCE_SCATTER, CollectiveOp.ALL_TO_ALL):
         return (ranks - 1) / ranks
     return np.ones_like(ranks)
+
+
+def beats_link(
+    op: CollectiveOp, link: LinkSpec, *, ranks: float, size_bytes: FloatArray, time_s: FloatArray
+) -> NDArray[np.bool_]:
+    """Whether the bytes that one rank must send do not fit through its link in that time.
+
+    Not asked of AMD's meshes: lanes inside a package do not count in their link's bandwidth.
+    """
+    ring = wire_factor(op, np.array(float(ranks)))
+    sent = np.minimum(ring, 1 + 1 / ranks) if op is CollectiveOp.ALL_REDUCE else ring
+    faster: NDArray[np.bool_] = sent * size_bytes / time_s > PEAK_TOLERANCE * link.bandwidth_bytes_per_s
+    return faster & (link.kind != "xgmi")
 
 
 def ring_steps(op: CollectiveOp, ranks: FloatArray) -> FloatArray:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from costmodels.kernels.calls import Basis, FloatArray, Prediction
 from costmodels.links.collectives import LARGE_BYTES, CollectiveCallBatch, CollectiveOp
-from costmodels.links.link_model import OP_NAMES, LinkCollectiveModel, wire_factor
+from costmodels.links.link_model import OP_NAMES, LinkCollectiveModel, beats_link
 from costmodels.tables.read import Table, Words, positive
 from planner.score.collective_links import Placement, place
 from planner.score.results import GroupScore, Unpriced
@@ -19,7 +19,6 @@ from profiles.fits import CollectiveFits
 from profiles.units import MICROSECOND
 
 MOST_RANKS = 1 << 20
-PEAK_TOLERANCE = 1.05  # of a link's bandwidth, by which clocks and rounding may exceed it
 
 _OPS = {name: op for op, name in OP_NAMES.items()}
 _OTHER_LIBRARY = "an inference library's own kernel, not a collective library's"
@@ -176,17 +175,9 @@ def _price(
 def _impossible(
     op: CollectiveOp, size_bytes: FloatArray, time_s: FloatArray, ranks: float, placement: Placement
 ) -> NDArray[np.bool_]:
-    """Whether the bytes that one rank must send inside its domain do not fit through its link in that time.
-
-    Not asked of AMD's meshes: lanes inside a package do not count in their link's bandwidth.
-    """
+    """Whether a group inside one domain was timed faster than its links are."""
     link = placement.cluster.node.scale_up
-    if placement.local < ranks or link.kind == "xgmi":
-        return np.zeros(len(time_s), dtype=np.bool_)
-    ring = float(wire_factor(op, np.array(float(ranks))))
-    sent = min(ring, 1 + 1 / ranks) if op is CollectiveOp.ALL_REDUCE else ring
-    faster: NDArray[np.bool_] = sent * size_bytes / time_s > PEAK_TOLERANCE * link.bandwidth_bytes_per_s
-    return faster
+    return beats_link(op, link, ranks=ranks, size_bytes=size_bytes, time_s=time_s) & (placement.local >= ranks)
 
 
 def _guessed(fits: CollectiveFits, size_bytes: FloatArray, priced: Prediction) -> tuple[FloatArray, FloatArray]:

@@ -13,13 +13,13 @@ import numpy as np
 
 from costmodels.lengths import fixed_length, log_normal_lengths
 from costmodels.model_calls import CallKind, ModelCall
+from planner.validate.dataflow.nemo import SIGMA
 from planner.validate.dataflow.setups import cluster_of, model_named, replica
 from planner.validate.experiment import Experiment, mean_and_worst
 from planner.validate.tables.published import packaged_rows
 from profiles.engines import find_engine
 
 LARGEST_MEAN_ERROR, LARGEST_ERROR = 0.15, 0.3
-_SIGMA = 0.745  # as in ``nemo``, where lengths spread and only their mean is known
 _LONGEST = 2048  # tokens, of lengths that spread
 # Source to what it is and where; the commit of the text that was read.
 SOURCES: Mapping[str, str] = {
@@ -162,7 +162,7 @@ def price_of(run: GenerationRun) -> RunPrice:
         kind=CallKind.GENERATE,
         num_sequences=run.sequences,
         prompt_tokens=run.prompt_tokens,
-        output=log_normal_lengths(mean=mean, sigma=_SIGMA, most=_LONGEST) if run.spread else fixed_length(mean),
+        output=log_normal_lengths(mean=mean, sigma=SIGMA, most=_LONGEST) if run.spread else fixed_length(mean),
     )
     cluster = cluster_of(run.tensor, run.device)
     table = replica(call, model_named(run.model), cluster, engine)

@@ -59,7 +59,7 @@ RECIPES = {
 }
 _PROBE_S = 1e-3  # more of it, to count steps
 _FILE = "nemo_rl_performance_summary.csv"
-_SIGMA = 0.745  # log-normal whose 99.9th percentile is ten times the median: ln 10 / 3.09
+SIGMA = 0.745  # log-normal whose 99.9th percentile is ten times the median: ln 10 / 3.09
 _MEMORY_SHARE = {False: 0.6, True: 0.8}  # gpu_memory_utilization of the recipes, together and ahead
 _ON_GRACE = "GB200"  # systems whose hosts are Grace CPUs
 _LARGEST_PROMPT = 512  # tokens; more than the data sets have means that the row counts something else
@@ -175,7 +175,7 @@ def _lengths(row: dict[str, str]) -> tuple[int, OutputLengths]:
     counted = rate * float(row["step_time_s"]) / int(row["G_GBS"])
     prompt = int(np.clip(round(counted - generated), 16, _LARGEST_PROMPT))
     most = int(row["T_max_seqlen"]) - prompt
-    return prompt, log_normal_lengths(mean=min(generated, 0.98 * most), sigma=_SIGMA, most=most)
+    return prompt, log_normal_lengths(mean=min(generated, 0.98 * most), sigma=SIGMA, most=most)
 
 
 def _call(row: dict[str, str], kind: CallKind) -> ModelCall:
