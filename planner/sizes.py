@@ -36,7 +36,7 @@ from profiles.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
 MOST_DEVICES = 1024  # looked at where one machine, or part of one, is named
 MAX_KINDS = 8
 _BETWEEN = 7  # numbers of machines tried between two that differ in what was asked
-_MAX_DAYS = 1e6
+MAX_DAYS = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,6 +377,6 @@ def _checked_days(days: object) -> float | None:
     if days is None:
         return None
     value = plain(days)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_DAYS:
-        raise SpecError("days", f"must be a number above 0 and at most {_MAX_DAYS:g}; got {shown(days)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_DAYS:
+        raise SpecError("days", f"must be a number above 0 and at most {MAX_DAYS:g}; got {shown(days)}")
     return float(value)

@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from costmodels.workload import MAX_GLOBAL_BATCH
+from planner.question.job_checks import MAX_TRAIN_TOKENS
 from planner.question.lora import MAX_RANK
 from planner.rules.modules import MODULE_NAMES
 from profiles.hardware import MAX_DEVICES
 from profiles.model import MAX_LAYERS, MAX_SEQUENCE
 from service.values import Body, Degree, Name
 
-MAX_TOKENS = 1e18
 USUAL = BeforeValidator(lambda value: None if value == "" else value)  # answers say so of what is as usual
 
 Layers = Annotated[
@@ -75,7 +75,7 @@ class JobBody(Body):
         le=MAX_SEQUENCE,
         description="Tokens of a sample where several are packed into a sequence and attention stays inside each.",
     )
-    train_tokens: float | None = Field(default=None, ge=1, le=MAX_TOKENS, description="Length of the run.")
+    train_tokens: float | None = Field(default=None, ge=1, le=MAX_TRAIN_TOKENS, description="Length of the run.")
     fused_cross_entropy: bool | None = None
     linear_cross_entropy: bool | None = Field(
         default=None, description="The loss takes the output layer into itself, a few tokens at a time."

@@ -8,17 +8,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
+from costmodels.energy_cost import MAX_PRICE_USD
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.comparing import MOST_COMPARED
 from planner.dataflow.flow.request import MAX_GPUS, MAX_ITERATIONS
 from planner.dataflow.graphs.graph import MAX_CALLS, MAX_ROLES
 from planner.dataflow.graphs.presets import PRESETS, preset_name
 from planner.dataflow.solving.iterations import MAX_STALENESS
-from planner.decisions.results import MAX_RIVALS, MAX_SEED, MAX_STEPS, MAX_TRIALS
+from planner.decisions.results import MAX_RIVALS, MAX_SEED, MAX_STEPS, MAX_TRIALS, Terms
 from planner.decisions.trials import MAX_TRIALS as MAX_OBSERVED
+from planner.replanning import BATCH_CHANGE
 from planner.results import RISKY
 from planner.search import best
-from planner.sizes import MAX_KINDS
+from planner.sizes import MAX_DAYS, MAX_KINDS
 from planner.validate.tables.reader import COLUMNS
 from profiles.model import MAX_SEQUENCE
 from service.job_bodies import JobBody, Layers, PlanBody
@@ -44,6 +46,7 @@ from service.values import (
 )
 
 MAX_SEARCH_SECONDS = 60
+USUAL_TERMS = Terms()
 
 EXAMPLE_TRIAL = {
     "model": "llama-2-13b", "gpu": "A100", "num_gpus": 8, "framework": "Megatron-Core", "tp": 2, "pp": 2, "dp": 2,
@@ -67,7 +70,7 @@ class JobRequest(Body):
     offload: bool = Field(default=False, description="Also consider offloading to host memory.")
     named_modules: bool = Field(default=False, description="Also consider recomputing named modules of layers.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
-    price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
+    price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=MAX_PRICE_USD)
     price_date: str | None = Field(default="", max_length=10, examples=["2026-11"])  # null as answers print it
     memory_reserve_bytes: Bytes = Field(default=0.0, description="Device memory to leave free.")
     max_oom_risk: Risk = Field(default=RISKY, description="Share of runs that a ranked plan may run out of memory in.")
@@ -148,7 +151,7 @@ class WorkflowRequest(Body):
     effort: float = Field(default=1.0, ge=0.01, le=1, description="Search budget relative to the usual one.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
     memory_reserve_bytes: Bytes = Field(default=0.0, description="Device memory to leave free.")
-    price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
+    price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=MAX_PRICE_USD)
 
 
 _OF_GRAPHS = frozenset({"roles", "calls"})  # fields of a graph that no job has
@@ -178,7 +181,10 @@ class DecisionRequest(JobRequest):
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
     variants: bool = Field(default=False, description="Tell plans apart that differ only in details.")
     oom_penalty: float = Field(
-        default=0.05, ge=0, le=1, description="Share of the step time that avoiding a trial out of memory is worth."
+        default=USUAL_TERMS.oom_penalty,
+        ge=0,
+        le=1,
+        description="Share of the step time that avoiding a trial out of memory is worth.",
     )
     seed: int = Field(default=0, ge=0, le=MAX_SEED, description="Of the scenarios; the same seed draws the same.")
 
@@ -187,7 +193,7 @@ class PortfolioRequest(DecisionRequest):
     """Ask which plans are worth trying on the real cluster."""
 
     count: int = Field(default=3, ge=1, le=MAX_TRIALS, description="Most plans to try.")
-    trial_steps: int = Field(default=20, ge=1, le=MAX_STEPS, description="Optimizer steps of one trial.")
+    trial_steps: int = Field(default=USUAL_TERMS.steps, ge=1, le=MAX_STEPS, description="Optimizer steps of one trial.")
 
 
 class SensitivityRequest(DecisionRequest):
@@ -208,7 +214,7 @@ class ObserveRequest(DecisionRequest):
         examples=[[EXAMPLE_TRIAL]],
     )
     count: int = Field(default=3, ge=1, le=MAX_TRIALS, description="Most plans to try next.")
-    trial_steps: int = Field(default=20, ge=1, le=MAX_STEPS, description="Optimizer steps of one trial.")
+    trial_steps: int = Field(default=USUAL_TERMS.steps, ge=1, le=MAX_STEPS, description="Optimizer steps of one trial.")
 
 
 class SearchRequest(JobRequest):
@@ -245,7 +251,7 @@ class SizingRequest(JobRequest):
     )
     plan: PlanBody = Field(default=PlanBody(), description="Parts of the plan to hold fixed; the rest is searched.")
     days: float | None = Field(
-        default=None, gt=0, le=1e6, description="When the run of `job.train_tokens` has to be done."
+        default=None, gt=0, le=MAX_DAYS, description="When the run of `job.train_tokens` has to be done."
     )
 
 
@@ -255,7 +261,7 @@ class ReplanRequest(JobRequest):
     plan: PlanBody = Field(default=PlanBody(), description="The plan that runs; what is left out is chosen.")
     onto: Cluster = Field(description="The devices to continue on.", examples=["7x8xA100-80GB"])
     batch_change: float = Field(
-        default=0.1, ge=0, le=1, description="Share by which the global batch may change where it has to."
+        default=BATCH_CHANGE, ge=0, le=1, description="Share by which the global batch may change where it has to."
     )
 
 
@@ -271,7 +277,7 @@ class SavedReplanRequest(SavedBody):
 
     onto: Cluster = Field(description="The devices to continue on.", examples=["7x8xA100-80GB"])
     batch_change: float = Field(
-        default=0.1, ge=0, le=1, description="Share by which the global batch may change where it has to."
+        default=BATCH_CHANGE, ge=0, le=1, description="Share by which the global batch may change where it has to."
     )
 
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from costmodels.energy_cost import MAX_PRICE_USD
 from costmodels.serving.percentiles import LEAST_SHARE, MOST_SHARE
 from planner.deployments.job import LEAST, MOST_RATE_PER_S, MOST_REQUESTS, MOST_RUNNING, MOST_SECONDS
 from planner.deployments.speculation import MOST_DRAFTED, MOST_VERIFIED
@@ -38,7 +39,7 @@ class ServingRequest(Body):
     rate_per_s: float | None = Field(
         default=None, ge=LEAST, le=MOST_RATE_PER_S, description="Requests a second of all replicas."
     )
-    concurrency: int | None = Field(default=None, ge=1, le=1 << 20, description="Requests in every replica.")
+    concurrency: int | None = Field(default=None, ge=1, le=MOST_RUNNING, description="Requests in every replica.")
     requests: int | None = Field(
         default=None,
         ge=1,
@@ -87,6 +88,6 @@ class ServingRequest(Body):
     )
     disaggregated: bool = Field(default=False, description="Look at replicas that only read prompts or generate, too.")
     fabric: Name | None = Field(default=None, description="Network between nodes, if not the node's own.")
-    price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=1e6)
+    price_per_device_hour_usd: float | None = Field(default=None, ge=0, le=MAX_PRICE_USD)
     price_date: str | None = Field(default="", max_length=10, examples=["2026-11"])  # null as answers print it
     memory_reserve_bytes: Bytes = Field(default=0.0, description="Device memory to leave free.")

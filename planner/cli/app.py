@@ -148,7 +148,7 @@ def plan(
     trial.check_portfolio_options(own)
     if portfolio is not None:
         inputs = inputs_of(values) | {"pins": pins_of(values), "variants": variants}
-        terms = trial.terms_of(trial_steps, oom_penalty, seed)
+        terms = trial.terms_of(steps=trial_steps, oom_penalty=oom_penalty, seed=seed)
         trial.show_portfolio(inputs, values, count=portfolio, terms=terms)
         return
     with progress("pricing plans", quiet=values["quiet"]):
@@ -223,7 +223,8 @@ def sensitivity(
 ) -> None:
     """Say what to measure first: which unknown decides between plans, and what knowing it is worth."""
     inputs = inputs_of(values) | {"pins": pins_of(values)}
-    trial.show_sensitivity(inputs, values, rivals=rivals, terms=trial.terms_of(20, oom_penalty, seed))
+    terms = trial.terms_of(oom_penalty=oom_penalty, seed=seed)
+    trial.show_sensitivity(inputs, values, rivals=rivals, terms=terms)
 
 
 @app.command()
@@ -238,7 +239,7 @@ def observe(
 ) -> None:
     """Say what trials on the cluster have changed: ranking, intervals, chances, and what to try next."""
     inputs = inputs_of(values) | {"pins": pins_of(values)}
-    terms = trial.terms_of(trial_steps, oom_penalty, seed)
+    terms = trial.terms_of(steps=trial_steps, oom_penalty=oom_penalty, seed=seed)
     trial.show_observed(inputs, values, trials=trials, count=next_, terms=terms)
 
 

@@ -40,11 +40,11 @@ OomPenalty = Annotated[
 Seed = Annotated[int, _option("--seed", "Of the scenarios, or of a workflow's search (0).")]
 
 
-def terms_of(trial_steps: int, oom_penalty: float, seed: int) -> "Terms":
+def terms_of(**given: Any) -> "Terms":
     """The terms the options name."""
     from planner.decisions.results import Terms
 
-    return Terms(steps=trial_steps, oom_penalty=oom_penalty, seed=seed)
+    return Terms(**given)
 
 
 def check_portfolio_options(given: Mapping[str, Any]) -> None:
