@@ -155,6 +155,12 @@ _USUAL = ExecutionPlan()
 PLAN_COLUMNS: Mapping[str, type[int]] = {
     item.name: type(getattr(_USUAL, item.name)) for item in fields(ExecutionPlan) if item.name != "stage_layers"
 }
+# Columns that are read together: axes whose degrees multiply to the devices; axes that split a model or its work on a
+# sequence; what is recomputed; what is kept on the host.
+MESH = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
+MODEL_AXES = (*MESH[:3], "expert_parallel", "virtual_stages")
+RECOMPUTES = ("recompute", "recompute_layers", "recompute_modules")
+OFFLOADS = ("offload_optimizer", "offload_activations", "offload_parameters")
 _DTYPES: dict[str, type[Any]] = {name: np.bool_ if kind is bool else np.int64 for name, kind in PLAN_COLUMNS.items()}
 
 

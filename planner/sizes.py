@@ -11,6 +11,7 @@ from itertools import pairwise
 from math import isfinite, lcm, prod
 from typing import Any
 
+from costmodels.plan import MESH
 from planner.answer.estimates import fastest_estimate
 from planner.answer.pricing import nearest_to_fit
 from planner.answer.remedies import search_if_legal
@@ -284,8 +285,7 @@ def _largest(cluster: ClusterSpec) -> ClusterSpec:
 
 def _unit(fixed: Mapping[str, int]) -> int:
     """Devices that what is fixed of a plan fills, a multiple of which every size must be."""
-    degrees = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
-    return prod(fixed.get(name, 1) for name in degrees)
+    return prod(fixed.get(name, 1) for name in MESH)
 
 
 def _allowed(whole: ClusterSpec, unit: int) -> range:

@@ -7,7 +7,7 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.evaluate import Peaks, least_peaks, peaks
-from costmodels.plan import PLAN_COLUMNS, BoolArray, FloatArray, IntArray, PlanBatch
+from costmodels.plan import PLAN_COLUMNS, RECOMPUTES, BoolArray, FloatArray, IntArray, PlanBatch
 from planner.ranking import overshoots
 
 CHUNK_ROWS = 32_768  # rows priced at once; bounds memory, and more do not run faster
@@ -15,7 +15,6 @@ CHUNK_ROWS = 32_768  # rows priced at once; bounds memory, and more do not run f
 # equal what differs by less, and sums in another order differ in their last digits.
 ALMOST = 1 + 1e-5
 _MANY = 2  # plans, at least, of which one stands for all that recompute otherwise
-_RECOMPUTED = ("recompute", "recompute_layers", "recompute_modules")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +111,7 @@ def least_peak_bytes(plans: PlanBatch, context: CostContext) -> float:
 def _run_begins(plans: PlanBatch) -> IntArray:
     """(F,) rows of plans that differ from the one before in more than recomputation."""
     fresh = np.ones(len(plans), dtype=np.bool_)
-    columns = [name for name in PLAN_COLUMNS if name not in _RECOMPUTED]
+    columns = [name for name in PLAN_COLUMNS if name not in RECOMPUTES]
     fresh[1:] = reduce(
         np.logical_or, (column[1:] != column[:-1] for column in (getattr(plans, name) for name in columns))
     )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import groupby
 from math import ceil, floor, inf
 
+from costmodels.plan import OFFLOADS
 from costmodels.workload import TrainingJob
 from planner.answer.bounded_peaks import least_peak_bytes
 from planner.question.jobs import on_other_devices
@@ -25,7 +26,6 @@ from profiles.units import GIB, GIGA
 _MUCH_LARGER = 1.22  # times the memory, at least, for which other devices are worth it: 40 GB for 32, not 96 for 80
 _MEMORIES_TRIED = 3  # kinds of devices: the smallest that hold the peak should do, but for what grows with memory
 _MOST_HOST_BYTES = 1e15  # the most that ``host_memory_gb`` of a cluster may say
-_OFFLOADS = ("offload_optimizer", "offload_activations", "offload_parameters")
 
 
 def larger_devices(request: Request, needed_bytes: float) -> Iterator[tuple[ClusterSpec, TrainingJob]]:
@@ -87,7 +87,7 @@ def larger_hosts(request: Request, searcher: Callable[[Request, ClusterSpec], Pr
         request: A question to which nothing fits.
         searcher: Prices the plans of a request on a cluster.
     """
-    if not request.offload and not any(request.pins.get(name) for name in _OFFLOADS):
+    if not request.offload and not any(request.pins.get(name) for name in OFFLOADS):
         return None
     roomy = _with_hosts(request.cluster, _MOST_HOST_BYTES)
     try:

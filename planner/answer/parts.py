@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
+from costmodels.plan import MESH, BoolArray, ExecutionPlan, PlanBatch
 from planner.answer.estimates import fastest_estimate
 from planner.answer.pricing import join, memory_rejections, price_fitting
 from planner.answer.risks import with_likely
@@ -30,8 +30,7 @@ MOST_PARTS = 8  # of a cluster that are looked at where devices may be idle for 
 _FEW = 50_000  # plans that take some tenths of a second: parts may have as many however small the whole space is
 _LESS_WORK = 0.05  # share of their work that devices may be spared on another number of them, by larger kernels
 _WORK = ("forward", "backward", "recompute", "embedding_and_loss")
-_DEGREES = ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel")
-_LAID_OUT = _DEGREES[:3]  # what has to be fixed to say on how many devices
+_LAID_OUT = set(MESH) - {"context_parallel"}  # what has to be fixed to say on how many devices
 
 Taken = Callable[[PlanBatch, Request], BoolArray]
 
@@ -199,9 +198,9 @@ def _busy_share(best: PlanEstimate) -> float:
 
 def _laid_out(request: Request) -> list[ClusterSpec]:
     """The part of the cluster that fixed degrees fill, where enough are fixed to say so."""
-    if request.objective != "step_time" or not set(_LAID_OUT) <= request.pins.keys():
+    if request.objective != "step_time" or not request.pins.keys() >= _LAID_OUT:
         return []
-    product = int(np.prod([request.pins.get(name, 1) for name in _DEGREES]))
+    product = int(np.prod([request.pins.get(name, 1) for name in MESH]))
     return [part_of(request.cluster, size) for size in smaller_sizes(request.cluster) if size == product]
 
 
@@ -219,7 +218,7 @@ def _powers_of_two(request: Request) -> list[ClusterSpec]:
 def pins_allow(request: Request, size: int) -> bool:
     """Whether fixed degrees can multiply to that many devices at all."""
     product, complete = 1, True
-    for name in _DEGREES:
+    for name in MESH:
         product *= request.pins.get(name, 1)
         complete = complete and name in request.pins
     return product == size if complete else size % product == 0

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from costmodels.model_calls import CallKind, ModelCall
-from costmodels.plan import ZERO_OF_WEIGHTS, AxisOrder, BoolArray, IntArray, PlanBatch
+from costmodels.plan import MESH, ZERO_OF_WEIGHTS, AxisOrder, BoolArray, IntArray, PlanBatch
 from costmodels.workload import TrainingJob
 from planner.rules.base import MEGATRON, Setting, divisors, overlaps_tensor
 from planner.rules.formats import least_zero
@@ -174,10 +174,9 @@ def degrees(
             for p in divisors(size // t):
                 rest = size // (t * p)
                 if p <= model.num_layers:
-                    rows += [(t, p, rest // c, c) for c in divisors(rest) if c in contexts]
+                    rows += [(t, p, c, rest // c) for c in divisors(rest) if c in contexts]
     table = np.asarray(rows, dtype=np.int64).reshape(-1, 4)
-    names = ("tensor_parallel", "pipeline_parallel", "data_parallel", "context_parallel")
-    columns = dict(zip(names, table.T, strict=True))
+    columns = dict(zip(MESH, table.T, strict=True))
     if model.moe is None:
         return columns
     experts = divisors(model.moe.num_experts)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from costmodels.plan import FloatArray, IntArray, PlanBatch
+from costmodels.plan import MODEL_AXES, OFFLOADS, FloatArray, IntArray, PlanBatch
 
 # From the differences of errors within 82 groups of published runs, their 11 publishers weighing alike, errors beyond
 # 50 % pulled in, beside what uncertain parameters and levels explain; times of bigscience, vTrain and Zero Bubble by
@@ -34,14 +34,8 @@ _SCALES = 7
 # Equally likely values of that factor: the middles of as many equal parts of its law.
 SCALES = np.exp(SCALE_STD * ndtri((np.arange(_SCALES) + 0.5) / _SCALES))
 
-_DOUBLING = (
-    *("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "virtual_stages"),
-    "micro_batch_size",
-)
-_CHOICES = (
-    *("recompute", "zero_stage", "sequence_parallel", "schedule"),
-    *("offload_optimizer", "offload_activations", "offload_parameters"),
-)
+_DOUBLING = (*MODEL_AXES, "micro_batch_size")
+_CHOICES = ("recompute", "zero_stage", "sequence_parallel", "schedule", *OFFLOADS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

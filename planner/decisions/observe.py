@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.plan import OFFLOADS, ExecutionPlan, PlanBatch
 from costmodels.uncertainty import NORMAL_90
 from planner.decisions.belief import Belief, Subjects, candidate_subjects, prior
 from planner.decisions.candidates import Candidates
@@ -27,7 +27,7 @@ FEW = 100.0  # equally likely scenarios below which probabilities are rough
 _SAME = (
     *DEGREES,
     *("zero_stage", "micro_batch_size", "recompute", "virtual_stages", "sequence_parallel", "schedule"),
-    *("offload_optimizer", "offload_activations", "offload_parameters"),
+    *OFFLOADS,
 )
 
 

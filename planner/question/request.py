@@ -9,7 +9,7 @@ from typing import Any
 
 from costmodels.context import CostContext
 from costmodels.energy_cost import Price
-from costmodels.plan import ExecutionPlan
+from costmodels.plan import MODEL_AXES, ExecutionPlan
 from costmodels.step.layer_costs import joined_devices
 from costmodels.workload import TrainingJob
 from planner.prices.price_lists import collective_model, kernel_model_of
@@ -324,9 +324,6 @@ def name_notes(name: str, stack: StackSpec) -> list[Note]:
 def names_several(framework: str) -> bool:
     """Whether a name stands for several frameworks: ``any``, or names with commas between."""
     return "," in framework or framework.strip().lower() == ANY
-
-
-MODEL_AXES = ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel", "virtual_stages")
 
 
 def fixed_by(plan: ExecutionPlan | PinsInput) -> PinsInput:

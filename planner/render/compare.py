@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from costmodels.plan import OFFLOADS, RECOMPUTES
 from planner.comparing import Change, Compared, CompareResult
 from planner.phrases import (
     MEMORY_NAMES,
@@ -28,8 +29,8 @@ from profiles.units import GIB, SECONDS_PER_HOUR
 _LABELLED = (
     *DEGREES,
     *("expert_tensor_parallel", "virtual_stages", "zero_stage", "micro_batch_size"),
-    *("recompute", "recompute_layers", "recompute_modules"),
-    *("offload_optimizer", "offload_activations", "offload_parameters"),
+    *RECOMPUTES,
+    *OFFLOADS,
 )
 _FOLLOWS = (  # from what else differs
     *("framework", "model.source", "model.published_parameters", "cluster.usable_memory_bytes"),

@@ -19,7 +19,7 @@ from math import prod
 import numpy as np
 
 from costmodels.lowering.grouping import group_rows
-from costmodels.plan import FloatArray, IntArray, PlanBatch, Schedule, concatenate
+from costmodels.plan import RECOMPUTES, FloatArray, IntArray, PlanBatch, Schedule, concatenate
 from costmodels.stage_plans.plan import CONFIG_COLUMNS, StageConfigs
 from costmodels.stage_plans.prices import StagePrices
 from planner.search.families import SCHEDULES, Family, passes_per_work, step_s
@@ -261,8 +261,10 @@ def _configs(question: Question, pins: Mapping[str, int]) -> StageConfigs:
     return StageConfigs(plans=concatenate(batches), group=np.concatenate(group_of))
 
 
-_NOT_READ = ("pipeline_parallel", "virtual_stages", "schedule", "first_stage_layers", "last_stage_layers", "recompute",
-             "recompute_layers", "recompute_modules", "data_parallel")  # fmt: skip
+_NOT_READ = (
+    *("pipeline_parallel", "virtual_stages", "schedule", "first_stage_layers", "last_stage_layers", "data_parallel"),
+    *RECOMPUTES,
+)
 
 
 def _stage_sizes(devices: int) -> list[int]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from costmodels.plan import PlanBatch, Recompute, Schedule
+from costmodels.plan import OFFLOADS, RECOMPUTES, PlanBatch, Recompute, Schedule
 from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch, from_uniform
 from costmodels.stage_plans.prices import StagePrices
 from planner.answer.bounded_peaks import CHUNK_ROWS
@@ -38,10 +38,7 @@ Engine = Callable[[Question, BestSoFar], list[EngineRun]]
 
 MOST_LAYERS = 256  # of models whose stages are laid out one by one; bounds the work of one family
 # What a layout decides stage by stage: fixed by the user for all of them, it leaves nothing to decide.
-_LAYOUT_PINS = (
-    "first_stage_layers", "last_stage_layers", "recompute", "recompute_layers", "recompute_modules",
-    "offload_optimizer", "offload_activations", "offload_parameters",
-)  # fmt: skip
+_LAYOUT_PINS = ("first_stage_layers", "last_stage_layers", *RECOMPUTES, *OFFLOADS)
 _EXACT = ("partition", "cpsat")  # engines that can keep to what a framework can be told
 # Of the time and the evaluations left after enumeration, what goes to plans that the framework can run; they are
 # what the others have to beat, so that this is not lost to the search for those.

@@ -20,7 +20,7 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.lowering.grouping import group_rows
-from costmodels.plan import IntArray, PlanBatch, Recompute, Schedule, concatenate
+from costmodels.plan import OFFLOADS, RECOMPUTES, IntArray, PlanBatch, Recompute, Schedule, concatenate
 from costmodels.stage_plans.plan import CONFIG_COLUMNS, StageConfigs
 from costmodels.stage_plans.prices import StagePrices
 from planner.rules.base import Setting, divisors
@@ -29,10 +29,10 @@ from planner.space.stage_constraints import StageSetting
 from profiles.errors import SpecError
 
 _NOT_READ = (
-    "pipeline_parallel", "virtual_stages", "schedule", "first_stage_layers", "last_stage_layers", "recompute",
-    "recompute_layers", "recompute_modules", "offload_optimizer", "offload_activations", "offload_parameters",
-    "data_parallel",
-)  # fmt: skip
+    *("pipeline_parallel", "virtual_stages", "schedule", "first_stage_layers", "last_stage_layers", "data_parallel"),
+    *RECOMPUTES,
+    *OFFLOADS,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,11 @@ from math import prod
 
 import numpy as np
 
-from costmodels.plan import PlanBatch
+from costmodels.plan import MESH, PlanBatch
 from planner.rules.base import DEGREES, Setting, divisors, one_of
 from planner.space.constraints import rules_for, sieve
 from profiles.errors import SpecError
 
-MESH = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")  # they multiply to the devices
 _LIST = re.compile(r"[\d, .]*( or )?\d+")  # as ``one_of`` writes them
 
 

@@ -18,7 +18,17 @@ from math import prod
 
 import numpy as np
 
-from costmodels.plan import AxisOrder, BoolArray, ContextKind, IntArray, PlanBatch, Recompute, Schedule
+from costmodels.plan import (
+    MESH,
+    RECOMPUTES,
+    AxisOrder,
+    BoolArray,
+    ContextKind,
+    IntArray,
+    PlanBatch,
+    Recompute,
+    Schedule,
+)
 from planner.rules.base import (
     DEEPSPEED,
     FSDP,
@@ -45,7 +55,7 @@ from planner.space.chunks import (
 )
 from planner.space.constraints import rules_for
 from planner.space.context_degrees import most_context
-from planner.space.degree_hints import MESH, with_legal_degrees
+from planner.space.degree_hints import with_legal_degrees
 from planner.space.micro_batches import micro_batch_sizes
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES
@@ -328,7 +338,7 @@ def _recomputation(candidates: Candidates, *, named_modules: bool) -> None:
 
     keep = None if "recompute_layers" in candidates.pins else distinct
     candidates.expand(
-        ("recompute", "recompute_layers", "recompute_modules"),
+        RECOMPUTES,
         options,
         keep=keep,
         reads=("pipeline_parallel", "virtual_stages"),

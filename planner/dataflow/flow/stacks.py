@@ -10,13 +10,14 @@ are split by no framework, and quantised by Hugging Face's.
 from collections.abc import Mapping
 from itertools import product
 
+from costmodels.plan import MODEL_AXES
 from costmodels.workload import ADAPTER_TASKS, TrainingJob
 from planner.dataflow.flow.pins import CallPin
 from planner.dataflow.graphs.graph import GENERATE, INFERENCE, TRAIN, Dataflow
 from planner.question.job_checks import check_attention_library, check_chosen_keys
 from planner.question.jobs import with_attention
 from planner.question.lora import check_adapted
-from planner.question.request import MODEL_AXES, name_notes, names_several
+from planner.question.request import name_notes, names_several
 from planner.results import Note
 from planner.rules.base import HUGGINGFACE, MEGATRON, NANOTRON
 from planner.rules.formats import NO_ADAPTERS

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from costmodels.plan import IntArray
+from costmodels.plan import OFFLOADS, IntArray
 from planner.search.agents.uniform_columns import INDEX, Options, position
 
 Move = Callable[["Mover", IntArray, np.random.Generator], IntArray]
@@ -140,8 +140,7 @@ def _micro_batch(mover: Mover, vectors: IntArray, rng: np.random.Generator) -> I
 
 
 def _shard(mover: Mover, vectors: IntArray, rng: np.random.Generator) -> IntArray:
-    offloads = ("offload_optimizer", "offload_activations", "offload_parameters")
-    return mover.redraw(vectors, ("zero_stage", "shard_span", *offloads), rng)
+    return mover.redraw(vectors, ("zero_stage", "shard_span", *OFFLOADS), rng)
 
 
 def _stage(mover: Mover, vectors: IntArray, rng: np.random.Generator) -> IntArray:
