@@ -8,6 +8,8 @@ from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.rules.modules import MODULE_NAMES
 from planner.rules.pipeline import SCHEDULE_NAMES
 from profiles.errors import SpecError, did_you_mean, meant_among, out_of_bounds, shown
+from profiles.hardware import MAX_DEVICES
+from profiles.model import MAX_LAYERS
 from profiles.scalars import plain
 
 ALIASES = {
@@ -29,7 +31,6 @@ ALIASES = {
 CONTEXT_KIND_NAMES = {kind.name.lower(): kind for kind in ContextKind}
 AXIS_ORDER_NAMES = {order.name.lower(): order for order in AxisOrder}
 RECOMPUTE_NAMES = {mode.name.lower(): mode for mode in Recompute}
-LARGEST_DEGREE = 1 << 20  # more devices than any cluster the parser accepts
 
 _WORDS: dict[str, Mapping[str, int]] = {
     "schedule": SCHEDULE_NAMES,
@@ -38,6 +39,12 @@ _WORDS: dict[str, Mapping[str, int]] = {
     "recompute": RECOMPUTE_NAMES,
 }
 _MAY_BE_ZERO = ("zero_stage", "zero_shard_degree", "recompute_layers", "first_stage_layers", "last_stage_layers")
+_MOST = {
+    "zero_stage": 3,
+    "micro_batch_size": MAX_GLOBAL_BATCH,
+    "num_microbatches": MAX_GLOBAL_BATCH,
+    **dict.fromkeys(("virtual_stages", "recompute_layers", "first_stage_layers", "last_stage_layers"), MAX_LAYERS),
+}  # of the others there are at most as many as devices
 
 
 def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
@@ -152,13 +159,10 @@ def _code(column: str, value: Any) -> int:
             raise SpecError(f"plan.{column}", f"must be true or false; got {shown(value)}")
         return int(value)
     smallest = 0 if column in _MAY_BE_ZERO else 1
-    largest = {"zero_stage": 3, "micro_batch_size": MAX_GLOBAL_BATCH, "num_microbatches": MAX_GLOBAL_BATCH}.get(
-        column, LARGEST_DEGREE
-    )
-    return checked_degree(f"plan.{column}", value, smallest, largest)
+    return checked_degree(f"plan.{column}", value, smallest, _MOST.get(column, MAX_DEVICES))
 
 
-def checked_degree(field: str, value: Any, least: int = 1, most: int = LARGEST_DEGREE) -> int:
+def checked_degree(field: str, value: Any, least: int = 1, most: int = MAX_DEVICES) -> int:
     """A degree of parallelism, or another whole number of a plan.
 
     Args:

@@ -45,6 +45,7 @@ def test_what_is_understood(given: Any, expected: dict[str, int]) -> None:
         ({"tp": "8"}, "plan.tensor_parallel: must be a whole number; got '8'"),
         ({"tp": True}, "plan.tensor_parallel: must be a whole number; got True"),
         ({"zero": 4}, "plan.zero_stage: must be between 0 and 3; got 4"),
+        ({"vpp": 4097}, "plan.virtual_stages: must be between 1 and 4096; got 4097"),
         ({"sp": 1}, "plan.sequence_parallel: must be true or false; got 1"),
         (
             {"recompute": "block:x"},
