@@ -20,10 +20,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from profiles.errors import SpecError, did_you_mean, meant_among
 from profiles.hardware import MAX_DEVICES, MAX_DEVICES_PER_NODE, DeviceSpec, LinkSpec, NodeSpec, check_role, links_of
+from profiles.precision import GemmFormat
 from profiles.pydantic_words import hint_of, problem_of
 from profiles.units import GIB, GIGA, MIB, MICROSECOND, TERA
 
-GemmFormat = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4"]
 LinkKind = Literal[
     "nvlink", "c2c", "xgmi", "pcie", "infiniband", "roce", "efa", "omnipath", "slingshot", "ethernet"
 ]  # fmt: skip

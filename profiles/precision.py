@@ -1,6 +1,7 @@
 """Numeric formats: how many bytes an element takes and which peak rate multiplies it."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from profiles.errors import SpecError, did_you_mean
 
@@ -51,7 +52,8 @@ _RECIPES = (
 _ALL = {recipe.name: recipe for recipe in _RECIPES}
 PRECISIONS = {name: recipe for name, recipe in _ALL.items() if not recipe.engines_only}
 FP32_BYTES, FP8_BYTES = 4.0, 1.0  # of an element
-GEMM_FORMATS = ("fp32", "tf32", "fp16", "bf16", "fp8", "fp4")
+GemmFormat = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4"]
+GEMM_FORMATS: tuple[str, ...] = get_args(GemmFormat)
 
 _ALIASES = {
     "float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16",

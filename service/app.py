@@ -21,7 +21,7 @@ from profiles.cluster_entries import ClusterEntry, MixedClusterEntry
 from service.bodies import HeadAsGet
 from service.docs_page import docs_page
 from service.limits import BodyLimit, WorkQueue
-from service.problems import Problem, install_handlers
+from service.problems import COMPONENTS, Problem, install_handlers
 from service.routes import probes, router
 from service.settings import ServiceSettings
 from service.values import CLUSTER_TITLE
@@ -29,7 +29,6 @@ from service.values import CLUSTER_TITLE
 _DESCRIPTION = """Which execution plan is best for a model on a cluster, how long a step takes, whether it fits, and how
 sure that is. Quantities are in SI units, named in the key (`step_time_s`, `peak_memory_bytes`)."""
 CLUSTER, MIXED_CLUSTER = "Cluster", "MixedCluster"
-_COMPONENTS = "#/components/schemas/"
 
 
 def create_app(settings: ServiceSettings | None = None) -> FastAPI:
@@ -86,7 +85,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             ("Sizing", sizing_schema()),
             (CLUSTER, ClusterEntry.model_json_schema()),
             (MIXED_CLUSTER, _groups_of_clusters(MixedClusterEntry.model_json_schema())),
-            ("Problem", Problem.model_json_schema(ref_template=_COMPONENTS + "{model}")),
+            ("Problem", Problem.model_json_schema(ref_template=COMPONENTS + "{model}")),
         ):
             _hoist(name, definition, schemas)
         for unused in ("HTTPValidationError", "ValidationError"):
@@ -97,7 +96,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 def _groups_of_clusters(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema of several kinds of machines, with the fields that each group has."""
-    schema["properties"]["groups"]["items"] = {"$ref": _COMPONENTS + CLUSTER}
+    schema["properties"]["groups"]["items"] = {"$ref": COMPONENTS + CLUSTER}
     return schema
 
 
@@ -108,7 +107,7 @@ def _with_cluster_fields(node: Any) -> Any:
     """
     if isinstance(node, dict):
         if node.get("title") == CLUSTER_TITLE:
-            return {"anyOf": [{"$ref": _COMPONENTS + name} for name in (CLUSTER, MIXED_CLUSTER)]}
+            return {"anyOf": [{"$ref": COMPONENTS + name} for name in (CLUSTER, MIXED_CLUSTER)]}
         return {key: _with_cluster_fields(value) for key, value in node.items()}
     return [_with_cluster_fields(item) for item in node] if isinstance(node, list) else node
 
@@ -128,7 +127,7 @@ def _with_references_moved(node: Any) -> Any:
     """The schema with references to ``$defs`` pointing at the components instead."""
     if isinstance(node, dict):
         return {
-            key: value.replace("#/$defs/", _COMPONENTS) if key == "$ref" else _with_references_moved(value)
+            key: value.replace("#/$defs/", COMPONENTS) if key == "$ref" else _with_references_moved(value)
             for key, value in node.items()
         }
     return [_with_references_moved(item) for item in node] if isinstance(node, list) else node

@@ -23,6 +23,7 @@ from service.meant import meaning, meant_field
 from service.values import INSIDE, PATTERN_WORDS, SAVED_TAG, WORKFLOW_TAG
 
 MEDIA_TYPE = "application/problem+json"
+COMPONENTS = "#/components/schemas/"  # where the OpenAPI document keeps what it refers to
 MAX_ERRORS = 20
 MAX_FIELD_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 2000
@@ -81,7 +82,7 @@ def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {
             "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": {MEDIA_TYPE: {"schema": {"$ref": COMPONENTS + "Problem"}}},
         }
         for status in statuses
     }

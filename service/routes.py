@@ -35,7 +35,7 @@ from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
 from service.bodies import StrictRoute
 from service.limits import ClientGoneError, WorkQueue
-from service.problems import NotFoundError, declared
+from service.problems import COMPONENTS, NotFoundError, declared
 from service.schemas import (
     CompareRequest,
     EstimateRequest,
@@ -71,12 +71,11 @@ from service.views import (
 
 T = TypeVar("T")
 _GONE = 499  # as proxies log a client that hung up; nobody reads it
-_COMPONENTS = "#/components/schemas/"
 
 
 def _document(words: str, *names: str) -> dict[int | str, dict[str, Any]]:
     """The documented answer of a route: one of these components."""
-    shapes = [{"$ref": _COMPONENTS + name} for name in names]
+    shapes = [{"$ref": COMPONENTS + name} for name in names]
     content = {"application/json": {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}}
     return {200: {"description": words, "content": content}}
 

@@ -25,6 +25,7 @@ from planner.deployments.speculation import ASKED, Drafting, drafting
 from planner.deployments.states import EIGHT_BITS, layouts
 from planner.deployments.weights import served_weights
 from planner.question.field_names import meant_field
+from planner.question.job_checks import BEFORE_AMPERE
 from planner.question.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
 from planner.question.pins import checked_degree
 from planner.question.request import ModelInput, Options, check_options, price_of, resolve_named_model
@@ -41,7 +42,7 @@ from profiles.weights import SIXTEEN_BITS
 
 PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
 MOST_TOP = 1000
-_WITHOUT_EIGHT_BIT_CACHE = ("pascal", "volta", "turing", "cdna1", "cdna2")
+_WITHOUT_EIGHT_BIT_CACHE = (*BEFORE_AMPERE, "cdna1", "cdna2")
 _SETTINGS = ("memory_utilization", "max_num_seqs", "max_num_batched_tokens", "eager")
 _OPTIONS = ("fabric", "price_per_device_hour_usd", "price_date", "memory_reserve_bytes", "allow_files")
 
