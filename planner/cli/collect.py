@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from profiles.measure.collect import Collected
 
-_LABEL_WIDTH = 60
-_FAILURES_SHOWN = 5
-
 
 def collect(
     out: Annotated[Path, typer.Option("--out", help="Parquet file to write, or to continue.")],
@@ -44,9 +41,9 @@ def collect(
     """Measure kernels and whole steps on the GPU at hand; needs PyTorch. docs/measuring.md explains."""
     from planner.schema_types import SCHEMA_VERSION
     from profiles.measure.collect import collect as measure
-    from profiles.measure.drawn import MOST, drawn_cases
+    from profiles.measure.drawn import drawn_cases
 
-    cases = drawn_cases(min(drawn, MOST), seed=seed) if drawn else None
+    cases = drawn_cases(drawn, seed=seed) if drawn else None
     with _bar(quiet=quiet) as progress:
         found = measure(
             out, budget=budget, only=only or (), on=on, device=device, launch_included=eager, progress=progress,
@@ -58,16 +55,9 @@ def collect(
 
 
 def _render(found: "Collected", console: "Console") -> None:
-    lines = [
-        f"{found.out}: {found.measured} measured on {found.device} in {found.elapsed_s:.0f} s, {found.before} done"
-        f" before, {len(found.failed)} failed, {found.left} not reached",
-        f"left out: {found.too_large} too large for the memory, {found.too_long} too long for the budget",
-        *(f"  {label}: {reason}" for label, reason in found.failed[:_FAILURES_SHOWN]),
-        f"next: planner calibrate --device {found.device} --from {found.out}",
-    ]
-    if found.runs is not None:
-        lines.append(f"training steps: {found.runs}")
-    for line in lines:
+    from profiles.measure.collect import report
+
+    for line in (*report(found), f"next: planner calibrate --device {found.device} --from {found.out}"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -80,8 +70,10 @@ def _bar(*, quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
     from rich.console import Console
     from rich.progress import Progress
 
+    from profiles.measure.collect import LABEL_WIDTH
+
     with Progress(console=Console(stderr=True)) as shown:
         task: Any = shown.add_task("", total=None)
         yield lambda done, total, label: shown.update(
-            task, completed=done, total=total, description=label[:_LABEL_WIDTH]
+            task, completed=done, total=total, description=label[:LABEL_WIDTH]
         )

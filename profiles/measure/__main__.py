@@ -7,13 +7,11 @@ import time
 from pathlib import Path
 
 from profiles.errors import SpecError
-from profiles.measure.collect import FAMILIES, Collected, Progress, collect
-from profiles.measure.drawn import MOST, drawn_cases
+from profiles.measure.collect import FAMILIES, LABEL_WIDTH, Progress, collect, report
+from profiles.measure.drawn import drawn_cases
 
 EXIT_BAD_INPUT = 2
 _REDRAW_EVERY_S = 0.2
-_LABEL_WIDTH = 60
-_FAILURES_SHOWN = 5
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -40,22 +38,10 @@ def _bar() -> Progress | None:
         if done == total or time.monotonic() - drawn_s > _REDRAW_EVERY_S:
             drawn_s = time.monotonic()
             end = "\n" if done == total else ""
-            sys.stderr.write(f"\r\x1b[K{done}/{total} {label[:_LABEL_WIDTH]}{end}")
+            sys.stderr.write(f"\r\x1b[K{done}/{total} {label[:LABEL_WIDTH]}{end}")
             sys.stderr.flush()
 
     return draw
-
-
-def _report(result: Collected) -> str:
-    lines = [
-        f"{result.out}: {result.measured} measured on {result.device} in {result.elapsed_s:.0f} s, "
-        f"{result.before} done before, {len(result.failed)} failed, {result.left} not reached",
-        f"left out: {result.too_large} too large for the memory, {result.too_long} too long for the budget",
-    ]
-    if result.runs is not None:
-        lines.append(f"training steps: {result.runs}")
-    reasons = [f"  {label}: {reason}" for label, reason in result.failed[:_FAILURES_SHOWN]]
-    return "\n".join([*lines, *reasons])
 
 
 def main() -> int:
@@ -70,13 +56,13 @@ def main() -> int:
             device=given.device,
             launch_included=given.eager,
             progress=_bar(),
-            cases=drawn_cases(min(given.drawn, MOST), seed=given.seed) if given.drawn > 0 else None,
+            cases=drawn_cases(given.drawn, seed=given.seed) if given.drawn > 0 else None,
         )
     except SpecError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_INPUT
     if os.environ.get("RANK", "0") == "0":
-        print(_report(result))
+        print("\n".join(report(result)))
     return 0
 
 

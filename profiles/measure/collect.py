@@ -36,6 +36,9 @@ FAMILIES = (*KERNEL_FAMILIES, *STEP_FAMILIES, COLLECTIVE_FAMILY)
 _WHOLE = ("train_step", FINE_TUNE, COLLECTIVE_FAMILY)
 _WAKE_UP_S = 0.5  # of work before the first sample, so that clocks have risen
 
+LABEL_WIDTH = 60  # characters of a case that progress shows
+_FAILURES_SHOWN = 5
+
 Progress = Callable[[int, int, str], None]
 
 
@@ -127,6 +130,17 @@ def collect(
             too_long=chosen.too_long,
             elapsed_s=time.monotonic() - began_s,
         )
+
+
+def report(found: Collected) -> list[str]:
+    """What a collection did, in lines."""
+    lines = [
+        f"{found.out}: {found.measured} measured on {found.device} in {found.elapsed_s:.0f} s, "
+        f"{found.before} done before, {len(found.failed)} failed, {found.left} not reached",
+        f"left out: {found.too_large} too large for the memory, {found.too_long} too long for the budget",
+        *(f"  {label}: {reason}" for label, reason in found.failed[:_FAILURES_SHOWN]),
+    ]
+    return lines if found.runs is None else [*lines, f"training steps: {found.runs}"]
 
 
 def _is_wanted(case: Case, only: Sequence[str], *, launch_included: bool) -> bool:

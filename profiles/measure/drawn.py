@@ -39,7 +39,7 @@ def drawn_cases(count: int, *, seed: int) -> tuple[Case, ...]:
     """Draw about ``count`` kernels, in random order, each once.
 
     Args:
-        count: Kernels; at most ``MOST``.
+        count: Kernels; beyond ``MOST``, so many.
         seed: Of the draw.
     """
     draw = _Draw(seed)
@@ -47,7 +47,7 @@ def drawn_cases(count: int, *, seed: int) -> tuple[Case, ...]:
     found = [
         getattr(draw, family)()
         for family, share in _SHARES.items()
-        for _ in range(max(1, round(count * share / total)))
+        for _ in range(max(1, round(min(count, MOST) * share / total)))
     ]
     unique = list(dict.fromkeys(found))
     return tuple(unique[index] for index in draw.random.permutation(len(unique)))

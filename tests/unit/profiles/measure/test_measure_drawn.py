@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from profiles.measure import __main__ as command
 from profiles.measure.cases import Case
 from profiles.measure.collect import FAMILIES, Collected
-from profiles.measure.drawn import MOST, drawn_cases
+from profiles.measure.drawn import drawn_cases
 from profiles.measure.grid import kernel_grid
 from profiles.timings import check_table, table_of_rows
 
@@ -50,6 +50,11 @@ def test_the_same_seed_draws_the_same_cases(seed: int, count: int) -> None:
 
 def test_another_seed_draws_others() -> None:
     assert not set(drawn_cases(200, seed=2)) & set(drawn_cases(200, seed=3))
+
+
+def test_no_more_are_drawn_than_anyone_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiles.measure.drawn.MOST", 30)
+    assert drawn_cases(1000, seed=1) == drawn_cases(30, seed=1)
 
 
 def test_hardly_a_shape_lies_on_the_lattice() -> None:
@@ -101,9 +106,9 @@ def test_the_command_measures_the_cases_of_its_seed(
         )  # fmt: skip
 
     monkeypatch.setattr(command, "collect", measured)
-    for words in ((), ("--drawn", "30", "--seed", "7"), ("--drawn", str(MOST + 1))):
+    for words in ((), ("--drawn", "30", "--seed", "7")):
         monkeypatch.setattr(sys, "argv", ["measure", "--out", str(tmp_path / "my.parquet"), *words])
         monkeypatch.setattr(command, "drawn_cases", lambda count, *, seed: (count, seed))
         assert command.main() == 0
     capsys.readouterr()
-    assert asked == [None, (30, 7), (MOST, 0)]
+    assert asked == [None, (30, 7)]
