@@ -6,12 +6,10 @@ of collectives, and the cheapest is taken:
 * nothing moves where mesh and layout are equal;
 * ``all_gather``: on one mesh, ranks regrouped so that each gathers the shards that make up its larger one;
 * ``broadcast``: every layer enters each node that lacks it once, through all of the node's network cards, is passed
-on from
-  node to node, and spreads inside the node;
+  on from node to node, and spreads inside the node;
 * ``shards``: every rank fetches its own shard from a rank that holds it, through its own network card.
 
-``full`` tensors broadcast to every rank, as weight synchronisation with a separate inference engine does, is priced
-on request. Transfers of one node share its cards: bytes into a node, or out of it, add up.
+Transfers of one node share its cards: bytes into a node, or out of it, add up.
 """
 
 from collections.abc import Iterator
@@ -35,7 +33,6 @@ class Route(IntEnum):
     ALL_GATHER = 1
     BROADCAST = 2
     SHARDS = 3
-    FULL = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,14 +221,6 @@ class ReallocationModel:
         inside_s = np.where(self._alone(source, target), 0.0, self._inside_s(most)[ends])
         return np.where((inflow > 0)[pairs], self._across_s(most * self._devices_per_card)[ends], inside_s)
 
-    def full_s(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
-        """Whole tensors to every rank of the target, one tensor after the other, as engines are brought up to date."""
-        inflow, _, nodes = self._node_flows(source, target)
-        across_s = self._across_s(target.model_bytes * self._devices_per_card)
-        chunk_s = self._across_s(target.model_bytes / self.layer_groups)
-        chained_s = across_s + np.maximum(nodes - 1, 0) * chunk_s
-        return np.where(inflow > 0, chained_s, self._inside_s(target.model_bytes))
-
     def data_s(self, source: PlacedLayouts, target: PlacedLayouts, total_bytes: float) -> FloatArray:
         """What calls write for each other: sharded over replicas, from the GPUs of one stage to those of another.
 
@@ -294,17 +283,12 @@ class ReallocationModel:
         missing: FloatArray = np.maximum(target.shard_bytes - source.shard_bytes[:, None], 0.0)
         return missing
 
-    def _node_flows(self, source: PlacedLayouts, target: PlacedLayouts) -> tuple[FloatArray, FloatArray, IntArray]:
+    def _shape_flows(self, source: PlacedLayouts, target: PlacedLayouts) -> _Flows:
         """Share of the model into the node that lacks most, share out of the busiest source, nodes that lack anything.
 
-        All shapes [sources, targets]. Nodes of a source that hold the same layers share the sending evenly, and a
-        layer leaves the source once: nodes pass it on.
+        All between distinct shapes, then the place among these of every pair. Nodes of a source that hold the same
+        layers share the sending evenly, and a layer leaves the source once: nodes pass it on.
         """
-        inflow, outflow, nodes, pairs = self._shape_flows(source, target)
-        return inflow[pairs], outflow[pairs], nodes[pairs]
-
-    def _shape_flows(self, source: PlacedLayouts, target: PlacedLayouts) -> _Flows:
-        """The same between distinct shapes, and the place among these of every pair."""
         senders, sender = _shapes(source)
         receivers, receiver = _shapes(target)
         inflow, total, nodes = self._flows(senders, receivers)

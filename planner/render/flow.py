@@ -39,7 +39,6 @@ _ROUTES = {
     "all_gather": "regrouped in place",
     "broadcast": "broadcast into nodes",
     "shards": "shard by shard",
-    "full": "whole tensors",
     "handed_on": "share by share",
 }
 _APART = "Generation on GPUs of its own was among the plans; --mode disaggregated shows the best of those."

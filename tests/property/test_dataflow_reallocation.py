@@ -123,11 +123,6 @@ def test_own_shards_through_own_cards():
     assert price((0, 1, 8, 1), (8, 1, 1, 8))[1] == Route.BROADCAST
 
 
-def test_whole_tensors_to_every_rank():
-    assert MODEL.full_s(placed((0, 1, 8, 1)), placed((8, 1, 8, 1)))[0, 0] == pytest.approx(MODEL_BYTES / CARD)
-    assert MODEL.full_s(placed((0, 1, 4, 1)), placed((4, 1, 4, 1)))[0, 0] == pytest.approx(MODEL_BYTES / NVLINK)
-
-
 def test_chains_of_nodes_fill_before_they_flow():
     few = ReallocationModel(cluster=MODEL.cluster, collectives=Links(), layer_groups=4)
     one = few.broadcast_s(placed((0, 1, 8, 1)), placed((8, 1, 8, 1)))[0, 0]
@@ -149,7 +144,8 @@ def all_layouts():
 def test_flows_between_nodes_agree_with_counting_layers_rank_by_rank():
     rows = all_layouts()
     layouts = placed(*rows)
-    inflow, _, nodes = MODEL._node_flows(layouts, layouts)
+    inflow, _, nodes, pairs = MODEL._shape_flows(layouts, layouts)
+    inflow, nodes = inflow[pairs], nodes[pairs]
     layers = 16
 
     def held(row, node):
