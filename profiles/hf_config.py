@@ -39,11 +39,6 @@ _NEAR = 0.15  # names round; some leave embeddings out, too
 _ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")
 
 
-def model_from_hf_config(config: Mapping[str, Any], name: str) -> ModelSpec:
-    """The model of a parsed config.json; see ``read_hf_config``, which also returns the assumptions."""
-    return read_hf_config(config, name)[0]
-
-
 def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD) -> tuple[ModelSpec, tuple[str, ...]]:
     """The model of a parsed Hugging Face config.json, and what had to be assumed.
 

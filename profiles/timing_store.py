@@ -10,7 +10,6 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,43 +116,6 @@ def with_repeats(table: TimingTable) -> tuple[TimingTable, int]:
     np.maximum.at(high_s, group, table.time_s)
     apart = (high_s > REPEATS_AGREE * low_s)[group]
     return table.having(spread_s=spread_s).take(kept), int(np.sum(apart[kept]))
-
-
-class KeyIndex:
-    """Exact look-ups by kernel key in the rows of one device: the best row of each key.
-
-    Args:
-        table: Rows whose ``key`` is filled in; others are passed over.
-        stack: Only rows of these libraries; empty for any.
-    """
-
-    def __init__(self, table: TimingTable, *, stack: str = "") -> None:
-        mask = np.asarray((table.key != "") & ((table.stack == stack) | (stack == "")), dtype=np.bool_)
-        self._table = table.take(mask)
-        self._table = self._table.take(best_of_groups(self._table, ("key",)))
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    @cached_property
-    def _sorted(self) -> tuple[NDArray[np.str_], IntArray]:
-        keys = self._table.key.astype(np.str_)
-        order = np.argsort(keys)
-        return keys[order], order
-
-    def rows(self, keys: Sequence[str]) -> IntArray:
-        """(K,) row of ``table`` that holds each key; -1 where none does."""
-        wanted = np.asarray(list(keys), dtype=np.str_)
-        known, order = self._sorted
-        if not len(known):
-            return np.full(len(wanted), -1, dtype=np.int64)
-        place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        return np.where(known[place] == wanted, order[place], -1)
-
-    @property
-    def table(self) -> TimingTable:
-        """The rows that can be found, one per key."""
-        return self._table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

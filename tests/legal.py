@@ -8,6 +8,7 @@ from planner.question.pins import parse_pins
 from planner.rules.base import FRAMEWORKS, Setting
 from planner.space.constraints import rules_for
 from planner.space.enumeration import Space, plan_space
+from profiles.errors import SpecError
 from tests.fakes import gpt, job
 
 # An 8-device plan that every framework accepts: data parallelism alone, one micro-batch of one.
@@ -28,6 +29,12 @@ def space(where: Setting, **pins: Any) -> Space:
 def broken(plan: ExecutionPlan, where: Setting) -> set[str]:
     batch = PlanBatch.from_plans([plan])
     return {rule.name for rule in rules_for(where.framework) if not rule.holds(batch, where)[0]}
+
+
+def violations(plan: ExecutionPlan, where: Setting) -> list[SpecError]:
+    """What is told of every rule that a plan breaks."""
+    batch = PlanBatch.from_plans([plan])
+    return [rule.error(plan, where) for rule in rules_for(where.framework) if not rule.holds(batch, where)[0]]
 
 
 def split(t: int = 1, p: int = 1, d: int = 1, c: int = 1, *, m: int = 0, **changes: object) -> ExecutionPlan:

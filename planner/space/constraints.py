@@ -68,12 +68,6 @@ def sieve(plans: PlanBatch, setting: Setting, rules: Iterable[Rule]) -> tuple[Bo
     return mask, rejected
 
 
-def violations(plan: ExecutionPlan, setting: Setting) -> list[SpecError]:
-    """Every rule one plan breaks, as errors a user can act on."""
-    batch = PlanBatch.from_plans([plan])
-    return [rule.error(plan, setting) for rule in rules_for(setting.framework) if not rule.holds(batch, setting)[0]]
-
-
 def check_plan(plan: ExecutionPlan, setting: Setting) -> PlanBatch:
     """Refuse a plan the framework would refuse.
 

@@ -10,10 +10,11 @@ from costmodels.plan import PlanBatch
 from planner.document_plan import plan_document
 from planner.question.pins import parse_pins
 from planner.rules.base import FRAMEWORKS, Setting
-from planner.space.constraints import legal, violations
+from planner.space.constraints import legal
 from planner.space.enumeration import plan_space
 from profiles.errors import SpecError
 from tests.fakes import gpt, job, mixture
+from tests.legal import violations
 
 COLUMNS = [name for name in PlanBatch.__dataclass_fields__ if name != "stage_layers"]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from profiles.catalog import default_catalog
-from profiles.hf_config import model_from_hf_config
+from profiles.hf_config import read_hf_config
 from profiles.model_presets import list_models
 from tests.exported import export, options, plan_of, request_of, script_words
 from tests.unit.profiles.test_hf_config import CONFIGS, LLAMA
@@ -31,14 +31,14 @@ DENSE = {"num_local_experts": 0}
 )
 def test_a_pattern_is_known_where_layers_follow_it(model_type: str, change: dict[str, Any], every: int) -> None:
     """Megatron-Core counts layers from 1, and those that the number divides attend in full."""
-    spec = model_from_hf_config(LLAMA | DENSE | {"model_type": model_type, "sliding_window": 64} | change, "x")
+    spec = read_hf_config(LLAMA | DENSE | {"model_type": model_type, "sliding_window": 64} | change, "x")[0]
     assert spec.full_attention_every == every
 
 
 def test_presets_know_what_their_configurations_say() -> None:
     presets = {model.name: model for model in list_models(default_catalog())}
     for name in set(CONFIGS) & set(presets):
-        assert model_from_hf_config(CONFIGS[name], name).full_attention_every == presets[name].full_attention_every
+        assert read_hf_config(CONFIGS[name], name)[0].full_attention_every == presets[name].full_attention_every
     known = {name: model for name, model in presets.items() if model.full_attention_every}
     assert {"gpt-oss-20b", "gpt-oss-120b", "gemma-2-9b", "gemma-3-27b"} <= known.keys()
     for model in known.values():

@@ -8,7 +8,7 @@ import pytest
 from profiles.catalog import default_catalog
 from profiles.compressed_attention import CompressedAttention, compressor_parameters, index_parameters
 from profiles.errors import SpecError
-from profiles.hf_config import model_from_hf_config, read_hf_config
+from profiles.hf_config import read_hf_config
 from profiles.hyper_connections import HyperConnections, closing_parameters, connection_parameters
 from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
@@ -142,7 +142,7 @@ def test_configurations_are_read_as_the_catalogue_has_them(config: dict[str, Any
     read, notes = read_hf_config(config, "x")
     wanted = replace(preset("deepseek-v4-flash"), name="x", published_parameters=None)
     assert (read, read.family, notes) == (wanted, "deepseek_v4", ())
-    assert model_from_hf_config({**config, "expert_dtype": "fp8"}, "x").checkpoint_weights == "fp8-block"
+    assert read_hf_config({**config, "expert_dtype": "fp8"}, "x")[0].checkpoint_weights == "fp8-block"
 
 
 def test_heads_that_a_file_leaves_out_are_as_wide_as_those_of_the_class() -> None:
@@ -179,7 +179,7 @@ def test_streams_that_a_file_leaves_out_are_the_family_s() -> None:
 )
 def test_what_is_not_said_or_not_priced_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as refused:
-        model_from_hf_config(FLASH | changed, "x")
+        read_hf_config(FLASH | changed, "x")
     assert message in str(refused.value)
 
 
@@ -198,7 +198,7 @@ def test_what_is_not_said_or_not_priced_is_refused(changed: dict[str, Any], mess
 )
 def test_what_transformers_writes_is_checked_too(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as refused:
-        model_from_hf_config(WRITTEN | changed, "x")
+        read_hf_config(WRITTEN | changed, "x")
     assert message in str(refused.value)
 
 

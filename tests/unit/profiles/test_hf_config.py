@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiles.errors import SpecError
-from profiles.hf_config import model_from_hf_config, read_hf_config
+from profiles.hf_config import read_hf_config
 from profiles.hf_families import FAMILIES
 from profiles.model import ModelSpec
 from profiles.model_presets import model_from_entry
@@ -214,7 +214,7 @@ GROUPS = CONFIGS["deepseek-v3"]
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_configuration_equals_the_preset(name):
     preset = PRESETS[name]
-    spec = model_from_hf_config(CONFIGS[name], name)
+    spec = read_hf_config(CONFIGS[name], name)[0]
     assert replace(spec, published_parameters=preset.published_parameters) == preset
 
 
@@ -250,7 +250,7 @@ def test_tying_default_is_the_family_s_own():
     for family, tied in (("gemma", True), ("llama", False), ("gpt2", True), ("falcon", True), ("cohere", True)):
         config = {key: value for key, value in LLAMA.items() if key != "tie_word_embeddings"}
         config |= {"model_type": family, "n_positions": 128}
-        assert model_from_hf_config(config, "x").tie_word_embeddings is tied
+        assert read_hf_config(config, "x")[0].tie_word_embeddings is tied
 
 
 def test_unknown_family_is_read_by_its_keys_and_says_so():
@@ -260,7 +260,7 @@ def test_unknown_family_is_read_by_its_keys_and_says_so():
         "config.json.model_type 'brandnew' is not a known family: read by its keys as a Llama-like decoder "
         "(plain MLP, RMSNorm)",
     )
-    assert model_from_hf_config(LLAMA | {"model_type": "brandnew", "hidden_act": "silu"}, "x").gated_mlp
+    assert read_hf_config(LLAMA | {"model_type": "brandnew", "hidden_act": "silu"}, "x")[0].gated_mlp
 
 
 @pytest.mark.parametrize(
@@ -278,14 +278,14 @@ def test_unknown_family_is_read_by_its_keys_and_says_so():
 )
 def test_expert_layers_are_where_the_family_puts_them(change, layers_with_experts):
     config = LLAMA | {"num_hidden_layers": 4, "num_experts": 8, "num_experts_per_tok": 2} | change
-    mask = model_from_hf_config(config, "x").layer_is_moe
+    mask = read_hf_config(config, "x")[0].layer_is_moe
     assert [index for index, is_moe in enumerate(mask) if is_moe] == layers_with_experts
 
 
 def test_no_layer_with_experts_means_a_dense_model():
     config = LLAMA | {"num_experts": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 32}
-    assert model_from_hf_config(config, "x").moe is None
-    assert model_from_hf_config(LLAMA | {"n_routed_experts": None}, "x").moe is None
+    assert read_hf_config(config, "x")[0].moe is None
+    assert read_hf_config(LLAMA | {"n_routed_experts": None}, "x")[0].moe is None
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_no_layer_with_experts_means_a_dense_model():
     ],
 )
 def test_windowed_layers(model_type, extra, expected):
-    spec = model_from_hf_config(LLAMA | {"model_type": model_type} | extra, "x")
+    spec = read_hf_config(LLAMA | {"model_type": model_type} | extra, "x")[0]
     assert (spec.sliding_window, spec.windowed_layers) == expected
 
 
@@ -385,7 +385,7 @@ keys = st.sampled_from(
 @given(st.sampled_from(sorted(CONFIGS)), st.dictionaries(keys, json_values, max_size=4))
 def test_arbitrary_values_give_a_model_or_a_spec_error(name, changes):
     try:
-        spec = model_from_hf_config(CONFIGS[name] | changes, "x")
+        spec = read_hf_config(CONFIGS[name] | changes, "x")[0]
     except SpecError:
         return
     assert isinstance(spec, ModelSpec)
@@ -394,7 +394,7 @@ def test_arbitrary_values_give_a_model_or_a_spec_error(name, changes):
 @given(st.dictionaries(keys | st.text(max_size=8), json_values, max_size=8), st.sampled_from([*sorted(FAMILIES), ""]))
 def test_arbitrary_json_gives_a_model_or_a_spec_error(config, model_type):
     try:
-        spec = model_from_hf_config({"model_type": model_type} | config, "x")
+        spec = read_hf_config({"model_type": model_type} | config, "x")[0]
     except SpecError:
         return
     assert isinstance(spec, ModelSpec)

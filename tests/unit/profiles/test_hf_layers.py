@@ -3,7 +3,7 @@
 import pytest
 
 from profiles.errors import SpecError
-from profiles.hf_config import model_from_hf_config
+from profiles.hf_config import read_hf_config
 from profiles.parameters import total_parameters
 from tests.unit.profiles.test_hf_config import LLAMA
 
@@ -14,7 +14,7 @@ from tests.unit.profiles.test_hf_config import LLAMA
 def test_layers_that_are_none_are_refused(key, listed):
     config = LLAMA | {"num_hidden_layers": 4, "num_experts": 8, "num_experts_per_tok": 2, key: listed}
     with pytest.raises(SpecError, match=rf"config.json.{key}: names layers 0 to 3; got"):
-        model_from_hf_config(config, "x")
+        read_hf_config(config, "x")
 
 
 ERNIE = {
@@ -38,13 +38,13 @@ ERNIE = {
 
 def test_ernie_says_between_which_layers_the_experts_are():
     """ERNIE-4.5-21B-A3B: 21.8B by its card, the first layer without experts."""
-    spec = model_from_hf_config(ERNIE, "ernie")
+    spec = read_hf_config(ERNIE, "ernie")[0]
     assert spec.moe is not None
     assert (spec.moe.first_dense_layers, spec.num_moe_layers) == (1, 27)
     assert total_parameters(spec) == pytest.approx(21.83e9, rel=0.002)
-    assert model_from_hf_config(ERNIE | {"moe_layer_end_index": -1}, "ernie") == spec
+    assert read_hf_config(ERNIE | {"moe_layer_end_index": -1}, "ernie")[0] == spec
     with pytest.raises(SpecError, match=r"moe_layer_start_index: layers with experts, 1, 2, .* follow no regular"):
-        model_from_hf_config(ERNIE | {"moe_layer_end_index": 20}, "ernie")
+        read_hf_config(ERNIE | {"moe_layer_end_index": 20}, "ernie")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,6 @@ def test_ernie_says_between_which_layers_the_experts_are():
 )
 def test_layers_that_no_key_here_describes_are_refused(key: str, value: object) -> None:
     config = {"model_type": "some_model", **{k: v for k, v in ERNIE.items() if not k.startswith(("moe", "model"))}}
-    assert model_from_hf_config(config | {key: None}, "some")
+    assert read_hf_config(config | {key: None}, "some")[0]
     with pytest.raises(SpecError, match=rf"^config.json.{key}: says that there are .*, which have no cost model"):
-        model_from_hf_config(config | {key: value}, "some")
+        read_hf_config(config | {key: value}, "some")

@@ -7,7 +7,7 @@ import pytest
 
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
-from profiles.hf_config import model_from_hf_config, read_hf_config
+from profiles.hf_config import read_hf_config
 from profiles.model_presets import resolve_model
 
 EVERY_FOURTH = ["linear_attention"] * 3 + ["full_attention"]
@@ -69,20 +69,20 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configuration_equals_the_preset(name: str) -> None:
     preset = resolve_model(name, default_catalog(), allow_paths=False).spec
-    spec = model_from_hf_config(CONFIGS[name], name)
+    spec = read_hf_config(CONFIGS[name], name)[0]
     assert replace(spec, published_parameters=preset.published_parameters, source=preset.source) == preset
 
 
 def test_what_is_filled_in_is_reported() -> None:
     left_out = {key: value for key, value in QWEN3_NEXT.items() if not key.startswith(("linear_", "full_"))}
     spec, notes = read_hf_config(left_out, "x")
-    assert spec == model_from_hf_config(QWEN3_NEXT, "x")
+    assert spec == read_hf_config(QWEN3_NEXT, "x")[0]
     assert "config.json.linear_num_value_heads is absent: taken as 32" in notes
     assert "config.json.full_attention_interval is absent: taken as 4" in notes
 
 
 def test_a_model_without_linear_layers_is_read_as_such() -> None:
-    spec = model_from_hf_config(QWEN3_NEXT | {"full_attention_interval": 1}, "x")
+    spec = read_hf_config(QWEN3_NEXT | {"full_attention_interval": 1}, "x")[0]
     assert (spec.linear_attention, spec.attention_output_gate) == (None, True)
 
 
@@ -107,5 +107,5 @@ def test_a_model_without_linear_layers_is_read_as_such() -> None:
 )
 def test_what_cannot_be_priced_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as refused:
-        model_from_hf_config(config, "x")
+        read_hf_config(config, "x")
     assert message in str(refused.value)

@@ -10,7 +10,7 @@ from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.serving.speculation import head_of
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
-from profiles.hf_config import model_from_hf_config
+from profiles.hf_config import read_hf_config
 from profiles.indexer import Indexer
 from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
@@ -77,15 +77,15 @@ def test_every_rank_holds_the_indexer_and_layers_that_share_have_none() -> None:
 
 
 def test_configurations_are_read_as_the_catalogue_has_them() -> None:
-    read = model_from_hf_config(DEEPSEEK, "x")
+    read = read_hf_config(DEEPSEEK, "x")[0]
     wanted = replace(preset("deepseek-v3.2"), name="x", published_parameters=None, checkpoint_weights="")
     assert (read, read.family) == (wanted, "deepseek_v32")
-    glm = model_from_hf_config(GLM, "x")
+    glm = read_hf_config(GLM, "x")[0]
     assert glm == replace(preset("glm-5.2"), name="x")
-    assert model_from_hf_config({**GLM, "index_topk_freq": 1}, "x").indexer == preset("glm-5").indexer
+    assert read_hf_config({**GLM, "index_topk_freq": 1}, "x")[0].indexer == preset("glm-5").indexer
     pattern = {"index_topk_freq": None, "index_topk_pattern": "F" * 40 + "S" * 38}
     for said, layers in ((pattern, 40), ({"indexer_types": ["full"] + ["shared"] * 77}, 1)):
-        assert model_from_hf_config(GLM | said, "x").indexer == replace(preset("glm-5").indexer, layers=layers)
+        assert read_hf_config(GLM | said, "x")[0].indexer == replace(preset("glm-5").indexer, layers=layers)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_configurations_are_read_as_the_catalogue_has_them() -> None:
 )
 def test_what_is_not_said_or_not_priced_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as refused:
-        model_from_hf_config(GLM | changed, "x")
+        read_hf_config(GLM | changed, "x")
     assert message in str(refused.value)
 
 

@@ -9,7 +9,7 @@ import planner
 from profiles.adapter_parameters import lora_parameters, total_lora_parameters
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
-from profiles.hf_config import model_from_hf_config, read_hf_config
+from profiles.hf_config import read_hf_config
 from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
 from profiles.parameters import active_parameters, layer_parameters, total_parameters
@@ -123,7 +123,7 @@ CONFIGS = {
 def test_configuration_equals_the_preset(name: str) -> None:
     known = preset(name)
     for config in CONFIGS[name]:
-        spec = model_from_hf_config(config, name)
+        spec = read_hf_config(config, name)[0]
         assert replace(spec, published_parameters=known.published_parameters, source=known.source) == known
 
 
@@ -152,7 +152,7 @@ def test_what_is_filled_in_is_reported() -> None:
 )
 def test_odd_patterns_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as refused:
-        model_from_hf_config(config, "x")
+        read_hf_config(config, "x")
     assert message in str(refused.value)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from profiles.catalog import Catalog
 from profiles.errors import SpecError
-from profiles.timing_store import IDENTITY, KeyIndex, TimingStore, best_of_groups, deduplicated, store_of, with_repeats
+from profiles.timing_store import IDENTITY, TimingStore, best_of_groups, deduplicated, store_of, with_repeats
 from profiles.timings import joined, table_of_rows
 
 ROW: dict[str, Any] = {
@@ -49,16 +49,6 @@ def test_groups_are_those_of_a_dictionary(rows: list[tuple[int, str, bool]]) -> 
 def test_methods_without_host_overhead_are_preferred() -> None:
     table = table_of_rows([ROW | {"method": "wall", "time_s": 1.0}, ROW | {"time_s": 2.0}])
     assert best_of_groups(table, tuple(set(IDENTITY) - {"method"})).tolist() == [1]
-
-
-def test_look_ups_are_exact() -> None:
-    rows = [ROW | {"key": key, "m": m, "time_s": t} for key, m, t in (("b", 1, 1.0), ("a", 2, 2.0), ("a", 2, 3.0))]
-    index = KeyIndex(table_of_rows([*rows, ROW | {"m": 9}, rows[0] | {"key": "c", "stack": "other"}]))
-    found = index.rows(["a", "b", "nothing", "", "c"])
-    assert found[2:4].tolist() == [-1, -1]
-    assert index.table.time_s[found[[0, 1]]].tolist() == [3.0, 1.0]
-    assert len(KeyIndex(table_of_rows(rows), stack="other")) == 0
-    assert KeyIndex(table_of_rows([])).rows(["a"]).tolist() == [-1]
 
 
 def test_tables_merge_into_the_users_directory(tmp_path: Path) -> None:

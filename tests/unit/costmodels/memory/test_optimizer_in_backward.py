@@ -20,14 +20,16 @@ from costmodels.stages.table import stage_table
 from costmodels.workload import LoraSpec
 from planner.question.jobs import resolve_job
 from planner.rules.base import FRAMEWORKS, Setting
-from planner.space.constraints import check_plan, rules_for, violations
+from planner.space.constraints import check_plan, rules_for
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
 from profiles.parameters import embedding_parameters, layer_parameters, total_parameters
 from tests.fakes import RateKernels, context, gpt, job, llama, stack
+from tests.legal import violations
 
 MEGATRON, DEEPSPEED, FSDP, NANOTRON, TRAINER = FRAMEWORKS
 SIXTEEN = {"task": "full", "gradient_dtype": "bf16", "master_dtype": "none", "state_dtype": "bf16"}
+
 MODEL = llama(tie_word_embeddings=False)
 H, F, V = MODEL.hidden_size, MODEL.ffn_hidden_size, MODEL.vocab_size
 ALONE = ExecutionPlan(recompute=Recompute.FULL)

@@ -9,7 +9,7 @@ from planner.exporters.adapters import adapter_note
 from planner.question.lora import read_targets
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
-from profiles.hf_config import model_from_hf_config
+from profiles.hf_config import read_hf_config
 from profiles.hf_families import FAMILIES
 from profiles.hf_modules import module_names
 from profiles.model import ModelSpec
@@ -72,7 +72,7 @@ def test_kinds_of_layers_are_called_that_where_names_are_not_known(model: str) -
 def test_configurations_and_presets_name_their_family() -> None:
     presets = {model.name: model for model in list_models(default_catalog())}
     for name in set(CONFIGS) & set(presets):
-        assert model_from_hf_config(CONFIGS[name], name).family == presets[name].family
+        assert read_hf_config(CONFIGS[name], name)[0].family == presets[name].family
     named = {model.family for model in presets.values()} - {""}
     assert named <= FAMILIES.keys()
     assert sum(bool(model.family) for model in presets.values()) > 150

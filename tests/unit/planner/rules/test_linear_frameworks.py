@@ -9,13 +9,15 @@ import planner
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch, Recompute
 from planner.dataflow.flow.request import FlowOptions, resolve_flow
 from planner.rules.base import FRAMEWORKS, Setting
-from planner.space.constraints import rules_for, violations
+from planner.space.constraints import rules_for
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
 from tests.exported import export, options, plan_of, request_of, script_words
 from tests.fakes import hybrid, job, llama
+from tests.legal import violations
 
 MEGATRON, DEEPSPEED, FSDP, NANOTRON, TRAINER = FRAMEWORKS
+
 KIMI = hybrid(linear={"kind": "kimi_delta", "num_key_heads": 16})
 GRANITE = hybrid(linear={"kind": "mamba2"})
 

@@ -22,13 +22,14 @@ from planner.phrases import recompute_label
 from planner.question.pins import parse_pins
 from planner.rules.base import FRAMEWORKS, MEGATRON, Setting
 from planner.rules.modules import CORE, module_names, module_sets, present_modules
-from planner.space.constraints import legal, violations
+from planner.space.constraints import legal
 from planner.space.enumeration import plan_space
 from planner.space.stage_constraints import StageSetting, as_uniform, broken_by
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
 from profiles.moe import MoESpec
 from tests.fakes import RateKernels, RingCollectives, context, gpt, job, latent, llama, mixture, stack
+from tests.legal import violations
 
 M = RecomputeModule
 S, H = 2048, 1024

@@ -7,8 +7,8 @@ import pytest
 
 from costmodels.plan import ContextKind, Recompute
 from planner.rules.base import DEEPSPEED
-from planner.space.constraints import violations
 from tests.fakes import job, mixture
+from tests.legal import violations
 from tests.unit.planner.space.test_constraints import broken, setting, split
 
 

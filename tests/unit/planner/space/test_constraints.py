@@ -8,12 +8,12 @@ import pytest
 from costmodels.plan import AxisOrder, ContextKind, ExecutionPlan, PlanBatch, Recompute, Schedule
 from costmodels.workload import TrainingJob
 from planner.rules.base import FRAMEWORK_TITLES, FRAMEWORKS, Setting
-from planner.space.constraints import RULES, check_plan, legal, rules_for, sieve, violations
+from planner.space.constraints import RULES, check_plan, legal, rules_for, sieve
 from profiles import stacks
 from profiles.errors import SpecError
 from profiles.model import ModelSpec
 from tests.fakes import gpt, job, mixture
-from tests.legal import DEEPSPEED, FSDP, MEGATRON, NANOTRON, PLAIN, TRAINER, broken, setting, split
+from tests.legal import DEEPSPEED, FSDP, MEGATRON, NANOTRON, PLAIN, TRAINER, broken, setting, split, violations
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

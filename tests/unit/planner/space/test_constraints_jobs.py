@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 
 from costmodels.plan import ContextKind, ExecutionPlan
-from planner.space.constraints import violations
 from tests.fakes import gpt, job, latent, llama, mixture
-from tests.legal import DEEPSPEED, FSDP, MEGATRON, NANOTRON, TRAINER, broken, setting, split
+from tests.legal import DEEPSPEED, FSDP, MEGATRON, NANOTRON, TRAINER, broken, setting, split, violations
 
 
 @pytest.mark.parametrize(

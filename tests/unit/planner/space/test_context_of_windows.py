@@ -4,10 +4,9 @@ import pytest
 
 import planner
 from costmodels.plan import ContextKind
-from planner.space.constraints import violations
 from profiles.errors import SpecError
 from tests.fakes import gpt, job
-from tests.legal import FSDP, broken, setting, split
+from tests.legal import FSDP, broken, setting, split, violations
 
 LONG = {"sequence_length": 65_536, "global_batch_size": 16}
 PINS = {"tensor_parallel": 1, "pipeline_parallel": 1, "context_parallel": 4}

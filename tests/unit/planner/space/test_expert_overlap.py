@@ -8,9 +8,10 @@ import pytest
 from costmodels.evaluate import evaluate
 from costmodels.plan import PlanBatch, Recompute, RecomputeModule
 from planner.rules.base import MEGATRON, Setting
-from planner.space.constraints import legal, rules_for, violations
+from planner.space.constraints import legal, rules_for
 from planner.space.enumeration import plan_space
 from tests.fakes import context, gpt, job, mixture, stack
+from tests.legal import violations
 from tests.unit.planner.space.test_constraints import split
 
 OVERLAPS = Setting(

@@ -14,14 +14,14 @@ from planner.rules.base import FRAMEWORKS
 from planner.search.agents.uniform import UniformSpace
 from planner.search.question import ask
 from planner.space.candidates import MAX_CANDIDATES
-from planner.space.constraints import legal, rules_for, violations
+from planner.space.constraints import legal, rules_for
 from planner.space.enumeration import plan_space
 from planner.space.micro_batches import micro_batch_sizes
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.model_presets import resolve_model
 from tests.fakes import GPT3, gpt, job, llama, mixture
-from tests.legal import setting, space
+from tests.legal import setting, space, violations
 from tests.search_spaces import small_context
 
 

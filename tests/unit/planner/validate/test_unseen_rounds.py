@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from planner.rules.base import Setting
-from planner.space.constraints import violations
 from planner.validate.tables.mapping import map_files
 from planner.validate.tables.reader import Row, read_rows
 from planner.validate.tables.rows import NEVER_FITTED, UNSEEN_ROUNDS, ScorableRow
 from planner.validate.unseen.priced import publisher_at, unseen_tables
 from profiles.stacks import load_stacks
+from tests.legal import violations
 from tests.places import DATA
 
 FITTED = DATA / "endtoend"
+
 STACKS = load_stacks()
 
 

@@ -12,16 +12,17 @@ import pytest
 from costmodels.links.expert_exchange import groups_hit
 from costmodels.plan import Recompute, RecomputeModule
 from planner.rules.base import Setting
-from planner.space.constraints import violations
 from planner.validate.tables.mapping import map_files
 from planner.validate.tables.reader import Row, read_rows
 from planner.validate.tables.rows import NEVER_FITTED, UNSEEN_ROUNDS, ScorableRow
 from planner.validate.unseen.priced import BLIND_COMMITS, publisher_at, unseen_tables
 from profiles.stacks import load_stacks
+from tests.legal import violations
 from tests.places import DATA
 from tests.published import mapped, reason
 
 ROUND = 3
+
 TABLE = next(path for path in unseen_tables(ROUND) if path.name == "unseen_third.csv")
 FITTED = DATA / "endtoend"
 _COMMIT = re.compile(r"^https://github\.com/[^/\s]+/[^/\s]+/(?:blob/[0-9a-f]{40}/\S+|pull/[0-9]+)$")
