@@ -1,32 +1,24 @@
 """Every legal plan of a space priced, chunk by chunk, keeping what ranking needs."""
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 
 from costmodels.context import CostContext
-from costmodels.estimate import EstimateBatch
-from costmodels.evaluate import Outcomes, Peaks, outcomes
-from costmodels.plan import PlanBatch
+from costmodels.evaluate import Peaks, outcomes
+from costmodels.plan import PlanBatch, concatenate
 from costmodels.step.layer_costs import LayerCosts, layer_costs
 from planner.answer.bounded_peaks import CHUNK_ROWS, BoundedPeaks
 from planner.ranking import Priced, nearest_row, nearest_rows
 from profiles.hardware import NodeSpec
 
-Evaluator = Callable[[PlanBatch, CostContext], EstimateBatch | Outcomes]
 
-
-def price_all(
-    plans: PlanBatch, context: CostContext, *, evaluator: Evaluator = outcomes, chunk_rows: int = CHUNK_ROWS
-) -> Priced:
+def price_all(plans: PlanBatch, context: CostContext) -> Priced:
     """Price every plan of a space.
 
     Args:
         plans: N legal plans.
         context: Model, cluster, job, stack and price lists.
-        evaluator: Prices a batch; the one cost path unless a test says otherwise.
-        chunk_rows: Rows priced at once.
 
     Returns:
         The plans with step time, memory and feasibility, in the same order.
@@ -35,14 +27,14 @@ def price_all(
     step_time_s, peak_bytes, host_bytes = np.empty(total), np.empty(total), np.empty(total)
     fits = np.empty(total, dtype=np.bool_)
     costs = None
-    for start in range(0, total, chunk_rows):
-        rows = slice(start, min(start + chunk_rows, total))
-        estimate = evaluator(plans.take(rows), context)
+    for start in range(0, total, CHUNK_ROWS):
+        rows = slice(start, min(start + CHUNK_ROWS, total))
+        estimate = outcomes(plans.take(rows), context)
         step_time_s[rows] = estimate.step_time_s
         peak_bytes[rows] = estimate.peak_memory_bytes
         host_bytes[rows] = estimate.host_memory_bytes
         fits[rows] = estimate.fits
-        if len(estimate.step_time_s) == total and isinstance(estimate, Outcomes):
+        if len(estimate.step_time_s) == total:
             costs = estimate.costs
     return Priced(
         plans=plans,
@@ -168,8 +160,6 @@ def join(parts: list[Priced]) -> Priced:
     """Priced plans of several searches as one, in order."""
     if len(parts) == 1:
         return parts[0]
-    from costmodels.plan import concatenate
-
     return Priced(
         plans=concatenate([part.plans for part in parts]),
         step_time_s=np.concatenate([part.step_time_s for part in parts]),

@@ -125,7 +125,7 @@ class DegreeFamilies:
         for stages in range(2, len(found.step_s)):
             if np.isfinite(found.step_s[stages]):
                 family = Family(
-                    num_stages=stages, schedule=Schedule.ONE_F_ONE_B, virtual_stages=own.virtual_stages,
+                    num_stages=stages, schedule=Schedule.ONE_F_ONE_B, virtual_stages=1,
                     num_microbatches=own.num_microbatches, configs=np.sort(own.configs), available=available,
                     nodes=float(found.nodes[stages]),
                 )  # fmt: skip

@@ -84,7 +84,6 @@ class Pool:
         prices: Their prices.
         configs: (C,) rows of its configurations.
         num_microbatches: Micro-batches per step m.
-        virtual_stages: Chunks per stage v.
         runs: What stages may hold.
         kinds: Of layers, those the model has.
         first_s, last_s: (C,) work of the embedding, and of the head.
@@ -97,7 +96,6 @@ class Pool:
     prices: StagePrices
     configs: IntArray
     num_microbatches: int
-    virtual_stages: int
     runs: Runs
     kinds: tuple[Kind, ...]
     first_s: FloatArray
@@ -129,7 +127,7 @@ class Pool:
             found += whole * kind.whole_s[:, None] + (again - whole) * kind.part_s[:, None]
             found[layers > every[:, None]] = np.inf
         ends_s = self.first_s * first + self.last_s * last
-        overhead_s = self.prices.context.stack.microbatch_overhead_s * self.virtual_stages
+        overhead_s = self.prices.context.stack.microbatch_overhead_s
         return found + (self.crossing_s + ends_s + overhead_s)[:, None]
 
     def once_s(self) -> FloatArray:
@@ -187,7 +185,7 @@ class Pool:
 
 def pool(
     prices: StagePrices, configs: IntArray, runs: Runs, freedom: Freedom, *, devices: tuple[int, ...], longest_s: float,
-    num_stages: int, num_microbatches: int, virtual_stages: int = 1, check_time: Callable[[], None] = lambda: None,
+    num_stages: int, num_microbatches: int, check_time: Callable[[], None] = lambda: None,
 ) -> Pool | None:  # fmt: skip
     """Configurations as a pool; None where none is quick enough.
 
@@ -200,7 +198,6 @@ def pool(
         longest_s: Longest that a stage may work on one micro-batch.
         num_stages: Stages that room is looked for on.
         num_microbatches: Micro-batches per step.
-        virtual_stages: Chunks per stage.
         check_time: Called between pieces of work.
     """
     model = prices.context.model
@@ -218,7 +215,7 @@ def pool(
     configs, starts = configs[order], np.searchsorted(np.sort(size), np.arange(len(sizes)))
     alone = [
         Family(
-            num_stages=num_stages, schedule=Schedule.ONE_F_ONE_B, virtual_stages=virtual_stages,
+            num_stages=num_stages, schedule=Schedule.ONE_F_ONE_B, virtual_stages=1,
             num_microbatches=num_microbatches, configs=configs[at : at + 1],
         )
         for at in range(len(configs))
@@ -228,7 +225,7 @@ def pool(
         layer_s, layers = each_s[order], runs.moe if moe else runs.dense
         most = np.minimum(longest_s / layer_s, layers.max(initial=0)).astype(np.int64)
         part_s, whole_s = again_s(prices, configs, freedom, moe=moe)
-        once = _once_s(prices, configs, most, num_microbatches, virtual_stages, longest_s, moe=moe)
+        once = _once_s(prices, configs, most, num_microbatches, longest_s, moe=moe)
         room = _rooms(alone, prices, freedom, most, check_time, moe=moe)
         kinds.append(
             Kind(
@@ -238,7 +235,7 @@ def pool(
     groups = len(prices.contexts)
     towards_s = prices.transfer_s.reshape(-1, groups)[configs]
     return Pool(
-        prices=prices, configs=configs, num_microbatches=num_microbatches, virtual_stages=virtual_stages, runs=runs,
+        prices=prices, configs=configs, num_microbatches=num_microbatches, runs=runs,
         kinds=tuple(kinds), first_s=stage_work_s(prices, configs, first=True),
         last_s=stage_work_s(prices, configs, last=True), crossing_s=2 * towards_s.min(axis=1), units=own, sizes=sizes,
         starts=starts,
@@ -259,8 +256,7 @@ def _rooms(
 
 
 def _once_s(
-    prices: StagePrices, configs: IntArray, most: IntArray, num_microbatches: int, virtual_stages: int,
-    longest_s: float, *, moe: bool,
+    prices: StagePrices, configs: IntArray, most: IntArray, num_microbatches: int, longest_s: float, *, moe: bool,
 ) -> FloatArray:  # fmt: skip
     """(C, N + 1) seconds once per step of stages of no more than ``most`` (C,) layers; beyond that, of as many."""
     member = np.repeat(np.arange(len(configs)), most + 1)
@@ -268,8 +264,8 @@ def _once_s(
     config = configs[member]
     rows = stage_rows(prices, config, layers, moe=moe)
     longest, m = np.full(len(rows), longest_s), np.full(len(rows), num_microbatches)
-    exposed_s, update_s = once_s(  # the more stages, the more an interleaved one hides: no fewer than micro-batches
-        prices, config, rows, num_microbatches=m, num_stages=m, virtual_stages=np.full(len(rows), virtual_stages),
+    exposed_s, update_s = once_s(
+        prices, config, rows, num_microbatches=m, num_stages=m, virtual_stages=np.ones(len(rows), dtype=np.int64),
         forward_s=longest, backward_s=longest,
     )  # fmt: skip
     found = np.zeros((len(configs), int(most.max(initial=0)) + 1))

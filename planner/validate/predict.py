@@ -14,8 +14,6 @@ from costmodels.arrays import largest, total
 from costmodels.context import CostContext
 from costmodels.estimate import MEMORY_PARTS
 from costmodels.evaluate import evaluate
-from costmodels.kernels.calls import KernelCostModel
-from costmodels.links.collectives import CollectiveCostModel
 from costmodels.memory.peaks import ALLOCATED_PARTS, RESERVED_PARTS, TensorMemory, joined, tensor_memory, with_overheads
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
 from costmodels.stack_variants import StackVariants
@@ -91,23 +89,9 @@ class _Group:
 class RowPredictor:
     """Prices a fixed set of rows with varying stacks."""
 
-    def __init__(
-        self,
-        rows: Sequence[ScorableRow],
-        *,
-        kernels: KernelCostModel | None = None,
-        collectives: CollectiveCostModel | None = None,
-    ) -> None:
-        """Group the rows.
-
-        Args:
-            rows: Rows to price.
-            kernels: Kernel prices; the packaged fits when absent.
-            collectives: Collective prices; the packaged fits when absent.
-        """
+    def __init__(self, rows: Sequence[ScorableRow]) -> None:
+        """Group the rows."""
         self._rows = tuple(rows)
-        self._kernels = kernels or default_kernel_model()
-        self._collectives = collectives or default_collective_model()
         self._kinds = np.array([row.memory_kind.value for row in rows], dtype=object)
         self._groups = _groups(self._rows)
 
@@ -216,8 +200,8 @@ class RowPredictor:
             cluster=group.cluster,
             job=group.job,
             stack=stack,
-            kernels=self._kernels,
-            collectives=self._collectives,
+            kernels=default_kernel_model(),
+            collectives=default_collective_model(),
         )
 
     def _price(self, group: _Group, stack: StackSpec, columns: Mapping[str, FloatArray], fits: BoolArray) -> None:

@@ -173,20 +173,18 @@ def _chain_s(pool: Pool, k: int, work_s: FloatArray, before_s: FloatArray, twice
         before_s: Way through the stages before it.
         twice_s: That, and twice the way through those behind it.
     """
-    m, v = pool.num_microbatches, pool.virtual_stages
+    m = pool.num_microbatches
     working_s: FloatArray = m * work_s
     if k > m:
         return working_s
     with np.errstate(invalid="ignore"):  # of stages that cannot be
-        if v > 1:  # a stage does twice as many forwards ahead, so that coming by way of the last is worth half
-            twice_s = (before_s + twice_s) / 2
-        working_s = working_s + np.maximum(before_s, twice_s - (k - 1) * work_s) / v
+        working_s = working_s + np.maximum(before_s, twice_s - (k - 1) * work_s)
     return working_s
 
 
 def _per_work(pool: Pool, stages: int) -> float:
     """``passes_per_work`` of so many stages."""
-    sizes = (stages, pool.num_microbatches, pool.virtual_stages, int(Schedule.ONE_F_ONE_B))
+    sizes = (stages, pool.num_microbatches, 1, int(Schedule.ONE_F_ONE_B))
     return float(passes_per_work(*(np.asarray([size]) for size in sizes))[0])
 
 

@@ -33,6 +33,7 @@ UNSEEN_ROUNDS = {
     "unseen_ninth_tuning.csv": 9,
 }
 NEVER_FITTED = frozenset(UNSEEN_ROUNDS)
+_REASONS_TOLD = 3
 CONTRADICTION = "contradiction: "  # begins the reason where what a row says cannot all be true
 
 
@@ -174,13 +175,13 @@ def unreadable(rows: Iterable[UnscorableRow]) -> SpecError | None:
     return next((row.error for row in rows if row.error is not None), None)
 
 
-def reasons(rows: Iterable[UnscorableRow], most: int = 3) -> str:
+def reasons(rows: Iterable[UnscorableRow]) -> str:
     """Why rows cannot be used: the first reasons that differ, each with the first row it is told of."""
     places: dict[str, str] = {}
     for row in rows:
         places.setdefault(row.reason, place_of(row.file, row.line))
     told = [reason if reason.startswith(place) else f"{place}: {reason}" for reason, place in places.items()]
-    return "; ".join(told[:most])
+    return "; ".join(told[:_REASONS_TOLD])
 
 
 def refuse_unseen(rows: Iterable[ScorableRow]) -> None:

@@ -1,61 +1,23 @@
 """Exhaustive search: chunks change nothing, nothing is missed, and what is ruled out is counted."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from costmodels.context import CostContext
-from costmodels.estimate import BASES, EXTRAPOLATED, EstimateBatch
-from costmodels.evaluate import evaluate, peaks
-from costmodels.memory.peaks import tensor_memory
-from costmodels.plan import PlanBatch, Recompute
-from costmodels.stages.table import stage_table
+from costmodels.evaluate import Outcomes, evaluate, outcomes, peaks
+from costmodels.plan import PlanBatch
 from costmodels.step.layer_costs import LayerCosts, layer_costs
 from planner import api
 from planner.answer.pricing import blocks_of_one, join, memory_rejections, price_all, price_contenders, price_fitting
 from planner.document_plan import to_document
 from planner.question.request import Options, cost_context, resolve_request, setting_of
-from planner.ranking import best_rows, nearest_row
+from planner.ranking import Priced, best_rows, nearest_row
 from planner.rules.base import Setting
 from planner.space.enumeration import plan_space
 from profiles.hardware import ClusterSpec
 from tests.fakes import RateKernels, context, device, gpt, job, node
-
-
-def toy(plans: PlanBatch, context: CostContext) -> EstimateBatch:
-    """Time falls and memory grows with the micro-batch; recomputation trades one for the other."""
-    full = plans.recompute == Recompute.FULL
-    time_s = 1.0 * plans.num_microbatches * (plans.micro_batch_size + 1) + 10.0 * full + plans.pipeline_parallel
-    memory = 1e9 * plans.micro_batch_size * np.where(full, 1, 10) / plans.tensor_parallel
-    host = 1e12 * plans.pipeline_parallel
-    stages = stage_table(plans, context.model)
-    shape = stages.layers.shape
-    usable, host_usable = context.cluster.device.usable_memory_bytes, context.cluster.node.host_memory_bytes
-    return EstimateBatch(
-        step_time_s=time_s,
-        step_time_low_s=time_s,
-        step_time_high_s=time_s,
-        time_parts_s={"forward": time_s},
-        communication_total_s={},
-        stage_time_s=np.zeros(shape),
-        stages=stages,
-        tensors=tensor_memory(plans, stages, context),
-        memory_parts_bytes={"weights": np.zeros(shape)},
-        stage_memory_bytes=np.zeros(shape),
-        peak_memory_bytes=memory,
-        peak_memory_low_bytes=memory,
-        peak_memory_high_bytes=memory,
-        host_memory_bytes=host,
-        fits=(memory <= usable) & (host <= host_usable),
-        basis=np.zeros(len(plans), dtype=np.int64),
-        extrapolated_share=dict.fromkeys(EXTRAPOLATED, np.zeros(len(plans))),
-        basis_share=dict.fromkeys(BASES, np.zeros(len(plans))),
-        model_flops=1.0,
-        hardware_flops=np.ones(len(plans)),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +26,14 @@ def plans() -> PlanBatch:
     return plan_space(setting, domain_devices=8).plans
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 7, 1000, 1 << 20])
-def test_chunks_change_nothing(plans: PlanBatch, chunk_rows: int) -> None:
-    few = plans.take(slice(0, 500))
-    whole = toy(few, context())
-    priced = price_all(few, context(), evaluator=toy, chunk_rows=chunk_rows)
-    assert np.array_equal(priced.step_time_s, whole.step_time_s)
-    assert np.array_equal(priced.peak_memory_bytes, whole.peak_memory_bytes)
-    assert np.array_equal(priced.fits, whole.fits)
+@pytest.mark.parametrize("chunk_rows", [1, 7, 99, 100])
+def test_chunks_change_nothing(plans: PlanBatch, monkeypatch: pytest.MonkeyPatch, chunk_rows: int) -> None:
+    where, few = context(kernels=RateKernels()), plans.take(slice(0, None, len(plans) // 99))
+    whole = price_all(few, where)
+    monkeypatch.setattr("planner.answer.pricing.CHUNK_ROWS", chunk_rows)
+    priced = price_all(few, where)
+    for name in ("step_time_s", "peak_memory_bytes", "host_memory_bytes", "fits"):
+        assert np.array_equal(getattr(priced, name), getattr(whole, name)), name
 
 
 def test_of_many_plans_those_that_do_not_fit_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,28 +57,27 @@ def test_answers_are_the_same_whether_all_plans_are_timed(monkeypatch: pytest.Mo
     question = ("llama-2-13b", "16xA100-40GB")
     before = to_document(api.plan(*question))
     monkeypatch.setattr("planner.answer.pricing.CHUNK_ROWS", 999)
-    monkeypatch.setattr(
-        "planner.answer.pricing.price_all.__kwdefaults__", price_all.__kwdefaults__ | {"chunk_rows": 999}
-    )
     after = to_document(api.plan(*question))
     assert [rival["fits"] for rival in before["explanation"]["rivals"]].count(False) > 0
     assert after == before
 
 
-def test_chunks_are_bounded(plans: PlanBatch) -> None:
+def test_chunks_are_bounded(plans: PlanBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
-    def counting(part: PlanBatch, where: CostContext) -> EstimateBatch:
+    def counting(part: PlanBatch, where: CostContext) -> Outcomes:
         sizes.append(len(part))
-        return toy(part, where)
+        return outcomes(part, where)
 
-    price_all(plans, context(), evaluator=counting, chunk_rows=100)
-    assert max(sizes) == 100
+    monkeypatch.setattr("planner.answer.pricing.outcomes", counting)
+    monkeypatch.setattr("planner.answer.pricing.CHUNK_ROWS", 1000)
+    price_all(plans, context(kernels=RateKernels()))
+    assert max(sizes) == 1000
     assert sum(sizes) == len(plans)
 
 
 def test_the_best_is_the_best_of_all(plans: PlanBatch) -> None:
-    priced = price_all(plans, context(), evaluator=toy)
+    priced = price_all(plans, context(kernels=RateKernels()))
     row = int(best_rows(priced, objective="step_time", count=1)[0])
     assert priced.fits[row]
     assert priced.step_time_s[row] == priced.step_time_s[priced.fits].min()
@@ -124,23 +85,23 @@ def test_the_best_is_the_best_of_all(plans: PlanBatch) -> None:
 
 def test_nothing_to_price() -> None:
     none = PlanBatch.from_columns(0)
-    priced = price_all(none, context(), evaluator=toy)
+    priced = price_all(none, context())
     assert len(priced) == 0
     assert memory_rejections(priced, context()) == {}
 
 
 def test_memory_rejections_name_the_memory(plans: PlanBatch) -> None:
-    priced = price_all(plans, context(), evaluator=toy)
-    device = (priced.peak_memory_bytes > 79e9).sum()
-    host = ((priced.host_memory_bytes > 2e12) & (priced.peak_memory_bytes <= 79e9)).sum()
-    assert device > 0
-    assert host > 0
-    assert memory_rejections(priced, context()) == {"out_of_memory": device, "out_of_host_memory": host}
-    assert device + host == np.count_nonzero(~priced.fits)
+    peaks_bytes, hosts_bytes = np.array([1.0, 80e9, 80e9, 1.0, 1.0]), np.array([0.0, 0.0, 3e12, 3e12, 2e12])
+    priced = Priced(
+        plans=plans.take(slice(0, 5)), step_time_s=np.ones(5), peak_memory_bytes=peaks_bytes,
+        host_memory_bytes=hosts_bytes, fits=np.array([True, False, False, False, True]),
+    )  # fmt: skip
+    assert memory_rejections(priced, context()) == {"out_of_memory": 2, "out_of_host_memory": 1}
 
 
 def test_joined_searches_keep_their_order(plans: PlanBatch) -> None:
-    first, second = (price_all(plans.take(rows), context(), evaluator=toy) for rows in (slice(0, 5), slice(5, 9)))
+    where = context(kernels=RateKernels())
+    first, second = (price_all(plans.take(rows), where) for rows in (slice(0, 5), slice(5, 9)))
     both = join([first, second])
     assert len(both) == 9
     assert both.plans.plan(6) == plans.plan(6)
@@ -157,11 +118,12 @@ def test_a_search_ranks_by_what_a_report_shows(plans: PlanBatch, step_time_scale
         assert np.array_equal(getattr(ranked, name), getattr(reported, name)), name
 
 
-def test_blocks_priced_by_a_search_serve_its_report(plans: PlanBatch) -> None:
+def test_blocks_priced_by_a_search_serve_its_report(plans: PlanBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     where = context(kernels=RateKernels(relative_half_width=0.2))
     searched = price_all(plans, where)
     assert searched.costs is not None
-    assert price_all(plans, where, chunk_rows=len(plans) - 1).costs is None
+    monkeypatch.setattr("planner.answer.pricing.CHUNK_ROWS", len(plans) - 1)
+    assert price_all(plans, where).costs is None
     rows = np.arange(0, len(plans), len(plans) // 7)
     after, alone = (evaluate(plans.take(rows), where, full=True, costs=c) for c in (searched.costs.take(rows), None))
     for name in ("step_time_s", "step_time_low_s", "step_time_high_s", "stage_time_s", "basis", "hardware_flops"):
@@ -196,10 +158,8 @@ def neighbours(plans: PlanBatch, row: int) -> list[int]:
     return np.flatnonzero(differing <= 1).tolist()
 
 
-@pytest.mark.parametrize("price", [toy, None], ids=["toy", "real"])
-def test_the_best_is_no_worse_than_any_neighbour(plans: PlanBatch, price: Callable[..., Any] | None) -> None:
-    where = context(kernels=RateKernels())
-    priced = price_all(plans, where, evaluator=price) if price else price_all(plans, where)
+def test_the_best_is_no_worse_than_any_neighbour(plans: PlanBatch) -> None:
+    priced = price_all(plans, context(kernels=RateKernels()))
     row = int(best_rows(priced, objective="step_time", count=1)[0])
     near = [other for other in neighbours(plans, row) if priced.fits[other]]
     assert len(near) > 5
