@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import optuna
@@ -85,6 +86,25 @@ def test_evolution_beats_its_own_first_generation_and_leaves_the_random_module_a
     found = run(Search(space=space, agent=EvolutionAgent(space=space, seed=0), budget=Budget(evaluations=1280)))
     assert random.random() == expected
     assert found.step_time_s < found.best_at(64)
+
+
+def test_agents_in_threads_search_as_they_do_alone(space: UniformSpace) -> None:
+    vectors = space.initial(64, np.random.default_rng(0))
+    outcome = space.price(vectors)
+
+    def children(seed: int) -> list[list[int]]:
+        agent = EvolutionAgent(space=space, seed=seed)
+        agent.tell(vectors, outcome)
+        return [vector.tolist() for _ in range(20) for vector in agent.ask(64)]
+
+    alone = [children(seed) for seed in range(4)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(children, range(4))) == alone
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_searching_needs_none_of_the_libraries() -> None:

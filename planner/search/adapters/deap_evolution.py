@@ -5,6 +5,7 @@ one question.
 """
 
 import random
+import threading
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,8 @@ from deap import base, tools
 from costmodels.plan import FloatArray, IntArray
 from planner.search.agents.agent import Outcome, SearchSpace
 from planner.search.agents.baselines import penalised
+
+_DRAWING = threading.Lock()
 
 
 class _Fitness(base.Fitness):  # type: ignore[misc]  # DEAP is not typed
@@ -69,19 +72,20 @@ class EvolutionAgent:
         if not self._parents:
             return self.space.initial(self.batch_size, self._rng)[:count]
         upper = [len(knob.labels) - 1 for knob in self.space.knobs]
-        # DEAP draws from the random module: give it this agent's numbers and put the module back.
-        state = random.getstate()
-        random.seed(int(self._rng.integers(1 << 62)))
-        try:
-            chosen = tools.selTournament(self._parents, self.batch_size, self.tournament)
-            children = [_Individual(list(parent)) for parent in chosen]
-            for one, other in zip(children[::2], children[1::2], strict=False):
-                if random.random() < self.crossover:
-                    tools.cxUniform(one, other, 0.5)
-            for child in children:
-                tools.mutUniformInt(child, 0, upper, self.mutation)
-        finally:
-            random.setstate(state)
+        # DEAP draws from the random module: give it this agent's numbers, and no other's, and put the module back.
+        with _DRAWING:
+            state = random.getstate()
+            random.seed(int(self._rng.integers(1 << 62)))
+            try:
+                chosen = tools.selTournament(self._parents, self.batch_size, self.tournament)
+                children = [_Individual(list(parent)) for parent in chosen]
+                for one, other in zip(children[::2], children[1::2], strict=False):
+                    if random.random() < self.crossover:
+                        tools.cxUniform(one, other, 0.5)
+                for child in children:
+                    tools.mutUniformInt(child, 0, upper, self.mutation)
+            finally:
+                random.setstate(state)
         return self.space.settle(np.asarray(children, dtype=np.int64))[:count]
 
     def tell(self, vectors: IntArray, outcome: Outcome) -> None:
