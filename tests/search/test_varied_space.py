@@ -254,8 +254,7 @@ def test_a_framework_with_one_schedule_has_one() -> None:
 def test_layers_are_spread_by_weight_in_whole_chunks() -> None:
     used = np.asarray([[True, True, True], [True, True, False]])
     layers = spread(np.asarray([[1.0, 1.0, 2.0], [9.0, 1.0, 0.0]]) * 6, used, np.asarray([2, 1]), 12)
-    assert layers.tolist() == [[2, 4, 6], [11, 1, 0]] or layers.sum(axis=1).tolist() == [12, 12]
-    assert (layers[0] % 2 == 0).all()
+    assert layers.tolist() == [[4, 2, 6], [10, 2, 0]]  # of what weighs more than the one chunk that every stage has
     kept = np.asarray([[4, 6, 2], [5, 7, 0]])
     assert (spread(kept, used, np.asarray([2, 1]), 12) == kept).all()
 

@@ -68,7 +68,7 @@ def test_a_large_cache_is_read_at_most_of_the_bandwidth(model):
     priced = model.predict(calls, H100)
     share = calls.bytes / priced.time_s / H100.memory_bandwidth_bytes_per_s
     assert ((share > 0.75) & (share <= 1)).all()
-    assert (priced.basis == Basis.LEARNED).all() or (priced.basis == Basis.ANALYTIC).all()
+    assert (priced.basis == Basis.ANALYTIC).all()  # the library is not said, so its price is another's
 
 
 def test_long_prompts_reach_what_the_library_is_known_for_and_keep_it(model):

@@ -136,7 +136,7 @@ def test_long_pipelines_are_summarised() -> None:
     text = shown(answer, width=80)
     assert "stage 0" in text
     assert "stage 15" in text
-    assert "stages 2-14" in text or "stages 1-14" in text
+    assert "stages 2-14" in text
 
 
 def test_stages_shown_together_say_how_they_differ() -> None:
@@ -157,7 +157,7 @@ def test_what_does_not_fit() -> None:
     assert "Nearest: tp" in text
     assert "too much" in text
     assert "What would fit:" in text
-    assert "use 16 devices" in text or "use 32 devices" in text
+    assert "use 32 devices: fits" in text
     nearest = shown(api.estimate("llama-3-70b", "8xA100", JOB))
     assert "does not fit: " in nearest
 
