@@ -1,6 +1,8 @@
 """Weights that are never trained: in how many bytes they are kept, and travel where ZeRO-3 shards them.
 
-QLoRA quantises all but embedding, norms and in most stacks the head (arXiv:2305.14314, section 3). Shards of such
+QLoRA quantises all but embedding, norms and in most stacks the head (arXiv:2305.14314, section 3), of the linear layers
+that bitsandbytes knows: experts that are stacked in one tensor, as in transformers 5, are none (its issue 1849, open in
+July 2026; ``StackSpec.quantises_experts``). Shards of such
 weights are gathered as they are stored, packed into 16-bit tensors (``bnb_4bit_quant_storage``, in the FSDP-QLoRA guide
 of bitsandbytes), and made 16 bits wide in each product. The 8-bit recipes of Transformer Engine keep weights that are
 never updated in 8 bits only (NVIDIA's MLPerf Llama-2-70B LoRA submissions).
@@ -10,7 +12,13 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.plan import FloatArray, PlanBatch
-from costmodels.stages.parameters import StageParameters, end_parameters, end_weights, layer_unit_parameters
+from costmodels.stages.parameters import (
+    StageParameters,
+    end_parameters,
+    end_weights,
+    layer_experts,
+    layer_unit_parameters,
+)
 from costmodels.stages.table import StageTable
 from profiles.parameters import layer_norm_parameters, position_parameters, total_compressing_parameters
 from profiles.precision import NF4_BYTES
@@ -44,7 +52,9 @@ def frozen_bytes(
     small = layer_element_bytes(context)
     dense, expert = parameters.dense * small, parameters.expert * small
     if context.job.task == "qlora":
-        dense = dense + unquantised(plans, stages, context) * (np.reshape(plain_bytes, (-1, 1)) - small)
+        plain_bytes = np.reshape(plain_bytes, (-1, 1))
+        dense = dense + unquantised(plans, stages, context) * (plain_bytes - small)
+        expert = expert if context.stack.quantises_experts else parameters.expert * plain_bytes
     return dense, expert
 
 
@@ -52,9 +62,10 @@ def unit_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
     """(N,) bytes of the largest unit of frozen weights that ZeRO-3 gathers at once: a layer, the embedding or head."""
     small, numerics = layer_element_bytes(context), context.job.numerics
     plain = numerics.storage_bytes if context.job.task == "qlora" else small
-    found: FloatArray = np.maximum(
-        layer_unit_parameters(plans, context.model) * small, end_parameters(plans, context.model) * plain
-    )
+    layer = layer_unit_parameters(plans, context.model) * small
+    if context.job.task == "qlora" and not context.stack.quantises_experts:
+        layer = layer + layer_experts(plans, context.model) * (plain - small)
+    found: FloatArray = np.maximum(layer, end_parameters(plans, context.model) * plain)
     return found
 
 

@@ -27,6 +27,7 @@ from planner.borrowed import borrowed
 from planner.exporters.formats import format_notes
 from planner.host_notes import host_notes, run_notes
 from planner.phrases import percent, plan_label, seconds
+from planner.question.jobs import wide_experts
 from planner.question.layouts import needs_layout
 from planner.question.machines import ClusterInput
 from planner.question.request import (
@@ -332,6 +333,8 @@ def warnings_about(request: Request, best: PlanEstimate | None) -> tuple[Note, .
     def warn(code: str, name: str, message: str) -> None:
         notes.append(Note(code=code, field=name, message=message))
 
+    if wide := wide_experts(request.job.task, request.stack, request.model):
+        warn("wide_experts", "job.task", wide)
     longest, length = request.model.max_sequence_length, request.job.sequence_length
     if longest and length > longest:
         warn("beyond_model_length", "job.sequence_length", f"{request.model.name} was built for {longest} tokens")

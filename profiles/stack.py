@@ -199,7 +199,7 @@ class StackSpec:
             shard hold 16-bit weights (``costmodels.autocast.sharding_stack``).
         shards_master_weights: The only weights that stay are shards of the master copy, gathered in 16 bits for use, as
             under the framework ``fsdp``: FSDP1 under Hugging Face's Trainer.
-        quantises_head: 4-bit weights include the output head.
+        quantises_head, quantises_experts: 4-bit weights include the output head, and those of routed experts.
         narrow_weights: Weights in 8 bits are ``kept`` beside those in 16, ``whole`` beside shards, or ``live`` instead.
         unpacks_weights: A frozen 4-bit weight is made 16 bits wide by PyTorch's own kernels, one per operation, and
             stays so from its forward to its backward product; otherwise one kernel restores it for each of them.
@@ -212,8 +212,7 @@ class StackSpec:
         master_gradients: What becomes of the optimizer's fp32 copy of gradients accumulated in 16 bits: ``kept``,
             alive in its ``step`` only, or ``none`` (XLA, which fuses the cast into the update).
         gradient_bucket_copies: Copies of all gradients, as stored, that reduction buckets always hold (nanotron: 1).
-        replica_bucket_copies: Copies of all gradients, as they are kept, that the buckets of PyTorch's DDP hold where
-            replicas are whole: 1 unless asked for views of them (gradient_as_bucket_view).
+        replica_bucket_copies: The same of PyTorch's DDP where replicas are whole: 1 without gradient_as_bucket_view.
         bucket_bytes: Fixed reduction and gathering buckets of a sharded optimizer (DeepSpeed).
         unsharded_units: Layers gathered at once under ZeRO-3: the one in use and those prefetched.
         optimizer_temporaries: Copies of a moment that an unfused optimizer has in its step (multi-tensor Adam: 1).
@@ -339,6 +338,7 @@ class StackSpec:
     autocast_weights: bool = False
     shards_master_weights: bool = False
     quantises_head: bool = False
+    quantises_experts: bool = True
     narrow_weights: str = ""
     unpacks_weights: bool = False
     four_bit_weight_bytes: float = 0.0

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from costmodels.autocast import casts_weights
+from costmodels.autocast import casts_weights, fp32_stream
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily
 from profiles.precision import FP32_BYTES, NF4_BYTES
@@ -60,6 +60,9 @@ def widening(context: CostContext, *, trained: bool, packed: bool, grouped: bool
         return Widening(passes=1 + trained, bytes_per_weight=FP32_BYTES + storage, kernels=1.0, cast=True)
     if trained or not packed or job.task != "qlora":
         return Widening()
+    if grouped and not stack.quantises_experts:
+        wide = fp32_stream(job, stack) and stack.expert_library == "cutlass"
+        return Widening(gemm_format="fp32", element_bytes=FP32_BYTES) if wide else Widening()
     if stack.unpacks_weights:
         moved, kernels = _UNPACKED
         return Widening(passes=1, bytes_per_weight=moved, kernels=kernels, family=KernelFamily.POINTWISE)

@@ -197,6 +197,7 @@ def _frozen_bytes(
 def dequantised_bytes(plans: PlanBatch, stages: StageTable, context: CostContext) -> FloatArray:
     """(N, S) bytes of the largest 4-bit matrix of a stage in 16 bits, as it is while its product runs.
 
+    Experts that are stacked for one product are restored together, gates with what they multiply (``gate_up_proj``).
     Or what PyTorch needs to unpack it, in 32 bits and in 8; in 16 bits it is among the activations then.
     """
     model = context.model
@@ -204,6 +205,11 @@ def dequantised_bytes(plans: PlanBatch, stages: StageTable, context: CostContext
         return np.zeros(stages.layers.shape)
     width = model.widest_product
     inner = np.where(stages.layers > 0, float(model.hidden_size * width), 0.0)
+    if model.moe is not None and context.stack.quantises_experts and context.stack.grouped_experts:
+        stacked = (
+            model.moe.num_experts * model.expert_hidden_size * model.moe.ffn_hidden_size * (model.mlp_matrices - 1)
+        )
+        inner = np.maximum(inner, (stages.moe_layers > 0) * float(stacked))
     head = float(head_parameters(model)) * stages.has_head if context.stack.quantises_head else 0.0
     matrix: FloatArray = np.maximum(inner, head) / plans.tensor_parallel[:, None]
     return matrix * (_UNPACKING_BYTES if context.stack.unpacks_weights else context.job.numerics.storage_bytes)

@@ -200,13 +200,19 @@ def layer_unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
     layer = layer_parameters(model, moe=False)
     beyond_mean = largest_mixer_parameters(model) - layer.attention
     sharded, replicated = float(layer.column_row_sharded), float(layer.replicated)
-    experts = np.zeros(len(plans))
     if model.moe is not None:
         mixed = layer_parameters(model, moe=True)
         sharded, replicated = float(mixed.column_row_sharded), float(mixed.replicated)
-        experts = mixed.routed_experts / (plans.expert_parallel * plans.expert_tensor_parallel)
-    per_layer: FloatArray = (sharded + beyond_mean) / plans.tensor_parallel + replicated + experts
+    per_layer: FloatArray = (sharded + beyond_mean) / plans.tensor_parallel + replicated + layer_experts(plans, model)
     return per_layer
+
+
+def layer_experts(plans: PlanBatch, model: ModelSpec) -> FloatArray:
+    """(N,) parameters of the routed experts of a layer on one rank, before ZeRO."""
+    if model.moe is None:
+        return np.zeros(len(plans))
+    routed = float(layer_parameters(model, moe=True).routed_experts)
+    return routed / (plans.expert_parallel * plans.expert_tensor_parallel)
 
 
 def _largest_half(plans: PlanBatch, model: ModelSpec) -> FloatArray:
@@ -215,8 +221,8 @@ def _largest_half(plans: PlanBatch, model: ModelSpec) -> FloatArray:
     plain: FloatArray = max(largest_mixer_parameters(model), dense) / plans.tensor_parallel
     if model.moe is not None:
         mixed = layer_parameters(model, moe=True)
-        experts = mixed.routed_experts / (plans.expert_parallel * plans.expert_tensor_parallel)
-        plain = np.maximum(plain, mixed.shared_experts / plans.tensor_parallel + mixed.router + mixed.latent + experts)
+        beside = mixed.shared_experts / plans.tensor_parallel + mixed.router + mixed.latent
+        plain = np.maximum(plain, beside + layer_experts(plans, model))
     return plain + layer_norm_parameters(model)
 
 

@@ -166,6 +166,16 @@ def expert_notes(stack: StackSpec, model: ModelSpec) -> tuple[Note, ...]:
     return (Note(code="assumed_default", field="framework", message=message),)
 
 
+def wide_experts(task: str, stack: StackSpec, model: ModelSpec) -> str:
+    """That QLoRA leaves most of a mixture of experts as it is in a stack that stacks them; empty where it does not."""
+    if task != "qlora" or model.moe is None or stack.quantises_experts:
+        return ""
+    return (
+        "experts are not quantised: bitsandbytes leaves those of transformers 5 as they are (its issue 1849); "
+        "framework unsloth quantises them, and so does hf-trainer-4bit-experts (axolotl's quantize_moe_experts)"
+    )
+
+
 def on_other_devices(
     job: TrainingJob,
     given: TrainingJob | Mapping[str, Any] | None,

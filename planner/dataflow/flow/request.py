@@ -203,7 +203,7 @@ def resolve_flow(
     pins = parse_call_pins(options.pins, graph, machines)
     stacks, stack_notes = stacks_of(graph, options.framework, pins)
     check_roles(graph, specs, machines, stacks)
-    notes += [*adapter_notes(graph, specs), *stack_notes]
+    notes += [*adapter_notes(graph, specs, stacks), *stack_notes]
     notes += fused_or_not(graph, stacks, specs, machines, options.attention_library)
     return FlowRequest(
         graph=graph,

@@ -15,7 +15,7 @@ from costmodels.workload import ADAPTER_TASKS, TrainingJob
 from planner.dataflow.flow.pins import CallPin
 from planner.dataflow.graphs.graph import GENERATE, INFERENCE, TRAIN, Dataflow
 from planner.question.job_checks import check_attention_library, check_chosen_keys
-from planner.question.jobs import with_attention
+from planner.question.jobs import wide_experts, with_attention
 from planner.question.lora import check_adapted
 from planner.question.request import name_notes, names_several
 from planner.results import Note
@@ -152,8 +152,8 @@ def _with_library(library: str, machines: MixedCluster) -> TrainingJob:
     return job
 
 
-def adapter_notes(graph: Dataflow, models: Mapping[str, ModelSpec]) -> list[Note]:
-    """What was assumed of the adapters that roles train, and of how they reach the engine."""
+def adapter_notes(graph: Dataflow, models: Mapping[str, ModelSpec], stacks: Mapping[str, StackSpec]) -> list[Note]:
+    """What was assumed of the adapters that roles train, of how they reach the engine, and of what is not quantised."""
     notes = []
     for role in graph.roles:
         if not graph.trainable(role.name):
@@ -161,6 +161,9 @@ def adapter_notes(graph: Dataflow, models: Mapping[str, ModelSpec]) -> list[Note
         if role.task in ADAPTER_TASKS and any(call.kind == GENERATE for call in graph.calls_of(role.name)):
             message = f"{role.name}: adapters alone go to the engine, whose copy of the base stays or waits on the host"
             notes.append(Note(code="assumed_default", field=f"job.roles.{role.name}.lora", message=message))
+        if wide := wide_experts(role.task, stacks[role.name], models[role.name]):
+            message = f"{role.name}: {wide}"
+            notes.append(Note(code="wide_experts", field=f"job.roles.{role.name}.task", message=message))
         for name, message in role.adapters(models[role.name]).assumed.items():
             field = f"job.roles.{role.name}.lora.{name}"
             notes.append(Note(code="assumed_default", field=field, message=f"{role.name}: {message}"))

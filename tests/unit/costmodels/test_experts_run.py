@@ -110,7 +110,8 @@ def test_packaged_stacks_and_models_say_so():
     }  # fmt: skip
     assert {name for name, found in load_priors().items() if found.transformers_models} == {
         "deepspeed", "deepspeed-2024", "deepspeed-gptq", "deepspeed-liger", "xtuner", "hf-trainer", "hf-trainer-liger",
-        "hf-trainer-compiled", "hf-trainer-2024", "hf-trainer-fsdp", "fms-acceleration", "hf-fsdp", "unsloth",
+        "hf-trainer-compiled", "hf-trainer-4bit-experts", "hf-trainer-2024", "hf-trainer-fsdp", "fms-acceleration",
+        "hf-fsdp", "unsloth",
     }  # fmt: skip
 
 

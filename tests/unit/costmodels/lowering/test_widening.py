@@ -32,6 +32,19 @@ def test_four_bits_are_restored_for_either_pass_by_three_kernels() -> None:
     assert not widening(context(job=QLORA), trained=False, packed=False).passes  # the head
 
 
+def test_experts_that_nobody_quantises_multiply_as_they_are() -> None:
+    """In fp32 where all that is not quantised is, for torch._grouped_mm is none of autocast's operations."""
+    wide, plain = (
+        stack(quantises_experts=False, autocast_weights=True, casts_unquantised=casts, expert_library="cutlass")
+        for casts in (True, False)
+    )
+    found = [
+        widening(context(job=QLORA, stack=each), trained=False, packed=True, grouped=True) for each in (wide, plain)
+    ]
+    assert [(each.passes, each.gemm_format) for each in found] == [(0, "fp32"), (0, "")]
+    assert widening(context(job=QLORA, stack=wide), trained=False, packed=True).passes == 2  # of other layers
+
+
 def test_pytorch_unpacks_once_by_nine_kernels() -> None:
     found = widening(context(job=QLORA, stack=stack(unpacks_weights=True)), trained=False, packed=True)
     assert (found.passes, found.kernels, found.bytes_per_weight) == (1, 9, 16.5)

@@ -13,10 +13,10 @@ from costmodels.autocast import fp32_stream
 from costmodels.evaluate import evaluate
 from costmodels.memory.activations import layer_activations
 from costmodels.memory.logits import late_logits_bytes, logits_bytes, logits_gradient_bytes
-from costmodels.memory.model_state import model_state, state_bytes
+from costmodels.memory.model_state import dequantised_bytes, model_state, state_bytes
 from costmodels.memory.peaks import tensor_memory
 from costmodels.memory.terms import memory_terms
-from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
+from costmodels.plan import ExecutionPlan, FloatArray, PlanBatch, Recompute
 from costmodels.stages.parameters import stage_parameters
 from costmodels.stages.table import stage_table
 from costmodels.workload import LORA_TARGETS, LoraSpec, TrainingJob
@@ -26,7 +26,7 @@ from profiles.parameters import layer_norm_parameters, layer_parameters, total_p
 from profiles.precision import NF4_BYTES
 from profiles.stack import StackSpec
 from profiles.stacks import load_stacks
-from tests.fakes import RateKernels, RingCollectives, context, job, llama, stack
+from tests.fakes import RateKernels, RingCollectives, context, job, llama, mixture, stack
 
 TRAINER, OLD = load_stacks()["hf-trainer"], load_stacks()["hf-trainer-2024"]
 MODEL = llama(num_key_value_heads=4)
@@ -186,6 +186,32 @@ def test_frozen_weights_are_gathered_as_they_are_stored(task: str, framework: st
     else:
         expected = 2 * max(layer * weights, head * ends)
     assert gathered == pytest.approx(expected, rel=1e-4)
+
+
+def test_experts_stacked_in_one_tensor_are_not_quantised() -> None:
+    """In transformers 5 they take 4 bytes, as all that bitsandbytes leaves, or 2 where they are sharded."""
+    experts = 4 * 8 * 3 * 1024 * 512
+    model = mixture(moe={"num_experts": 8, "ffn_hidden_size": 512, "shared_ffn_hidden_size": 0}, num_layers=4)
+    plans = PlanBatch.from_plans([ExecutionPlan(), ExecutionPlan(data_parallel=2, zero_stage=3)])
+    adapters = job(task="qlora", lora=LoraSpec(targets=("q",)))
+    stages = stage_table(plans, model)
+    parameters = stage_parameters(plans, stages, model, adapters)
+
+    def held(using: StackSpec) -> FloatArray:
+        where = context(model=model, job=adapters, stack=using)
+        return model_state(plans, stages, parameters, where).weights[:, 0]
+
+    more = held(TRAINER) - held(replace(TRAINER, quantises_experts=True))
+    assert more == pytest.approx([experts * (4 - NF4_BYTES), experts * (2 - NF4_BYTES) / 2])
+    # A product of experts restores the gates and what they multiply of all of them at once, in 16 bits.
+    restored = [
+        dequantised_bytes(plans, stages, context(model=model, job=adapters, stack=using))[0, 0]
+        for using in (load_stacks()["hf-trainer-4bit-experts"], TRAINER)
+    ]
+    assert restored == [2 * 8 * 1024 * 2 * 512, 2 * 1024 * model.widest_product]
+    assert not TRAINER.quantises_experts
+    assert OLD.quantises_experts
+    assert load_stacks()["unsloth"].quantises_experts
 
 
 def test_plans_that_shard_do_without_autocast() -> None:

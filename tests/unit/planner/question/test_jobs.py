@@ -7,7 +7,14 @@ import pytest
 
 import planner
 from costmodels.workload import LoraSpec, TrainingJob
-from planner.question.jobs import expert_notes, gradient_notes, resolve_job, rounded_batch, with_attention
+from planner.question.jobs import (
+    expert_notes,
+    gradient_notes,
+    resolve_job,
+    rounded_batch,
+    wide_experts,
+    with_attention,
+)
 from planner.question.machines import resolve_cluster
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
@@ -343,6 +350,18 @@ def test_of_which_transformers_experts_are_priced_is_said() -> None:
         assert not find_stack(older).grouped_experts
         assert not expert_notes(find_stack(older), mixtral)
     assert not expert_notes(find_stack("megatron-core"), mixtral)
+
+
+def test_experts_that_are_not_quantised_are_told_of() -> None:
+    mixtral, llama = (resolve_model(name, default_catalog()).spec for name in ("mixtral-8x7b", "llama-2-7b"))
+    assert wide_experts("qlora", find_stack("hf-trainer"), mixtral).startswith(
+        "experts are not quantised: bitsandbytes leaves those of transformers 5"
+    )
+    assert not wide_experts("lora", find_stack("hf-trainer"), mixtral)
+    assert not wide_experts("qlora", find_stack("hf-trainer"), llama)
+    assert not wide_experts("qlora", find_stack("unsloth"), mixtral)
+    answer = planner.plan("mixtral-8x7b", "8xH100", {"task": "qlora"})
+    assert "wide_experts" in {note.code for note in answer.warnings}
 
 
 def test_the_name_of_a_task_in_place_of_a_job_is_told_its_field() -> None:
