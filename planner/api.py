@@ -265,7 +265,7 @@ def _result(
         ),
         considered=len(priced),
         fitting=fitting,
-        likely=fitting if priced.likely is None else int(priced.likely.sum()),
+        likely=_as_likely_as_asked(request, priced),
         rejected=rejected,
         explanation=explain(answers[0], told, objective=request.objective) if answers else None,
         switches=switches(request, answers[0], told) if answers else (),
@@ -295,12 +295,21 @@ def _riskier(request: Request, priced: Priced, answers: list[PlanEstimate]) -> P
     return _ranked(_estimates(request, priced, rows)[0], len(answers) + 1)
 
 
+def _as_likely_as_asked(request: Request, priced: Priced) -> int:
+    """How many plans run out of memory no more often than was asked for."""
+    if priced.likely is None:
+        return int(priced.fits.sum())
+    return int(priced.likely.sum()) if priced.likely_below <= request.max_oom_risk else 0
+
+
 def _risk_notes(request: Request, priced: Priced) -> tuple[Note, ...]:
-    """Says so where all plans that fit are ranked though not all are likely to live; a single one tells its own."""
-    if len(priced) == 1 or priced.likely is None or not (priced.ranked & ~priced.likely).any():
+    """Says so where plans are ranked that are less likely to live than was asked for; a single one tells its own."""
+    if len(priced) == 1 or priced.likely is None or not priced.fits.any():
         return ()
-    most = percent(request.max_oom_risk)
-    if priced.likely.any():
+    most, all_that_fit = percent(request.max_oom_risk), bool((priced.ranked & ~priced.likely).any())
+    if _as_likely_as_asked(request, priced):
+        if not all_that_fit:
+            return ()
         (row,) = best_rows(priced, objective="step_time", count=1, among=priced.likely)
         message = f"the fastest plan that runs out of memory in less than {most} of runs takes "
         message += f"{seconds(float(priced.step_time_s[row]))} ({plan_label(priced.plans.plan(row))})"
@@ -308,8 +317,8 @@ def _risk_notes(request: Request, priced: Priced) -> tuple[Note, ...]:
         row = best_rows(priced, objective="memory_headroom", count=1)
         least = percent(float(oom_risks(priced.plans.take(row), cost_context(request))[0]))
         message = f"no plan runs out of memory in less than {most} of runs, that with the lowest peak does in {least}"
-    message += ", so all that fit are ranked"
-    return (Note(code="at_risk", field="max_oom_risk", message=message),)
+    ranked = "all that fit" if all_that_fit else f"those that do in less than {percent(priced.likely_below)}"
+    return (Note(code="at_risk", field="max_oom_risk", message=f"{message}, so {ranked} are ranked"),)
 
 
 def _with_wishes(request: Request, priced: Priced, plan: ExecutionPlan) -> Priced:

@@ -13,6 +13,7 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, Recompute
 from costmodels.step.layer_costs import LayerCosts
+from planner.results import RISKY
 from profiles.errors import SpecError, did_you_mean
 
 STAND_IN = 2.0  # times the fastest plan that fits: slower ones that are likely to live are no answer in its place
@@ -71,7 +72,8 @@ class Priced:
         peak_memory_bytes: Fullest device; infinite where a plan cannot fit whatever it recomputes and nobody asked.
         host_memory_bytes: Per node, for offloaded states.
         fits: Whether device and host memory suffice.
-        likely: Of those that fit, which run out of memory no more often than was asked for; None where nobody asked.
+        likely: Of those that fit, which run out of memory in less than a share of runs; None where nobody asked.
+        likely_below: That share: what was asked for, or the usual one where less was asked for and no plan has it.
         costs: The blocks of the plans, priced on the cluster of all of them; None where there are several clusters, or
             too many plans to price at once.
     """
@@ -82,6 +84,7 @@ class Priced:
     host_memory_bytes: FloatArray
     fits: BoolArray
     likely: BoolArray | None = None
+    likely_below: float = RISKY
     costs: LayerCosts | None = None
 
     def __len__(self) -> int:
@@ -96,14 +99,20 @@ class Priced:
             host_memory_bytes=self.host_memory_bytes[rows],
             fits=self.fits[rows],
             likely=None if self.likely is None else self.likely[rows],
+            likely_below=self.likely_below,
             costs=None if self.costs is None else self.costs.take(rows),
         )
 
     @property
     def ranked(self) -> BoolArray:
-        """(N,) plans to choose from: those that are likely to live, or where these are far slower, all that fit."""
+        """(N,) plans to choose from: those that are likely to live, or where these are far slower, all that fit.
+
+        What is surer than usual was asked for, however slow it is.
+        """
         if self.likely is None or not self.likely.any():
             return self.fits
+        if self.likely_below < RISKY:
+            return self.likely
         fastest_s, likely_s = (float(self.step_time_s[rows].min()) for rows in (self.fits, self.likely))
         return self.likely if likely_s < STAND_IN * fastest_s else self.fits
 

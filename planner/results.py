@@ -359,8 +359,7 @@ class PlanResult:
         pareto: Plans that trade step time, memory and devices, fastest first.
         considered: Legal plans priced.
         fitting: Of those, how many fit.
-        likely: Of those, how many run out of memory no more often than was asked for; where none does, or those take
-            twice as long, all that fit are ranked.
+        likely: Of those, how many run out of memory no more often than was asked for.
         rejected: Rule or limit to candidates it ruled out.
         explanation: About the first plan; None when there is none.
         switches: Settings of the framework that would make it faster, fastest first.

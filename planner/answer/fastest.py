@@ -17,6 +17,7 @@ from planner.answer.bounded_peaks import ALMOST, CHUNK_ROWS, BoundedPeaks
 from planner.answer.pricing import timed, timed_contenders
 from planner.answer.risks import with_likely
 from planner.ranking import STAND_IN, Priced, best_rows
+from planner.results import RISKY
 
 _FIRST_ROWS = 8192  # plans looked at first; then twice as many, and so on
 
@@ -24,8 +25,8 @@ _FIRST_ROWS = 8192  # plans looked at first; then twice as many, and so on
 def price_fastest(plans: PlanBatch, context: CostContext, *, count: int, most_risk: float = 1.0) -> Priced:
     """Of a space those plans priced that are likely to live and are the best; where none fits, those that come nearest.
 
-    Where the plan that needs the least memory is not likely to live, none is taken to be, and the best are of all that
-    fit.
+    Where the plan that needs the least memory is not likely to live, none is taken to be, and the best are of those
+    that are as likely to live as usual, or of all that fit.
 
     Args:
         plans: N legal plans, at least one.
@@ -34,6 +35,13 @@ def price_fastest(plans: PlanBatch, context: CostContext, *, count: int, most_ri
         most_risk: In which share of runs likely plans run out of memory at most (``risks.with_likely``).
     """
     bounded = BoundedPeaks.of(plans, context)
+    priced = _fastest(bounded, count, most_risk)
+    return priced if priced.likely_any or most_risk >= RISKY else _fastest(bounded, count, RISKY)
+
+
+def _fastest(bounded: BoundedPeaks, count: int, most_risk: float) -> Priced:
+    """Those that are priced where likely plans run out of memory in less than that share of runs."""
+    plans, context = bounded.plans, bounded.context
     may_fit = bounded.may_fit
     if may_fit.sum() <= CHUNK_ROWS or len(bounded.first) == len(plans):
         return with_likely(timed_contenders(bounded), context, most_risk)  # bounds would take as long
@@ -120,7 +128,7 @@ class _Steps:
         priced = self.priced(np.flatnonzero(self.step_time_s < below_s))
         if len(priced) < count or not priced.fits.any():
             return False
-        too_slow = below_s > STAND_IN * float(priced.step_time_s[priced.fits].min())
+        too_slow = below_s > STAND_IN * float(priced.step_time_s[priced.fits].min()) and self.most_risk >= RISKY
         if not (priced.likely_any or too_slow or self.none_is_likely()):
             return False
         return len(best_rows(priced, objective="step_time", count=count)) == count

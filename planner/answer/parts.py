@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from costmodels.context import CostContext
 from costmodels.plan import MESH, BoolArray, ExecutionPlan, PlanBatch
 from planner.answer.estimates import fastest_estimate
 from planner.answer.pricing import join, memory_rejections, price_fitting
@@ -20,7 +21,7 @@ from planner.answer.risks import with_likely
 from planner.phrases import seconds
 from planner.question.request import cost_context, part_of, space_of
 from planner.ranking import MAY_USE_FEWER_DEVICES, Priced
-from planner.results import Note, PlanEstimate, Request
+from planner.results import RISKY, Note, PlanEstimate, Request
 from planner.space.enumeration import Space
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
@@ -67,7 +68,7 @@ def search_parts(
         return found
     others = _others(request, found[0], best, taken)
     faster = any(priced.step_time_s[priced.ranked].min() < best.step_time_s for priced, _, _ in others)
-    surer = not found[0].likely_any and any(priced.likely_any for priced, _, _ in others)
+    surer = any(priced.likely_any and priced.likely_below < _sure(found[0]) for priced, _, _ in others)
     if not (faster or surer):
         return found
     return join([each[0] for each in (found, *others)]), _summed([each[1] for each in (found, *others)]), found[2]
@@ -82,6 +83,7 @@ def search_on(
         SpecError: What the last of them says where no cluster can run what is fixed, or one has too many plans.
     """
     parts: list[Priced] = []
+    contexts: list[CostContext] = []
     rejected: list[dict[str, int]] = []
     refused: SpecError | None = None
     together, thinned = 0, False
@@ -105,11 +107,19 @@ def search_on(
         priced = with_likely(price_fitting(space.plans, context), context, request.max_oom_risk)
         rejected += [space.rejected, memory_rejections(priced, context)]
         parts.append(priced)
+        contexts.append(context)
         if request.objective == "fewest_gpus" and priced.likely_any:
             break
     if not parts and refused is not None:
         raise refused
+    if request.max_oom_risk < RISKY and not any(part.likely_any for part in parts):
+        parts = [with_likely(*each, RISKY) for each in zip(parts, contexts, strict=True)]
     return join(parts), _summed(rejected), thinned
+
+
+def _sure(priced: Priced) -> float:
+    """In less than which share of runs likely plans run out of memory; beyond all where none is."""
+    return priced.likely_below if priced.likely_any else np.inf
 
 
 def smaller_sizes(cluster: ClusterSpec) -> list[int]:

@@ -1,5 +1,6 @@
 """Every legal plan of a space priced, chunk by chunk, keeping what ranking needs."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -157,14 +158,17 @@ def memory_rejections(priced: Priced, context: CostContext) -> dict[str, int]:
 
 
 def join(parts: list[Priced]) -> Priced:
-    """Priced plans of several searches as one, in order."""
+    """Priced plans of several searches as one, in order; likely are those that are so by the strictest bound met."""
     if len(parts) == 1:
         return parts[0]
+    below = min((part.likely_below for part in parts if part.likely_any), default=parts[0].likely_below)
+    counted = [part if part.likely_below <= below else replace(part, likely=part.fits & False) for part in parts]
     return Priced(
         plans=concatenate([part.plans for part in parts]),
         step_time_s=np.concatenate([part.step_time_s for part in parts]),
         peak_memory_bytes=np.concatenate([part.peak_memory_bytes for part in parts]),
         host_memory_bytes=np.concatenate([part.host_memory_bytes for part in parts]),
         fits=np.concatenate([part.fits for part in parts]),
-        likely=np.concatenate([part.fits if part.likely is None else part.likely for part in parts]),
+        likely=np.concatenate([part.fits if part.likely is None else part.likely for part in counted]),
+        likely_below=below,
     )

@@ -31,4 +31,4 @@ def with_likely(priced: Priced, context: CostContext, most_risk: float) -> Price
     close = np.flatnonzero(priced.fits & ~likely)
     if len(close):
         likely[close] = needed_log(priced.plans.take(close), context) < most_log
-    return replace(priced, likely=likely)
+    return replace(priced, likely=likely, likely_below=most_risk)

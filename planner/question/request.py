@@ -57,7 +57,7 @@ class Options:
         stack_fit: File of stacks fitted on one's own runs (``planner calibrate --runs``).
         objective: What "best" means, see ``planner.ranking.OBJECTIVES``.
         max_oom_risk: Share of runs, up to 1: plans that run out of memory more often are ranked only where all others
-            do, too, or take twice as long.
+            do, too, or, if no other share than the usual one was asked for, take twice as long.
         offload: Also consider offloading optimizer states, checkpoints and weights to host memory.
         named_modules: Also consider recomputing named modules of layers, as Megatron-Core can be told.
         variants: List plans that differ only in virtual stages, placement and other details (see

@@ -21,7 +21,7 @@ from profiles.errors import SpecError
 from profiles.hardware import DeviceSpec
 from profiles.timing_ops import KERNEL
 from profiles.timing_store import Merged, TimingStore, groups
-from profiles.timings import FloatArray, IntArray, TextArray, TimingTable
+from profiles.timings import FloatArray, IntArray, TextArray, TimingTable, joined
 
 HELD_OUT = 0.2  # of the measured kernels, to show what calibration does to kernels it has not seen
 _FEWEST = 2 * FEWEST_POINTS
@@ -126,20 +126,11 @@ def calibrate_device(device: DeviceSpec, checked: Sequence[Checked], store: Timi
     directory = store.own_directory
     for item in checked:
         check_level(_of_device(item.accepted, device), device, where=str(item.path)[:200])
+    own = store.own().table(device.name)
+    _check_enough(joined([own, *(item.accepted for item in checked)]), device)  # before anything is stored
     merged = admit(checked, store) if checked else None
     rows = measured_rows(store.own().table(device.name))
-    _check_formats(rows, device)
     check_level(rows, device, where=f"timings stored of {device.name}")
-    if len(rows) < _FEWEST:
-        problem = f"needs at least {_FEWEST} kernels of {device.name} that you measured; {len(rows)} are usable"
-        own = store.own().table(device.name)
-        untold = int(np.sum((own.kind == KERNEL) & (own.method == "unknown")))
-        hint = (
-            f"{untold:,} more do not say how they were timed: add --method {' or '.join(_WITHOUT_HOST)}, which it was"
-            if untold
-            else "kernels in a format plans use, timed without the host; 'planner profiles collect' measures a hundred"
-        )
-        raise SpecError("--from", problem, hint)
     base, calls = default_kernel_model(), calls_of(rows)
     held_out = _left_out(len(rows))
     changes, before, after = _effect(base, calls, rows, device, held_out)
@@ -184,6 +175,26 @@ def _check_formats(rows: TimingTable, device: DeviceSpec) -> None:
                 f"holds {dtype} kernels, but {device.name} has no {form} peak",
                 f"add {form} to its peak_tflops",
             )
+
+
+def _check_enough(table: TimingTable, device: DeviceSpec) -> None:
+    """Refuse measurements of which too few are of the device, in formats it has, and timed as plans need them.
+
+    Raises:
+        SpecError: With how many there are, or what they do not say.
+    """
+    rows = _of_device(table, device)
+    _check_formats(rows, device)
+    if len(rows) >= _FEWEST:
+        return
+    problem = f"needs at least {_FEWEST} kernels of {device.name} that you measured; {len(rows)} are usable"
+    untold = int(np.sum((table.device == device.name) & (table.kind == KERNEL) & (table.method == "unknown")))
+    hint = (
+        f"{untold:,} more do not say how they were timed: add --method {' or '.join(_WITHOUT_HOST)}, which it was"
+        if untold
+        else "kernels in a format plans use, timed without the host; 'planner profiles collect' measures a hundred"
+    )
+    raise SpecError("--from", problem, hint)
 
 
 def _of_device(rows: TimingTable, device: DeviceSpec) -> TimingTable:

@@ -334,5 +334,6 @@ def test_calibration_needs_kernels(tmp_path: Path, store: TimingStore, capsys: p
     write_timings(pretended(4), tmp_path / "few.parquet")
     assert run("calibrate", "--device", "A40", "--from", str(tmp_path / "few.parquet")) == 2
     assert "--from: needs at least 8 kernels of A40 that you measured; 4 are usable" in capsys.readouterr().err
+    assert not store.own().files()  # what is refused is not kept
     assert run("calibrate", "--device", "A40", "--out", str(tmp_path / "none")) == 2
     assert "--out: no such directory" in capsys.readouterr().err

@@ -198,7 +198,11 @@ def test_calibrating_passes_over_what_was_measured_on_another_device(
     code, _, err = run("calibrate", "--device", H100.name, "--from", table("b200.csv", "B200-SXM"))
     assert (code, f"holds nothing measured on {H100.name}, only on B200" in err) == (2, True)
     assert not store.files()
-    run("calibrate", "--device", H100.name, "--from", table("both.csv", "B200-SXM", "H100-SXM5-80GB", "my prototype"))
+    both = table("both.csv", "B200-SXM", "H100-SXM5-80GB", "my prototype")
+    code, _, err = run("calibrate", "--device", H100.name, "--from", both)
+    assert (code, "do not say how they were timed" in err) == (2, True)
+    assert not store.files()  # what is refused is not kept
+    assert run("calibrate", "--device", H100.name, "--from", both, "--method", "events")[0] == 0
     found = store.table(H100.name)
     assert len(found) == 44  # its own rows, and those of a name that nobody else has
     assert len(store.table()) == 44

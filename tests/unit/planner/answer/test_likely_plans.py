@@ -153,6 +153,22 @@ def test_plans_that_are_far_slower_are_no_answer() -> None:
         likely &= priced.step_time_s < high * fastest_s
         assert likely.any()
         assert (replace(priced, likely=likely).ranked == (likely if ranked else priced.fits)).all()
+        assert (replace(priced, likely=likely, likely_below=0.05).ranked == likely).all()  # as was asked for
+
+
+@pytest.mark.parametrize("surer", [0.05, 1e-6])
+def test_who_asks_for_less_risk_takes_none_that_is_higher(surer: float) -> None:
+    """Where there is no plan of so little, plans are ranked that the usual bound ranks, and the answer says so."""
+    job = {"sequence_length": 8192, "global_batch_size": 64, "task": "full"}
+    usual, careful = (
+        planner.plan("qwen2.5-7b", "8xRTX-4090", job, framework="megatron-core", max_oom_risk=most)
+        for most in (RISKY, surer)
+    )
+    assert careful.plans[0].oom_probability <= usual.plans[0].oom_probability < RISKY
+    assert [item.plan for item in careful.plans] == [item.plan for item in usual.plans]
+    assert careful.likely == 0 < usual.likely
+    (note,) = (note.message for note in careful.warnings if note.code == "at_risk")
+    assert note.endswith("so those that do in less than 20 % are ranked")
 
 
 def test_fewer_devices_have_to_be_likely_to_live() -> None:
