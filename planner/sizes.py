@@ -23,6 +23,7 @@ from planner.question.request import (
     ModelInput,
     Options,
     PinsInput,
+    check_options,
     full_node,
     given_options,
     part_of,
@@ -200,6 +201,7 @@ def sizing(
         2
     """
     chosen, days = given_options(options, settings), _checked_days(days)
+    check_options(chosen)
     given = plain(clusters)
     kinds = given if isinstance(given, list | tuple) else [given]
     if not 1 <= len(kinds) <= MAX_KINDS:

@@ -378,12 +378,13 @@ def load_engines() -> Mapping[str, EngineSpec]:
 
 
 def find_engine(name: str) -> EngineSpec:
-    """The engine of that name.
+    """The engine of that name, case-insensitively.
 
     Raises:
         SpecError: If there is none.
     """
     engines = load_engines()
-    if name not in engines:
+    found = engines.get(name.strip().lower())
+    if found is None:
         raise SpecError("engine", f"unknown name {name[:40]!r}", did_you_mean(name, engines))
-    return engines[name]
+    return found

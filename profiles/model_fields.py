@@ -76,11 +76,13 @@ def _fill(values: dict[str, Any], field: str) -> tuple[str, ...]:
     """Fill in what the rest decides: key/value heads, head width, the dense width of an all-MoE model."""
     notes = []
     heads, hidden, moe = values.get("num_attention_heads"), values.get("hidden_size"), values.get("moe")
+    if heads is not None and heads < 1:
+        raise SpecError(f"{field}.num_attention_heads", f"must be at least 1; got {heads}", "1")
     if heads and values.get("num_key_value_heads") is None:
         values["num_key_value_heads"] = heads
         notes.append(f"{field}.num_key_value_heads taken as num_attention_heads={heads}")
     if heads and hidden and values.get("head_dim") is None:
-        if heads < 0 or hidden % heads:
+        if hidden % heads:
             raise SpecError(
                 f"{field}.num_attention_heads",
                 f"must divide hidden_size={hidden} when head_dim is not given; got {heads}",

@@ -9,7 +9,7 @@ from profiles.errors import did_you_mean, shown
 _KINDS = (
     dict.fromkeys(("model_type", "model_attributes_type", "dict_type", "mapping_type"), "must be a mapping")
     | dict.fromkeys(("list_type", "tuple_type"), "must be a list")
-    | dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number")
+    | dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number")
     | dict.fromkeys(("float_type", "float_parsing"), "must be a number")
     | dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false")
     | {"string_type": "must be a text", "finite_number": "must be a finite number"}
@@ -40,6 +40,8 @@ def problem_of(error: Mapping[str, Any]) -> str:
     if kind in _BOUNDS:
         name, word = _BOUNDS[kind]
         return f"must be {word} {_plain(bounds[name])}; got {shown(value)}"
+    if kind == "int_parsing_size":  # beyond 64 bits
+        return f"must be a smaller number; got {shown(value)}"
     words = _KINDS.get(kind, error["msg"].removeprefix("Value error, "))
     words = words[:1].lower() + words[1:]
     words = re.sub(r"^input should be ", "must be ", re.sub(r"^string should have ", "must have ", words))

@@ -223,9 +223,10 @@ def serving_engine(
     if not isinstance(name, str):
         raise SpecError("engine", f"must be text; got {shown(name)}", "vllm, sglang or tensorrt-llm")
     serving = {engine.name: engine for engine in load_engines().values() if engine.continuous}
+    name = name.strip().lower()
+    if name not in load_engines():
+        raise SpecError("engine", f"unknown name {name[:40]!r}", did_you_mean(name, serving))
     if name not in serving:
-        if name not in load_engines():
-            raise SpecError("engine", f"unknown name {name[:40]!r}", did_you_mean(name, serving))
         problem = f"{name} runs a batch until its longest request ends, and serves nobody meanwhile"
         raise SpecError("engine", problem, "vllm, sglang or tensorrt-llm")
     engine = serving[name].serving_on(device)

@@ -221,6 +221,7 @@ def test_the_cheapest_kind_of_all_is_told() -> None:
         ({"clusters": ["H100"] * 9}, "cluster"),
         ({"clusters": "8xH100@cheap"}, "cluster"),
         ({"clusters": "8xH100@-1"}, "cluster"),
+        ({"fabric": 5}, "fabric"),
         ({"clusters": "8xH10O"}, "cluster.device"),
         ({"clusters": 5}, "cluster"),
         ({"clusters": "2x8xA100+2x8xH100"}, "cluster"),

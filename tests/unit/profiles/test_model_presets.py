@@ -260,6 +260,7 @@ def test_base_overrides_a_preset_field_by_field():
             {"hidden_size": 65},
             "model.num_attention_heads: must divide hidden_size=65 when head_dim is not given; got 4",
         ),
+        ({"num_attention_heads": 0}, "model.num_attention_heads: must be at least 1; got 0"),
         ({"num_key_value_heads": 3}, "model.num_key_value_heads: must divide num_attention_heads=4; got 3"),
         ({"moe": 3}, "model.moe: must be a mapping; got 3"),
         ({"moe": {"num_experts": 4}}, "model.moe.experts_per_token: is required"),

@@ -31,6 +31,11 @@ ROLES = {"roles": {"actor": {}}}
             {"device": "H100", "num_nodes": 1.5},
             "cluster.num_nodes: must be a whole number; got 1.5",
         ),
+        (
+            cluster_from_mapping,
+            {"device": "H100", "num_nodes": 1e300},
+            "cluster.num_nodes: must be a smaller number; got 1e+300",
+        ),
         (cluster_from_mapping, {"device": ""}, "cluster.device: must have at least 1 character; got ''"),
     ],
 )

@@ -112,6 +112,10 @@ def test_what_is_wrong_is_named(asked: dict[str, Any], field: str) -> None:
     assert caught.value.field == field
 
 
+def test_engines_may_be_written_large() -> None:
+    assert served(engine=" SGLang").engine == served(engine="sglang").engine
+
+
 @pytest.mark.parametrize(
     "asked",
     [
