@@ -18,7 +18,7 @@ from planner.answer.parts import sizes_to_try
 from planner.answer.pricing import nearest_to_fit, price_all
 from planner.answer.risks import oom_risks
 from planner.question.attention import FLEX
-from planner.question.jobs import on_another_stack, rounded_batch
+from planner.question.jobs import on_another_stack, rounded_batch, said
 from planner.question.lora import adapters_of
 from planner.question.request import cost_context, full_node, part_of, space_of
 from planner.ranking import Priced, best_rows
@@ -317,19 +317,25 @@ def _fewer_devices(request: Request) -> Iterator[_Trial]:
 
 
 def _more_devices(request: Request) -> Iterator[_Trial]:
-    """The next sizes, degrees of data and pipeline parallelism free to grow."""
+    """The next sizes, degrees of data and pipeline parallelism free to grow, and whole nodes between them."""
+    full = full_node(request.cluster).devices_per_node
+    kept = said("global_batch_size", request.asked) or said("global_batch_tokens", request.asked)
+    for size in larger_sizes(request.cluster):
+        between = [size * eighths // 8 for eighths in (5, 6, 7)]
+        milder = tuple(_of_size(request, each, keeps_batch=kept) for each in between if each % full == 0)
+        yield replace(_of_size(request, size, keeps_batch=False), milder=milder)
+
+
+def _of_size(request: Request, size: int, *, keeps_batch: bool) -> _Trial:
+    """So many devices, with a batch that they share where it may change."""
     free = ("data_parallel", "num_microbatches")
     pins = {name: value for name, value in request.pins.items() if name not in free}
-    for size in larger_sizes(request.cluster):
-        cluster = part_of(request.cluster, size)
-        batch = request.job.global_batch_size
-        job = request.job
-        if batch % size and size % batch:
-            job = replace(job, global_batch_size=rounded_batch(batch, size, pins))
-        message = f"use {size} devices"
-        if job is not request.job:
-            message += f" and a global batch of {job.global_batch_size} sequences"
-        yield _trial(request, "more_devices", message, pins=pins, cluster=cluster, job=job)
+    job, message = request.job, f"use {size} devices"
+    batch = job.global_batch_size
+    if batch % size and size % batch and not keeps_batch:
+        job = replace(job, global_batch_size=rounded_batch(batch, size, pins))
+        message += f" and a global batch of {job.global_batch_size} sequences"
+    return _trial(request, "more_devices", message, pins=pins, cluster=part_of(request.cluster, size), job=job)
 
 
 def _larger_machines(request: Request, needed_bytes: float, searcher: Searcher) -> Iterator[Iterator[_Trial]]:

@@ -103,7 +103,7 @@ def with_attention(
     """
     device = cluster.device
     check_width(job, stack, model)
-    if _said("attention", given) or (job.attention_library and unfused_by_default(model, stack)):
+    if said("attention", given) or (job.attention_library and unfused_by_default(model, stack)):
         return job, asked_attention_notes(job, stack, device, model)
     attention = default_attention(stack, device, model)
     return replace(job, attention=attention), attention_notes(attention, stack, device, model)
@@ -119,8 +119,11 @@ def with_loss(
         given: What was said of it.
         stack: Who runs it.
     """
-    said = _said("linear_cross_entropy", given) or _said("fused_cross_entropy", given)
-    if said or not stack.joins_loss(job.sequence_length):
+    if (
+        said("linear_cross_entropy", given)
+        or said("fused_cross_entropy", given)
+        or not stack.joins_loss(job.sequence_length)
+    ):
         return job, ()
     message = (
         f"output layer and loss are one, as in {stack.name} beyond {stack.linear_loss_tokens:,} tokens (not given)"
@@ -131,7 +134,7 @@ def with_loss(
 
 def state_notes(job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None) -> tuple[Note, ...]:
     """What is assumed of the copies in which weights that are fine-tuned are updated: most of what they take."""
-    if job.task != "full" or _said("master_dtype", given) or _said("state_dtype", given):
+    if job.task != "full" or said("master_dtype", given) or said("state_dtype", given):
         return ()
     message = f"master copy of the weights in {job.master_dtype}, optimizer states in {job.state_dtype} (not given)"
     return (Note(code="assumed_default", field="job.master_dtype", message=message),)
@@ -141,7 +144,7 @@ def gradient_notes(
     job: TrainingJob, given: TrainingJob | Mapping[str, Any] | None, stack: StackSpec
 ) -> tuple[Note, ...]:
     """What is assumed of the format in which gradients are summed: what replicas exchange doubles with its bytes."""
-    if job.trains_adapters_only or (_said("gradient_dtype", given) and job.gradient_dtype):
+    if job.trains_adapters_only or (said("gradient_dtype", given) and job.gradient_dtype):
         return ()
     bits = [8 * gradient_element_bytes(job, each) for each in (stack, sharding_stack(stack, weights=True))]
     sharded = f", in {bits[1]:.0f} where model states are sharded" if bits[1] != bits[0] else ""
@@ -184,7 +187,7 @@ def on_other_devices(
     model: ModelSpec,
 ) -> TrainingJob:
     """The job on devices it was not asked about: what was assumed of precision and attention is assumed anew."""
-    if not _said("precision", given):
+    if not said("precision", given):
         job = replace(job, precision=default_precision([cluster.device]))
     return with_attention(job, given, stack, cluster, model)[0]
 
@@ -197,12 +200,13 @@ def on_another_stack(
     model: ModelSpec,
 ) -> TrainingJob:
     """The job under a stack it was not asked about: what was assumed of attention and loss is assumed anew."""
-    if not _said("linear_cross_entropy", given):
+    if not said("linear_cross_entropy", given):
         job = replace(job, linear_cross_entropy=False)
     return with_loss(with_attention(job, given, stack, cluster, model)[0], given, stack)[0]
 
 
-def _said(name: str, given: TrainingJob | Mapping[str, Any] | None) -> bool:
+def said(name: str, given: TrainingJob | Mapping[str, Any] | None) -> bool:
+    """Whether a field of the job was given: of a whole job each is."""
     return isinstance(given, TrainingJob) or (given is not None and given.get(name) is not None)
 
 

@@ -157,7 +157,7 @@ def test_what_does_not_fit() -> None:
     assert "Nearest: tp" in text
     assert "too much" in text
     assert "What would fit:" in text
-    assert "use 32 devices: fits" in text
+    assert "use 24 devices: fits" in text
     nearest = shown(api.estimate("llama-3-70b", "8xA100", JOB))
     assert "does not fit: " in nearest
 
