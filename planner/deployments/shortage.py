@@ -184,6 +184,13 @@ def _lighter(asked: ServingResult) -> Iterator[tuple[str, ServingResult]]:
             yield f"weights {name}, {words}", replace(asked, weights=weights)
 
 
+def _more_at_once(asked: ServingResult) -> Iterator[tuple[str, ServingResult]]:
+    """The same question with as many requests at once as the engine takes by itself, where fewer were asked for."""
+    usual = serving_engine(asked.engine.name, asked.cluster.device).max_sequences
+    if asked.engine.max_sequences < usual:
+        yield f"max_num_seqs {usual}", replace(asked, engine=replace(asked.engine, max_sequences=usual))
+
+
 def _first(changed: Iterator[tuple[str, ServingResult]], pins: Mapping[str, int]) -> str:
     """What was changed in the first question that something serves; empty where nothing serves any."""
     return next((words for words, other in changed if served(other, pins)), "")
@@ -315,7 +322,8 @@ def _fewer_or_more(found: Layouts, asked: ServingResult, pins: Mapping[str, int]
 
     rate = _lowered(most_rate, answered, _rounded_down)
     words = "" if rate is None else f"rate_per_s {rate:g}"
-    return ", or ".join(filter(None, [words, _first(_lighter(asked), pins), _elsewhere(asked, pins)]))
+    freed = _first(_more_at_once(asked), pins)
+    return ", or ".join(filter(None, [freed, words, _first(_lighter(asked), pins), _elsewhere(asked, pins)]))
 
 
 def _lowered(
@@ -358,7 +366,8 @@ def _too_slow(found: Layouts, there: Deployments, asked: ServingResult, pins: Ma
     if max(missed.values()) > MOST_SECONDS:
         looser = []
     other = "" if job.rate_per_s is None else _elsewhere(asked, pins)
-    remedy = ", or ".join(filter(None, [", ".join(looser), _first(_lighter(asked), pins), other]))
+    freed = _first(_more_at_once(asked), pins)
+    remedy = ", or ".join(filter(None, [freed, ", ".join(looser), _first(_lighter(asked), pins), other]))
     return ServingShortage(reason="too_slow", message=message, remedy=remedy, nearest=nearest)
 
 

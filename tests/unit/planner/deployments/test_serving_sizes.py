@@ -54,6 +54,17 @@ def test_a_rate_beyond_all_devices_names_the_most_they_answer() -> None:
     assert not served(gpus=f"{int(devices.split()[0]) // 8 - 1}x8xH100-SXM-80GB", rate_per_s=2000).fits
 
 
+@pytest.mark.parametrize("bounds", [{}, {"latency_s": 10.0}])
+def test_a_limit_of_requests_at_once_is_told_where_it_is_what_stands_in_the_way(bounds: dict[str, float]) -> None:
+    asked: dict[str, Any] = {"gpus": "1xH100-SXM-80GB", "prompt": 1024, "generate": 256, "rate_per_s": 5.0} | bounds
+    shortage = served(**asked, max_num_seqs=2).shortage
+    assert shortage is not None
+    name, count = shortage.remedy.split(", or ")[0].split()
+    assert name == "max_num_seqs"
+    assert served(**asked, max_num_seqs=int(count)).fits
+    assert served(**asked).shortage is None
+
+
 @pytest.mark.parametrize("ttft_s", [0.2, 1.0])
 def test_what_would_do_keeps_the_bounds_too(ttft_s: float) -> None:
     shortage = served("llama-3.1-70b", rate_per_s=500, ttft_s=ttft_s).shortage
