@@ -79,7 +79,7 @@ def _of_one_kind(mixed: MixedCluster, *, named: bool) -> ClusterSpec:
         SpecError: If they are not.
     """
     groups, node = mixed.groups, mixed.groups[0].node
-    if any(group.node != node for group in groups) or mixed.between not in (None, node.nic):
+    if not of_one_kind(mixed):
         names = " and ".join(group.name for group in groups)
         raise SpecError(
             "cluster",
@@ -90,6 +90,12 @@ def _of_one_kind(mixed: MixedCluster, *, named: bool) -> ClusterSpec:
     if len(groups) > 1 and not named:
         filled[f"between groups: {node.nics_per_node} x {node.nic.name} per node"] = None
     return ClusterSpec(name=mixed.name, node=node, num_nodes=mixed.num_nodes, assumptions=tuple(filled))
+
+
+def of_one_kind(mixed: MixedCluster) -> bool:
+    """Whether the machines of all groups, and the network between them, are alike."""
+    node = mixed.groups[0].node
+    return all(group.node == node for group in mixed.groups) and mixed.between in (None, node.nic)
 
 
 def fabric_notes(cluster: ClusterSpec, fabric: str | None) -> list[Note]:

@@ -9,7 +9,7 @@ from math import ceil
 from costmodels.context import CostContext
 from costmodels.plan import PlanBatch, concatenate
 from planner.answer.parts import part_spaces, sizes_to_try
-from planner.question.machines import ClusterInput, mixed_of
+from planner.question.machines import ClusterInput, mixed_of, of_one_kind
 from planner.question.option_kinds import refuse_oom_risk
 from planner.question.request import (
     JobInput,
@@ -138,7 +138,7 @@ def ask(
         SpecError: If anything named is unknown, out of bounds or contradictory.
     """
     mixed = mixed_of(cluster)
-    if mixed is None:
+    if mixed is None or of_one_kind(mixed):
         question = Question(requests=(resolve_request(model, cluster, job, pins, options),), runnable=runnable)  # type: ignore[arg-type]
     else:
         _check_vendors(mixed)

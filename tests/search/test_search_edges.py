@@ -159,6 +159,16 @@ def test_a_cluster_of_two_types_is_searched_over_rest() -> None:
             assert [entry["field"] for entry in wrong.json()["errors"]] == [field]
 
 
+def test_groups_that_are_alike_are_one_cluster() -> None:
+    """Its plans treat all devices alike, which those over several groups do not."""
+    asked: dict[str, Any] = {"model": "llama-3.2-1b", "job": {"global_batch_size": 64}, "seconds": 2.0, "seed": 1}
+    whole, halves = (planner.search(cluster=name, **asked) for name in ("2x8xH100", "8xH100+8xH100"))
+    assert whole.best is not None
+    assert halves.best is not None
+    assert halves.best.step_time_s == pytest.approx(whole.best.step_time_s, rel=0.02)
+    assert [run.space for run in halves.engines][:1] == [run.space for run in whole.engines][:1]
+
+
 def test_gpus_of_two_vendors_train_nothing_together() -> None:
     with pytest.raises(SpecError, match="GPUs of amd and nvidia"):
         planner.search("llama-3-8b", "8xH100+8xMI300X", {"global_batch_size": 128})
