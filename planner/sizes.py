@@ -11,6 +11,7 @@ from itertools import pairwise
 from math import isfinite, lcm, prod
 from typing import Any
 
+from costmodels.energy_cost import cost_usd
 from costmodels.plan import MESH
 from planner.answer.estimates import fastest_estimate
 from planner.answer.pricing import nearest_to_fit
@@ -33,7 +34,7 @@ from planner.results import Infeasible, Note, PlanEstimate, Request
 from profiles.errors import SpecError, shown
 from profiles.hardware import ClusterSpec
 from profiles.scalars import plain
-from profiles.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
+from profiles.units import SECONDS_PER_DAY
 
 MOST_DEVICES = 1024  # looked at where one machine, or part of one, is named
 MAX_KINDS = 8
@@ -102,8 +103,7 @@ class KindSizes:
     def usd_per_token(self, size: Size) -> float:
         """Dollars for a useful token, at the price of this kind; infinite without one."""
         price = self.request.price
-        per_s = float("inf") if price is None else price.usd_per_device_hour / SECONDS_PER_HOUR
-        return size.device_seconds_per_token * per_s
+        return float("inf") if price is None else cost_usd(size.device_seconds_per_token, 1, price)
 
     @property
     def varied(self) -> frozenset[str]:

@@ -4,14 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from costmodels.energy_cost import Price
+from costmodels.energy_cost import Price, cost_usd
 from planner.deployments.job import ServingJob
 from planner.deployments.speculation import Drafting
 from planner.results import Note
 from profiles.engines import EngineSpec
 from profiles.hardware import ClusterSpec
 from profiles.model import ModelSpec
-from profiles.units import SECONDS_PER_HOUR
 from profiles.weights import WeightFormat
 
 
@@ -46,11 +45,11 @@ class Served(ABC):
 
     def usd_per_million_tokens(self, price: Price) -> float:
         """Dollars for a million output tokens at a price per device-hour."""
-        return price.usd_per_device_hour / SECONDS_PER_HOUR / self.tokens_per_s_per_device * 1e6
+        return 1e6 * cost_usd(1 / self.tokens_per_s_per_device, 1, price)
 
     def usd_per_million_prompt_tokens(self, price: Price) -> float:
         """Dollars for a million tokens of prompts, were nothing else paid for."""
-        return price.usd_per_device_hour / SECONDS_PER_HOUR / self.prompt_tokens_per_s_per_device * 1e6
+        return 1e6 * cost_usd(1 / self.prompt_tokens_per_s_per_device, 1, price)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

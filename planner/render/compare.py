@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from costmodels.energy_cost import cost_usd
 from costmodels.plan import OFFLOADS, RECOMPUTES
 from planner.comparing import Change, Compared, CompareResult
 from planner.phrases import (
@@ -23,7 +24,7 @@ from planner.phrases import (
     signed_percent,
 )
 from planner.rules.base import DEGREES
-from profiles.units import GIB, SECONDS_PER_HOUR
+from profiles.units import GIB
 
 # Fields of a plan that its label tells.
 _LABELLED = (
@@ -145,12 +146,13 @@ def _figures(compared: Iterable[Compared]) -> Iterator[Row]:
         yield "GPU-hours", ["-" if item.run is None else amount(item.run.device_hours) for item in items]
     prices = [item.request.price for item in compared]
     if any(prices):
-        yield "$ per million tokens", [
-            "-" if price is None else dollars(
-                1e6 * item.device_seconds_per_token / SECONDS_PER_HOUR * price.usd_per_device_hour
-            )
-            for item, price in zip(items, prices, strict=True)
-        ]  # fmt: skip
+        yield (
+            "$ per million tokens",
+            [
+                "-" if price is None else dollars(1e6 * cost_usd(item.device_seconds_per_token, 1, price))
+                for item, price in zip(items, prices, strict=True)
+            ],
+        )
 
 
 def change_in_words(first: str, change: Change) -> str:

@@ -7,6 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from costmodels.energy_cost import cost_usd, device_hours
 from costmodels.memory.peaks import memory_error_factor
 from planner.phrases import (
     RISK_MEANS,
@@ -31,7 +32,7 @@ from planner.phrases import (
 from planner.render.stages import memory_table
 from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request
 from profiles.parameters import active_parameters, total_parameters
-from profiles.units import SECONDS_PER_HOUR, TERA
+from profiles.units import TERA
 
 _BAR_WIDTH = 28
 _MOST_RIVALS = 8
@@ -250,8 +251,9 @@ def _run(request: Request, item: PlanEstimate) -> str | None:
     if run is None:
         if price is None:
             return None
-        needed = 1e9 * item.device_seconds_per_token / SECONDS_PER_HOUR
-        return f"{dollars(needed * price.usd_per_device_hour)} per billion tokens, {amount(needed)} GPU-hours"
+        needed_s = 1e9 * item.device_seconds_per_token
+        hours = amount(device_hours(needed_s, 1))
+        return f"{dollars(cost_usd(needed_s, 1, price))} per billion tokens, {hours} GPU-hours"
     cost = ""
     if run.cost_usd is not None and price is not None:
         dated = f" of {price.date}" if price.date else ""

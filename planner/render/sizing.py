@@ -7,12 +7,13 @@ from itertools import compress
 from rich.console import Console
 from rich.table import Table
 
+from costmodels.energy_cost import cost_usd
 from planner.phrases import RISK_MEANS, amount, count, dollars, gib, peak_cell, plan_label, seconds
 from planner.render.plans import NARROW, render_infeasible, render_notes
 from planner.results import Note, PlanEstimate
 from planner.sizes import KindSizes, Size, SizingResult
 from profiles.parameters import total_parameters
-from profiles.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
+from profiles.units import SECONDS_PER_DAY
 
 _PADDING = (0, 1)
 _LEFT_OUT = ("MFU %", "(90 %)")  # of a narrow table
@@ -117,8 +118,7 @@ def _figures(kind: KindSizes, best: PlanEstimate) -> list[str]:
     price = kind.request.price
     if best.run is None:
         if price is not None:
-            needed = 1e9 * best.device_seconds_per_token / SECONDS_PER_HOUR
-            cells.append(dollars(needed * price.usd_per_device_hour))
+            cells.append(dollars(1e9 * cost_usd(best.device_seconds_per_token, 1, price)))
         return cells
     ends = (best.run.steps * each / SECONDS_PER_DAY for each in (best.step_time_low_s, best.step_time_high_s))
     cells += [_days(best.run.duration_s / SECONDS_PER_DAY), " to ".join(_days(end) for end in ends)]

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from costmodels.energy_cost import Price, cost_usd
 from costmodels.plan import ExecutionPlan
 from planner.dataflow.flow.infeasible import FlowInfeasible
 from planner.dataflow.flow.request import FlowRequest
 from planner.results import Note
-from profiles.units import SECONDS_PER_HOUR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,7 +321,9 @@ class FlowPlan:
     @property
     def usd(self) -> float | None:
         """Dollars per iteration; None without a price."""
-        return None if self.usd_per_gpu_hour is None else self.gpu_seconds * self.usd_per_gpu_hour / SECONDS_PER_HOUR
+        if self.usd_per_gpu_hour is None:
+            return None
+        return cost_usd(self.steady_s, self.num_gpus, Price(usd_per_device_hour=self.usd_per_gpu_hour))
 
     @property
     def peak(self) -> GpuMemory:
