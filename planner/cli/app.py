@@ -168,7 +168,7 @@ def estimate(values: dict[str, Any]) -> None:
 
 
 @app.command()
-@option.asks
+@partial(option.asks, refused=("objective",))
 def sizing(values: dict[str, Any], days: Days = None) -> None:
     """Say how many GPUs a job needs, and of which kind: the best plan on growing parts of a cluster.
 
@@ -195,7 +195,7 @@ def replan(
 
 
 @app.command()
-@option.asks
+@partial(option.asks, refused=("objective", "max_oom_risk"))
 def search(
     values: dict[str, Any],
     strategy: Strategy = "auto",
@@ -214,7 +214,7 @@ def search(
 
 
 @app.command()
-@option.asks
+@partial(option.asks, refused=("objective", "max_oom_risk"))
 def sensitivity(
     values: dict[str, Any],
     rivals: trial.Rivals = 3,
@@ -228,7 +228,7 @@ def sensitivity(
 
 
 @app.command()
-@option.asks
+@partial(option.asks, refused=("objective", "max_oom_risk"))
 def observe(
     values: dict[str, Any],
     trials: trial.Trials,

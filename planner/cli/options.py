@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import wraps
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -206,7 +207,11 @@ def question(
 
 
 def asks(
-    command: Callable[..., None], *, also: Callable[..., None] | None = None, optional: tuple[str, ...] = ()
+    command: Callable[..., None],
+    *,
+    also: Callable[..., None] | None = None,
+    optional: tuple[str, ...] = (),
+    refused: tuple[str, ...] = (),
 ) -> Callable[..., None]:
     """Give a command the options of ``question``; it receives their values as its first argument.
 
@@ -214,12 +219,14 @@ def asks(
         command: Takes the mapping of values, then options of its own.
         also: Another declaration; its values come as one mapping under its name.
         optional: Which of ``model`` and ``gpus`` may be left out, and are empty then.
+        refused: Options that it says why it does not take: its help leaves them out.
     """
     own = list(inspect.signature(command).parameters.values())[1:]
     shared = list(inspect.signature(question).parameters.values())
     more = [] if also is None else list(inspect.signature(also).parameters.values())
     empty: dict[str, Any] = {"model": [], "gpus": ""}
     shared = [item.replace(default=empty[item.name]) if item.name in optional else item for item in shared]
+    shared = [_unlisted(item) if item.name in refused else item for item in shared]
     parameters = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in (*shared, *own, *more)]
 
     @wraps(command)
@@ -232,6 +239,14 @@ def asks(
     asked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     asked.__annotations__ = {item.name: item.annotation for item in parameters}
     return asked
+
+
+def _unlisted(item: inspect.Parameter) -> inspect.Parameter:
+    """The option without a line in the help."""
+    kind, listed = get_args(item.annotation)
+    hidden = copy(listed)
+    hidden.hidden = True
+    return item.replace(annotation=Annotated[kind, hidden])
 
 
 def asked_risk(values: Mapping[str, Any]) -> dict[str, float]:
