@@ -108,11 +108,13 @@ def test_an_estimate_says_that_capped_logits_are_run_op_by_op() -> None:
 
 def test_scores_that_fill_a_device_are_told_how_to_go() -> None:
     job = JOB | {"task": "qlora", "sequence_length": 16384}
-    answer = planner.plan(MODEL, "1xA100-80GB", job, framework="huggingface", top=1)
+    answer = planner.plan(MODEL, "1xA100-80GB", job, framework="hf-trainer-4bit-experts", top=1)
     assert answer.infeasible is not None
     (remedy,) = (item for item in answer.infeasible.remedies if item.code == "fused_attention")
     assert remedy.message == "use flex_attention (--attention flash)"
-    assert planner.plan(MODEL, "1xA100-80GB", job | {"attention": "flash"}, framework="huggingface", top=1).fits
+    assert planner.plan(
+        MODEL, "1xA100-80GB", job | {"attention": "flash"}, framework="hf-trainer-4bit-experts", top=1
+    ).fits
 
 
 def test_flex_attention_has_the_rate_of_flash_attention_2() -> None:
