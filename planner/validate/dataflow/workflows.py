@@ -158,10 +158,11 @@ _LEARNED = (
     "committed: 300 s. All else was not. Refused at first: sequences too short for the planner to think of splitting "
     "them, which it now allows where that is pinned; `gpus=0`, taken for no GPU, where GPU 0 was meant; and training "
     "of prime-rl, which computes its loss in chunks of the vocabulary that the stack of Hugging Face keeps whole.",
-    "prime-rl is now asked as it ran: without logits (`--linear-loss`) and with FlashAttention-3 (`--attention-library "
-    "flash_3`, as its files are named). At 64K tokens it is 7 % below and 4 % above, where the stack's own attention "
-    "was 39 and 48 % above; at 16K it is 14 to 45 % below, where two errors hid each other. Its mixture of experts "
-    "is priced as Hugging Face's code of 2024, one expert after the other: 136 % above.",
+    "prime-rl is now asked as it ran: compiled, its experts in one product (`--framework fsdp`, as its runs are in "
+    "unseen.md), without logits (`--linear-loss`) and with FlashAttention-3 (`--attention-library flash_3`, as its "
+    "files are named). At 64K tokens it is 13 % below and level, at 16K 33 to 53 % below; its loss runs in PyTorch, in "
+    "fp32 and chunk by chunk of the vocabulary, which no stack here has. Asked as Hugging Face's code of 2024, which "
+    "runs one expert after the other, its mixture of experts was 136 % above, the others 45 % below to 4 % above.",
     "The runs of play-verl set `enforce_eager`: vLLM captures no graphs, now `--eager`. Generation of 0.5B was 70 % "
     "below without and is 10 % below with it; of 7B it was 29 % below and is 44 % above: time per launch is that of "
     "another engine's host. The report on verl does not say which it was, and is priced with graphs.",
