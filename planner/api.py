@@ -156,6 +156,7 @@ def _alone(request: Request, batch: PlanBatch, rejected: Mapping[str, int]) -> P
         host_memory_bytes=np.asarray([answer.host_memory_bytes for answer in answers]),
         fits=np.asarray([answer.fits for answer in answers]),
         likely=np.asarray([answer.lives(request.max_oom_risk) for answer in answers]),
+        likely_below=request.max_oom_risk,
     )
     return _result("estimate", request, priced, answers, dict(rejected) | memory_rejections(priced, context))
 

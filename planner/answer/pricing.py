@@ -162,7 +162,7 @@ def join(parts: list[Priced]) -> Priced:
     if len(parts) == 1:
         return parts[0]
     below = min((part.likely_below for part in parts if part.likely_any), default=parts[0].likely_below)
-    counted = [part if part.likely_below <= below else replace(part, likely=part.fits & False) for part in parts]
+    counted = [part if part.likely_below <= below else replace(part, likely=np.zeros_like(part.fits)) for part in parts]
     return Priced(
         plans=concatenate([part.plans for part in parts]),
         step_time_s=np.concatenate([part.step_time_s for part in parts]),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from costmodels.eager_attention import unfused_by_default
-from costmodels.plan import PlanBatch
+from costmodels.plan import RECOMPUTES, PlanBatch
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
 from planner.answer.fastest import price_fastest
 from planner.answer.larger_machines import larger_devices, larger_hosts, with_less_left_free
@@ -37,11 +37,7 @@ _BATCHES_TRIED = 24
 
 # Which pins a remedy lifts, smallest change first.
 _LIFTS = (
-    (
-        "more_recompute",
-        "let the planner choose the recomputation",
-        ("recompute", "recompute_layers", "recompute_modules"),
-    ),
+    ("more_recompute", "let the planner choose the recomputation", RECOMPUTES),
     ("smaller_micro_batch", "let the planner choose the micro-batch", ("micro_batch_size", "num_microbatches")),
     ("higher_zero", "let the planner choose the ZeRO stage", ("zero_stage", "zero_shard_degree")),
     (

@@ -166,9 +166,7 @@ def test_seconds_are_kept_on_thousands_of_devices(
 
 
 def test_too_little_time_to_find_anything_is_no_proof_that_nothing_fits() -> None:
-    result = search(
-        "llama-3-70b", "1x8xA10G+1x8xL4", {"sequence_length": 4096, "global_batch_size": 64}, seconds=1e-3
-    )
+    result = search("llama-3-70b", "1x8xA10G+1x8xL4", {"sequence_length": 4096, "global_batch_size": 64}, seconds=1e-3)
     assert result.best is None
     assert result.infeasible == ()
     assert [run.status for run in result.engines][1:] == ["seconds"] * 8

@@ -141,6 +141,9 @@ def test_a_plan_that_is_given_whole_is_counted_by_its_risk(daring: PlanResult) -
         assert alone.best.oom_probability == pytest.approx(daring.best.oom_probability)
         assert (alone.fitting, alone.likely) == (1, int(most > 0.05))
         assert not [note for note in alone.warnings if note.code == "at_risk"]
+    roomy = planner.plan("llama-3.2-1b", "8xH100", SMALL, top=1).best
+    assert roomy is not None
+    assert planner.estimate("llama-3.2-1b", "8xH100", SMALL, plan=roomy.plan, max_oom_risk=0.05).likely == 1
 
 
 def test_plans_that_are_far_slower_are_no_answer() -> None:
