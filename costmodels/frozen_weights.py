@@ -2,10 +2,10 @@
 
 QLoRA quantises all but embedding, norms and in most stacks the head (arXiv:2305.14314, section 3), of the linear layers
 that bitsandbytes knows: experts that are stacked in one tensor, as in transformers 5, are none (its issue 1849, open in
-July 2026; ``StackSpec.quantises_experts``). Shards of such
-weights are gathered as they are stored, packed into 16-bit tensors (``bnb_4bit_quant_storage``, in the FSDP-QLoRA guide
-of bitsandbytes), and made 16 bits wide in each product. The 8-bit recipes of Transformer Engine keep weights that are
-never updated in 8 bits only (NVIDIA's MLPerf Llama-2-70B LoRA submissions).
+July 2026; ``StackSpec.quantises_experts``). Shards of such weights are gathered as they are stored, packed into 16-bit
+tensors (``bnb_4bit_quant_storage``, in the FSDP-QLoRA guide of bitsandbytes), and made 16 bits wide in each product.
+The 8-bit recipes of Transformer Engine keep weights that are never updated in 8 bits only (NVIDIA's MLPerf Llama-2-70B
+LoRA submissions).
 """
 
 import numpy as np

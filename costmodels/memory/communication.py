@@ -46,10 +46,9 @@ def receive_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
 
 def _reduced_bytes(plans: PlanBatch, context: CostContext) -> FloatArray | float:
     """(N, 1) bytes per trained parameter of gradients on their way to being reduced, or one number for all."""
-    stack = context.stack
-    return (
-        reduced_element_bytes(context.job, stack) if stack.reduce_dtype else as_column(gradient_bytes(plans, context))
-    )
+    if context.stack.reduce_dtype:
+        return reduced_element_bytes(context.job, context.stack)
+    return as_column(gradient_bytes(plans, context))
 
 
 def _keeps_whole(plans: PlanBatch) -> BoolArray:
