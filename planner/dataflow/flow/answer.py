@@ -7,7 +7,7 @@ import numpy as np
 from costmodels.kernels.calls import Basis
 from costmodels.plan import FloatArray, IntArray
 from planner.dataflow.flow.compile import CompiledFlow, moved_weights, weight_moves
-from planner.dataflow.flow.costs import FlowCosts, call_flops
+from planner.dataflow.flow.costs import FlowCosts, call_flops, peak_flops_per_s
 from planner.dataflow.flow.held_data import data_memory
 from planner.dataflow.flow.payloads import Payload
 from planner.dataflow.flow.priced_cluster import PricedCluster
@@ -36,7 +36,6 @@ from planner.dataflow.solving.schedule import PlanRows, Timeline, slot_times, ti
 from planner.dataflow.solving.steady import duration_s
 from planner.dataflow.solving.units import units_of
 from profiles.mixed_cluster import MixedCluster
-from profiles.precision import parse_precision
 
 CALL, TRANSFER = "call", "transfer"
 HANDED_ON = "handed_on"  # route of data
@@ -67,6 +66,7 @@ def flow_plan(
     data = data_memory(request, tasks, meshes, np.asarray(cluster.node_of))
     on_host = host_bytes(calls, cluster)
     flops = sum(call_flops(request, call.name) for call in calls)
+    peak = sum(group.num_devices * peak_flops_per_s(request, group.device) for group in cluster.groups)
     busy = _busy_s(problem, cluster.num_devices)
     return FlowPlan(
         num_gpus=cluster.num_devices,
@@ -82,7 +82,7 @@ def flow_plan(
         steady_high_s=_pace_s(high, graph, found.order),
         busy_share=float(busy.mean() / pace_s),
         model_flops=flops,
-        mfu=flops / (peak_flops_per_s(request, cluster) * pace_s),
+        mfu=flops / (peak * pace_s),
         host_bytes=float(on_host.max()),
         host_peak_bytes=float((on_host + data.node_bytes).max()),
         data_bytes=data.peak_bytes,
@@ -101,12 +101,6 @@ def _as_needed(problem: DataflowProblem, calls: tuple[CallPlan, ...]) -> Dataflo
         problem,
         calls=tuple(replace(call, active_bytes=own) for call, own in zip(problem.calls, needed, strict=True)),
     )
-
-
-def peak_flops_per_s(request: FlowRequest, cluster: MixedCluster) -> float:
-    """Dense peak of all GPUs in the format of the products."""
-    number = parse_precision(request.precision).gemm_format
-    return sum(group.num_devices * group.device.peak(number) for group in cluster.groups)
 
 
 def call_plans(

@@ -34,7 +34,7 @@ from planner.dataflow.strategies import training_job
 from planner.dataflow.streams import input_parts, read_early, ready_shares
 from profiles.engines import TRAINER
 from profiles.errors import SpecError, shown
-from profiles.hardware import ClusterSpec
+from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.mixed_cluster import MixedCluster
 from profiles.model import ModelSpec
 from profiles.precision import parse_precision
@@ -180,6 +180,11 @@ def call_flops(request: FlowRequest, name: str) -> float:
     if call.kind == GENERATE:
         per_step -= model_flops_per_step(model, prompt_job(asked), causal=True) * (1 - 1 / asked.samples_per_prompt)
     return per_step / 3
+
+
+def peak_flops_per_s(request: FlowRequest, device: DeviceSpec) -> float:
+    """Of one device, in the format of the products."""
+    return device.peak(parse_precision(request.precision).gemm_format)
 
 
 def flow_costs(request: FlowRequest, cluster: MixedCluster, sizes: Sequence[Sequence[int]]) -> FlowCosts:

@@ -4,7 +4,7 @@ import numpy as np
 
 from costmodels.plan import IntArray
 from planner.dataflow.flow.compile import CompiledFlow
-from planner.dataflow.flow.costs import call_flops, model_call
+from planner.dataflow.flow.costs import call_flops, model_call, peak_flops_per_s
 from planner.dataflow.flow.priced_cluster import PricedCluster
 from planner.dataflow.flow.request import FlowRequest
 from planner.dataflow.flow.results import Alternative, CallPlan, Reason
@@ -15,7 +15,6 @@ from planner.dataflow.solving.results import Solution
 from planner.dataflow.solving.schedule import PlanRows
 from planner.dataflow.solving.steady import duration_s
 from planner.dataflow.solving.units import units_of
-from profiles.precision import parse_precision
 
 _MOST_REASONS = 3
 _LATER = 1.001  # of the time of a call from which on responses count as ended after it
@@ -32,13 +31,12 @@ def flow_reasons(
     """The longest calls, longest first, each with the fastest other way to run it, where that is faster."""
     pace_s = _pace_s(compiled, found, found.choice)
     longest = sorted(calls, key=lambda call: (-call.time_s, call.name))[:_MOST_REASONS]
-    number = parse_precision(request.precision).gemm_format
     reasons = []
     for call in longest:
         runs_on = _runs_on(priced, compiled, found, call)
         steps, mean, further = _decoding(request, call, runs_on=runs_on)
         device = priced.cluster.groups[priced.cluster.group_of(call.first_gpu)].device
-        work = device.peak(number) * call.num_gpus * call.time_s
+        work = peak_flops_per_s(request, device) * call.num_gpus * call.time_s
         reasons.append(
             Reason(
                 call=call.name,
