@@ -1,4 +1,4 @@
-"""Sums and extremes over few columns, and what lies between two bounds: the same to the last bit for many plans."""
+"""Columns, sums and extremes of few, what lies between two bounds: the same to the last bit for many plans."""
 
 from collections.abc import Callable, Iterable
 from functools import reduce
@@ -17,6 +17,11 @@ def total(terms: Iterable[FloatArray]) -> FloatArray:
     the same plan in a batch would differ in the last bit.
     """
     return reduce(np.add, terms)
+
+
+def as_column(each: FloatArray | float) -> FloatArray | float:
+    """(N,) values as (N, 1), to go with the stages of plans; a number as it is."""
+    return each[:, None] if isinstance(each, np.ndarray) else each
 
 
 def largest(table: FloatArray) -> FloatArray:

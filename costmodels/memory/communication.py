@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from costmodels.arrays import total
+from costmodels.arrays import as_column, total
 from costmodels.context import CostContext
 from costmodels.data_parallel import reduced_element_bytes
 from costmodels.frozen_weights import frozen_bytes, unit_bytes
@@ -112,11 +112,6 @@ def _gathered_frozen(
     if stack.framework == "fsdp":
         gathered = np.where(_keeps_whole(plans)[:, None], held, gathered)
     return np.minimum(gathered, held)
-
-
-def as_column(each: FloatArray | float) -> FloatArray | float:
-    """(N,) values as (N, 1), to go with the stages of plans; a number as it is."""
-    return each[:, None] if isinstance(each, np.ndarray) else each
 
 
 def communicators(plans: PlanBatch) -> FloatArray:
