@@ -137,44 +137,28 @@ class ScoreTable:
         members = [row for row, here in zip(self._rows, chosen.tolist(), strict=True) if here]
         timed = chosen & np.isfinite(self._time)
         remembered = chosen & np.isfinite(self._memory)
-        by_kind = {kind.value: self._memory_errors(remembered & (self._kinds == kind.value)) for kind in MemoryKind}
         predicted = self._predicted
+        times = self._time, predicted.step_time_s, predicted.step_time_low_s, predicted.step_time_high_s
+        peaks = self._memory, predicted.memory_bytes, predicted.memory_low_bytes, predicted.memory_high_bytes
+        by_kind = {kind.value: _errors(remembered & (self._kinds == kind.value), *peaks) for kind in MemoryKind}
         return SourceScore(
             file=file,
             source=source,
             rows=len(members),
             assumed_rows=int((chosen & self._assumed).sum()),
             unscorable=unscorable,
-            time=self._time_errors(timed),
-            stated_time=self._time_errors(timed & ~self._assumed),
+            time=_errors(timed, *times),
+            stated_time=_errors(timed & ~self._assumed, *times),
             rank=rank_summary(
                 predicted.step_time_s[timed],
                 self._time[timed],
                 [row.plan_group for row, here in zip(self._rows, timed.tolist(), strict=True) if here],
             ),
-            memory=self._memory_errors(remembered),
+            memory=_errors(remembered, *peaks),
             memory_by_kind={kind: errors for kind, errors in by_kind.items() if errors is not None},
             oom=oom_summary(predicted.fits[chosen], self._died[chosen], self._ran[chosen]),
             trend=bool(members) and all(row.trend for row in members),
             apart=bool(members) and all(row.stack in JUDGED_APART for row in members),
-        )
-
-    def _time_errors(self, rows: BoolArray) -> ErrorSummary | None:
-        predicted = self._predicted
-        return error_summary(
-            predicted.step_time_s[rows],
-            self._time[rows],
-            low=predicted.step_time_low_s[rows],
-            high=predicted.step_time_high_s[rows],
-        )
-
-    def _memory_errors(self, rows: BoolArray) -> ErrorSummary | None:
-        predicted = self._predicted
-        return error_summary(
-            predicted.memory_bytes[rows],
-            self._memory[rows],
-            low=predicted.memory_low_bytes[rows],
-            high=predicted.memory_high_bytes[rows],
         )
 
     def row(self, number: int) -> RowScore:
@@ -198,6 +182,13 @@ class ScoreTable:
             assumptions=row.assumptions,
             repeats=row.repeats,
         )
+
+
+def _errors(
+    rows: BoolArray, measured: FloatArray, predicted: FloatArray, low: FloatArray, high: FloatArray
+) -> ErrorSummary | None:
+    """Errors of the chosen rows."""
+    return error_summary(predicted[rows], measured[rows], low=low[rows], high=high[rows])
 
 
 def _column(values: Sequence[float | None]) -> FloatArray:
