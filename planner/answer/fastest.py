@@ -36,7 +36,8 @@ def price_fastest(plans: PlanBatch, context: CostContext, *, count: int, most_ri
     """
     bounded = BoundedPeaks.of(plans, context)
     priced = _fastest(bounded, count, most_risk)
-    return priced if priced.likely_any or most_risk >= RISKY else _fastest(bounded, count, RISKY)
+    surer_lacks = most_risk < RISKY and not priced.likely_any and priced.fits.any()
+    return _fastest(bounded, count, RISKY) if surer_lacks else priced
 
 
 def _fastest(bounded: BoundedPeaks, count: int, most_risk: float) -> Priced:
