@@ -8,6 +8,9 @@ export PLANNER_DATA ?= $(DATA)
 # Matrices here are small, so threads of BLAS would mostly wait for each other.
 export OPENBLAS_NUM_THREADS ?= 1
 
+# As many tests at a time as there are cores, which take 0.5 to 1 GB each.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); echo $$((cores < 8 ? cores : 8)))
+
 # Prerequisites of an installation; the stamps make a second run start at once.
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
@@ -38,7 +41,7 @@ contracts: $(INSTALLED_DEV) ## import-linter: the layers of the house
 	$(BIN)/lint-imports
 
 pytest: $(INSTALLED_DEV) ## The tests alone
-	$(BIN)/pytest -q -n 2 $(PYTEST_FLAGS)
+	$(BIN)/pytest -q -n $(WORKERS) $(PYTEST_FLAGS)
 
 format: $(INSTALLED_DEV) ## Rewrite the code as ruff formats it
 	$(BIN)/ruff format

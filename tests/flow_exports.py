@@ -8,7 +8,8 @@ from typing import Any
 from planner.dataflow.flow.results import FlowPlan
 from planner.exporters.flow_api import FlowExportResult, export_dataflow
 
-SMALL: dict[str, Any] = {"batch": 64, "prompt": 256, "generate": 512}
+# What is written is tested, not how good a plan it is: a short search finds one to write.
+SMALL: dict[str, Any] = {"batch": 64, "prompt": 256, "generate": 512, "effort": 0.1}
 OUTSIDE = {"reward": "external"}
 
 

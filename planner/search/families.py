@@ -192,15 +192,16 @@ def least_once_s(
     rows = prices.rows(
         config, dense=none if moe else layers, moe=layers if moe else none, has_embedding=no, has_head=no
     )
-    least_s = np.full(len(config), np.inf)
     shares = (0, OFFLOAD_PARTS) if offload else (0,)
-    for optimizer, parameters in product(shares, repeat=2):  # in between times are linear, or longer
-        parts = once_s(
-            prices, config, rows, num_microbatches=m, num_stages=p, virtual_stages=v, forward_s=longest_s,
-            backward_s=longest_s,
-            optimizer_offload=optimizer, parameter_offload=parameters,
-        )  # fmt: skip
-        least_s = np.minimum(least_s, sum(parts))
+    optimizer, parameters = np.asarray(list(product(shares, repeat=2))).T  # in between times are linear, or longer
+    ways = len(optimizer)
+    shown_s, update_s = once_s(
+        prices, np.tile(config, ways), np.tile(rows, ways),
+        num_microbatches=np.tile(m, ways), num_stages=np.tile(p, ways), virtual_stages=np.tile(v, ways),
+        forward_s=np.tile(longest_s, ways), backward_s=np.tile(longest_s, ways),
+        optimizer_offload=np.repeat(optimizer, len(config)), parameter_offload=np.repeat(parameters, len(config)),
+    )  # fmt: skip
+    least_s: FloatArray = (shown_s + update_s).reshape(ways, len(config)).min(axis=0)
     return least_s
 
 

@@ -1,5 +1,7 @@
 """What stages spend once per step: traffic of gradients and parameters that shows, and the optimizer."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from costmodels.data_parallel import exposed_traffic_s
@@ -7,6 +9,25 @@ from costmodels.plan import FloatArray, IntArray
 from costmodels.stage_plans.once import stage_step_parts, stage_traffic
 from costmodels.stage_plans.plan import OFFLOAD_PARTS
 from costmodels.stage_plans.prices import CONTENT_COLUMNS, StagePrices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looked:
+    """Prices of stages that are alone: columns (K, 1) by name."""
+
+    prices: StagePrices
+    config: IntArray
+    rows: IntArray
+
+    def __getitem__(self, name: str) -> FloatArray:
+        """The column of that name."""
+        content = name in CONTENT_COLUMNS
+        found: FloatArray = (
+            self.prices.content[CONTENT_COLUMNS.index(name), self.rows]
+            if content
+            else self.prices.unit[name][self.config]
+        )
+        return found[:, None]
 
 
 def once_s(
@@ -36,8 +57,7 @@ def once_s(
         optimizer_offload: (K,) eighths of the optimizer's states that are on the host.
         parameter_offload: (K,) eighths of the weights that are.
     """
-    looked = {name: prices.content[index, rows][:, None] for index, name in enumerate(CONTENT_COLUMNS)}
-    looked |= {name: column[config][:, None] for name, column in prices.unit.items()}
+    looked = _Looked(prices=prices, config=config, rows=rows)
     optimizer, parameters = (
         np.broadcast_to(np.asarray(share) / OFFLOAD_PARTS, rows.shape)[:, None]
         for share in (optimizer_offload, parameter_offload)

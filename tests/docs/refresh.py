@@ -5,13 +5,17 @@
 generated page. Run as ``make docs``; the tests check that nothing would change.
 """
 
+import contextlib
+import io
 import os
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from planner.cli.app import main as main_of_planner
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
@@ -24,32 +28,50 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
 )
 COLUMNS = 110
+FIXED = {"COLUMNS": str(COLUMNS), "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8", "LC_ALL": "C.UTF-8"}
+FREE = ("FORCE_COLOR", "PLANNER_CATALOG")  # environment variables that could change what is printed
 _BLOCK = re.compile(
     r"<!-- (?P<kind>output: (?P<command>[^\n]+)|table: (?P<page>\S+) (?P<heading>[^\n]+)) -->\n.*?<!-- end -->",
     re.DOTALL,
 )
 
 
-def environment() -> dict[str, str]:
-    """The process environment with a fixed terminal, so that output is the same everywhere."""
-    fixed = {"COLUMNS": str(COLUMNS), "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8", "LC_ALL": "C.UTF-8"}
-    kept = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "PLANNER_CATALOG")}
-    return kept | fixed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What a command came to."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def run(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run one documented command with this interpreter's installation, and some more environment variables."""
+@contextlib.contextmanager
+def environment() -> Iterator[None]:
+    """A fixed terminal and the root of the repository, so that output is the same everywhere."""
+    before = dict(os.environ)
+    os.environ.update(FIXED)
+    for name in FREE:
+        os.environ.pop(name, None)
+    try:
+        with contextlib.chdir(ROOT):
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def run(command: str) -> Done:
+    """Run one documented command in this process: most of what a new one takes is its start."""
     program, *arguments = shlex.split(command)
-    path = Path(sys.executable).with_name(program)
-    return subprocess.run(
-        [str(path), *arguments],
-        cwd=ROOT,
-        env=environment() | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    if program != "planner":
+        raise SystemExit(f"$ {command}\nonly commands of planner are run")
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    with environment(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main_of_planner(arguments)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Done(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @cache

@@ -41,7 +41,7 @@ REAL: dict[str, Any] = {
         residual_log_std=0.1,
     ),
 }
-CHECK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+CHECK = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 POWERS = st.sampled_from([1, 2, 4, 8])
 
 

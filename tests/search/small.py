@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 from unittest import mock
 
@@ -252,22 +253,37 @@ _WAY = (
 
 def every_layout(family: Family, spec: ModelSpec, choices: Choices) -> Iterator[dict[str, IntArray]]:
     """Columns of every layout of a family, in chunks: layers, their treatment, and the stages' configurations."""
-    ways: dict[tuple[int, int], list[tuple[int, ...]]] = {}
-    rows: list[tuple[Any, ...]] = []
+    blocks, rows = [], 0
+    for block in _blocks(family, spec, choices):
+        blocks.append(block)
+        rows += len(block[0])
+        if rows >= _CHUNK:
+            yield _columns(blocks)
+            blocks, rows = [], 0
+    if blocks:
+        yield _columns(blocks)
+
+
+_Block = tuple[IntArray, IntArray, IntArray]  # (L, S) configurations, (L, S) layers and (L, S, ways) treatments
+
+
+def _blocks(family: Family, spec: ModelSpec, choices: Choices) -> Iterator[_Block]:
+    """All layouts that have a split of the layers and the stages' configurations in common, a chunk at a time."""
     takes, available = family.counted
     chunks = 2 if family.schedule == Schedule.ZERO_BUBBLE_V else family.virtual_stages
     for split in _splits(spec.num_layers, family.num_stages, chunks):
-        kinds = [(int(dense), int(moe)) for dense, moe in zip(*_kinds(family, spec, split), strict=True)]
-        ways |= {kind: choices.ways(*kind) for kind in kinds if kind not in ways}
+        kinds = zip(*_kinds(family, spec, split), strict=True)
+        ways = [np.asarray(choices.ways(int(dense), int(moe))) for dense, moe in kinds]
+        sizes = [len(each) for each in ways]
+        again = [
+            np.stack([each[at] for each, at in zip(ways, np.unravel_index(rows, sizes), strict=True)], axis=1)
+            for rows in np.split(np.arange(prod(sizes)), range(_CHUNK, prod(sizes), _CHUNK))
+        ]
         for places in assignments(takes, np.asarray(available, dtype=np.int64), family.num_stages):
-            chosen = tuple(family.configs[list(places)].tolist())
-            for again in itertools.product(*(ways[kind] for kind in kinds)):
-                rows.append((chosen, split, again))
-                if len(rows) == _CHUNK:
-                    yield _columns(rows)
-                    rows = []
-    if rows:
-        yield _columns(rows)
+            chosen = family.configs[list(places)]
+            for each in again:
+                shape = each.shape[:2]
+                yield np.broadcast_to(chosen, shape), np.broadcast_to(split, shape), each
 
 
 def _kinds(family: Family, spec: ModelSpec, split: tuple[int, ...]) -> tuple[IntArray, IntArray]:
@@ -291,8 +307,8 @@ def assignments(takes: IntArray, left: IntArray, stages: int) -> Iterator[tuple[
                 yield (place, *others)
 
 
-def _columns(rows: list[tuple[Any, ...]]) -> dict[str, IntArray]:
-    config, split, again = (np.asarray(column) for column in zip(*rows, strict=True))
+def _columns(blocks: list[_Block]) -> dict[str, IntArray]:
+    config, split, again = (np.concatenate(each) for each in zip(*blocks, strict=True))
     return {"config": config, "layers": split} | dict(zip(_WAY, np.moveaxis(again, 2, 0), strict=True))
 
 

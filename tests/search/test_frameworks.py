@@ -1,6 +1,7 @@
 """Searches over several frameworks against one search for each."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -8,6 +9,7 @@ import planner
 from planner.document_search import search_document
 from planner.rules.base import FRAMEWORKS
 from planner.search.frameworks import several
+from planner.search.result import SearchResult
 from profiles.errors import SpecError
 from tests.search.small import Small, model
 
@@ -57,9 +59,14 @@ def test_the_trainer_is_searched_without_the_pipelines_that_it_lacks(task: str, 
     assert {run.space for run in idle} == {"the framework has no pipelines"}
 
 
+@cache
+def found_alone(name: str) -> SearchResult:
+    return replace(BOTH, framework=name).found()
+
+
 @pytest.mark.parametrize("order", ["megatron,fsdp", "fsdp,megatron"])
 def test_the_best_plan_of_two_frameworks_is_the_better_of_theirs(order: str) -> None:
-    alone = {name: replace(BOTH, framework=name).found() for name in ("megatron", "fsdp")}
+    alone = {name: found_alone(name) for name in ("megatron", "fsdp")}
     both = replace(BOTH, framework=order).found()
     steps = {name: result.best.step_time_s for name, result in alone.items() if result.best is not None}
     winner = min(steps, key=lambda name: steps[name])

@@ -10,8 +10,10 @@ is published.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import exp
+from math import exp, log
 from typing import Any
+
+from scipy.optimize import brentq
 
 from costmodels.lengths import OutputLengths, fixed_length, log_normal_lengths
 from costmodels.model_calls import CallKind, ModelCall
@@ -109,7 +111,7 @@ def measured_figures(row: ServingRow) -> Mapping[str, float]:
     return {name: value for name in wanted if (value := found[name])}
 
 
-_MOST_LOG, _HALVINGS = 2.0, 12  # of what all times are multiplied by, in search for it
+_MOST_LOG, _CLOSE_LOG = 2.0, 5e-4  # of what all times are multiplied by: the largest, and how closely it is found
 
 
 @lru_cache(maxsize=1)
@@ -235,14 +237,17 @@ def times_as_long(row: ServingRow, token_s: float) -> float:
 
     It is less than what that token takes over its price: slower servers are busier.
     """
-    rate = row.request_rate_per_s or 0.0
-    low, high = -_MOST_LOG, _MOST_LOG
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        scale = exp(middle)
-        plans = _plans(row, rate_per_s=rate * scale)
-        low, high = (middle, high) if plans and scale * plans[0].tpot_s < token_s else (low, middle)
-    return exp((low + high) / 2)
+
+    def longer(log_scale: float) -> float:
+        """Log of what a token would take over what it takes; the most that is looked for where no server keeps up."""
+        plans = _plans(row, rate_per_s=(row.request_rate_per_s or 0.0) * exp(log_scale))
+        return log(exp(log_scale) * plans[0].tpot_s / token_s) if plans else _MOST_LOG
+
+    priced = longer(0.0)
+    end = min(max(-priced, -_MOST_LOG), _MOST_LOG)
+    if longer(end) * priced >= 0:
+        return exp(end)
+    return exp(brentq(longer, 0.0, end, xtol=_CLOSE_LOG))
 
 
 def _figures(plan: ServingPlan, row: ServingRow) -> Mapping[str, tuple[float, float, float]]:
