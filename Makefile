@@ -5,6 +5,8 @@ DATA ?= ../shared/data
 VENV := .venv
 BIN := $(VENV)/bin
 export PLANNER_DATA ?= $(DATA)
+# Commands are run hundreds of times here: an environment that keeps no bytecode would compile them every time.
+export PYTHONDONTWRITEBYTECODE :=
 # Matrices here are small, so threads of BLAS would mostly wait for each other.
 export OPENBLAS_NUM_THREADS ?= 1
 
@@ -15,10 +17,10 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null |
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_FIT := $(VENV)/.installed-fit
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types contracts pytest format serve fit collectives models own-timings accuracy unseen trials
+.PHONY: help run test test-long lint types contracts pytest format serve fit collectives models own-timings accuracy unseen trials
 .PHONY: text-models collectives-unseen expert-plans serving-report dataflow-report bench search-report docs constraints clean
 
 help: ## List the targets
@@ -40,8 +42,11 @@ types: $(INSTALLED_DEV) ## mypy, strict
 contracts: $(INSTALLED_DEV) ## import-linter: the layers of the house
 	$(BIN)/lint-imports
 
-pytest: $(INSTALLED_DEV) ## The tests alone
-	$(BIN)/pytest -q -n $(WORKERS) $(PYTEST_FLAGS)
+pytest: $(INSTALLED_DEV) ## The tests alone, without the longest
+	$(BIN)/pytest -q -n $(WORKERS) -m "not long" $(PYTEST_FLAGS)
+
+test-long: $(INSTALLED_DEV) ## The longest tests: whole pages, refits, exhaustive searches, speed
+	$(BIN)/pytest -q -n $(WORKERS) -m long $(PYTEST_FLAGS)
 
 format: $(INSTALLED_DEV) ## Rewrite the code as ruff formats it
 	$(BIN)/ruff format

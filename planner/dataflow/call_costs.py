@@ -8,6 +8,7 @@ price anything themselves. Training rows come from ``costmodels.evaluate``, infe
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from costmodels.evaluate import evaluate
 from costmodels.kernels.calls import KernelCostModel
 from costmodels.links.collectives import CollectiveCostModel
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
-from costmodels.plan import ZERO_OF_WEIGHTS, FloatArray, PlanBatch
+from costmodels.plan import ZERO_OF_WEIGHTS, FloatArray, PlanBatch, concatenate
 from costmodels.serving.forward import forward_pass, weight_bytes
 from costmodels.serving.generation import engine_context, generation, generation_memory, prompt_job
 from costmodels.stages.parameters import stage_parameters
@@ -40,6 +41,9 @@ from profiles.weights import WeightFormat
 _PERSISTENT = ("weights", "gradients", "optimizer")
 _ROUNDING = 1e-9  # relative, of bytes that are sums
 MAX_SIZES = 4096
+# Answers: the clusters that are tried for a workflow that does not fit have most of their meshes in common, as have the
+# questions of a day. A size takes some 20 to 200 kB; engines are asked for all sizes at once.
+_REMEMBERED, _REMEMBERED_OF_ENGINES = 128, 16
 # Trainers that generate run Megatron's own distributed optimizer: verl 0.9.1 McoreEngineConfig has nothing beyond it.
 _MOST_ZERO_BETWEEN = {MEGATRON: 1}
 
@@ -99,26 +103,32 @@ def call_costs(
         SpecError: If a size is not one the cluster has, or no engine of that name is known.
     """
     _check_sizes(sizes, setting.cluster)
-    wanted = call.model(model)
+    asked = _Asked(
+        call=call,
+        model=call.model(model),
+        setting=setting,
+        pins=tuple(sorted((pins or {}).items())),
+        fitting=fitting,
+        kernels=kernel_model_of(setting.cluster.device),
+        collectives=collective_model(),
+        sizes=tuple(sizes),
+    )
     if call.kind is not CallKind.GENERATE:
-        asked = _Asked(
-            call=call,
-            model=wanted,
-            setting=setting,
-            pins=tuple(sorted((pins or {}).items())),
-            fitting=fitting,
-            kernels=kernel_model_of(setting.cluster.device),
-            collectives=collective_model(),
+        each = setting.cluster.node.devices_per_node
+        return concatenated(
+            [
+                table
+                for nodes, filled in groupby(sizes, key=lambda size: -(-size // each))
+                for table in _trainer_rows(asked.on(nodes, tuple(filled)))
+            ]
         )
-        return concatenated([_trainer_rows(asked.on(size)) for size in sizes])
     if not setting.engines:
         raise SpecError("engines", "names none, but the call generates", f"for example {TRAINER}")
     engines = [find_engine(name) for name in setting.engines]
     engines = [engine for engine in engines if engine.runs_on(setting.cluster.device)]
     engines = [engine.eager() if setting.eager else engine for engine in engines]
     engines = [engine.between_training() if setting.between_training else engine for engine in engines]
-    tables = [_generation(call, wanted, setting, sizes, engine, fitting=fitting) for engine in engines]
-    return _useful(concatenated(tables), setting, fitting=fitting)
+    return _useful(concatenated([_generation(asked, engine) for engine in engines]), setting, fitting=fitting)
 
 
 def _useful(table: CallTable, setting: CallSetting, *, fitting: bool) -> CallTable:
@@ -130,15 +140,15 @@ def _useful(table: CallTable, setting: CallSetting, *, fitting: bool) -> CallTab
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """All that the rows of a training or inference call on one number of devices depend on.
+    """All that the rows of a call on some numbers of devices depend on.
 
     Attributes:
         call, model: What is computed.
         setting: Training framework, and the nodes that the devices fill.
-        pins: Plan columns that are fixed.
+        pins: Plan columns of a training or inference call that are fixed.
         fitting: Whether rows that fit no device are left out.
         kernels, collectives: Price lists.
-        size: Devices.
+        sizes: Numbers of devices.
     """
 
     call: ModelCall
@@ -148,32 +158,34 @@ class _Asked:
     fitting: bool
     kernels: KernelCostModel
     collectives: CollectiveCostModel
-    size: int = 0
+    sizes: tuple[int, ...]
 
-    def on(self, size: int) -> "_Asked":
-        """The question of so many devices; it is the same on larger clusters of the same nodes."""
-        nodes = -(-size // self.setting.cluster.node.devices_per_node)
+    def on(self, nodes: int, sizes: tuple[int, ...]) -> "_Asked":
+        """The question of sizes that fill so many nodes; it is the same on larger clusters of the same nodes."""
         part = replace(self.setting.cluster, num_nodes=nodes)
-        return replace(self, size=size, setting=replace(self.setting, cluster=part))
+        return replace(self, sizes=sizes, setting=replace(self.setting, cluster=part))
 
 
-# The clusters that are tried for a workflow that does not fit have most of their meshes in common; so have the
-# questions of a day. A table takes some 20 to 200 kB.
-@lru_cache(maxsize=128)
-def _trainer_rows(asked: _Asked) -> CallTable:
-    """Useful rows of a training or inference call on one number of devices: as many plans at once as a job has."""
+@lru_cache(maxsize=_REMEMBERED)
+def _trainer_rows(asked: _Asked) -> tuple[CallTable, ...]:
+    """Useful rows of a training or inference call on each number of devices, all of which are priced at once."""
     call, model, setting = asked.call, asked.model, asked.setting
-    plans = strategies(
-        model,
-        call,
-        asked.size,
-        stack=setting.stack,
-        domain_devices=setting.cluster.domain_devices,
-        pins=dict(asked.pins),
-        overlapped_devices=joined_devices(setting.cluster) if setting.tensor_overlap else 0,
-        most_zero=_most_zero(setting),
-    )
-    return _useful(price_plans(plans, call, model, setting), setting, fitting=asked.fitting)
+    each = [
+        strategies(
+            model,
+            call,
+            size,
+            stack=setting.stack,
+            domain_devices=setting.cluster.domain_devices,
+            pins=dict(asked.pins),
+            overlapped_devices=joined_devices(setting.cluster) if setting.tensor_overlap else 0,
+            most_zero=_most_zero(setting),
+        )
+        for size in asked.sizes
+    ]
+    table = price_plans(concatenate(each), call, model, setting)
+    rows = np.split(np.arange(len(table)), np.cumsum([len(plans) for plans in each])[:-1])
+    return tuple(_useful(table.take(mine), setting, fitting=asked.fitting) for mine in rows)
 
 
 def _most_zero(setting: CallSetting) -> int:
@@ -278,19 +290,19 @@ def _inference(plans: PlanBatch, context: CostContext) -> CallTable:
     )
 
 
-def _generation(
-    call: ModelCall, model: ModelSpec, setting: CallSetting, sizes: Sequence[int], engine: EngineSpec, *, fitting: bool
-) -> CallTable:
+@lru_cache(maxsize=_REMEMBERED_OF_ENGINES)
+def _generation(asked: _Asked, engine: EngineSpec) -> CallTable:
     """Rows of one engine: every layout with as many sequences at once as fit the engine's memory, and with fewer."""
+    call, model, setting = asked.call, asked.model, asked.setting
     plans = engine_strategies(
         model,
         call,
-        sizes,
+        asked.sizes,
         engine,
         stack=setting.stack,
         domain_devices=setting.cluster.domain_devices,
     )
-    return price_generation(plans, call, model, setting, engine, at_least_one=not fitting)
+    return price_generation(plans, call, model, setting, engine, at_least_one=not asked.fitting)
 
 
 def price_generation(

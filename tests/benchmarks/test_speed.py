@@ -41,15 +41,18 @@ def test_plans_whose_stages_differ_are_priced_fast() -> None:
     assert measure.in_own_process("staged_path_8")["plans_per_s"] > 60_000  # a third of the target
 
 
+@pytest.mark.long
 def test_the_loop_it_is_compared_with_says_the_same() -> None:
     assert measure.in_own_process("python_loop")["largest_difference"] < 1e-9
 
 
+@pytest.mark.long
 def test_largest_search_is_quick_and_small() -> None:
     assert measure.in_own_process("search_16384")["warm_s"] < 4
     assert measure.in_own_process("peak_memory_16384")["peak_bytes"] < 1 << 30
 
 
+@pytest.mark.long
 def test_of_many_plans_most_are_not_priced() -> None:
     """Laying plans out, bounding and explaining them included; both take as much longer on a busy machine."""
     found = measure.in_own_process("moe_search")

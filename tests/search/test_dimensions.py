@@ -5,6 +5,7 @@ import pytest
 from tests.search.dimensions import DIMENSIONS, Values, brute, told
 from tests.search.small import INSTANCES
 
+pytestmark = pytest.mark.long
 EVERY = next(instance for instance in INSTANCES if instance.name == "every dimension")
 
 

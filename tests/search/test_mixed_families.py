@@ -143,6 +143,7 @@ def test_what_nobody_looked_at_is_not_proved() -> None:
     assert {run.status for run in across} == {"feasible"}
 
 
+@pytest.mark.long
 def test_a_search_over_five_types_keeps_to_its_time_and_uses_them() -> None:
     result = search("llama-2-13b", "8xA100+8xH100+8xH200+8xB200+8xL40S", seconds=20.0, strategy="auto")
     assert result.elapsed_s < 25.0

@@ -139,6 +139,7 @@ def test_what_devices_reach_says_what_a_stranger_will():
         assert expected["max_efficiency"] == pytest.approx(sustained_share(spec, LAW), rel=0.15)
 
 
+@pytest.mark.long
 def test_scales_per_block_cost_who_cannot_apply_them_in_the_multipliers():
     kinds = {"16-bit": TIMED, "fp8": ("L40S", "H100-SXM-80GB"), "fp8-block": ("L40S", "H100-SXM-80GB")}
     found = fit_reference(held_back(kinds))
@@ -272,6 +273,7 @@ def test_the_constant_roofline_is_the_larger_of_two_times(tmp_path):
     assert roofline_s(rows)[mine] == pytest.approx(expected[mine])
 
 
+@pytest.mark.long
 def test_a_built_model_is_loaded_priced_and_described(tmp_path):
     rows = rows_of(data(tmp_path, count=150))
     lines = build(rows, tmp_path / "models")

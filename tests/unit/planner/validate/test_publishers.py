@@ -159,6 +159,7 @@ def test_publishers_of_every_round_tell_it(rounds, told):
         assert all(len(each.names) >= 2 for each in apart if len(each.error))
 
 
+@pytest.mark.long
 def test_a_refit_packages_what_the_tables_of_every_round_tell(widths, tmp_path):
     main(["--out", str(tmp_path / "publishers.json")])
     values = json.loads((tmp_path / "publishers.json").read_text(encoding="utf-8"))["values"]

@@ -16,6 +16,7 @@ ROWS = serving_rows()
 PAGE = ROOT / "docs" / "serving-runs.md"
 
 
+@pytest.mark.long
 def test_the_page_is_what_its_command_writes() -> None:
     assert_same_page(PAGE.read_text(encoding="utf-8"), serving_page())
 

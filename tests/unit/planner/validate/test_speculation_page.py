@@ -13,6 +13,7 @@ PAGE = ROOT / "docs" / "serving-speculation.md"
 ROWS = speculative_rows()
 
 
+@pytest.mark.long
 def test_the_page_is_what_its_command_writes() -> None:
     assert_same_page(PAGE.read_text(encoding="utf-8"), speculation_page())
 

@@ -252,6 +252,7 @@ def test_the_page_has_words_for_a_third_round(rounds, monkeypatch):
     assert "{" not in page
 
 
+@pytest.mark.long
 def test_the_page_names_every_source_and_what_was_blind(rounds, tmp_path):
     page = unseen_page(rounds)
     kinds = ("## Training steps", "## Fine-tuning steps", "## Training peak memory", "## Fine-tuning peak memory")
