@@ -9,7 +9,7 @@ from planner.dataflow.flow.results import FlowPlan
 from planner.exporters.flow_api import FlowExportResult, export_dataflow
 
 # What is written is tested, not how good a plan it is: a short search finds one to write.
-SMALL: dict[str, Any] = {"batch": 64, "prompt": 256, "generate": 512, "effort": 0.1}
+SMALL: dict[str, Any] = {"batch": 64, "prompt": 256, "generate": 512, "effort": 0.02}
 OUTSIDE = {"reward": "external"}
 
 

@@ -52,7 +52,7 @@ def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
 def test_openrlhf_accepts(
     job: str, model: str, cluster: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = planner.export_dataflow(job, model, cluster, format="openrlhf", batch=64, effort=0.1, **options)
+    result = planner.export_dataflow(job, model, cluster, format="openrlhf", batch=64, effort=0.02, **options)
     assert result.exported is not None
     assert result.flow.plan is not None
     words = script_words(result.exported)
