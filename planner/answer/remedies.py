@@ -2,26 +2,26 @@
 
 Each remedy changes one thing the user fixed or left out (recomputation, ZeRO stage, micro-batch, degrees, offloading,
 attention, loss, optimizer states, framework, sequence length, memory left free, number or kind of devices, host memory;
-where no plan is even legal, the global batch) and searches again.
+where no plan is even legal, the global batch), or a few where one is not enough, and searches again.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from math import inf
 
 from costmodels.eager_attention import unfused_by_default
-from costmodels.plan import RECOMPUTES, PlanBatch
+from costmodels.plan import RECOMPUTES
 from costmodels.workload import MAX_GLOBAL_BATCH, LoraSpec, TrainingJob
 from planner.answer.fastest import price_fastest
 from planner.answer.larger_machines import larger_devices, larger_hosts, with_less_left_free
 from planner.answer.parts import sizes_to_try
-from planner.answer.pricing import nearest_to_fit, price_all
-from planner.answer.risks import oom_risks
+from planner.answer.pricing import price_all
+from planner.answer.trials import Searcher, Trial, joined, of_family, trial_of
 from planner.question.attention import FLEX
 from planner.question.jobs import on_another_stack, rounded_batch, said
 from planner.question.lora import adapters_of
 from planner.question.request import cost_context, full_node, part_of, space_of
-from planner.ranking import Priced, best_rows
+from planner.ranking import Priced
 from planner.results import Remedy, Request
 from planner.rules.base import DEEPSPEED, FSDP, HUGGINGFACE, MEGATRON, divisors
 from profiles.adapter_parameters import MLP_TARGETS
@@ -59,24 +59,12 @@ _LIFTS = (
     ),
 )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Trial:
-    """One changed question.
-
-    Attributes:
-        code, message, request, cluster: As they say.
-        milder: Smaller changes of the kind, the smallest first: not tried before this one is known to do.
-    """
-
-    code: str
-    message: str
-    request: Request
-    cluster: ClusterSpec
-    milder: tuple["_Trial", ...] = ()
-
-
-Searcher = Callable[[Request, ClusterSpec], Priced]
+# Changes that are tried together where none is enough, smallest first: what is trained, on what, stays as it is.
+_JOINED = (
+    "other_framework",
+    *(code for code, _, _ in _LIFTS),
+    *("fused_attention", "linear_loss", "quantised", "smaller_states", "offload"),
+)
 
 
 def search_once(request: Request, cluster: ClusterSpec) -> Priced:
@@ -114,98 +102,58 @@ def find_remedies(
         legal: Whether it has plans that only lack memory.
         searcher: Prices the plans of a changed question.
     """
-    remedies: list[Remedy] = []
-    whole = [] if legal else [_other_batches(request)]
-    machines = _larger_machines(request, needed_bytes, searcher)
-    for trials in (*whole, *_families(request, legal=legal), *machines):
-        remedies += _of_family(trials, searcher)
+    here = [*([] if legal else [_other_batches(request)]), *_families(request, legal=legal)]
+    families = [tuple(trials) for trials in here]
+    remedies = [remedy for trials in families for remedy in of_family(trials, searcher)]
+    if not any(remedy.likely and remedy.code in _JOINED for remedy in remedies):
+        first = [trials[0] for trials in families if trials and trials[0].code in _JOINED]
+        remedies += joined(sorted(first, key=lambda trial: _JOINED.index(trial.code)), request, searcher)
+    others = (_fewer_devices(request), _more_devices(request), *_larger_machines(request, needed_bytes, searcher))
+    remedies += [remedy for trials in others for remedy in of_family(trials, searcher)]
     working = [remedy for remedy in remedies if remedy.fits]
     return tuple(working or sorted(remedies, key=lambda remedy: remedy.peak_memory_bytes)[:3])
 
 
-def _of_family(trials: Iterable[_Trial], searcher: Searcher) -> list[Remedy]:
-    """What came of a family: all that failed, and the first that is likely to live, or that fits where none is."""
-    failed: list[Remedy] = []
-    fitting: list[Remedy] = []
-    for trial in trials:
-        remedy = _try(trial, searcher)
-        if remedy is None:
-            continue
-        if remedy.likely:
-            milder = (_try(each, searcher) for each in trial.milder)
-            return [*failed, next((each for each in milder if each is not None and each.likely), remedy)]
-        (fitting if remedy.fits else failed).append(remedy)
-    return [*failed, *fitting[:1]]
-
-
-def _try(trial: _Trial, searcher: Searcher) -> Remedy | None:
-    try:
-        priced = searcher(trial.request, trial.cluster)
-    except SpecError:  # the change makes a pinned dimension illegal: no remedy
-        return None
-    if not len(priced):
-        return None
-    node = trial.cluster.node
-    context = cost_context(trial.request, trial.cluster)
-    best = best_rows(priced, objective="step_time", count=1)
-    row = int(best[0]) if len(best) else nearest_to_fit(priced, node)
-    plan = priced.plans.plan(row)
-    return Remedy(
-        code=trial.code,
-        message=trial.message,
-        fits=bool(priced.fits[row]),
-        likely=priced.likely is not None and bool(priced.likely[row]),
-        plan=plan,
-        num_devices=plan.num_devices,
-        device=node.device.name,
-        step_time_s=float(priced.step_time_s[row]),
-        peak_memory_bytes=float(priced.peak_memory_bytes[row]),
-        oom_probability=float(oom_risks(PlanBatch.from_plans([plan]), context)[0]),
-    )
-
-
-def _families(request: Request, *, legal: bool) -> Iterator[Iterator[_Trial]]:
+def _families(request: Request, *, legal: bool) -> Iterator[Iterator[Trial]]:
     """Families of ever larger changes of one kind; of one, the first that works and is likely to live is reported."""
     for code, message, names in _LIFTS:
         if set(names) & request.pins.keys():
             pins = {name: value for name, value in request.pins.items() if name not in names}
-            yield iter([_trial(request, code, message, pins=pins)])
+            yield iter([trial_of(request, code, message, pins=pins)])
     if request.stack.reduces_last and legal:
         yield _without_sums(request)
     if not request.offload:
         yield _offloading(request)
     if request.job.attention == "unfused" and unfused_by_default(request.model, request.stack):
         job = replace(request.job, attention="flash")
-        yield iter([_trial(request, "fused_attention", f"use {FLEX} (--attention flash)", job=job)])
+        yield iter([trial_of(request, "fused_attention", f"use {FLEX} (--attention flash)", job=job)])
     if not request.job.linear_cross_entropy:
         job = replace(request.job, linear_cross_entropy=True)
         message = "use a linear loss, output layer and loss together without logits (--linear-loss)"
-        yield iter([_trial(request, "linear_loss", message, job=job)])
+        yield iter([trial_of(request, "linear_loss", message, job=job)])
     if request.job.optimizer == "adamw":
         job, told = _with_states_in_8_bits(request, request.job)
-        yield iter([_trial(request, "smaller_states", f"keep optimizer states in 8 bits ({told})", job=job)])
+        yield iter([trial_of(request, "smaller_states", f"keep optimizer states in 8 bits ({told})", job=job)])
     yield from _fine_tuning(request)
     if request.job.lora is not None:
         yield from _lighter_adapters(request, request.job.lora)
     if request.stack.framework == HUGGINGFACE and request.cluster.num_devices > 1:
         yield _other_frameworks(request)
     yield _shorter(request)
-    yield _fewer_devices(request)
-    yield _more_devices(request)
 
 
-def _fine_tuning(request: Request) -> Iterator[Iterator[_Trial]]:
+def _fine_tuning(request: Request) -> Iterator[Iterator[Trial]]:
     """What all weights of a model that is fine-tuned may do without: 32 bits, and training."""
     if request.job.task != "full":
         return
     if request.job.precision == "bf16" and request.job.master_dtype != "none":
         job = replace(request.job, master_dtype="none", state_dtype="bf16", gradient_dtype="bf16")
         message = "train in 16 bits throughout (--master-dtype none --state-dtype bf16 --gradient-dtype bf16)"
-        yield iter([_trial(request, "sixteen_bits", message, job=job)])
+        yield iter([trial_of(request, "sixteen_bits", message, job=job)])
     job = replace(
         request.job, task="lora", lora=adapters_of("lora", model=request.model).lora, optimizer_in_backward=False
     )
-    yield iter([_trial(request, "adapters", "train adapters instead (--task lora)", job=job)])
+    yield iter([trial_of(request, "adapters", "train adapters instead (--task lora)", job=job)])
 
 
 def _with_states_in_8_bits(request: Request, job: TrainingJob) -> tuple[TrainingJob, str]:
@@ -215,12 +163,12 @@ def _with_states_in_8_bits(request: Request, job: TrainingJob) -> tuple[Training
     return replace(job, optimizer="adamw8bit", state_dtype="int8"), "--optimizer adamw8bit"
 
 
-def _lighter_adapters(request: Request, lora: LoraSpec) -> Iterator[Iterator[_Trial]]:
+def _lighter_adapters(request: Request, lora: LoraSpec) -> Iterator[Iterator[Trial]]:
     """What is frozen in 4 bits; adapters on attention alone, then with optimizer states in 8 bits besides."""
     job = request.job
     if job.task == "lora":
         message = "quantise what is frozen to 4 bits (--task qlora)"
-        yield iter([_trial(request, "quantised", message, job=replace(job, task="qlora"))])
+        yield iter([trial_of(request, "quantised", message, job=replace(job, task="qlora"))])
     kept = tuple(target for target in lora.targets if target not in MLP_TARGETS)
     if kept and kept != lora.targets:
         fewer = replace(job, lora=replace(lora, targets=kept))
@@ -228,13 +176,13 @@ def _lighter_adapters(request: Request, lora: LoraSpec) -> Iterator[Iterator[_Tr
         both, told = _with_states_in_8_bits(request, fewer)
         yield iter(
             [
-                _trial(request, "fewer_adapters", message, job=fewer),
-                _trial(request, "fewer_adapters", f"{message}, optimizer states in 8 bits ({told})", job=both),
+                trial_of(request, "fewer_adapters", message, job=fewer),
+                trial_of(request, "fewer_adapters", f"{message}, optimizer states in 8 bits ({told})", job=both),
             ]
         )
 
 
-def _other_batches(request: Request) -> Iterator[_Trial]:
+def _other_batches(request: Request) -> Iterator[Trial]:
     """Batches that some number of ranks share without remainder, the nearest first; of equals the larger."""
     batch, pins = request.job.global_batch_size, request.pins
     unit = pins.get("micro_batch_size", 1) * pins.get("num_microbatches", 1)
@@ -244,10 +192,10 @@ def _other_batches(request: Request) -> Iterator[_Trial]:
     for found in wanted[:_BATCHES_TRIED]:
         if found <= MAX_GLOBAL_BATCH:
             job = replace(request.job, global_batch_size=found)
-            yield _trial(request, "other_batch", f"a global batch of {found} sequences", job=job)
+            yield trial_of(request, "other_batch", f"a global batch of {found} sequences", job=job)
 
 
-def _without_sums(request: Request) -> Iterator[_Trial]:
+def _without_sums(request: Request) -> Iterator[Trial]:
     """The most sequences a step that ranks need not sum gradients over, which such a stack keeps whole."""
     batch, devices = request.job.global_batch_size, request.cluster.num_devices
     if batch > devices and "num_microbatches" not in request.pins:
@@ -256,42 +204,29 @@ def _without_sums(request: Request) -> Iterator[_Trial]:
         if devices == 1:
             words = "sequence: over several micro-batches gradients stay as they are summed"
         message = f"a global batch of {devices} {words}"
-        yield _trial(request, "other_batch", message, job=job)
+        yield trial_of(request, "other_batch", message, job=job)
 
 
-def _offloading(request: Request) -> Iterator[_Trial]:
+def _offloading(request: Request) -> Iterator[Trial]:
     """Offload as it is, then with everything but the model-parallel degrees free."""
     message = "offload optimizer states, checkpoints or weights to the host (--offload)"
-    yield _trial(request, "offload", message, offload=True)
+    yield trial_of(request, "offload", message, offload=True)
     kept = {name: value for name, value in request.pins.items() if name in ("tensor_parallel", "pipeline_parallel")}
     if kept != dict(request.pins):
         message = "offload, and let the planner choose all but tp and pp"
-        yield _trial(request, "offload_and_free", message, pins=kept, offload=True)
+        yield trial_of(request, "offload_and_free", message, pins=kept, offload=True)
 
 
-def _trial(
-    request: Request,
-    code: str,
-    message: str,
-    *,
-    pins: Mapping[str, int] | None = None,
-    cluster: ClusterSpec | None = None,
-    **changes: object,
-) -> _Trial:
-    changed = replace(request, pins=request.pins if pins is None else pins, **changes)  # type: ignore[arg-type]
-    return _Trial(code=code, message=message, request=changed, cluster=cluster or request.cluster)
-
-
-def _other_frameworks(request: Request) -> Iterator[_Trial]:
+def _other_frameworks(request: Request) -> Iterator[Trial]:
     """What shares sequences and layers out, which the Trainer is not planned to do, and runs the same checkpoints."""
     for name in (FSDP, DEEPSPEED):
         stack = find_stack(name, load_stacks(request.job.task))
         job = on_another_stack(request.job, request.asked, stack, request.cluster, request.model)
         message = f"share sequences or layers out over devices, as another framework does (--framework {name})"
-        yield _trial(request, "other_framework", message, job=job, stack=stack, stack_fitted=False)
+        yield trial_of(request, "other_framework", message, job=job, stack=stack, stack_fitted=False)
 
 
-def _shorter(request: Request) -> Iterator[_Trial]:
+def _shorter(request: Request) -> Iterator[Trial]:
     """Half the length, and half of that; between the two, eighths of the longer."""
     length = request.job.sequence_length
     while length // 2 >= _SHORTEST:
@@ -301,18 +236,18 @@ def _shorter(request: Request) -> Iterator[_Trial]:
         yield replace(_of_length(request, length), milder=milder)
 
 
-def _of_length(request: Request, length: int) -> _Trial:
+def _of_length(request: Request, length: int) -> Trial:
     job = replace(request.job, sequence_length=length)
-    return _trial(request, "shorter_sequence", f"shorten sequences to {length} tokens", job=job)
+    return trial_of(request, "shorter_sequence", f"shorten sequences to {length} tokens", job=job)
 
 
-def _fewer_devices(request: Request) -> Iterator[_Trial]:
+def _fewer_devices(request: Request) -> Iterator[Trial]:
     """Numbers of devices that batch, heads and layers may suit better than all of them do."""
     for size in sizes_to_try(request):
-        yield _trial(request, "fewer_devices", f"use {size} devices", cluster=part_of(request.cluster, size))
+        yield trial_of(request, "fewer_devices", f"use {size} devices", cluster=part_of(request.cluster, size))
 
 
-def _more_devices(request: Request) -> Iterator[_Trial]:
+def _more_devices(request: Request) -> Iterator[Trial]:
     """The next sizes, degrees of data and pipeline parallelism free to grow, and whole nodes between them."""
     full = full_node(request.cluster).devices_per_node
     kept = said("global_batch_size", request.asked) or said("global_batch_tokens", request.asked)
@@ -322,7 +257,7 @@ def _more_devices(request: Request) -> Iterator[_Trial]:
         yield replace(_of_size(request, size, keeps_batch=False), milder=milder)
 
 
-def _of_size(request: Request, size: int, *, keeps_batch: bool) -> _Trial:
+def _of_size(request: Request, size: int, *, keeps_batch: bool) -> Trial:
     """So many devices, with a batch that they share where it may change."""
     free = ("data_parallel", "num_microbatches")
     pins = {name: value for name, value in request.pins.items() if name not in free}
@@ -331,28 +266,28 @@ def _of_size(request: Request, size: int, *, keeps_batch: bool) -> _Trial:
     if batch % size and size % batch and not keeps_batch:
         job = replace(job, global_batch_size=rounded_batch(batch, size, pins))
         message += f" and a global batch of {job.global_batch_size} sequences"
-    return _trial(request, "more_devices", message, pins=pins, cluster=part_of(request.cluster, size), job=job)
+    return trial_of(request, "more_devices", message, pins=pins, cluster=part_of(request.cluster, size), job=job)
 
 
-def _larger_machines(request: Request, needed_bytes: float, searcher: Searcher) -> Iterator[Iterator[_Trial]]:
+def _larger_machines(request: Request, needed_bytes: float, searcher: Searcher) -> Iterator[Iterator[Trial]]:
     """Less memory left free, larger hosts where they are what is short, devices with more memory."""
     yield (_with_reserve(request, cluster) for cluster in with_less_left_free(request, needed_bytes))
     hosts = larger_hosts(request, searcher)
     if hosts is not None:
         message = f"give every host {hosts.node.host_memory_bytes / GIGA:,.0f} GB of memory (host_memory_gb)"
-        yield iter([_trial(request, "more_host_memory", message, cluster=hosts)])
+        yield iter([trial_of(request, "more_host_memory", message, cluster=hosts)])
     given = request.cluster.device.name
     yield (
-        _trial(request, "more_memory", f"use {cluster.device.name} instead of {given}", cluster=cluster, job=job)
+        trial_of(request, "more_memory", f"use {cluster.device.name} instead of {given}", cluster=cluster, job=job)
         for cluster, job in larger_devices(request, needed_bytes)
     )
 
 
-def _with_reserve(request: Request, cluster: ClusterSpec) -> _Trial:
+def _with_reserve(request: Request, cluster: ClusterSpec) -> Trial:
     free_bytes = cluster.device.reserved_memory_bytes
     free, asked = (f"{size / GIB:.4g}" for size in (free_bytes, request.memory_reserve_bytes))
     message = f"leave {free} GiB free on every device instead of {asked} (--reserve-gib {free})"
-    return _trial(request, "smaller_reserve", message, cluster=cluster, memory_reserve_bytes=free_bytes)
+    return trial_of(request, "smaller_reserve", message, cluster=cluster, memory_reserve_bytes=free_bytes)
 
 
 def larger_sizes(cluster: ClusterSpec) -> list[int]:
