@@ -5,20 +5,28 @@ many ranks on every node. What is left over stays idle.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
+from costmodels.kernels.calls import KernelCostModel
+from costmodels.links.collectives import CollectiveCostModel
 from costmodels.plan import IntArray, PlanBatch
 from costmodels.serving.steady import replica_devices
 from costmodels.workload import MAX_GLOBAL_BATCH
 from planner.dataflow.engine_strategies import engine_strategies
+from planner.deployments.job import BOUNDS
 from planner.deployments.results import ServingResult
-from planner.deployments.states import STACK, serving_call
+from planner.deployments.states import STACK, Layouts, layouts, serving_call
 from planner.deployments.weights import cuts, spread
+from planner.prices.price_lists import collective_model, kernel_model_of
 from planner.rules.base import divisors
 from profiles.hardware import ClusterSpec
 from profiles.stacks import find_stack
 
+_OF_LOAD = ("rate_per_s", "concurrency", "requests", *BOUNDS, "percentile")  # fields of a job
 _EVERY_DOMAIN = 8  # domains of a replica looked at one by one; beyond, those numbers that divide the cluster's
 _MANY = 4096  # requests per device that plans are made for: more than any engine takes
 
@@ -53,6 +61,24 @@ def replica_layouts(asked: ServingResult, pins: Mapping[str, int]) -> tuple[Plan
     kept &= cuts(plans, asked.model, asked.weights)
     rows = np.flatnonzero(kept & spread(plans, asked.weights, asked.engine, cluster.device))
     return plans.take(rows), most[rows] if wanted is None else np.full(len(rows), wanted)
+
+
+def priced_layouts(asked: ServingResult, pins: Mapping[str, int]) -> Layouts:
+    """The same layouts with their prices, which no load and no bound changes: they are remembered between questions."""
+    no_load: dict[str, Any] = dict.fromkeys(_OF_LOAD)
+    question = replace(asked, job=replace(asked.job, **no_load), price=None, assumptions=())
+    lists = kernel_model_of(asked.cluster.device), collective_model()
+    return _priced(question, tuple(sorted(pins.items())), lists)
+
+
+@lru_cache(maxsize=32)
+def _priced(
+    question: ServingResult,
+    pins: tuple[tuple[str, int], ...],
+    _lists: tuple[KernelCostModel, CollectiveCostModel],
+) -> Layouts:
+    """Priced layouts of a question with the price lists of now."""
+    return layouts(*replica_layouts(question, dict(pins)), question)
 
 
 def most_replicas(devices: IntArray, num_devices: IntArray | int, domain_devices: int) -> IntArray:

@@ -17,12 +17,12 @@ import numpy as np
 from planner.deployments.apart import apart
 from planner.deployments.deployed import deployment
 from planner.deployments.job import ServingJob, serving_engine, serving_job
-from planner.deployments.layouts import replica_layouts
+from planner.deployments.layouts import priced_layouts
 from planner.deployments.ranking import ranked
 from planner.deployments.results import ServingResult
 from planner.deployments.shortage import no_layout, no_room, too_much
 from planner.deployments.speculation import ASKED, Drafting, drafting
-from planner.deployments.states import EIGHT_BITS, layouts
+from planner.deployments.states import EIGHT_BITS
 from planner.deployments.weights import served_weights
 from planner.question.field_names import meant_field
 from planner.question.job_checks import BEFORE_AMPERE
@@ -266,14 +266,13 @@ def _answered(asked: ServingResult, given: Mapping[str, int] | None, top: int, *
         raise SpecError("disaggregated", f"must be true or false; got {shown(disaggregated)}")
     if disaggregated:
         _check_apart(asked, given or {})
-    plans, replicas = replica_layouts(asked, pins)
-    if not len(plans):
+    found = priced_layouts(asked, pins)
+    if not len(found.plans):
         shortage = no_layout(asked, pins)
         if pins:  # degrees that no engine could run are a mistake; without any, that there is no layout is the answer
             where = f"pins.{next(iter(given or pins))}" if len(pins) == 1 else "pins"
             raise SpecError(where, shortage.message, shortage.remedy)
         return replace(asked, shortage=shortage)
-    found = layouts(plans, replicas, asked)
     fitting = found.take(np.flatnonzero(found.places > 0))
     if not len(fitting.plans):
         return replace(asked, shortage=no_room(found, asked, pins))

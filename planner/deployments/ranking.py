@@ -8,10 +8,10 @@ import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray
 from costmodels.serving.steady import replica_devices
-from planner.deployments.layouts import replica_layouts
+from planner.deployments.layouts import priced_layouts
 from planner.deployments.loads import Deployments, deployments
 from planner.deployments.results import ServingResult
-from planner.deployments.states import Layouts, layouts, within_bounds
+from planner.deployments.states import Layouts, within_bounds
 
 _FRONTIER = 12
 Place = tuple[int, int]  # a layout, and one of its deployments
@@ -67,7 +67,7 @@ class Deployed(NamedTuple):
 
 def served(asked: ServingResult, pins: Mapping[str, int]) -> tuple[Deployed, ...]:
     """The best deployment of each layout that does what was asked, best first."""
-    found = layouts(*replica_layouts(asked, pins), asked)
+    found = priced_layouts(asked, pins)
     fitting = found.take(np.flatnonzero(found.places > 0))
     if not len(fitting.plans):
         return ()
