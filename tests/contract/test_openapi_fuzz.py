@@ -36,13 +36,13 @@ QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too
 
 
 @SCHEMA.exclude(path=SEARCHES).parametrize()
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=QUIET)
 def test_the_service_keeps_its_contract(case: schemathesis.Case) -> None:
     case.call_and_validate(checks=CHECKS)
 
 
 @DRAWN.include(path=SEARCHES).parametrize()
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=QUIET)
 def test_searches_keep_their_contract(case: schemathesis.Case) -> None:
     case.call_and_validate(checks=CHECKS)
 
@@ -144,19 +144,19 @@ def check(path: str, body: dict[str, Any]) -> None:
         assert all(error["field"] and error["problem"] for error in response.json()["errors"])
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=QUIET)
 @given(body=REQUESTS)
 def test_estimates_of_odd_sizes_answer(body: dict[str, Any]) -> None:
     check("/estimate", body)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=QUIET)
 @given(body=REQUESTS, objective=st.sampled_from(OBJECTIVES), top=st.integers(1, MAX_TOP), variants=st.booleans())
 def test_searches_of_odd_sizes_answer(body: dict[str, Any], objective: str, top: int, variants: bool) -> None:
     check("/plan", body | {"objective": objective, "top": top, "variants": variants})
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=QUIET)
 @given(body=bent(), path=st.sampled_from(["/plan", "/estimate", "/portfolio", "/sensitivity"]))
 def test_one_hostile_value_is_refused_or_answered(body: dict[str, Any], path: str) -> None:
     check(path, body)
