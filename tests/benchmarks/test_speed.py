@@ -33,6 +33,7 @@ def test_starting_is_light(start_up: dict[str, float], name: str) -> None:
     assert start_up[name] < max(0.3, 15 * start_up["python -c pass"])
 
 
+@pytest.mark.long
 def test_batch_path_is_fast() -> None:
     assert measure.in_own_process("batch_path_1024")["plans_per_s"] > 60_000  # a fifth of the target
 

@@ -36,7 +36,7 @@ def agent_of(kind: str, space: UniformSpace, seed: int) -> Agent:
     return (RandomSearch if kind == "random" else HillClimbing)(space=space, seed=seed, batch_size=12)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     space=spaces(),
     kind=st.sampled_from(["random", "greedy", "anneal"]),

@@ -57,6 +57,7 @@ def test_pins_the_space_cannot_hold_leave_it_out() -> None:
     assert found.engines[-1].status == "unknown"
 
 
+@pytest.mark.long
 def test_two_kinds_of_devices() -> None:
     """Where neither kind can hold the model quickly, both together do, and nearly as well as by exact partition."""
     small = next(each for each in INSTANCES if each.name == "two types, tight")

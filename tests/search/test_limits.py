@@ -54,6 +54,7 @@ def ended(name: str, strategy: str, clock: Callable[[], float]) -> SearchResult:
     return search_question(BY_NAME[name].question(), best, strategy=strategy)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("interrupts", [False, True], ids=["time", "interrupt"])
 @pytest.mark.parametrize(("name", "strategy"), [("two types, MoE", "auto"), ("dense, large vocabulary", "cpsat")])
 def test_wherever_a_search_ends_its_answer_stands(name: str, strategy: str, *, interrupts: bool) -> None:

@@ -62,6 +62,7 @@ LARGE: dict[str, tuple[str, str, dict[str, int]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "close"), [("dense", 0.9), ("less memory", 0.9), ("dense layers before MoE", 0.85), ("three groups", 0.8)]
 )

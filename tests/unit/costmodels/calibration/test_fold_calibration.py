@@ -27,6 +27,7 @@ def rows_of(device: str, count: int, *, reached: float, seed: int) -> TrainingRo
     return TrainingRows(op_class="gemm", calls=calls, time_s=time_s, **words)
 
 
+@pytest.mark.long
 def test_every_draw_spends_other_kernels_and_corrects_a_slow_device():
     known = rows_of("A100-SXM-80GB", 300, reached=0.8, seed=0).joined(
         rows_of("V100-SXM-16GB", 300, reached=0.8, seed=1)

@@ -60,6 +60,7 @@ def test_one_more_gpu_is_no_worse(mode: str) -> None:
     assert pace_s[-1] < 0.6 * pace_s[0]
 
 
+@pytest.mark.long
 def test_one_more_node_than_are_divided_in_every_way_is_no_worse() -> None:
     """A batch of 4,096 responses is trained on 20 of 21 nodes, not on the next power of two."""
     asked = {"batch": 512, "prompt": 1024, "generate": 1024, "effort": 0.02}

@@ -195,6 +195,7 @@ def test_a_step_is_told_only_where_every_sequence_runs_from_the_start() -> None:
     assert f", {2 * each} sequences of a replica at once, {each} of each batch, MFU" in words
 
 
+@pytest.mark.long
 def test_running_further_ahead_hides_more_of_the_last_responses() -> None:
     assert ahead("in_flight", 1).steady_s > 1.2 * ahead("in_flight", 2).steady_s
     paces_s = [ahead("in_flight", staleness).steady_s for staleness in (1, 2, 4, 16)]

@@ -108,6 +108,7 @@ def test_runs_of_a_publisher_on_a_framework_count_where_they_are_enough():
     assert "few" not in widths_by_framework(some)["fsdp"].told.names
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("what", "before"), [("pretrain", 0.7), ("tuning", 0.45), (MEMORY, 0.6)])
 def test_intervals_hold_publishers_that_did_not_tell_their_width(told, widths, what, before):
     """The fits alone do not; twice or half the width would leave these bounds too."""
@@ -121,6 +122,7 @@ def test_intervals_hold_publishers_that_did_not_tell_their_width(told, widths, w
     assert all(0.85 <= np.mean(each) <= 0.95 for each in shares.values() if len(each) >= FEWEST_PUBLISHERS)
 
 
+@pytest.mark.long
 def test_one_width_for_all_frameworks_is_too_wide_for_some_and_too_narrow_for_others(told, widths):
     peaks = {
         name: np.mean(
@@ -133,16 +135,19 @@ def test_one_width_for_all_frameworks_is_too_wide_for_some_and_too_narrow_for_ot
     assert widths["pretrain"]["megatron"].told.width() < 0.8 * told["pretrain"].width()
 
 
+@pytest.mark.long
 def test_publishers_who_do_not_say_what_they_print_tell_nothing(told):
     assert all("ljm565" not in first.names for first in told.values())
     assert {what: len(first.names) for what, first in told.items()} == {"pretrain": 54, "tuning": 24, MEMORY: 54}
 
 
+@pytest.mark.long
 def test_forks_of_one_project_are_one_publisher(told):
     assert "Lumen" in told["pretrain"].names
     assert not any(name.endswith("-AMD") for name in told["pretrain"].names)
 
 
+@pytest.mark.long
 def test_nor_do_those_of_few_figures(rounds, told):
     kept = told["tuning"]
     assert all(kept.of(name).sum() >= LEAST_FIGURES for name in kept.names)
@@ -150,6 +155,7 @@ def test_nor_do_those_of_few_figures(rounds, told):
     assert "ray-project" in published - {*kept.names}  # two steps
 
 
+@pytest.mark.long
 def test_publishers_of_every_round_tell_it(rounds, told):
     for what, every in told.items():
         apart = [first_errors([unseen], TOLD_BY[what]) for unseen in rounds.values()]
@@ -168,6 +174,7 @@ def test_a_refit_packages_what_the_tables_of_every_round_tell(widths, tmp_path):
         assert kept[what] == {name: pytest.approx(each.told.width(), abs=1e-4) for name, each in of_framework.items()}
 
 
+@pytest.mark.long
 def test_the_packaged_widths_are_what_the_tables_tell(widths):
     for task in ("pretrain", "full", "lora", "qlora"):
         for stack in load_stacks(task).values():

@@ -56,6 +56,7 @@ def test_every_figure_is_cited_and_has_its_first_error_beside_it(name):
     assert len({(row.text("source"), row.text("locator")) for row in rows}) >= len(rows) - 2
 
 
+@pytest.mark.long
 def test_peaks_of_layers_that_were_compiled_in_parts_are_those_of_full_recomputation(rounds):
     """Read as selective recomputation, which kept nothing there, they were priced up to 4.4 times too high."""
     judged = rounds[4].judged[Kind.TRAINING_MEMORY]
@@ -64,6 +65,7 @@ def test_peaks_of_layers_that_were_compiled_in_parts_are_those_of_full_recomputa
     assert np.abs(judged.error[chosen]).max() < 0.15 < np.abs(judged.blind[chosen]).max()
 
 
+@pytest.mark.long
 def test_all_of_it_is_priced(unseen, steps):
     assert unseen.lines - len(unseen.rows) == 5  # repeats of a configuration, averaged
     assert sum(len(judged.numbers) for judged in unseen.judged.values()) == 100 + 170 + 16 + 182
@@ -82,6 +84,7 @@ def test_publishers_are_owners_of_repositories(address, owner):
     assert publisher_at(address) == owner
 
 
+@pytest.mark.long
 def test_errors_stay_within_a_loose_bar(steps):
     """Half or twice of every price leaves the bars over all figures; those of single sources are looser."""
     assert float(np.median(np.abs(steps.error))) < 0.12
@@ -91,6 +94,7 @@ def test_errors_stay_within_a_loose_bar(steps):
             assert float(np.abs(steps.error[of]).mean()) < 0.65, source
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("source", "bar"),
     [("DLPerf Megatron-LM", 0.18), ("InternLM train_performance", 0.07), ("IBM fms-fsdp", 0.12),
@@ -101,6 +105,7 @@ def test_sources_whose_inputs_are_known_are_held_closer(steps, source, bar):
     assert float(np.abs(steps.error[steps.by_source()[source]]).mean()) < bar
 
 
+@pytest.mark.long
 def test_what_was_blind_stays_what_it_was(unseen, steps):
     """The record of the first pricing, at commit 8dbeaa6, of memory at 84afd51; a refit must not touch it."""
     assert float(np.abs(steps.blind).mean()) == pytest.approx(0.163, abs=0.001)
@@ -112,6 +117,7 @@ def test_what_was_blind_stays_what_it_was(unseen, steps):
     assert int(memory.blind_inside.sum()) == 3
 
 
+@pytest.mark.long
 def test_the_second_round_is_of_publishers_that_the_first_does_not_hold(rounds):
     first, second = ({*each.judged[Kind.TRAINING].publishers.tolist()} for each in (rounds[1], rounds[2]))
     assert len(second) >= 9
@@ -120,6 +126,7 @@ def test_the_second_round_is_of_publishers_that_the_first_does_not_hold(rounds):
     assert second.isdisjoint(tuned)
 
 
+@pytest.mark.long
 def test_what_was_blind_of_the_second_round_stays_what_it_was(rounds):
     """The record of its first pricing, at commit 3c2c689, on its own: rounds are not averaged together."""
     steps, memory = (rounds[2].judged[kind] for kind in (Kind.TRAINING, Kind.TRAINING_MEMORY))
@@ -134,6 +141,7 @@ def test_what_was_blind_of_the_second_round_stays_what_it_was(rounds):
     assert int(memory.blind_inside.sum()) == 11
 
 
+@pytest.mark.long
 def test_what_was_blind_of_its_fine_tuning_stays_what_it_was(rounds):
     """Far off: two in five of times, and every figure of it is kept. Steps read again are against what was read."""
     steps, memory = (rounds[2].judged[kind] for kind in (Kind.TUNING, Kind.TUNING_MEMORY))
@@ -150,6 +158,7 @@ def test_what_was_blind_of_its_fine_tuning_stays_what_it_was(rounds):
     assert (verdicts.blind[~verdicts.died].sum(), (~verdicts.died).sum()) == (125, 132)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "figures", "mean", "worst", "held"),
     [
@@ -168,6 +177,7 @@ def test_what_was_blind_of_the_third_round_stays_what_it_was(rounds, kind, figur
     assert int(judged.blind_inside.sum()) == held
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "kind", "figures", "mean", "held"),
     [
@@ -197,6 +207,7 @@ def test_what_was_blind_of_later_rounds_stays_what_it_was(rounds, number, kind, 
     assert int(judged.blind_inside.sum()) == held
 
 
+@pytest.mark.long
 def test_notes_of_linear_attention_are_read(rounds):
     """Experts over eight GPUs and a fused loss: the first prices had read neither, 158 % too high."""
     judged = rounds[4].judged[Kind.TUNING_MEMORY]
@@ -205,12 +216,14 @@ def test_notes_of_linear_attention_are_read(rounds):
     assert float(np.abs(judged.error[of]).mean()) < 0.15
 
 
+@pytest.mark.long
 def test_errors_of_its_fine_tuning_stay_within_a_loose_bar(rounds):
     steps, memory = (rounds[2].judged[kind] for kind in (Kind.TUNING, Kind.TUNING_MEMORY))
     assert mean_over(steps.by_source().values(), np.abs(steps.error)) < 0.45
     assert float(np.median(np.abs(memory.error))) < 0.25
 
 
+@pytest.mark.long
 def test_errors_of_the_second_round_stay_within_a_loose_bar(rounds):
     """Half or twice of every price leaves the bars over all figures."""
     steps, memory = (rounds[2].judged[kind] for kind in (Kind.TRAINING, Kind.TRAINING_MEMORY))
@@ -232,6 +245,7 @@ def test_no_fit_reads_it():
         refuse_unseen([replace(row, file="another.csv") for row in rows])
 
 
+@pytest.mark.long
 def test_rounds_are_priced_apart(rounds):
     assert set(rounds) == set(BLIND_COMMITS)
     for number, unseen in rounds.items():
@@ -240,6 +254,7 @@ def test_rounds_are_priced_apart(rounds):
     assert len(unseen_tables()) == sum(len(unseen_tables(number)) for number in set(UNSEEN_ROUNDS.values()))
 
 
+@pytest.mark.long
 def test_the_page_has_words_for_a_third_round(rounds, monkeypatch):
     """The second's tables stand for it, since nobody prices the third's before they are priced first."""
     monkeypatch.setattr(page_of, "BLIND_COMMITS", {1: "8dbeaa6", 2: "3c2c689", 3: "0000000"})
