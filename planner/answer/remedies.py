@@ -105,7 +105,7 @@ def find_remedies(
     here = [*([] if legal else [_other_batches(request)]), *_families(request, legal=legal)]
     families = [tuple(trials) for trials in here]
     remedies = [remedy for trials in families for remedy in of_family(trials, searcher)]
-    if not any(remedy.likely and remedy.code in _JOINED for remedy in remedies):
+    if not any(remedy.likely and remedy.code in (*_JOINED, "offload_and_free") for remedy in remedies):
         first = [trials[0] for trials in families if trials and trials[0].code in _JOINED]
         remedies += joined(sorted(first, key=lambda trial: _JOINED.index(trial.code)), request, searcher)
     others = (_fewer_devices(request), _more_devices(request), *_larger_machines(request, needed_bytes, searcher))
@@ -146,14 +146,16 @@ def _fine_tuning(request: Request) -> Iterator[Iterator[Trial]]:
     """What all weights of a model that is fine-tuned may do without: 32 bits, and training."""
     if request.job.task != "full":
         return
+    adapters = []
     if request.job.precision == "bf16" and request.job.master_dtype != "none":
         job = replace(request.job, master_dtype="none", state_dtype="bf16", gradient_dtype="bf16")
         message = "train in 16 bits throughout (--master-dtype none --state-dtype bf16 --gradient-dtype bf16)"
         yield iter([trial_of(request, "sixteen_bits", message, job=job)])
-    job = replace(
-        request.job, task="lora", lora=adapters_of("lora", model=request.model).lora, optimizer_in_backward=False
-    )
-    yield iter([trial_of(request, "adapters", "train adapters instead (--task lora)", job=job)])
+    lora = adapters_of("lora", model=request.model).lora
+    for task, message in (("lora", "train adapters instead"), ("qlora", "train adapters of a model in 4 bits instead")):
+        job = replace(request.job, task=task, lora=lora, optimizer_in_backward=False)
+        adapters.append(trial_of(request, "adapters", f"{message} (--task {task})", job=job))
+    yield iter(adapters)
 
 
 def _with_states_in_8_bits(request: Request, job: TrainingJob) -> tuple[TrainingJob, str]:
@@ -168,7 +170,7 @@ def _lighter_adapters(request: Request, lora: LoraSpec) -> Iterator[Iterator[Tri
     job = request.job
     if job.task == "lora":
         message = "quantise what is frozen to 4 bits (--task qlora)"
-        yield iter([trial_of(request, "quantised", message, job=replace(job, task="qlora"))])
+        yield iter([trial_of(request, "quantised", message, job=replace(job, task="qlora", frozen_dtype=""))])
     kept = tuple(target for target in lora.targets if target not in MLP_TARGETS)
     if kept and kept != lora.targets:
         fewer = replace(job, lora=replace(lora, targets=kept))
@@ -227,9 +229,9 @@ def _other_frameworks(request: Request) -> Iterator[Trial]:
 
 
 def _shorter(request: Request) -> Iterator[Trial]:
-    """Half the length, and half of that; between the two, eighths of the longer."""
-    length = request.job.sequence_length
-    while length // 2 >= _SHORTEST:
+    """Half the length, and half of that; between the two, eighths of the longer. Packed samples stay whole."""
+    length, shortest = request.job.sequence_length, max(_SHORTEST, request.job.sample_tokens or 0)
+    while length // 2 >= shortest:
         between = [length * eighths // 8 // _ROUND * _ROUND for eighths in (7, 6, 5)]
         length //= 2
         milder = tuple(_of_length(request, each) for each in between if each > length)
@@ -251,19 +253,22 @@ def _more_devices(request: Request) -> Iterator[Trial]:
     """The next sizes, degrees of data and pipeline parallelism free to grow, and whole nodes between them."""
     full = full_node(request.cluster).devices_per_node
     kept = said("global_batch_size", request.asked) or said("global_batch_tokens", request.asked)
+    batch, pretrain = request.job.global_batch_size, request.job.task == "pretrain"
     for size in larger_sizes(request.cluster):
         between = [size * eighths // 8 for eighths in (5, 6, 7)]
-        milder = tuple(_of_size(request, each, keeps_batch=kept) for each in between if each % full == 0)
-        yield replace(_of_size(request, size, keeps_batch=False), milder=milder)
+        wanted = {each: batch if kept or pretrain else max(batch, each) for each in (*between, size)}
+        milder = tuple(_of_size(request, each, None if kept else wanted[each]) for each in between if each % full == 0)
+        yield replace(_of_size(request, size, wanted[size]), milder=milder)
+        if request.stack.reduces_last and batch > size and not kept:  # one micro-batch, no sums beside the shards
+            yield _of_size(request, size, size)
 
 
-def _of_size(request: Request, size: int, *, keeps_batch: bool) -> Trial:
-    """So many devices, with a batch that they share where it may change."""
+def _of_size(request: Request, size: int, batch: int | None) -> Trial:
+    """So many devices, with a batch near to one that they share; None for that of the request."""
     free = ("data_parallel", "num_microbatches")
     pins = {name: value for name, value in request.pins.items() if name not in free}
     job, message = request.job, f"use {size} devices"
-    batch = job.global_batch_size
-    if batch % size and size % batch and not keeps_batch:
+    if batch is not None and (batch != job.global_batch_size or (batch % size and size % batch)):
         job = replace(job, global_batch_size=rounded_batch(batch, size, pins))
         message += f" and a global batch of {job.global_batch_size} sequences"
     return trial_of(request, "more_devices", message, pins=pins, cluster=part_of(request.cluster, size), job=job)

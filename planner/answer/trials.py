@@ -91,7 +91,7 @@ def tried(trial: Trial, searcher: Searcher) -> Remedy | None:
 
 
 def joined(trials: Sequence[Trial], request: Request, searcher: Searcher) -> list[Remedy]:
-    """What comes of changes at once: of as few as are likely to do together, the last going first; or of all of them.
+    """The changes that fit together, none of which can be left out, if all of them do; the last are left out first.
 
     Args:
         trials: Changes of the question, the smallest first.
@@ -106,7 +106,7 @@ def joined(trials: Sequence[Trial], request: Request, searcher: Searcher) -> lis
         without = tried(_together(fewer, request), searcher)
         if without is not None and without.likely:
             together, found = fewer, without
-    return [] if found is None else [found]
+    return [found] if found is not None and found.fits else []
 
 
 def _legal_together(

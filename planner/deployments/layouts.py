@@ -24,6 +24,7 @@ from planner.deployments.weights import cuts, spread
 from planner.prices.price_lists import collective_model, kernel_model_of
 from planner.rules.base import divisors
 from profiles.hardware import ClusterSpec
+from profiles.stack import StackSpec
 from profiles.stacks import find_stack
 
 _OF_LOAD = ("rate_per_s", "concurrency", "requests", *BOUNDS, "percentile")  # fields of a job
@@ -67,7 +68,7 @@ def priced_layouts(asked: ServingResult, pins: Mapping[str, int]) -> Layouts:
     """The same layouts with their prices, which no load and no bound changes: they are remembered between questions."""
     no_load: dict[str, Any] = dict.fromkeys(_OF_LOAD)
     question = replace(asked, job=replace(asked.job, **no_load), price=None, assumptions=())
-    lists = kernel_model_of(asked.cluster.device), collective_model()
+    lists = kernel_model_of(asked.cluster.device), collective_model(), find_stack(STACK)
     return _priced(question, tuple(sorted(pins.items())), lists)
 
 
@@ -75,7 +76,7 @@ def priced_layouts(asked: ServingResult, pins: Mapping[str, int]) -> Layouts:
 def _priced(
     question: ServingResult,
     pins: tuple[tuple[str, int], ...],
-    _lists: tuple[KernelCostModel, CollectiveCostModel],
+    _lists: tuple[KernelCostModel, CollectiveCostModel, StackSpec],
 ) -> Layouts:
     """Priced layouts of a question with the price lists of now."""
     return layouts(*replica_layouts(question, dict(pins)), question)

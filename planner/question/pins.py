@@ -175,6 +175,8 @@ def checked_degree(field: str, value: Any, least: int = 1, most: int = MAX_DEVIC
         SpecError: If it is none, or out of bounds.
     """
     number = plain(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
     if isinstance(number, bool) or not isinstance(number, int):
         raise SpecError(field, f"must be a whole number; got {shown(value)}")
     if not least <= number <= most:

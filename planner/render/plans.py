@@ -32,7 +32,7 @@ from planner.phrases import (
 from planner.render.stages import memory_table
 from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request
 from profiles.parameters import active_parameters, total_parameters
-from profiles.units import TERA
+from profiles.units import GIB, TERA
 
 _BAR_WIDTH = 28
 _MOST_RIVALS = 8
@@ -350,7 +350,8 @@ def render_infeasible(infeasible: Infeasible, console: Console, *, nearest: bool
     plan = infeasible.nearest
     if plan is not None and nearest:
         over = plan.peak_memory_bytes - plan.usable_memory_bytes
-        what = f"{gib(over)} too much" if over > 0 else f"{gib(plan.host_memory_bytes)} of host memory per node"
+        much = gib(over) if over >= 0.05 * GIB else "less than 0.1 GiB"
+        what = f"{much} too much" if over > 0 else f"{gib(plan.host_memory_bytes)} of host memory per node"
         words = f"Nearest: {plan_label(plan.plan)}: peak {gib(plan.peak_memory_bytes)}, {what}"
         console.print(words, highlight=False)
     if infeasible.remedies:

@@ -29,7 +29,7 @@ DOCUMENTS = (
 )
 COLUMNS = 110
 FIXED = {"COLUMNS": str(COLUMNS), "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8", "LC_ALL": "C.UTF-8"}
-FREE = ("FORCE_COLOR", "PLANNER_CATALOG")  # environment variables that could change what is printed
+FREE = ("FORCE_COLOR", "PLANNER_CATALOG")  # would change what is printed; a catalogue only where none is read yet
 _BLOCK = re.compile(
     r"<!-- (?P<kind>output: (?P<command>[^\n]+)|table: (?P<page>\S+) (?P<heading>[^\n]+)) -->\n.*?<!-- end -->",
     re.DOTALL,
@@ -70,7 +70,7 @@ def run(command: str) -> Done:
         try:
             main_of_planner(arguments)
         except SystemExit as stop:
-            code = int(stop.code or 0)
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return Done(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 

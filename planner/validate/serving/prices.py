@@ -235,7 +235,8 @@ def settles(row: ServingRow) -> bool:
 def times_as_long(row: ServingRow, token_s: float) -> float:
     """What all times of a server would be over their prices for a token at a rate to take so long.
 
-    It is less than what that token takes over its price: slower servers are busier.
+    It is less than what that token takes over its price: slower servers are busier, so that it lies between none and
+    that, or is that where a token takes no longer at a higher rate.
     """
 
     def longer(log_scale: float) -> float:

@@ -1,4 +1,4 @@
-"""Several changes at once, where one is not enough: as few as do, and nothing that a search has not confirmed."""
+"""Several changes at once, where one is not enough: none that can be left out, or that a search has not confirmed."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,6 +41,25 @@ def test_what_one_change_does_needs_no_second() -> None:
     told = remedies("llama-3-8b", "2xA100-40GB", FULL)
     assert told["offload"].likely
     assert TOGETHER not in told
+
+
+def test_offloading_with_degrees_let_go_of_is_told_once() -> None:
+    answer = api.plan("llama-3-70b", "8xA100-80GB", {"task": "full"}, pins={"tp": 8, "zero": 0}, framework="megatron")
+    assert answer.infeasible is not None
+    codes = [remedy.code for remedy in answer.infeasible.remedies if remedy.likely]
+    assert "offload_and_free" in codes
+    assert TOGETHER not in codes
+
+
+def test_sequences_get_no_shorter_than_the_samples_packed_in_them() -> None:
+    told = remedies("llama-3-8b", "1xA100-40GB", FULL | {"sample_tokens": 4096})
+    assert "shorter_sequence" not in told
+    assert told["adapters"].fits
+
+
+def test_what_is_quantised_has_no_frozen_format() -> None:
+    told = remedies("llama-3-70b", "1xA100-40GB", {"task": "lora", "frozen_dtype": "fp32"})
+    assert told["offload"].fits
 
 
 def question() -> Request:
@@ -90,17 +109,15 @@ def priced(request: Request, cluster: ClusterSpec, *, fits: bool) -> Priced:
         ({"zero_stage", "micro_batch_size", "offload"}, "free zero_stage; and free micro_batch_size; and offload"),
     ],
 )
-def test_as_few_changes_as_do_are_told(needed: set[str], message: str) -> None:
+def test_changes_that_can_be_left_out_are(needed: set[str], message: str) -> None:
     request = question()
     (remedy,) = answers(trials_of(request), request, needed)
     assert (remedy.code, remedy.message, remedy.likely) == (TOGETHER, message, True)
 
 
-def test_where_all_are_too_few_all_are_told_as_what_comes_nearest() -> None:
+def test_what_does_not_fit_with_all_of_them_is_no_remedy() -> None:
     request = question()
-    (remedy,) = answers(trials_of(request), request, {"nothing does"})
-    assert not remedy.fits
-    assert remedy.message.count("; and ") == 2
+    assert answers(trials_of(request), request, {"nothing does"}) == []
 
 
 def test_one_that_is_not_legal_with_the_others_is_left_out() -> None:
@@ -125,3 +142,25 @@ def test_changed_fields_of_the_job_come_together() -> None:
 
     joined([trial_of(request, str(place), "", job=job) for place, job in enumerate(jobs)], request, note)
     assert seen == [(True, "int8", 64)]
+
+
+def test_adapters_are_of_a_model_in_4_bits_where_16_are_too_many() -> None:
+    told = remedies("llama-3-8b", "1xRTX4090", {"task": "full"})["adapters"]
+    assert told.message.endswith("(--task qlora)")
+    again = api.plan("llama-3-8b", "1xRTX4090", {"task": "qlora", "global_batch_size": 128, "sequence_length": 4096})
+    assert again.plans[0].step_time_s == pytest.approx(told.step_time_s)
+    assert remedies("llama-3-8b", "1xA100-40GB", {"task": "full"})["adapters"].message.endswith("(--task lora)")
+
+
+def test_more_devices_have_a_batch_that_they_share_where_none_was_asked_for() -> None:
+    """The Trainer's replicas take a sequence each, and sum gradients beside their shards over several micro-batches."""
+    few = remedies("llama-3-8b", "1xRTX4090", {"task": "full"})["more_devices"]
+    assert few.message == "use 16 devices and a global batch of 16 sequences"
+    many = remedies("llama-3-405b", "8xH100", {"task": "full"})["more_devices"]
+    assert many.message == "use 320 devices and a global batch of 320 sequences"
+    for remedy, model in ((few, "llama-3-8b"), (many, "llama-3-405b")):
+        nodes = "16xRTX4090" if remedy is few else "40x8xH100"
+        again = api.plan(model, nodes, {"task": "full", "global_batch_size": remedy.num_devices})
+        assert again.plans[0].step_time_s == pytest.approx(remedy.step_time_s)
+    kept = remedies("llama-3-8b", "1xRTX4090", {"task": "full", "global_batch_size": 128})["more_devices"]
+    assert "global batch" not in kept.message or kept.num_devices > 128

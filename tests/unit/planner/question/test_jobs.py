@@ -156,6 +156,8 @@ def test_a_batch_that_was_asked_for_is_hardly_changed(target: float, devices: in
     [
         ({"sequence_lenght": 1}, "job.sequence_lenght: unknown field. Hint: did you mean 'sequence_length'"),
         ({"sequence_length": "2k"}, "job.sequence_length: must be a whole number; got '2k'"),
+        ({"sequence_length": 2048.5}, "job.sequence_length: must be a whole number; got 2048.5"),
+        ({"sequence_length": float("nan")}, "job.sequence_length: must be a whole number; got nan"),
         ({"sequence_length": True}, "job.sequence_length: must be a whole number; got True"),
         ({"sequence_length": 0}, "job.sequence_length: must be between 1 and 16777216; got 0"),
         ({"dropout": 1}, "job.dropout: must be true or false; got 1"),

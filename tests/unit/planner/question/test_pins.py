@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+import planner
 from costmodels.plan import PLAN_COLUMNS, AxisOrder, ContextKind, ExecutionPlan, Recompute, Schedule
 from planner.question.pins import ALIASES, parse_pins
 from profiles.errors import SpecError
@@ -41,7 +43,7 @@ def test_what_is_understood(given: Any, expected: dict[str, int]) -> None:
         ({"tp": 8, "tensor_parallel": 8}, "plan.tensor_parallel: is given twice. Hint: give one of its names"),
         ({"tp": 0}, "plan.tensor_parallel: must be between 1 and 1048576; got 0"),
         ({"tp": 10**30}, "plan.tensor_parallel: must be between 1 and 1048576; got 1000000000000000000000000000000"),
-        ({"tp": 2.0}, "plan.tensor_parallel: must be a whole number; got 2.0"),
+        ({"tp": 2.5}, "plan.tensor_parallel: must be a whole number; got 2.5"),
         ({"tp": "8"}, "plan.tensor_parallel: must be a whole number; got '8'"),
         ({"tp": True}, "plan.tensor_parallel: must be a whole number; got True"),
         ({"zero": 4}, "plan.zero_stage: must be between 0 and 3; got 4"),
@@ -79,3 +81,13 @@ def test_what_is_refused(given: dict[str, Any], message: str) -> None:
 def test_every_plan_field_can_be_fixed() -> None:
     assert set(PLAN_COLUMNS) == set(ExecutionPlan.__dataclass_fields__) - {"stage_layers"}
     assert set(ALIASES.values()) <= set(PLAN_COLUMNS)
+
+
+@pytest.mark.parametrize("two", [2, 2.0, np.float64(2), np.int64(2)])
+def test_whole_numbers_may_be_written_with_a_point(two: Any) -> None:
+    """As the columns of a table with a gap in it have them."""
+    job = {"sequence_length": 1024 * two, "global_batch_size": 32 * two}
+    result = planner.plan("llama-3-8b", "8xH100", job, pins={"tp": two})
+    assert result.request.pins == {"tensor_parallel": 2}
+    assert (result.request.job.sequence_length, result.request.job.global_batch_size) == (2048, 64)
+    assert isinstance(result.request.job.sequence_length, int)

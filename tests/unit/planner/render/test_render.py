@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from costmodels.memory.peaks import memory_error_factor
 from planner import api
 from planner.render.plans import render, render_front
 from planner.results import PlanResult
+from profiles.units import GIB
 
 JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64}
 
@@ -160,6 +162,21 @@ def test_what_does_not_fit() -> None:
     assert "use 24 devices: fits" in text
     nearest = shown(api.estimate("llama-3-70b", "8xA100", JOB))
     assert "does not fit: " in nearest
+
+
+def test_a_little_too_much_is_not_nothing() -> None:
+    answer = api.plan("llama-3-70b", "8xA100", JOB)
+    infeasible = answer.infeasible
+    assert infeasible is not None
+    assert infeasible.nearest is not None
+    nearest, usable_bytes = infeasible.nearest, infeasible.nearest.usable_memory_bytes
+
+    def told(over_bytes: float) -> str:
+        barely = replace(nearest, peak_memory_bytes=usable_bytes + over_bytes)
+        return shown(replace(answer, infeasible=replace(infeasible, nearest=barely)))
+
+    assert ", less than 0.1 GiB too much" in told(0.01 * GIB)
+    assert ", 0.1 GiB too much" in told(0.06 * GIB)
 
 
 def test_what_is_legal_and_what_fits_are_told_apart(ranking: PlanResult) -> None:
