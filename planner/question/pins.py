@@ -75,7 +75,8 @@ def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
         elif column == "recompute_modules":
             pins[column] = _modules(value)
         else:
-            pins[column] = _code(column, value)
+            whole = isinstance(value, float) and value.is_integer()  # a table's column with a gap in it has them
+            pins[column] = _code(column, int(value) if whole else value)
     return pins
 
 
@@ -175,8 +176,6 @@ def checked_degree(field: str, value: Any, least: int = 1, most: int = MAX_DEVIC
         SpecError: If it is none, or out of bounds.
     """
     number = plain(value)
-    if isinstance(number, float) and number.is_integer():
-        number = int(number)
     if isinstance(number, bool) or not isinstance(number, int):
         raise SpecError(field, f"must be a whole number; got {shown(value)}")
     if not least <= number <= most:
