@@ -70,8 +70,9 @@ def test_so_are_others(kind: type) -> None:
     assert result.best is not None
     assert result.request.job.train_tokens == 2048
     assert planner.search(MODEL, CLUSTER, JOB, seconds=kind(0.5)).best is not None
-    with pytest.raises(SpecError, match=r"job.sequence_length: must be a whole number; got 2048.0"):
-        planner.plan(MODEL, CLUSTER, {"sequence_length": kind(2048)})
+    assert planner.plan(MODEL, CLUSTER, {"sequence_length": kind(2048)}).request.job.sequence_length == 2048
+    with pytest.raises(SpecError, match=r"job.sequence_length: must be a whole number; got 1023.5"):
+        planner.plan(MODEL, CLUSTER, {"sequence_length": kind(1023.5)})
     assert planner.plan(MODEL, CLUSTER, JOB, offload=np.bool_(True)).request.offload is True
 
 
