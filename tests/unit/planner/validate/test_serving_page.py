@@ -21,6 +21,7 @@ def test_the_page_is_what_its_command_writes() -> None:
     assert_same_page(PAGE.read_text(encoding="utf-8"), serving_page())
 
 
+@pytest.mark.long
 def test_every_price_has_a_first_one() -> None:
     first = first_prices()
     assert {key_of(price) for price in serving_prices()} == set(first)
@@ -40,6 +41,7 @@ def test_first_prices_were_this_good() -> None:
     assert means == pytest.approx({"tpot": 0.218, "ttft": 0.418, "latency": 0.375, "tokens": 0.249}, abs=1e-3)
 
 
+@pytest.mark.long
 def test_fewer_bits_are_as_much_faster_as_measured() -> None:
     """Marlin's products under vLLM, beside 16 bits on the same GPU under the same load: blind, and now."""
     first, now = first_prices(), {key_of(price): price for price in serving_prices()}
@@ -59,6 +61,7 @@ def test_fewer_bits_are_as_much_faster_as_measured() -> None:
     assert mended.mean() < 0.07
 
 
+@pytest.mark.long
 def test_prices_of_now_are_no_worse() -> None:
     first, now = first_prices(), {key_of(price): price for price in serving_prices()}
     for figure, most in (("tpot", 0.225), ("latency", 0.35), ("tokens", 0.29), ("ttft", 0.43)):
@@ -91,6 +94,7 @@ def test_the_engine_is_that_of_its_version(engine: str, version: str, name: str)
     assert bool(left_out(row)) == (name == "")
 
 
+@pytest.mark.long
 def test_medians_are_judged_by_medians() -> None:
     """Of answers whose lengths vary, at a rate, where only medians are published; the mean lies above."""
     prices = {key_of(price): price for price in serving_prices()}
@@ -100,6 +104,7 @@ def test_medians_are_judged_by_medians() -> None:
     assert prices[key].predicted < 0.85 * first.predicted
 
 
+@pytest.mark.long
 def test_runs_are_priced_with_their_start() -> None:
     """Where the requests of a closed loop are published; not where their number is not."""
     first, now = first_prices(), {key_of(price): price for price in serving_prices()}

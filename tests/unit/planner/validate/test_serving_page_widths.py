@@ -17,6 +17,7 @@ from planner.validate.serving.widths import KINDS, TOLD, errors_of, main, tellin
 from profiles.serving_widths import BURST, DENSE, MIXTURE, ONE_SIDED, serving_log_stds
 
 
+@pytest.mark.long
 def test_the_packaged_widths_are_what_the_table_tells(tmp_path: Path) -> None:
     main(["--out", str(tmp_path / "serving.json")])
     packaged = resources.files("profiles").joinpath("data", "fits", "serving.json").read_text(encoding="utf-8")
@@ -24,6 +25,7 @@ def test_the_packaged_widths_are_what_the_table_tells(tmp_path: Path) -> None:
     assert widths_card()["publishers"]["tpot"]["dense"] >= 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("figure", TOLD)
 @pytest.mark.parametrize("kind", KINDS)
 def test_publishers_are_held_by_what_the_others_tell(figure: str, kind: str) -> None:
@@ -38,6 +40,7 @@ def test_publishers_are_held_by_what_the_others_tell(figure: str, kind: str) -> 
     assert (np.mean(alone) > 0.85) == (figure != "ttft" and kind == DENSE)
 
 
+@pytest.mark.long
 def test_a_rate_tells_by_what_all_times_would_have_to_be() -> None:
     """A slower server is busier, so that its tokens take longer by more than it is slower."""
     at_rate = [p for p in serving_prices() if p.figure == "tpot" and p.row.load is Load.REQUEST_RATE]

@@ -18,6 +18,7 @@ def test_the_page_is_what_its_command_writes() -> None:
     assert_same_page(PAGE.read_text(encoding="utf-8"), speculation_page())
 
 
+@pytest.mark.long
 def test_every_price_has_a_first_one() -> None:
     assert {key_of(price) for price in speculative_prices()} == set(first_prices())
 
