@@ -28,6 +28,7 @@ def test_every_price_has_a_first_one() -> None:
     assert all(price.low < price.predicted < price.high for price in first.values())
 
 
+@pytest.mark.long
 def test_first_prices_were_this_good() -> None:
     """Blind errors are history: these are the figures that the documentation quotes."""
     first = [price for price in first_prices().values() if price.row.table == PUBLISHED]

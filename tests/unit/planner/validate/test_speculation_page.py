@@ -36,6 +36,7 @@ def test_rows_say_what_drafted_and_are_in_no_other_table() -> None:
     assert [left_out(row) for row in ROWS if left_out(row)] == ["drafts for linear attention"]
 
 
+@pytest.mark.long
 def test_gains_are_those_over_the_same_load_without_drafts() -> None:
     """By hand: SpecDrift's gpt-oss-120b, and vLLM's EAGLE with two tokens, 7.07 ms a token over 4.37."""
     found = {(gain.row.source, gain.row.locator): gain for gain in gains()}
@@ -51,6 +52,7 @@ def test_gains_are_those_over_the_same_load_without_drafts() -> None:
     }
 
 
+@pytest.mark.long
 def test_first_gains_were_this_good() -> None:
     """Blind errors are history: these are the figures that the documentation quotes."""
     means = {}
