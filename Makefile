@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Matrices here are small, so threads of BLAS would mostly wait for each other.
 export OPENBLAS_NUM_THREADS ?= 1
 
-# As many tests at a time as there are cores, which take 0.5 to 1 GB each.
+# As many tests at a time as there are cores; each process holds half a GB before its first test.
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); echo $$((cores < 8 ? cores : 8)))
 
 # Prerequisites of an installation; the stamps make a second run start at once.

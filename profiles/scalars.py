@@ -34,6 +34,11 @@ def plain(value: Any, *, depth: int = _DEEPEST) -> Any:
     return value
 
 
+def without_point(value: Any) -> Any:
+    """A float that is a whole number as one: columns of a table with a gap in it have them. Anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def whole_number(field: str, value: Any, *, least: int, most: int) -> int:
     """The value, if it is a whole number within its bounds.
 

@@ -5,7 +5,7 @@ attention, loss, optimizer states, framework, sequence length, memory left free,
 where no plan is even legal, the global batch), or a few where one is not enough, and searches again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import inf
 
@@ -102,8 +102,8 @@ def find_remedies(
         legal: Whether it has plans that only lack memory.
         searcher: Prices the plans of a changed question.
     """
-    here = [*([] if legal else [_other_batches(request)]), *_families(request, legal=legal)]
-    families = [tuple(trials) for trials in here]
+    whole = [] if legal else [_other_batches(request)]
+    families = [tuple(trials) for trials in (*whole, *_families(request, legal=legal))]
     remedies = [remedy for trials in families for remedy in of_family(trials, searcher)]
     if not any(remedy.likely and remedy.code in (*_JOINED, "offload_and_free") for remedy in remedies):
         first = [trials[0] for trials in families if trials and trials[0].code in _JOINED]
@@ -114,26 +114,26 @@ def find_remedies(
     return tuple(working or sorted(remedies, key=lambda remedy: remedy.peak_memory_bytes)[:3])
 
 
-def _families(request: Request, *, legal: bool) -> Iterator[Iterator[Trial]]:
+def _families(request: Request, *, legal: bool) -> Iterator[Iterable[Trial]]:
     """Families of ever larger changes of one kind; of one, the first that works and is likely to live is reported."""
     for code, message, names in _LIFTS:
         if set(names) & request.pins.keys():
             pins = {name: value for name, value in request.pins.items() if name not in names}
-            yield iter([trial_of(request, code, message, pins=pins)])
+            yield [trial_of(request, code, message, pins=pins)]
     if request.stack.reduces_last and legal:
         yield _without_sums(request)
     if not request.offload:
         yield _offloading(request)
     if request.job.attention == "unfused" and unfused_by_default(request.model, request.stack):
         job = replace(request.job, attention="flash")
-        yield iter([trial_of(request, "fused_attention", f"use {FLEX} (--attention flash)", job=job)])
+        yield [trial_of(request, "fused_attention", f"use {FLEX} (--attention flash)", job=job)]
     if not request.job.linear_cross_entropy:
         job = replace(request.job, linear_cross_entropy=True)
         message = "use a linear loss, output layer and loss together without logits (--linear-loss)"
-        yield iter([trial_of(request, "linear_loss", message, job=job)])
+        yield [trial_of(request, "linear_loss", message, job=job)]
     if request.job.optimizer == "adamw":
         job, told = _with_states_in_8_bits(request, request.job)
-        yield iter([trial_of(request, "smaller_states", f"keep optimizer states in 8 bits ({told})", job=job)])
+        yield [trial_of(request, "smaller_states", f"keep optimizer states in 8 bits ({told})", job=job)]
     yield from _fine_tuning(request)
     if request.job.lora is not None:
         yield from _lighter_adapters(request, request.job.lora)
@@ -142,20 +142,27 @@ def _families(request: Request, *, legal: bool) -> Iterator[Iterator[Trial]]:
     yield _shorter(request)
 
 
-def _fine_tuning(request: Request) -> Iterator[Iterator[Trial]]:
+def _fine_tuning(request: Request) -> Iterator[Iterable[Trial]]:
     """What all weights of a model that is fine-tuned may do without: 32 bits, and training."""
     if request.job.task != "full":
         return
-    adapters = []
     if request.job.precision == "bf16" and request.job.master_dtype != "none":
         job = replace(request.job, master_dtype="none", state_dtype="bf16", gradient_dtype="bf16")
         message = "train in 16 bits throughout (--master-dtype none --state-dtype bf16 --gradient-dtype bf16)"
-        yield iter([trial_of(request, "sixteen_bits", message, job=job)])
+        yield [trial_of(request, "sixteen_bits", message, job=job)]
     lora = adapters_of("lora", model=request.model).lora
-    for task, message in (("lora", "train adapters instead"), ("qlora", "train adapters of a model in 4 bits instead")):
-        job = replace(request.job, task=task, lora=lora, optimizer_in_backward=False)
-        adapters.append(trial_of(request, "adapters", f"{message} (--task {task})", job=job))
-    yield iter(adapters)
+    yield [
+        trial_of(
+            request,
+            "adapters",
+            f"{message} (--task {task})",
+            job=replace(request.job, task=task, lora=lora, optimizer_in_backward=False),
+        )
+        for task, message in (
+            ("lora", "train adapters instead"),
+            ("qlora", "train adapters of a model in 4 bits instead"),
+        )
+    ]
 
 
 def _with_states_in_8_bits(request: Request, job: TrainingJob) -> tuple[TrainingJob, str]:
@@ -165,23 +172,21 @@ def _with_states_in_8_bits(request: Request, job: TrainingJob) -> tuple[Training
     return replace(job, optimizer="adamw8bit", state_dtype="int8"), "--optimizer adamw8bit"
 
 
-def _lighter_adapters(request: Request, lora: LoraSpec) -> Iterator[Iterator[Trial]]:
+def _lighter_adapters(request: Request, lora: LoraSpec) -> Iterator[Iterable[Trial]]:
     """What is frozen in 4 bits; adapters on attention alone, then with optimizer states in 8 bits besides."""
     job = request.job
     if job.task == "lora":
         message = "quantise what is frozen to 4 bits (--task qlora)"
-        yield iter([trial_of(request, "quantised", message, job=replace(job, task="qlora", frozen_dtype=""))])
+        yield [trial_of(request, "quantised", message, job=replace(job, task="qlora", frozen_dtype=""))]
     kept = tuple(target for target in lora.targets if target not in MLP_TARGETS)
     if kept and kept != lora.targets:
         fewer = replace(job, lora=replace(lora, targets=kept))
         message = f"adapters on attention alone (--lora-targets {','.join(kept)})"
         both, told = _with_states_in_8_bits(request, fewer)
-        yield iter(
-            [
-                trial_of(request, "fewer_adapters", message, job=fewer),
-                trial_of(request, "fewer_adapters", f"{message}, optimizer states in 8 bits ({told})", job=both),
-            ]
-        )
+        yield [
+            trial_of(request, "fewer_adapters", message, job=fewer),
+            trial_of(request, "fewer_adapters", f"{message}, optimizer states in 8 bits ({told})", job=both),
+        ]
 
 
 def _other_batches(request: Request) -> Iterator[Trial]:
@@ -274,13 +279,13 @@ def _of_size(request: Request, size: int, batch: int | None) -> Trial:
     return trial_of(request, "more_devices", message, pins=pins, cluster=part_of(request.cluster, size), job=job)
 
 
-def _larger_machines(request: Request, needed_bytes: float, searcher: Searcher) -> Iterator[Iterator[Trial]]:
+def _larger_machines(request: Request, needed_bytes: float, searcher: Searcher) -> Iterator[Iterable[Trial]]:
     """Less memory left free, larger hosts where they are what is short, devices with more memory."""
     yield (_with_reserve(request, cluster) for cluster in with_less_left_free(request, needed_bytes))
     hosts = larger_hosts(request, searcher)
     if hosts is not None:
         message = f"give every host {hosts.node.host_memory_bytes / GIGA:,.0f} GB of memory (host_memory_gb)"
-        yield iter([trial_of(request, "more_host_memory", message, cluster=hosts)])
+        yield [trial_of(request, "more_host_memory", message, cluster=hosts)]
     given = request.cluster.device.name
     yield (
         trial_of(request, "more_memory", f"use {cluster.device.name} instead of {given}", cluster=cluster, job=job)

@@ -26,7 +26,7 @@ from profiles.errors import SpecError, meant_among, out_of_bounds, shown
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
 from profiles.precision import format_name
-from profiles.scalars import plain
+from profiles.scalars import plain, without_point
 from profiles.stack import StackSpec
 
 DEFAULT_SEQUENCE = 4096  # tokens
@@ -244,8 +244,7 @@ def _typed(name: str, value: Any, kind: type) -> Any:
     value = plain(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else value
-    if kind is int and isinstance(value, float) and value.is_integer():  # a table's column with a gap in it has them
-        value = int(value)
+    value = without_point(value) if kind is int else value
     if kind is not object and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
         wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
         raise SpecError(name, f"must be {wanted}; got {shown(value)}")

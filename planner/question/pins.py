@@ -10,7 +10,7 @@ from planner.rules.pipeline import SCHEDULE_NAMES
 from profiles.errors import SpecError, did_you_mean, meant_among, out_of_bounds, shown
 from profiles.hardware import MAX_DEVICES
 from profiles.model import MAX_LAYERS
-from profiles.scalars import plain
+from profiles.scalars import plain, without_point
 
 ALIASES = {
     "tp": "tensor_parallel",
@@ -75,8 +75,7 @@ def parse_pins(given: Mapping[str, Any] | None) -> dict[str, int]:
         elif column == "recompute_modules":
             pins[column] = _modules(value)
         else:
-            whole = isinstance(value, float) and value.is_integer()  # a table's column with a gap in it has them
-            pins[column] = _code(column, int(value) if whole else value)
+            pins[column] = _code(column, without_point(value))
     return pins
 
 
