@@ -64,7 +64,7 @@ def search(devices: int, repeat: int = 7) -> dict[str, float]:
     return {"plans": considered, "first_s": first_s, "warm_s": statistics.median(seconds(once, repeat=repeat))}
 
 
-def moe_search(repeat: int = 1) -> dict[str, float]:
+def moe_search(repeat: int = 2) -> dict[str, float]:
     """Seconds of ``plan()`` for a mixture of experts with long sequences, and of pricing all of its plans."""
     from planner.answer.pricing import price_all
     from planner.api import plan

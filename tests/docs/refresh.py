@@ -28,7 +28,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
 )
 COLUMNS = 110
-FIXED = {"COLUMNS": str(COLUMNS), "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8", "LC_ALL": "C.UTF-8"}
+FIXED = {"COLUMNS": str(COLUMNS), "TERM": "dumb", "NO_COLOR": "1"}
 FREE = ("FORCE_COLOR", "PLANNER_CATALOG")  # would change what is printed; a catalogue only where none is read yet
 _BLOCK = re.compile(
     r"<!-- (?P<kind>output: (?P<command>[^\n]+)|table: (?P<page>\S+) (?P<heading>[^\n]+)) -->\n.*?<!-- end -->",

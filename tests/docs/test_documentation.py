@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -71,16 +72,19 @@ def test_readme_commands_run(command: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_readme_catalogue_extends_the_planner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_catalogue_extends_the_planner(tmp_path: Path) -> None:
     text = README.read_text()
     for path, content in re.findall(r"```yaml\n# my-catalog/(\S+)\n(.*?)```", text, re.DOTALL):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(content)
     (command,) = re.findall(r"^(planner plan --model my-.*)$", text, re.MULTILINE)
-    monkeypatch.setenv("PLANNER_CATALOG", str(tmp_path))
     program, *arguments = shlex.split(command)  # a process reads catalogues once
     path = Path(sys.executable).with_name(program)
-    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    with refresh.environment():
+        variables = os.environ | {"PLANNER_CATALOG": str(tmp_path)}
+        done = subprocess.run(
+            [path, *arguments], env=variables, capture_output=True, text=True, check=False, timeout=120
+        )
     assert done.returncode == 0, done.stderr
     assert "my-3b" in done.stdout
     assert "MyGPU-96GB" in done.stdout

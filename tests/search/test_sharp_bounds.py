@@ -76,7 +76,7 @@ def test_good_plans_of_large_families_are_not_below_the_bound(name: str, close: 
     some = [family for family in mixed.families(0, len(hopeful)) if family.num_stages <= 8]
     families = [some[at] for at in np.random.default_rng(7).choice(len(some), size=min(400, len(some)), replace=False)]
     coarse_s = mixed_least_s(families, mixed.prices, Freedom(), below_s=best.step_time_s)
-    families = [families[at] for at in np.argsort(coarse_s, kind="stable")[:24]]
+    families = [families[at] for at in np.argsort(coarse_s, kind="stable")[:40]]
     bound_s = sharp_least_s(families, mixed.prices, Freedom(), below_s=best.step_time_s)
     shares = []
     for family, least_s in zip(families, bound_s, strict=True):

@@ -55,12 +55,12 @@ def test_a_bound_without_optimizer_states_would_be_too_low() -> None:
     assert np.median(least / exact) > 0.6
 
 
-# Of the two with most plans one share each, since every plan is priced.
-MOST_PLANS = [pytest.param(2, 0.3, marks=pytest.mark.long), pytest.param(3, 0.02, marks=pytest.mark.long)]
-SHARES = [(n, share) for n in range(len(QUESTIONS)) if n not in (2, 3) for share in (1.0, 0.3, 0.02)]
+# Every plan is priced, which takes long of the two questions with most.
+NUMBERS = [pytest.param(n, marks=[pytest.mark.long] * (n in (2, 3))) for n in range(len(QUESTIONS))]
 
 
-@pytest.mark.parametrize(("number", "usable"), [*SHARES, *MOST_PLANS])
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("usable", [1.0, 0.3, 0.02])
 def test_what_fits_or_comes_nearest_is_known_exactly(
     number: int, usable: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
