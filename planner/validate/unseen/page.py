@@ -24,7 +24,7 @@ from planner.validate.unseen.publishers import (
     widths_by_framework,
 )
 from planner.validate.unseen.publishers import MEMORY as PEAKS
-from planner.validate.unseen.rounds import FOUND_LATER, LATER_ROUNDS
+from planner.validate.unseen.rounds import found_out, introduced
 from planner.validate.unseen.words import FOUND, INTRODUCTION, MEMORY, TRAINING, TUNING, VERDICTS, WIDTHS
 from profiles.markdown import table_head, table_row
 from profiles.stacks import fitted_stacks
@@ -94,7 +94,7 @@ def unseen_page(rounds: Mapping[int, Unseen]) -> str:
     parts += [
         _widths(rounds),
         FOUND,
-        *(FOUND_LATER[number] for number in rounds if number in FOUND_LATER),
+        *(text for number in rounds if (text := found_out(number))),
         _all_figures(rounds),
     ]
     return "\n".join(parts)
@@ -112,7 +112,7 @@ def _later_round(number: int, rounds: Mapping[int, Unseen]) -> str:
             f"{what}_alone": percent(mean_over(groups, own.covered(0.0))) if groups else "none",
             f"{what}_packaged": percent(mean_over(groups, own.covered(told))) if groups else "none",
         }
-    parts = [LATER_ROUNDS[number].format(**figures)]
+    parts = [introduced(number).format(**figures)]
     for kind, judged in unseen.judged.items():
         if len(judged.numbers):
             parts += [f"### {kind} of round {number}\n", _by_source(unseen, judged)]
