@@ -30,7 +30,7 @@ from profiles.weights import WeightFormat, parse_weights
 SIGMA, LONGEST = 0.745, 2048  # as ``planner.validate.dataflow.blind`` takes lengths that spread
 # The engine V1 is vLLM's default since 0.8 (vLLM blog of 2025-01-27 and release notes of 0.8.0).
 _BEFORE_V1 = ("2024", "build", "0.5", "0.6", "0.7")
-_WITH_READING_GRAPHS = ("0.5.10",)  # the latest SGLang in the tables
+_WITH_READING_GRAPHS = ("0.5.10", "0.5.13")  # the latest of SGLang in the tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

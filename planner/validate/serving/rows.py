@@ -2,9 +2,9 @@
 
 ``data/serving_published.csv`` holds one published measurement a row, with the address it was read at and, in its notes,
 what had to be assumed; ``data/serving_quantised.csv`` those of quantised checkpoints, looked up when these had prices,
-and of 16-bit ones beside them; ``data/serving_speculative.csv`` those of speculative decoding, and of runs without it
-beside them. All of each was looked up and checked before any of it was priced, and nothing may be
-fitted on it. Pages whose generation ``planner.validate.dataflow.blind`` judges are not among the addresses.
+and of 16-bit ones beside them; ``data/serving_later.csv`` what was looked up when the errors of both were known;
+``data/serving_speculative.csv`` those of speculative decoding, and of runs without it beside them. All of each was
+looked up and checked before any of it was priced, and nothing may be fitted on it. Pages whose generation ``planner.validate.dataflow.blind`` judges are not among the addresses.
 
 Figures are as published, in seconds where they were printed in milliseconds, and for all GPUs where they were printed
 per GPU. Where lengths spread, they are means.
@@ -18,7 +18,7 @@ from typing import Any
 
 from planner.validate.tables.published import optional_float, optional_int, packaged_rows
 
-PUBLISHED, QUANTISED = "serving_published.csv", "serving_quantised.csv"
+PUBLISHED, QUANTISED, LATER = "serving_published.csv", "serving_quantised.csv", "serving_later.csv"
 SPECULATIVE = "serving_speculative.csv"
 
 
@@ -140,8 +140,8 @@ _TEXTS = (
 
 @lru_cache(maxsize=1)
 def serving_rows() -> tuple[ServingRow, ...]:
-    """All rows of both packaged tables, in their order."""
-    return tuple(_row(cells, table) for table in (PUBLISHED, QUANTISED) for cells in packaged_rows(table))
+    """All rows of the packaged tables without drafts, in their order."""
+    return tuple(_row(cells, table) for table in (PUBLISHED, QUANTISED, LATER) for cells in packaged_rows(table))
 
 
 @lru_cache(maxsize=1)
