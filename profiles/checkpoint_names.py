@@ -81,10 +81,42 @@ def configured_format(config: Mapping[str, Any]) -> tuple[str, str]:
         return "mxfp4", method
     if method == "compressed-tensors":
         return _compressed(given), method
+    if method == "quark":
+        return _quark(given), method
     if method == "modelopt":
         algorithm = str(given.get("quant_algo", ""))[:40]
         return _MODELOPT.get(algorithm, ""), f"{method} {algorithm}"
     return "", method or "quantised"
+
+
+def _quark(given: Mapping[str, Any]) -> str:
+    """Of AMD's Quark, whose matrices have one format but for those left out.
+
+    Source:
+        ``quantization_config`` of its exports, as vLLM's layers/quantization/quark reads it: ``global_quant_config``,
+        ``layer_quant_config`` of layers that differ, ``exclude``.
+    """
+    everywhere, layers, types = (given.get(f"{what}_quant_config") for what in ("global", "layer", "layer_type"))
+    others = [each for some in (layers, types) if isinstance(some, Mapping) for each in some.values()]
+    formats = {_quark_format(each) for each in (everywhere, *others)}
+    form = formats.pop() if len(formats) == 1 else ""
+    return "mxfp4" if form == "mxfp4-all" and _skips_attention(given.get("exclude")) else form
+
+
+def _quark_format(group: Any) -> str:
+    weights = group.get("weight") if isinstance(group, Mapping) else None
+    if not isinstance(weights, Mapping):
+        return ""
+    kind, scheme = str(weights.get("dtype")), weights.get("qscheme")
+    if kind == "fp8_e4m3":
+        return "fp8" if scheme in ("per_tensor", "per_channel") else ""
+    exponents = kind == "fp4" and scheme == "per_group" and weights.get("group_size") == _SHORT_GROUP
+    return "mxfp4-all" if exponents else ""
+
+
+def _skips_attention(ignored: Any) -> bool:
+    """Whether attention is among what a configuration leaves in 16 bits."""
+    return isinstance(ignored, list) and any("self_attn" in str(name) for name in ignored)
 
 
 def _compressed(given: Mapping[str, Any]) -> str:
@@ -104,8 +136,6 @@ def _group(group: Any, given: Mapping[str, Any]) -> str:
         return "fp8-block" if weights.get("block_structure") in (None, [128, 128]) else ""
     if form == "int8" and group.get("input_activations"):
         return ""  # inputs in 8-bit integers, too
-    ignored = given.get("ignore")
-    skips = isinstance(ignored, list) and any("self_attn" in str(name) for name in ignored)
-    if form == "int4" and size == _SHORT_GROUP and skips:
+    if form == "int4" and size == _SHORT_GROUP and _skips_attention(given.get("ignore")):
         return "int4-experts"
     return form if form not in ("int4", "int8") or size is None or str(size)[:8] in _GROUPS else ""

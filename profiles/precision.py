@@ -48,6 +48,15 @@ _RECIPES = (
         scale_block=128,
         engines_only=True,
     ),
+    # One shared 8-bit exponent per 32 elements of weights and of inputs (OCP Microscaling Formats v1.0).
+    Precision(
+        name="mxfp4",
+        gemm_format="fp4",
+        storage_bytes=2,
+        linear_input_bytes=0.5 + 1 / 32,
+        scale_block=32,
+        engines_only=True,
+    ),
 )
 _ALL = {recipe.name: recipe for recipe in _RECIPES}
 PRECISIONS = {name: recipe for name, recipe in _ALL.items() if not recipe.engines_only}

@@ -121,6 +121,15 @@ _FORMATS = (
         source="deepseek-ai/DeepSeek-V4-Flash and -Pro, config.json (expert_dtype fp4) and inference/model.py (Linear)",
     ),
     WeightFormat(
+        name="mxfp4-all",
+        title="4 bits, an 8-bit exponent per 32, in all layers",
+        element_bytes=0.5 + 1.0 / 32,
+        recipe="mxfp4",
+        group=32,
+        source="model cards of amd/Llama-3.3-70B-Instruct-MXFP4-Preview and amd/Llama-3.1-405B-Instruct-MXFP4-Preview "
+        "(weights and activations in OCP MXFP4)",
+    ),
+    WeightFormat(
         name="nvfp4",
         title="4 bits, an 8-bit scale per 16",
         element_bytes=0.5 + 1.0 / 16,

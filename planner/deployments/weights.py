@@ -31,17 +31,22 @@ def served_weights(
     if asked is None:
         weights, notes = _published(model, engine, device)
     else:
-        weights, notes = parse_weights(asked), _meant_notes(asked)
+        weights, notes = _meant(asked, model)
         _check(weights, model, engine, device)
     return weights and engine.laid_out(weights, device), notes
 
 
-def _meant_notes(asked: object) -> tuple[Note, ...]:
-    """That of the formats in 4 bits with a point one was taken, where none was named."""
-    if not isinstance(asked, str) or asked.strip().lower() != "fp4":
-        return ()
-    message = f"fp4 is taken as nvfp4, {WEIGHT_FORMATS['nvfp4'].title}; weights mxfp4 for that of gpt-oss"
-    return (Note(code="assumed_default", field="weights", message=message),)
+def _meant(asked: object, model: ModelSpec) -> tuple[WeightFormat | None, tuple[Note, ...]]:
+    """The format of that name, and which was taken where it may mean several."""
+    weights, word = parse_weights(asked), asked.strip().lower() if isinstance(asked, str) else ""
+    if word == "fp4":
+        message = f"fp4 is taken as nvfp4, {WEIGHT_FORMATS['nvfp4'].title}; weights mxfp4 for that of gpt-oss"
+    elif weights is not None and weights.name == "mxfp4" and model.moe is None:
+        weights = WEIGHT_FORMATS["mxfp4-all"]
+        message = f"mxfp4 is taken as {weights.name}, {weights.title}: {model.name} has no experts"
+    else:
+        return weights, ()
+    return weights, (Note(code="assumed_default", field="weights", message=message),)
 
 
 def _check(weights: WeightFormat | None, model: ModelSpec, engine: EngineSpec, device: DeviceSpec) -> None:
@@ -63,7 +68,7 @@ def _published(
 ) -> tuple[WeightFormat | None, tuple[Note, ...]]:
     if not model.checkpoint_weights:
         return None, ()
-    weights = parse_weights(model.checkpoint_weights)
+    weights, _ = _meant(model.checkpoint_weights, model)
     name = "" if weights is None else weights.name
     whose = f"the checkpoint of {model.name}" if _usual(model) else "the checkpoint that was named"
     if not _usual(model):  # that one, and no other

@@ -4,7 +4,8 @@
 what had to be assumed; ``data/serving_quantised.csv`` those of quantised checkpoints, looked up when these had prices,
 and of 16-bit ones beside them; ``data/serving_later.csv`` what was looked up when the errors of both were known;
 ``data/serving_speculative.csv`` those of speculative decoding, and of runs without it beside them. All of each was
-looked up and checked before any of it was priced, and nothing may be fitted on it. Pages whose generation ``planner.validate.dataflow.blind`` judges are not among the addresses.
+looked up and checked before any of it was priced, and nothing may be fitted on it. Pages whose generation
+``planner.validate.dataflow.blind`` judges are not among the addresses.
 
 Figures are as published, in seconds where they were printed in milliseconds, and for all GPUs where they were printed
 per GPU. Where lengths spread, they are means.

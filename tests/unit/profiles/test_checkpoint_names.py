@@ -152,6 +152,35 @@ def test_what_has_no_price_is_said(given: dict[str, object]) -> None:
     assert f"{why}: weights taken in 16 bits" in notes[0]
 
 
+def _quark(dtype: str, scheme: str, group: int | None = None, **further: object) -> dict[str, object]:
+    each = {"dtype": dtype, "qscheme": scheme, "group_size": group}
+    return {"quant_method": "quark", "global_quant_config": {"weight": each, "input_tensors": each}, **further}
+
+
+_OF_EXPONENTS = _quark("fp4", "per_group", 32)["global_quant_config"]
+_IN_8_BITS = _quark("fp8_e4m3", "per_tensor")["global_quant_config"]
+
+
+@pytest.mark.parametrize(
+    ("given", "form"),
+    [
+        (_quark("fp4", "per_group", 32, exclude=["lm_head"], layer_quant_config={}), "mxfp4-all"),
+        (_quark("fp4", "per_group", 32, exclude=["lm_head", "model.layers.0.self_attn.q_proj"]), "mxfp4"),
+        (_quark("fp4", "per_group", 32, layer_quant_config={"*k_proj": _OF_EXPONENTS}), "mxfp4-all"),
+        (_quark("fp4", "per_group", 32, layer_quant_config={"*self_attn*": _IN_8_BITS}), ""),
+        (_quark("fp4", "per_group", 16), ""),
+        (_quark("fp8_e4m3", "per_tensor"), "fp8"),
+        (_quark("fp8_e4m3", "per_channel", layer_quant_config={"*v_proj": _IN_8_BITS}), "fp8"),
+        (_quark("fp8_e4m3", "per_group", 128), ""),
+        (_quark("int4", "per_group", 32), ""),
+        ({"quant_method": "quark", "global_quant_config": {"weight": 8}}, ""),
+        ({"quant_method": "quark"}, ""),
+    ],
+)
+def test_formats_of_quark(given: dict[str, object], form: str) -> None:
+    assert configured_format({"quantization_config": given}) == (form, "quark")
+
+
 @pytest.mark.parametrize("given", [None, {}, [], ""])
 def test_nothing_said_is_16_bits(given: object) -> None:
     assert configured_format({"quantization_config": given}) == ("", "")
@@ -165,7 +194,8 @@ def test_what_is_no_configuration_is_said(given: object) -> None:
 def test_formats_take_the_bytes_they_say() -> None:
     """Bits of a weight, and of what a group of them shares."""
     bits = {"fp8": 8, "fp8-block": 8 + 32 / 128**2, "int8": 8 + 16 / 128, "int4": 4 + (16 + 4) / 128,
-            "int4-experts": 4 + 16 / 32, "mxfp4": 4 + 8 / 32, "mxfp4-fp8": 4 + 8 / 32, "nvfp4": 4 + 8 / 16}  # fmt: skip
+            "int4-experts": 4 + 16 / 32, "mxfp4": 4 + 8 / 32, "mxfp4-fp8": 4 + 8 / 32, "mxfp4-all": 4 + 8 / 32,
+            "nvfp4": 4 + 8 / 16}  # fmt: skip
     assert {name: 8 * each.element_bytes for name, each in WEIGHT_FORMATS.items()} == pytest.approx(bits)
     assert all(each.source and each.title for each in WEIGHT_FORMATS.values())
 
@@ -197,4 +227,6 @@ def test_products_are_in_the_format_where_a_device_has_it(name: str) -> None:
     weights, device = WEIGHT_FORMATS[name], default_catalog().device
     assert weights.recipe_on(device("B200-SXM-180GB")) == weights.recipe
     assert weights.recipe_on(device("A100-SXM-80GB")) == ""
-    assert weights.recipe_on(device("H100-SXM-80GB")) == ("" if name == "nvfp4" else weights.recipe)
+    four_bits = find_recipe(weights.recipe).gemm_format == "fp4"
+    assert four_bits == (name in ("nvfp4", "mxfp4-all"))
+    assert weights.recipe_on(device("H100-SXM-80GB")) == ("" if four_bits else weights.recipe)

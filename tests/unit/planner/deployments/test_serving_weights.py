@@ -119,6 +119,21 @@ def test_a_checkpoint_that_was_named_is_not_told_to_be_another() -> None:
     assert message.startswith("weights in int4, as the checkpoint that was named holds them")
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_models_without_experts_are_served_in_mxfp4_where_products_have_it(engine: str) -> None:
+    named = served("amd/Llama-3.3-70B-Instruct-MXFP4", "1xMI355X", engine=engine)
+    asked = served("llama-3.3-70b", "1xMI355X", engine=engine, weights="mxfp4")
+    for result in (named, asked):
+        assert result.weights is not None
+        assert (result.weights.name, result.recipe, result.best) == ("mxfp4-all", "mxfp4", named.best)
+    assert "has no experts" in next(note.message for note in asked.assumptions if note.field == "weights")
+    # 68.5e9 weights of 4.25 bits beside 2.1e9 of embedding and head in 16.
+    bytes_held = 68.45e9 * 4.25 / 8 + 2.1e9 * 2
+    assert asked.best.memory.weights == pytest.approx(bytes_held, rel=0.01)
+    eight = served("llama-3.3-70b", "1xMI355X", engine=engine, weights="fp8")
+    assert 1.2 < eight.best.tpot_s / asked.best.tpot_s < 2.0
+
+
 @pytest.mark.parametrize(
     ("model", "gpus", "engine", "form", "hint"),
     [
