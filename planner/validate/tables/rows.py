@@ -31,6 +31,8 @@ UNSEEN_ROUNDS = {
     "unseen_eighth.csv": 8,
     "unseen_ninth.csv": 9,
     "unseen_ninth_tuning.csv": 9,
+    "unseen_tenth.csv": 10,
+    "unseen_tenth_tuning.csv": 10,
 }
 NEVER_FITTED = frozenset(UNSEEN_ROUNDS)
 _REASONS_TOLD = 3
