@@ -39,6 +39,8 @@ _RECIPES = (
     Precision(name="mxfp8", gemm_format="fp8", storage_bytes=2, linear_input_bytes=1 + 1 / 32, scale_block=32),
     # One fp8 scale per 16 elements (NVIDIA NVFP4 pre-training report, arXiv:2509.25149).
     Precision(name="nvfp4", gemm_format="fp4", storage_bytes=2, linear_input_bytes=0.5 + 1 / 16, scale_block=16),
+    # As mxfp8, in 4 bits.
+    Precision(name="mxfp4", gemm_format="fp4", storage_bytes=2, linear_input_bytes=0.5 + 1 / 32, scale_block=32),
     # An fp32 scale per 128 elements of an input and per 128 x 128 weights (DeepSeek-V3, arXiv:2412.19437).
     Precision(
         name="fp8-block",
@@ -46,15 +48,6 @@ _RECIPES = (
         storage_bytes=2,
         linear_input_bytes=1 + 4 / 128,
         scale_block=128,
-        engines_only=True,
-    ),
-    # One shared 8-bit exponent per 32 elements of weights and of inputs (OCP Microscaling Formats v1.0).
-    Precision(
-        name="mxfp4",
-        gemm_format="fp4",
-        storage_bytes=2,
-        linear_input_bytes=0.5 + 1 / 32,
-        scale_block=32,
         engines_only=True,
     ),
 )

@@ -41,7 +41,7 @@ class JobBody(Body):
         default=None, ge=1, le=MAX_SEQUENCE * MAX_GLOBAL_BATCH, description="The same in tokens; give either."
     )
     task: Literal["pretrain", "full", "lora", "qlora"] | None = None
-    precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"] | None = None
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "mxfp4", "nvfp4"] | None = None
     gradient_dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, USUAL] = Field(
         default=None, description="Format gradients are summed in; the framework's usual one if not given."
     )

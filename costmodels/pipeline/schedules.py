@@ -30,7 +30,7 @@ def in_flight_microbatches(
     stages: IntArray,
     virtual_stages: IntArray,
     num_microbatches: IntArray,
-    overlapped: BoolArray | bool = False,
+    beside: FloatArray | float = 0.0,
 ) -> FloatArray:
     """Most micro-batches whose activations one stage holds at once, for all layers of the stage.
 
@@ -40,7 +40,8 @@ def in_flight_microbatches(
         stages: (...) pipeline stages p.
         virtual_stages: (...) chunks per rank v; above 1, 1F1B is interleaved.
         num_microbatches: (...) micro-batches per step m.
-        overlapped: (...) whether the forward pass of one micro-batch runs beside the backward pass of another.
+        beside: (...) micro-batches more that are held where one's forward pass runs beside another's backward pass: the
+            part of the stage's layers that both are in.
 
     Returns:
         (...) micro-batch equivalents; fractional when only some chunks of a rank are held.
@@ -48,14 +49,15 @@ def in_flight_microbatches(
     Source:
         1F1B: p - i warm-up forwards (arXiv:2104.04473 section 2.2.1). Interleaved: Megatron-LM runs
         2(p - i - 1) + (v - 1)p warm-up chunks plus the one in work, each 1/v of the stage's layers; torch, in
-        rounds of more where p does not divide m (``round_size``), as many more. Overlapped passes take one more to
-        warm up (Megatron-LM, megatron/core/pipeline_parallel: schedules.py, combined_1f1b.py).
+        rounds of more where p does not divide m (``round_size``), as many more. Passes beside one another take one more
+        to warm up, but then none is in work besides: a chunk grows layer by layer as another is released (Megatron-LM,
+        megatron/core: pipeline_parallel/schedules.py, models/common/model_chunk_schedule_plan.py).
         ZB-1p and ZB-V hold p on every stage, ZB-2p at most 2p - 1: later stages hold fewer inputs but
         defer more weight gradients (arXiv:2401.10241, table 1; arXiv:2405.15362). With fewer than 2p - 1
         micro-batches, earlier stages of ZB-V run out of them before they are full.
     """
-    chunks = 2.0 * (stages - stage - 1) + (virtual_stages - 1) * round_size(stages, num_microbatches) + 1 + overlapped
-    one_f_one_b = np.where(virtual_stages > 1, chunks / virtual_stages, 1.0 * (stages - stage) + overlapped)
+    chunks = 2.0 * (stages - stage - 1) + (virtual_stages - 1) * round_size(stages, num_microbatches) + 1
+    one_f_one_b = np.where(virtual_stages > 1, chunks / virtual_stages, 1.0 * (stages - stage)) + beside
     unlimited = one_f_one_b
     if schedule.any():
         unlimited = np.select(

@@ -27,6 +27,7 @@ from costmodels.stage_plans.once import stage_step_parts, stage_traffic
 from costmodels.stage_plans.plan import OFFLOAD_PARTS, StagePlanBatch
 from costmodels.stage_plans.prices import CONTENT_COLUMNS, OFFLOAD_COLUMNS, WIDTH_COLUMNS, StagePrices
 from costmodels.stages.layers import LayerGroup, StageLayers, layer_kinds
+from costmodels.stages.table import one_layer
 from costmodels.step.stage_seconds import RecomputeUnits, recomputation_s
 from costmodels.step.step_time import per_step_overhead_s
 from costmodels.step.trust import half_widths, pipeline_opens, step_opens
@@ -90,7 +91,8 @@ def evaluate_stages(
     looked = _look_up(plans, prices, dense, moe, intervals=intervals)
     layers = _layers(plans, model, dense, moe)
     passes = _passes(plans, prices, looked, layers)
-    held = held_activations(_activation_units(looked, context), layers, in_flight(plans, looked["overlaps"] > 0))
+    beside = one_layer(looked["overlaps"] > 0, layers.total)
+    held = held_activations(_activation_units(looked, context), layers, in_flight(plans, beside))
     tensors = _tensors(plans, looked, held, context)
     memory = with_overheads(tensors, context.stack)
     paged = paging_bytes(tensors, memory)
@@ -168,15 +170,15 @@ def _passes(plans: StagePlanBatch, prices: StagePrices, looked: _Looked, layers:
     )
 
 
-def in_flight(plans: StagePlanBatch, overlapped: BoolArray | None = None) -> FloatArray:
-    """(N, S) micro-batches held by every stage at its peak; of ``overlapped`` stages those of two passes at once."""
+def in_flight(plans: StagePlanBatch, beside: FloatArray | None = None) -> FloatArray:
+    """(N, S) micro-batches held by every stage at its peak, with those of passes ``beside`` one another."""
     held = in_flight_microbatches(
         plans.schedule,
         stage=np.arange(plans.width)[:, None],
         stages=plans.num_stages,
         virtual_stages=plans.virtual_stages,
         num_microbatches=plans.num_microbatches,
-        overlapped=False if overlapped is None else overlapped.T,
+        beside=0.0 if beside is None else beside.T,
     )
     return np.maximum(held, 0.0).T
 

@@ -97,6 +97,11 @@ def overlaps_passes(plans: PlanBatch, stack: StackSpec) -> BoolArray:
     return found
 
 
+def one_layer(beside: BoolArray, layers: IntArray | FloatArray) -> FloatArray:
+    """The part of a stage's layers that two passes are in at once, where they run beside one another; else 0."""
+    return beside / np.maximum(layers, 1)
+
+
 def lone_stages(layers: IntArray, moe: IntArray, *, has_embedding: BoolArray, has_head: BoolArray) -> StageTable:
     """K stages, each looked at on its own and holding one micro-batch: a table of one column.
 
@@ -135,7 +140,7 @@ def _in_flight(plans: PlanBatch, layout: _Layout, layouts: Groups, beside: BoolA
         stages=plans.pipeline_parallel[rows, None],
         virtual_stages=plans.virtual_stages[rows, None],
         num_microbatches=plans.num_microbatches[rows, None],
-        overlapped=overlapped[rows, None] > 0,
+        beside=one_layer(overlapped[rows, None] > 0, layout.layers[of_layout]),
     )
     held = np.where(layout.count[of_layout] > 0, held, 0.0)
     return np.take(held, groups.of_row, axis=0)

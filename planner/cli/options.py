@@ -36,7 +36,7 @@ Task = Annotated[str | None, option("--task", "pretrain (default), full, lora or
 Seq = Annotated[int | None, option("--seq", "Tokens per sequence.", _JOB)]
 GlobalBatch = Annotated[int | None, option("--global-batch", "Sequences per optimizer step.", _JOB)]
 BatchTokens = Annotated[str | None, option("--batch-tokens", "The same in tokens, e.g. 4M.", _JOB)]
-Precision = Annotated[str | None, option("--precision", "fp32, tf32, fp16, bf16, fp8, mxfp8 or nvfp4.", _JOB)]
+Precision = Annotated[str | None, option("--precision", "fp32, tf32, fp16, bf16, fp8, mxfp8, mxfp4 or nvfp4.", _JOB)]
 Optimizer = Annotated[str | None, option("--optimizer", "adamw, adamw8bit, adafactor, sgd or none.", _JOB)]
 InBackward = Annotated[
     bool | None,

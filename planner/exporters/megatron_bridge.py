@@ -130,10 +130,14 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
 
 def unsupported(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     """What a plan, its job or its model has that the target cannot express."""
-    said = (request.job.fp8_attention, "job.fp8_attention", "is not said", "leave it out")
+    job = request.job
+    said = (
+        (job.fp8_attention, "job.fp8_attention", "is not said", "leave it out"),
+        (job.precision == "mxfp4", "job.precision", "mxfp4 is a recipe of AMD's libraries", "--format megatron-lm"),
+    )
     checks = plan_checks(PlanBatch.from_plans([plan]), request)
     shape = _shape_gaps(request) if recipe_of(request.model, RECIPES) is None else ()
-    return (*shape, *gaps(*checks), *job_gaps(request, _ADAPTERS), *gaps(said))
+    return (*shape, *gaps(*checks), *job_gaps(request, _ADAPTERS), *gaps(*said))
 
 
 def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:

@@ -61,6 +61,7 @@ _PRECISION: dict[str, list[list[str]]] = {
     "fp8": [["--bf16"], ["--fp8-format", "hybrid"], ["--fp8-recipe", "delayed"]],
     "mxfp8": [["--bf16"], ["--fp8-format", "e4m3"], ["--fp8-recipe", "mxfp8"]],
     "nvfp4": [["--bf16"], ["--fp4-format", "e2m1"], ["--fp4-recipe", "nvfp4"]],
+    "mxfp4": [["--bf16"], ["--fp4-format", "e2m1"], ["--fp4-recipe", "mxfp4"]],  # of ROCm/Megatron-LM alone
 }
 
 
@@ -368,6 +369,8 @@ def _yours(request: Request) -> tuple[str, ...]:
     unsaid = ", ".join(_unsaid(request.model))
     found.append(f"what changes the model and not its cost: set {unsaid} as the model's config.json has them")
     found += [told for family, told in _ACTIVATIONS.items() if request.model.family.startswith(family)]
+    if request.job.precision == "mxfp4":
+        found.append(f"ROCm/Megatron-LM (rocm_dev), whose {_SCRIPT} alone has the recipe mxfp4")
     if request.job.task == "full":
         found.append("the weights to start from: --load DIR --finetune")
     return tuple(found)

@@ -32,7 +32,10 @@ def check_precision(precision: str, device: DeviceSpec) -> None:
         raise SpecError("job.precision", f"no framework trains in mxfp8 on {device.name}", "fp8, or bf16")
     if numerics.name == "nvfp4" and device.vendor != "nvidia":
         problem = f"is NVIDIA's, with a scale in 8 bits for 16 elements; {device.name} multiplies MXFP4"
-        raise SpecError("job.precision", problem, "mxfp8, fp8 or bf16")
+        raise SpecError("job.precision", problem, "mxfp4, fp8 or bf16")
+    if numerics.name == "mxfp4" and device.vendor != "amd":
+        # MXFP4BlockScaling is of ROCm/TransformerEngine alone.
+        raise SpecError("job.precision", f"no framework trains in mxfp4 on {device.name}", "nvfp4, mxfp8 or bf16")
 
 
 def trains_in(precision: str, device: DeviceSpec) -> bool:

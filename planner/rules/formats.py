@@ -128,6 +128,20 @@ def _states_complaint(setting: Setting) -> tuple[str, str]:
 
 
 FORMAT_RULES = (
+    Rule(
+        name="mxfp4_is_transformer_engines",
+        frameworks=(DEEPSPEED, FSDP, HUGGINGFACE, NANOTRON),
+        field="job.precision",
+        text="does not multiply in MXFP4",
+        source="ROCm/TransformerEngine transformer_engine/common/recipe (MXFP4BlockScaling), which Megatron-LM's "
+        "--fp4-recipe takes",
+        columns=columns(),
+        holds=lambda plans, setting: np.full(len(plans), setting.job.precision != "mxfp4", dtype=np.bool_),
+        complaint=lambda _plan, setting: (
+            f"{FRAMEWORK_TITLES[setting.framework]} has no option for mxfp4, which is Transformer Engine's",
+            "bf16, or framework megatron",
+        ),
+    ),
     _of_job(
         "gradients_have_a_known_format",
         FRAMEWORKS,

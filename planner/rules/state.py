@@ -328,7 +328,7 @@ STATE_RULES = (
         name="tensor_overlap_has_formats",
         frameworks=(MEGATRON,),
         field="tensor_parallel_overlap",
-        text="tensor-parallel communication is not overlapped in NVFP4",
+        text="tensor-parallel communication is not overlapped in 4 bits",
         source="NVIDIA/TransformerEngine transformer_engine/pytorch/module/base.py: Unsupported quantizer for "
         "Userbuffers; NVIDIA-NeMo/Megatron-Bridge llama3_llm_pretrain.py: tp_comm_overlap False with nvfp4",
         columns=columns("tensor_parallel_overlap"),

@@ -56,7 +56,7 @@ JOBS = st.fixed_dictionaries(
     optional={
         "sequence_length": LENGTHS,
         "global_batch_size": COUNTS,
-        "precision": st.sampled_from(["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"]),
+        "precision": st.sampled_from(["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "mxfp4", "nvfp4"]),
         "optimizer": st.sampled_from(["adamw", "adamw8bit", "adafactor", "sgd", "none"]),
         "attention": st.sampled_from(["flash", "unfused"]),
         "padding_efficiency": st.floats(min_value=1e-9, max_value=1),

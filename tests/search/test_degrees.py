@@ -104,8 +104,13 @@ def _solved_s(found: DegreeFamilies, at: int, below_s: float, free: Freedom) -> 
     return solved.objective_s
 
 
-@pytest.mark.parametrize("name", ["dense, degrees differ", "dense, six devices", "MoE, dense layers first",
-                                  "two types, sizes differ"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("dense, degrees differ", marks=pytest.mark.long),
+        *("dense, six devices", "MoE, dense layers first", "two types, sizes differ"),
+    ],
+)
 def test_the_optimum_of_every_plan_there_is_is_found(name: str) -> None:
     best_s, plans = BY_NAME[name].optimum()
     result = search(**BY_NAME[name].arguments(), seconds=200.0)

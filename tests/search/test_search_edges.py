@@ -87,6 +87,7 @@ def test_only_what_the_framework_can_run_is_searched_if_asked(run: Any) -> None:
     assert document["engines"][-1]["status"] == "not run"
 
 
+@pytest.mark.long
 def test_what_a_bound_is_not_about_depends_on_what_was_asked_for(run: Any) -> None:
     _, out, _ = run(*SMALL, "--json", "--named-modules", "--offload", "--strategy", "all", "--seconds", "5")
     document = json.loads(out)
@@ -104,6 +105,7 @@ def test_nothing_fits_is_exit_code_three(run: Any) -> None:
     assert err == ""
 
 
+@pytest.mark.long
 def test_what_would_fit_is_told_of_every_group(run: Any) -> None:
     code, out, _ = run("search", "--model", "llama-2-7b", "--gpus", "1xA100-40GB+1xH100", "--json")
     document = json.loads(out)

@@ -138,6 +138,7 @@ def test_without_a_feasible_plan_the_nearest_is_named() -> None:
     assert len(priced) == 640
 
 
+@pytest.mark.long
 def test_a_small_space_is_exhausted() -> None:
     tiny = uniform_space(nodes=1, model=gpt(num_layers=1), job=job(global_batch_size=1), framework="huggingface")
     found = run(search(tiny, SimulatedAnnealing(space=tiny, seed=0), 10**9))

@@ -119,9 +119,9 @@ def omits_tensor_overlap(row: Row) -> bool:
     """Whether a recipe splits no tensor-parallel traffic where its stack would.
 
     dgxc-benchmarking's grok1/grok1_314b.yaml says ``ub_tp_comm_overlap: false``; NeMo's script for it overlaps. Of
-    NVFP4 none does: Transformer Engine refuses (``planner.rules.state``, ``tensor_overlap_has_formats``).
+    4 bits none does: Transformer Engine refuses (``planner.rules.state``, ``tensor_overlap_has_formats``).
     """
-    if wording.precision_of(row) == "nvfp4":
+    if wording.precision_of(row) in ("nvfp4", "mxfp4"):
         return True
     return "dgxc" in row.text("source").lower() and "grok" in row.text("model").lower() and not runs_nemo_scripts(row)
 

@@ -12,7 +12,7 @@ from profiles.errors import SpecError
 
 _FLAGS = ("sp", "flash_attention", "gated_mlp", "oom")
 _DEGREES = ("tp", "pp", "vpp", "dp", "cp", "ep", "micro_batch", "global_batch_seqs", "num_gpus", "gpus_per_node")
-_FORMATS = ("bf16", "fp16", "fp32", "tf32", "fp8", "mxfp8", "nvfp4")
+_FORMATS = ("bf16", "fp16", "fp32", "tf32", "fp8", "mxfp8", "mxfp4", "nvfp4")
 # Of weights that adapters are trained beside; products are in 16 bits.
 _QUANTISED = re.compile(r"nf4|int4|int8|[248]-?bit|aqlm|awq|gptq", re.IGNORECASE)
 _TIMED = (

@@ -90,9 +90,9 @@ def precision_of(row: Row) -> str | None:
     """Recipe name; None when the table is silent."""
     text = row.text("precision").lower()
     for word, recipe in (
-        ("nvfp4", "nvfp4"), ("fp4+", "nvfp4"), ("mxfp8", "mxfp8"), ("fp8-mx", "mxfp8"), ("fp8", "fp8"),
-        ("float8", "fp8"), ("bf16", "bf16"), ("bfloat16", "bf16"), ("fp16", "fp16"), ("float16", "fp16"),
-        ("mixed", "fp16"), ("tf32", "tf32"), ("fp32", "fp32"), ("float32", "fp32"),
+        ("nvfp4", "nvfp4"), ("fp4+", "nvfp4"), ("mxfp4", "mxfp4"), ("mxfp8", "mxfp8"), ("fp8-mx", "mxfp8"),
+        ("fp8", "fp8"), ("float8", "fp8"), ("bf16", "bf16"), ("bfloat16", "bf16"), ("fp16", "fp16"),
+        ("float16", "fp16"), ("mixed", "fp16"), ("tf32", "tf32"), ("fp32", "fp32"), ("float32", "fp32"),
     ):  # fmt: skip
         if word in text:
             return recipe

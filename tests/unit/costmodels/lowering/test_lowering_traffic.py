@@ -86,7 +86,14 @@ def test_sequence_parallelism_splits_them_in_two_and_gathers_the_saved_input_aga
 
 
 @pytest.mark.parametrize(
-    ("precision", "share"), [("bf16", 1.0), ("fp8", 0.5), ("mxfp8", (1 + 1 / 32) / 2), ("nvfp4", (0.5 + 1 / 16) / 2)]
+    ("precision", "share"),
+    [
+        ("bf16", 1.0),
+        ("fp8", 0.5),
+        ("mxfp8", (1 + 1 / 32) / 2),
+        ("mxfp4", (0.5 + 1 / 32) / 2),
+        ("nvfp4", (0.5 + 1 / 16) / 2),
+    ],
 )
 @pytest.mark.parametrize("block", ["attention", "dense_mlp"])
 def test_transformer_engine_gathers_what_it_multiplies_and_scatters_16_bits(block, precision, share):

@@ -259,22 +259,22 @@ def test_1f1b_holds_as_many_microbatches_as_the_schedule_played_out(stage, stage
     assert float(held) == result.in_flight[stage]
 
 
-@pytest.mark.parametrize(("stages", "chunks", "more"), [(1, 1, 1.0), (4, 2, 1 / 2), (8, 4, 1 / 4)])
-def test_passes_beside_one_another_hold_a_chunk_more_if_there_is_one(stages, chunks, more):
-    """Megatron-LM's combined 1F1B warms up with one more forward pass of a chunk."""
+@pytest.mark.parametrize(("stages", "chunks"), [(1, 1), (4, 2), (8, 4)])
+def test_passes_beside_one_another_hold_what_both_are_in_if_there_are_two(stages, chunks):
+    """Megatron-LM's combined 1F1B warms up with one more, and releases a layer for every one it adds."""
 
-    def held(overlapped, microbatches):
+    def held(beside, microbatches):
         return in_flight_microbatches(
             np.array(Schedule.ONE_F_ONE_B),
             stage=np.arange(stages),
             stages=np.array(stages),
             virtual_stages=np.array(chunks),
             num_microbatches=np.array(microbatches),
-            overlapped=np.array(overlapped),
+            beside=beside,
         )
 
-    assert (held(True, 64) - held(False, 64)).tolist() == [more] * stages
-    assert held(True, 1).tolist() == [1.0] * stages
+    assert held(1 / 12, 64) - held(0.0, 64) == pytest.approx(1 / 12)
+    assert held(1 / 12, 1).tolist() == [1.0] * stages
 
 
 @pytest.mark.parametrize("schedule", ZERO_BUBBLE)

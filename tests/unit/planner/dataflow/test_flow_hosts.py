@@ -25,6 +25,7 @@ def asked(host_gb: float) -> FlowResult:
     return plan_dataflow("ppo", MODELS, cluster(host_gb), **SIZE)
 
 
+@pytest.mark.long
 def test_what_lies_on_a_host_fits_it() -> None:
     """Replicas of a model that is not trained keep a copy each; where that is too much, fewer replicas do."""
     copies = {"ref_inf": {"tp": 1, "pp": 1, "dp": 8}}

@@ -195,7 +195,7 @@ def test_a_critic_has_the_actor_s_gpus_and_layout() -> None:
     assert len({item.layout.tensor_parallel for name, item in calls.items() if name != "actor_gen"}) == 1
 
 
-@pytest.mark.parametrize("mode", ["disaggregated", "async"])
+@pytest.mark.parametrize("mode", [pytest.param("disaggregated", marks=pytest.mark.long), "async"])
 def test_engines_apart(mode: str) -> None:
     result = grpo("2x8xH100-80GB", mode=mode)
     found, calls = written(result), on_gpus(plan_of(result))

@@ -120,6 +120,17 @@ def test_megatron_lm_caps_no_logits() -> None:
         planner.export("gemma-2-9b", "8xH100", JOB, format="megatron-lm", framework="megatron")
 
 
+def test_mxfp4_is_a_recipe_of_amds_megatron_alone() -> None:
+    request = request_of("llama-3-8b", "8xMI355X", "megatron", **JOB | {"precision": "mxfp4"})
+    plan = plan_of(request)
+    exported = export("megatron_lm", plan, request)
+    words = script_words(exported)
+    assert words[words.index("--fp4-format") :][:4] == ["--fp4-format", "e2m1", "--fp4-recipe", "mxfp4"]
+    assert any("ROCm/Megatron-LM" in words for words in exported.left_to_you)
+    with pytest.raises(SpecError, match=r"mxfp4 is a recipe of AMD's libraries. Hint: --format megatron-lm"):
+        planner.export("llama-3-8b", "8xMI355X", JOB | {"precision": "mxfp4"}, format="megatron-bridge")
+
+
 GATHERS, SHARES = "--fp8-param-gather", "--reuse-grad-buf-for-mxfp8-param-ag"
 
 

@@ -15,7 +15,9 @@ from profiles.errors import SpecError
         ("llama-3-70b", "8x8xH100", {"tp": 3}, "fsdp", "1, 2, 4 or 8"),  # 64 heads, 8 of keys, which are not copied
         ("llama-3-70b", "8x8xH100", {"tp": 3, "pp": 32}, "megatron", "1 or 2"),
         ("gpt2", "8xH100", {"tp": 3}, "megatron", "1, 2 or 4"),  # 12 heads
-        ("deepseek-v3", "8x8xH800", {"ep": 7}, "megatron", "1, 2, 4, 8, 16, 32 or 64"),
+        pytest.param(
+            *("deepseek-v3", "8x8xH800", {"ep": 7}, "megatron", "1, 2, 4, 8, 16, 32 or 64"), marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_hint_offers_degrees_that_all_rules_accept(
