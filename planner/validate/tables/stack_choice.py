@@ -175,6 +175,7 @@ _RULES: tuple[tuple[re.Pattern[str], StackDefaults | str], ...] = tuple(
         (r"^flagscale \(megatron-lm\)", _MEGATRON_2023_NORMS),
         (r"^megatron-core 0\.6|megatron-lm 240405", _MEGATRON_2024),
         (r"^megatron-lm of 2023", _MEGATRON_2023),
+        (r"megatron-core with hybridep in graphs of whole iterations", _MEGATRON_FULL_GRAPHS),
         (r"megatron-core with (?:deepep|hybridep) under another micro-batch", _MEGATRON_HYBRID_EP_OVERLAP),
         (r"megatron-core with (?:deepep|hybridep)", _MEGATRON_HYBRID_EP),
         (r"^megatron-core \(primus", _MEGATRON_16BIT_WEIGHTS),
