@@ -225,5 +225,13 @@ class ClusterSpec:
 
     @property
     def domain_devices(self) -> int:
-        """Devices per scale-up domain, not more than the cluster has."""
-        return min(self.node.domain_devices, self.num_devices)
+        """Devices of the cluster per scale-up domain.
+
+        Racks that are not filled hold as many each, so that groups of ranks lie in them alike: 256 GPUs on racks of 72
+        are four times 64, as schedulers place jobs in blocks (Slurm's topology/block; Megatron-Bridge's recipes).
+        """
+        whole, each = self.node.domain_devices, self.node.devices_per_node
+        if self.num_devices <= whole or self.num_devices % whole == 0:
+            return min(whole, self.num_devices)
+        shared = (size for size in range(whole - whole % each, whole // 2, -each) if self.num_devices % size == 0)
+        return next(shared, whole)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
+from math import gcd
 from typing import Protocol
 
 import numpy as np
@@ -53,14 +55,39 @@ class CollectiveCostModel(Protocol):
 
 
 def ranks_per_domain(
-    group_size: NDArray[np.int64], stride: NDArray[np.int64], domain_devices: int
+    group_size: NDArray[np.int64], stride: NDArray[np.int64], domain_devices: int, devices: int = 0
 ) -> NDArray[np.int64]:
-    """(K,) members of one group that share a scale-up domain.
+    """(K,) members of a group that share a scale-up domain: of groups that lie unlike, of the smallest part of any.
+
+    Where domains do not hold whole groups, and groups no whole domains, some groups are cut unevenly, and all wait for
+    those.
 
     Args:
         group_size: (K,) ranks in the group.
         stride: (K,) distance between consecutive members in the global rank order.
         domain_devices: Devices per scale-up domain.
+        devices: Ranks that groups fill from the first on, of ``stride`` x ``group_size`` at a time; 0 for one group
+            alone, which begins with a domain.
     """
-    shared: NDArray[np.int64] = np.minimum(np.maximum(domain_devices // np.maximum(stride, 1), 1), group_size)
+    apart, together = np.maximum(stride, 1), np.maximum(group_size, 1)
+    shared: NDArray[np.int64] = np.minimum(np.maximum(domain_devices // apart, 1), group_size)
+    if devices <= domain_devices:
+        return shared
+    span = apart * together
+    alike = (domain_devices % span == 0) | ((span % domain_devices == 0) & (domain_devices % apart == 0))
+    for row in np.flatnonzero(~alike & (apart < domain_devices) & (together > 1)).tolist():
+        shared[row] = _smallest_part(int(together[row]), int(apart[row]), domain_devices, devices)
     return shared
+
+
+@lru_cache(maxsize=4096)
+def _smallest_part(group_size: int, stride: int, domain_devices: int, devices: int) -> int:
+    """Fewest members that the edges of domains leave together of any group; ``stride`` is less than a domain."""
+    span = group_size * stride
+    blocks = max(min(domain_devices // gcd(span, domain_devices), devices // span), 1)  # placed alike after these
+    first = (np.arange(blocks)[:, None] * span + np.arange(stride)).ravel() % domain_devices
+    ahead = -(-(domain_devices - first) // stride)
+    behind = (first + (group_size - 1) * stride) % domain_devices // stride + 1
+    cut = ahead < group_size
+    between = domain_devices // stride if (ahead + behind < group_size).any() else group_size
+    return int(min(np.minimum(ahead, behind)[cut].min(initial=group_size), between))

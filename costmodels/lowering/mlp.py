@@ -5,7 +5,7 @@ import numpy as np
 from costmodels.context import CostContext
 from costmodels.experts_run import as_run, runs_all_experts
 from costmodels.kernels.calls import KernelFamily
-from costmodels.links.collectives import CollectiveOp, ranks_per_domain
+from costmodels.links.collectives import CollectiveOp
 from costmodels.links.expert_exchange import groups_hit, groups_of_neighbours
 from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.attention import gathered_share, tensor_block_traffic
@@ -15,6 +15,7 @@ from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
 from costmodels.lowering.parts import Part
 from costmodels.lowering.routing import masked_dispatch, permuted_dispatch, repeated_dispatch
 from costmodels.lowering.shapes import RankShape
+from costmodels.lowering.transfers import members_together
 from costmodels.plan import BoolArray, FloatArray
 from profiles.moe import MoESpec
 
@@ -184,7 +185,7 @@ def _copies(shape: RankShape, context: CostContext, moe: MoESpec) -> FloatArray:
     far = _between_nodes(shape, context)
     if not (context.stack.sends_tokens_once or far.any()):
         return each
-    local = ranks_per_domain(shape.expert, shape.expert_tensor, context.cluster.domain_devices)
+    local = members_together(context, shape.expert, shape.expert_tensor)
     receivers = np.where(local < shape.expert, shape.expert // local, shape.expert)
     experts, groups = np.full(len(shape), float(moe.num_experts)), receivers.astype(float)
     if context.stack.consecutive_experts:

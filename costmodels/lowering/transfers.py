@@ -28,13 +28,19 @@ def listed_collectives(
         op=op,
         size_bytes=size_bytes,
         group_size=group,
-        ranks_per_domain=ranks_per_domain(group, stride, context.cluster.domain_devices),
+        ranks_per_domain=members_together(context, group, stride),
     )
     priced = context.collectives.predict(calls, context.cluster)
     if context.own_all_reduce:
         engine = Engine(engine_of(context.implementation))
         priced = with_engine_reduces(priced, calls, engine, context.cluster.node.scale_up)
     return calls, priced
+
+
+def members_together(context: CostContext, group: IntArray, stride: IntArray) -> IntArray:
+    """(K,) members of groups that share a scale-up domain; replicas of engines each begin with one."""
+    devices = 0 if context.forward_only else context.cluster.num_devices
+    return ranks_per_domain(group, stride, context.cluster.domain_devices, devices)
 
 
 def time_on_stack(context: CostContext, calls: CollectiveCallBatch, priced: Prediction) -> Prediction:

@@ -162,6 +162,7 @@ class Scheduled:
         pipeline_s: (N,) from the first forward to the last backward.
         bubble_s: (N,) of it, what the slowest stage idles.
         offload_s: (N,) of it, what waiting for the host adds.
+        sending_s: (N,) of it, what sending to other stages adds that no work is left to hide.
         moving_s: (N,) in which the busiest host link moves something, hidden or not; at least what is waited for.
         passes: What stages take, waiting included.
     """
@@ -169,6 +170,7 @@ class Scheduled:
     pipeline_s: FloatArray
     bubble_s: FloatArray
     offload_s: FloatArray
+    sending_s: FloatArray
     moving_s: FloatArray
     passes: Passes
 
@@ -180,6 +182,7 @@ def scheduled(
     count: IntArray,
     virtual_stages: IntArray,
     num_microbatches: IntArray,
+    crossing_s: FloatArray,
     traffic: HostTraffic | None,
 ) -> Scheduled:
     """Steps of pipelines whose stages may offload activations and weights.
@@ -190,18 +193,29 @@ def scheduled(
         count: (N, S) as for ``pipeline_s``.
         virtual_stages: (N,) chunks per rank.
         num_microbatches: (N,) micro-batches.
+        crossing_s: (N,) longest that a micro-batch takes to cross to another stage, one way. Passes hold it once each;
+            chunks cross as often as there are, under the work of others, as long as a stage has as much of it as it
+            sends, activations and gradients.
         traffic: What one micro-batch moves to the host and back; None when nothing is offloaded.
     """
     shape = {"count": count, "virtual_stages": virtual_stages, "num_microbatches": num_microbatches}
     whole_s, bubble_s = pipeline_s(schedule, passes, **shape)
+    sent_s = 2 * num_microbatches * virtual_stages * crossing_s
     if traffic is None:
-        none_s = np.zeros_like(whole_s)
-        return Scheduled(pipeline_s=whole_s, bubble_s=bubble_s, offload_s=none_s, moving_s=none_s, passes=passes)
+        none_s, sending_s = np.zeros_like(whole_s), np.maximum(sent_s - whole_s, 0.0)
+        return Scheduled(
+            pipeline_s=whole_s + sending_s, bubble_s=bubble_s, offload_s=none_s, sending_s=sending_s, moving_s=none_s,
+            passes=passes,
+        )  # fmt: skip
     slowed = passes.waiting(traffic, defers=_PUTS_OFF[schedule])
     slowed_s = np.maximum(pipeline_s(schedule, slowed, **shape)[0], whole_s)
     added_s = slowed_s - whole_s
     moving_s = np.maximum(num_microbatches * largest(traffic.there_s + traffic.back_s), added_s)
-    return Scheduled(pipeline_s=slowed_s, bubble_s=bubble_s, offload_s=added_s, moving_s=moving_s, passes=slowed)
+    sending_s = np.maximum(sent_s - slowed_s, 0.0)
+    return Scheduled(
+        pipeline_s=slowed_s + sending_s, bubble_s=bubble_s, offload_s=added_s, sending_s=sending_s, moving_s=moving_s,
+        passes=slowed,
+    )  # fmt: skip
 
 
 def pipeline_s(

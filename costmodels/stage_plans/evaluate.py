@@ -221,6 +221,7 @@ def _step(
         count=used.astype(np.int64),
         virtual_stages=plans.virtual_stages,
         num_microbatches=m,
+        crossing_s=longest_crossings_s(plans, prices)[0],
         traffic=_host_traffic(looked, held, weights_s),
     )
     traffic = stage_traffic(looked, weights_s=weights_s)
@@ -238,7 +239,7 @@ def _step(
         forward_s=largest(step.passes.forward_s),
         backward_s=largest(step.passes.backward_s),
     )
-    more_s = 0.0 if played_s is None else played_s - step.pipeline_s
+    more_s = 0.0 if played_s is None else played_s + step.sending_s - step.pipeline_s
     parts = {
         "passes": step.pipeline_s - step.bubble_s - step.offload_s,
         "bubble": step.bubble_s + more_s,

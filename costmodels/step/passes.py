@@ -73,6 +73,7 @@ def step_passes(
         count=stages.count,
         virtual_stages=plans.virtual_stages,
         num_microbatches=plans.num_microbatches,
+        crossing_s=transfers.time_s,
         traffic=_host_traffic(plans, stages, parameters, context),
     )
     return StepPasses(

@@ -236,8 +236,9 @@ def _parts(run: StepPasses, slowest: IntArray, stack: StackSpec) -> tuple[dict[s
     parts, totals = _parts_of_stage(run, slowest, stack)
     parts["backward"] = parts["backward"] + m * at_column(run.work.accumulate_s, slowest)
     # Interleaving crosses v times but overlaps them with other chunks (arXiv:2104.04473 section 2.2).
-    parts["pipeline_transfer"] = 2 * m * run.transfers.time_s
-    totals["pipeline_transfer"] = parts["pipeline_transfer"] * run.plans.virtual_stages
+    crossed_s = 2 * m * run.transfers.time_s
+    parts["pipeline_transfer"] = crossed_s + run.step.sending_s
+    totals["pipeline_transfer"] = crossed_s * run.plans.virtual_stages
     parts["overhead"] = parts["overhead"] + m * run.per_microbatch_s
     parts["bubble"], parts["offload"] = run.step.bubble_s, run.step.offload_s
     totals["offload"] = run.step.moving_s
