@@ -73,6 +73,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         left_to_you=(
             *script_notes(request, shared=plan.context_parallel > 1),
             *_shared(plan),
+            *_split(plan),
             *_loaded(request),
             *_moved_in_script(plan),
             *on_every_node(cluster),
@@ -136,6 +137,14 @@ def _shared(plan: ExecutionPlan) -> tuple[str, ...]:
     )
     ring += "most cases: planned for with --context-kind all_gather"
     return (*_CONTEXT_NOTES, *([ring] if plan.context_kind is ContextKind.RING else []))
+
+
+def _split(plan: ExecutionPlan) -> tuple[str, ...]:
+    """Accelerate splits no layer: transformers does, as it loads them."""
+    words = (
+        'tensor parallelism: from_pretrained(tp_plan="auto", device_mesh=...), the mesh that ParallelismConfig builds'
+    )
+    return (words,) if plan.tensor_parallel > 1 else ()
 
 
 def _loaded(request: Request) -> tuple[str, ...]:

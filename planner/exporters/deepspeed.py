@@ -71,8 +71,9 @@ def _hosts(request: Request) -> tuple[str, ...]:
 
 def _configuration(plan: ExecutionPlan, request: Request, *, trainer: bool) -> dict[str, Any]:
     job = request.job
-    found: dict[str, Any] = {
-        "train_batch_size": job.global_batch_size,
+    # DeepSpeedConfig checks it against all ranks, AutoTP's among them (deepspeed/runtime/config.py, _batch_assertion).
+    found: dict[str, Any] = {"train_batch_size": job.global_batch_size} if plan.tensor_parallel == 1 else {}
+    found |= {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.num_microbatches,
         "zero_optimization": _zero(plan),
@@ -167,6 +168,11 @@ def _in_script(plan: ExecutionPlan, request: Request) -> tuple[str, ...]:
     if plan.offload_activations:
         found.append(
             "checkpoints on the host: deepspeed.checkpointing.configure, then its checkpoint() for every layer"
+        )
+    if plan.context_parallel > 1:
+        found.append(
+            "sequences over ranks: deepspeed.initialize gets mpu=UlyssesSPAttentionHF.register_with_transformers(...), "
+            "and UlyssesSPDataLoaderAdapter the data (deepspeed.runtime.sequence_parallel.ulysses_sp)"
         )
     if request.job.precision == "tf32":
         found.append("TF32: torch.backends.cuda.matmul.allow_tf32 = True")

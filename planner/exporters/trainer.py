@@ -131,6 +131,9 @@ def script_notes(request: Request, *, shared: bool = False) -> tuple[str, ...]:
         found.append(f"loss: {kernel}; of Liger's kernels that one alone (liger_kernel_config, no argument)")
     if job.lora is not None:
         found.append(adapter_note(model, job.lora))
+    if model.checkpoint_weights == "mxfp4" and job.task != "qlora":
+        # Its quantizer trains nothing (transformers/quantizers/quantizer_mxfp4.py, is_trainable).
+        found.append("weights in 16 bits: quantization_config=Mxfp4Config(dequantize=True) in from_pretrained")
     if job.task == "qlora":
         # FSDP shards no integers: what holds the 4 bits has to look like the weights that are not quantised
         # (bitsandbytes documentation, FSDP-QLoRA). Compute type and format default to fp32 and fp4.

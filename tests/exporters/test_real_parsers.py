@@ -125,10 +125,14 @@ def test_deepspeed_reads_what_plans_say() -> None:
         with (
             mock.patch.object(config.dist, "is_initialized", return_value=True),
             mock.patch.object(config.dist, "get_rank", return_value=0),
-            mock.patch.object(config.dist, "get_world_size", return_value=plan.num_devices // plan.tensor_parallel),
+            mock.patch.object(config.dist, "get_world_size", return_value=plan.num_devices),
         ):
             found = config.DeepSpeedConfig(json.loads(text))
-        batch = (found.train_batch_size, found.train_micro_batch_size_per_gpu, found.gradient_accumulation_steps)
+        batch = (
+            found.train_batch_size // plan.tensor_parallel,
+            found.train_micro_batch_size_per_gpu,
+            found.gradient_accumulation_steps,
+        )
         assert batch == (request.job.global_batch_size, plan.micro_batch_size, plan.num_microbatches)
         assert found.zero_optimization_stage == plan.zero_stage
 

@@ -115,7 +115,10 @@ def from_deepspeed(exported: Exported, request: Request) -> dict[str, Any]:
     t, c = config.get("tensor_parallel", {}).get("autotp_size", 1), config.get("sequence_parallel_size", 1)
     b, m = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
     d = first(read, nodes) * first(read, devices) // (t * c)
-    assert config["train_batch_size"] == b * m * d
+    if t == 1:
+        assert config["train_batch_size"] == b * m * d
+    else:  # DeepSpeed would take AutoTP's ranks for replicas
+        assert "train_batch_size" not in config
     return {
         **dict(zip(DEGREES, (t, 1, d, c, 1), strict=True)),
         "micro_batch_size": b,

@@ -1,5 +1,6 @@
 """What exports say of how kernels run: optimizers, attention, queues."""
 
+import json
 from typing import Any
 
 import pytest
@@ -118,6 +119,31 @@ def test_megatron_lm_caps_no_logits() -> None:
     """There is no such argument in megatron-core 0.19.2; four norms are not its, either."""
     with pytest.raises(SpecError, match=r"nor model\.attention_softcap"):
         planner.export("gemma-2-9b", "8xH100", JOB, format="megatron-lm", framework="megatron")
+
+
+def test_deepspeed_is_told_no_batch_that_it_would_check_against_tensor_ranks() -> None:
+    """It takes AutoTP's ranks for replicas: 64 sequences are not 4 x 16 x 4 of them."""
+    request = request_of("llama-3-8b", "4xL40S", "deepspeed", **JOB)
+    for tensor, told in ((1, True), (4, False)):
+        exported = export("deepspeed", plan_of(request, tp=tensor, zero=2, mbs=4), request)
+        assert ("train_batch_size" in json.loads(exported.files["ds_config.json"])) == told
+
+
+def test_what_scripts_do_for_ranks_that_share_a_sequence_or_a_layer_is_left_to_them() -> None:
+    split = request_of("llama-3-8b", "8xH100", "deepspeed", **JOB | {"sequence_length": 8192})
+    words = export("deepspeed", plan_of(split, cp=2, context_kind="ulysses", zero=3), split).left_to_you
+    assert any("UlyssesSPAttentionHF.register_with_transformers" in each for each in words)
+    shared = request_of("llama-3-8b", "4xL40S", "fsdp", **JOB)
+    for tensor in (1, 2):
+        words = export("accelerate", plan_of(shared, tp=tensor, sp=tensor > 1, zero=3), shared).left_to_you
+        assert any('tp_plan="auto"' in each for each in words) == (tensor > 1)
+
+
+def test_a_checkpoint_in_mxfp4_is_trained_in_16_bits() -> None:
+    for model, told in (("gpt-oss-20b", True), ("qwen3-30b-a3b", False)):
+        request = request_of(model, "8xH100", "hf-trainer", **JOB | {"task": "lora"})
+        words = export("accelerate", plan_of(request), request).left_to_you
+        assert any("Mxfp4Config(dequantize=True)" in each for each in words) == told
 
 
 def test_mxfp4_is_a_recipe_of_amds_megatron_alone() -> None:
