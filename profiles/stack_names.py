@@ -23,10 +23,12 @@ class Tool:
     Attributes:
         stack: Its stack.
         reason: Why that one, and what stands for it set up otherwise.
+        sixteen_bit_states: It tunes all weights without a master copy: gradients and moments are in their format.
     """
 
     stack: str
     reason: str
+    sixteen_bit_states: bool = False
 
 
 _TRAINER = "it runs Hugging Face's Trainer; with DeepSpeed's ZeRO it is framework deepspeed"
@@ -36,7 +38,8 @@ _MEGATRON = "it runs Megatron-Core"
 TOOLS: Mapping[str, Tool] = MappingProxyType(
     {
         **dict.fromkeys(("trl", "peft", "transformers", "axolotl", "llama-factory"), Tool("hf-trainer", _TRAINER)),
-        "torchtune": Tool("fsdp", f"{_TORCHTUNE}; with compile: False it is framework fsdp-eager"),
+        # "all activations, gradients and optimizer states" are in the recipe's dtype (its full_finetune_single_device.py).
+        "torchtune": Tool("fsdp", f"{_TORCHTUNE}; with compile: False it is framework fsdp-eager", True),
         "torchtitan": Tool("fsdp", "it runs FSDP2, with torch.compile; without it is framework fsdp-eager"),
         "fsdp2": Tool("fsdp", "FSDP2 with torch.compile; without it is framework fsdp-eager"),
         "openrlhf": Tool("deepspeed", "it runs DeepSpeed with Hugging Face's models"),
@@ -89,6 +92,12 @@ def taken_as(name: str, stack: str) -> str:
     """
     tool = TOOLS.get(tool_name(name))
     return f"{name.strip()} is taken as {stack}: {tool.reason}" if tool and tool.stack == stack else ""
+
+
+def keeps_sixteen_bits(name: str) -> bool:
+    """Whether a tool of that name tunes all weights without a master copy of them."""
+    tool = TOOLS.get(tool_name(name))
+    return tool is not None and tool.sixteen_bit_states
 
 
 def runs_on(name: str) -> str:

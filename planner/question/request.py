@@ -21,6 +21,7 @@ from planner.question.jobs import (
     expert_notes,
     gradient_notes,
     resolve_job,
+    said,
     state_notes,
     with_attention,
     with_loss,
@@ -39,7 +40,7 @@ from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
 from profiles.scalars import plain
 from profiles.stack import StackSpec
-from profiles.stack_names import taken_as
+from profiles.stack_names import keeps_sixteen_bits, taken_as
 from profiles.stacks import default_stack, find_stack, fitted_in, load_stacks, with_fit
 
 ModelInput = str | Path | Mapping[str, Any] | ModelSpec
@@ -125,6 +126,7 @@ def resolve_request(
     check_on_stack(training, job, stack, resolved.spec)
     training, attention_notes = with_attention(training, job, stack, machines, resolved.spec)
     training, loss_notes = with_loss(training, job, stack)
+    training, kept_notes = _with_states_of_tool(training, job, options.framework or "")
     return Request(
         model=resolved.spec,
         cluster=with_own_reserve(machines, options.memory_reserve_bytes),
@@ -144,14 +146,25 @@ def resolve_request(
             *job_notes,
             *attention_notes,
             *loss_notes,
-            *state_notes(training, job),
-            *gradient_notes(training, job, stack),
+            *(kept_notes or (*state_notes(training, job), *gradient_notes(training, job, stack))),
             *cast_notes(training, stack),
             *expert_notes(stack, resolved.spec),
             *stack_notes,
         ),
         asked=job,
     )
+
+
+def _with_states_of_tool(job: TrainingJob, given: JobInput, framework: str) -> tuple[TrainingJob, tuple[Note, ...]]:
+    """The job with the formats in which a tool that was named keeps model states, unless one was said."""
+    named = any(said(name, given) for name in ("master_dtype", "state_dtype", "gradient_dtype"))
+    if job.task != "full" or job.precision != "bf16" or named or not keeps_sixteen_bits(framework):
+        return job, ()
+    kept = {} if job.optimizer == "adamw8bit" else {"state_dtype": "bf16"}
+    tool = framework.strip()
+    message = f"weights and gradients in bf16, without a master copy, as {tool} has them; so are optimizer states"
+    note = Note(code="assumed_default", field="job.master_dtype", message=message if kept else message.split(";")[0])
+    return replace(job, master_dtype="none", gradient_dtype="bf16", **kept), (note,)
 
 
 def price_of(options: Options) -> Price | None:
