@@ -38,7 +38,7 @@ _MEGATRON = "it runs Megatron-Core"
 TOOLS: Mapping[str, Tool] = MappingProxyType(
     {
         **dict.fromkeys(("trl", "peft", "transformers", "axolotl", "llama-factory"), Tool("hf-trainer", _TRAINER)),
-        # "all activations, gradients and optimizer states" are in the recipe's dtype (its full_finetune_single_device.py).
+        # All states are in the dtype of its recipes (full_finetune_single_device.py, full_finetune_distributed.py).
         "torchtune": Tool("fsdp", f"{_TORCHTUNE}; with compile: False it is framework fsdp-eager", True),
         "torchtitan": Tool("fsdp", "it runs FSDP2, with torch.compile; without it is framework fsdp-eager"),
         "fsdp2": Tool("fsdp", "FSDP2 with torch.compile; without it is framework fsdp-eager"),

@@ -84,7 +84,7 @@ def _of_one_kind(mixed: MixedCluster, *, named: bool) -> ClusterSpec:
         raise SpecError(
             "cluster",
             f"a plan that treats all devices alike cannot use {names}",
-            "name one of them, or let planner search use both",
+            "name one of them; to train on both: planner search",
         )
     filled = dict.fromkeys(line for group in groups for line in group.assumptions)
     if len(groups) > 1 and not named:

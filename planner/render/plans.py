@@ -237,7 +237,11 @@ def _riskier(result: PlanResult, console: Console) -> None:
     if best is None or riskier is None:
         return
     faster = signed_percent(riskier.step_time_s / best.step_time_s - 1)
-    devices = f" on {riskier.num_devices} GPUs" if riskier.num_devices != best.num_devices else ""
+    devices = ""
+    if riskier.num_devices != best.num_devices:
+        devices = f" on {riskier.num_devices} GPUs"
+        spent = riskier.num_devices * riskier.step_time_s / (best.num_devices * best.step_time_s)
+        faster += f", {signed_percent(spent - 1)} in GPU time"
     console.print(
         f"[yellow]at more risk[/]: {plan_label(riskier.plan)}{devices}, {seconds(riskier.step_time_s)} ({faster}), "
         f"{gib(riskier.peak_memory_bytes)}, {percent(riskier.oom_probability)} risk",

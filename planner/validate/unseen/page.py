@@ -70,6 +70,17 @@ PACKAGED_THEN: Mapping[int, Mapping[str, float | Mapping[str, float]]] = {
         "tuning": {"deepspeed": 0.6545, "fsdp": 0.5612, "huggingface": 0.4106, "megatron": 0.5612, "nanotron": 0.5612},
         PEAKS: {"deepspeed": 0.3174, "fsdp": 0.5886, "huggingface": 0.3305, "megatron": 0.4744, "nanotron": 0.3773},
     },
+    10: {
+        "pretrain": {
+            "deepspeed": 0.3949,
+            "fsdp": 0.3725,
+            "huggingface": 0.4176,
+            "megatron": 0.2952,
+            "nanotron": 0.3949,
+        },
+        "tuning": {"deepspeed": 0.6043, "fsdp": 0.5612, "huggingface": 0.3335, "megatron": 0.5612, "nanotron": 0.5612},
+        PEAKS: {"deepspeed": 0.3158, "fsdp": 0.5865, "huggingface": 0.3286, "megatron": 0.3795, "nanotron": 0.3694},
+    },
 }
 MEMORY_COMMIT = "84afd51"  # of the first round's memory of training
 _NOTHING = ("", "", "")

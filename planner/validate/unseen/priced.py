@@ -39,6 +39,7 @@ BLIND_COMMITS = {
     7: "27ffa6d",
     8: "f5dad45",
     9: "add695f",
+    10: "3394093",
 }
 _BLIND = re.compile(r"blind (?:(time|memory) )?([+-][0-9.]+) %, (inside|outside)")
 _VERDICT = re.compile(r"blind verdict (right|wrong)")

@@ -75,6 +75,16 @@ ROUNDS = (
         r"|(?:www\.gilesthomas\.com|aurora-wandb\.infini-ai\.com|huggingface\.co/datasets)/\S+)$",
         own_optimizer=lambda row: row.source.startswith("GPT-2 from scratch"),  # a loop of its own
     ),
+    Round(
+        number=10, lines=101, publishers=16,
+        cited=r"^https://(?:github\.com/[^/\s]+/[^/\s]+/(?:blob/[0-9a-f]{40}/\S+|(?:issues|pull)/[0-9]+)"
+        r"|huggingface\.co/\S+|(?:www\.)?philschmid\.de/\S+)$",
+        own_optimizer=lambda row: row.source.startswith("nanochat"),  # Muon
+        known=frozenset({
+            *("deepaksatna", "hiyouga", "awslabs", "pytorch", "NVIDIA", "InternLM", "NVIDIA-NeMo", "alibaba", "ROCm"),
+            *("karpathy", "huggingface", "axolotl-ai-cloud", "LambdaLabsML", "modelscope"),
+        }),
+    ),
 )  # fmt: skip
 each_round = pytest.mark.parametrize("told", ROUNDS, ids=lambda told: str(told.number))
 
