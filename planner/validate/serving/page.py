@@ -13,9 +13,9 @@ from statistics import fmean, median
 from planner.validate.render import percent
 from planner.validate.serving.first import Key, first_of, key_of, priced_since
 from planner.validate.serving.prices import ServingPrice, left_out, serving_prices
-from planner.validate.serving.rows import PUBLISHED, QUANTISED, ServingRow, serving_rows
+from planner.validate.serving.rows import LATER, PUBLISHED, QUANTISED, ServingRow, serving_rows
 from planner.validate.serving.widths import widths_section
-from planner.validate.serving.words import FIGURES, FOUND, INTRODUCTION, PAIRS, QUANTISED_WORDS
+from planner.validate.serving.words import FIGURES, FOUND, INTRODUCTION, LATER_WORDS, PAIRS, QUANTISED_WORDS
 from planner.validate.tables.published import write_page
 from profiles.markdown import table_head, table_row
 
@@ -23,6 +23,7 @@ FIRST = "serving_first.csv"
 _BITS = {"16": ("bf16", "fp16"), "8": ("fp8",)}
 _FORMATS = {"16 bits": ("bf16", "fp16"), "8 bits by blocks": ("fp8-block",), "4 bits, unpacked": ("int4", "mxfp4"),
             "4 bits in 4-bit products": ("nvfp4",)}  # fmt: skip
+_FEWER = {"8 bits by blocks": ("fp8-block",), "4 bits": ("int4", "mxfp4")}
 
 
 def first_prices() -> Mapping[Key, ServingPrice]:
@@ -34,8 +35,10 @@ def serving_page() -> str:
     """The page as Markdown."""
     first, now = first_prices(), {key_of(price): price for price in serving_prices()}
     kept = Counter(reason for row in serving_rows() if (reason := left_out(row)))
-    published = {key: price for key, price in first.items() if price.row.table == PUBLISHED}
-    quantised = {key: price for key, price in first.items() if price.row.table == QUANTISED}
+    published, quantised, later = (
+        {key: price for key, price in first.items() if price.row.table == table}
+        for table in (PUBLISHED, QUANTISED, LATER)
+    )
     parts = [
         INTRODUCTION.format(
             rows=sum(row.table == PUBLISHED for row in serving_rows()),
@@ -51,6 +54,11 @@ def serving_page() -> str:
         _summary(quantised, now, _FORMATS),
         PAIRS,
         _pairs(quantised, now),
+        LATER_WORDS.format(
+            rows=sum(row.table == LATER for row in serving_rows()),
+            publishers=len({row.publisher for row in serving_rows() if row.table == LATER}),
+        ),
+        _summary(later, now, {f"{bits} bits": formats for bits, formats in _BITS.items()} | _FEWER),
     ]
     for figure, words in FIGURES.items():
         keys = [key for key in first if key[2] == figure]
