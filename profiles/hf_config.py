@@ -7,7 +7,7 @@ vision part of a multimodal model (ignored, and said so).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,7 @@ _NEAR = 0.15  # names round; some leave embeddings out, too
 # Keys of the activation. Under the first all that transformers 5.24 has gate their MLP (Gemma's line, ModernBERT's);
 # the last is that of GPT-2's line.
 _ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")
+_DROPOUTS = ("attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout")
 
 
 def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD) -> tuple[ModelSpec, tuple[str, ...]]:
@@ -75,12 +76,23 @@ def read_hf_config(config: Mapping[str, Any], name: str, *, source: str = FIELD)
         notes.append(f"{FIELD}.architectures {shown(values)}: the head gives one number per token (value_head)")
     elif SYNONYMS.get(kind, kind) not in FAMILIES:
         notes += _unlike_its_name(spec, name)
+    notes += _unsaid(flat, reader.family)
     form, called = configured_format({**text, **config})
     if called and not form:
         why = IN_QLORA if called == "bitsandbytes" else "has no price"
         notes.append(f"{FIELD}.quantization_config ({called}) {why}: weights taken in 16 bits")
     named = SYNONYMS.get(kind, kind)
     return replace(spec, checkpoint_weights=form, family=named if named in FAMILIES else ""), tuple(notes)
+
+
+def _unsaid(config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    """Settings of a model that no field of ours holds, where they are not the usual ones."""
+    key = next((key for key in _ACTIVATIONS if isinstance(config.get(key), str)), "")
+    if key and family.gated and not config[key].startswith((*_GATED_ACTIVATIONS, "gelu")):
+        yield f"{FIELD}.{key} {shown(config[key])} is priced as the gated activation of its family, which exports name"
+    rates = [key for key in _DROPOUTS if isinstance(config.get(key), int | float) and 0 < config[key] < 1]
+    if rates:
+        yield f"{FIELD}.{rates[0]} {config[rates[0]]:g}: no dropout is taken, unless the job has it (dropout)"
 
 
 def _unlike_its_name(spec: ModelSpec, name: str) -> list[str]:

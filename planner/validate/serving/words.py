@@ -46,14 +46,14 @@ FOUND = """## What the errors were
 
 Written after the first look at them.
 
-- **Of those looked up later**, the throughput of Llama 70B and 405B in 8 bits under TensorRT-LLM 0.16 on H100s and H200s
-  is within 12 %, of 70B on one MI355X 8 % too high in FP8 and 25 in MXFP4, which had no price before; of 8B and 31B on
-  an MI300X within 22 up to 32 requests at once. Mixtures of experts in 8 bits on MI300X are priced up to twice too fast,
-  and worse with hundreds of requests at once (MiniMax-M2.7, Qwen3-Coder-480B, Qwen3-30B); GLM-4.6 and Qwen3-235B on B200
-  under SGLang of 2025 within a third. Tensor parallelism over two nodes of GH200s on Slingshot takes 1.8 times its
-  price. At 85 % of a measured capacity (Systalyze) time per token is priced 1.7 to 7.5 times too long: close to
-  saturation a little less capacity is much more waiting. Filed as defects: 405B on B200 under TensorRT-LLM 0.20 (2.6
-  times its price), Qwen3-32B on an H100 NVL (3.5), DeepSeek-R1 on an early V1 of vLLM.
+- **Of those looked up later**, the throughput of Llama 70B and 405B in 8 bits under TensorRT-LLM 0.16 on H100s and
+  H200s is within 12 %, of 70B on one MI355X 8 % too high in FP8 and 25 in MXFP4, which had no price before; of 8B and
+  31B on an MI300X within 22 up to 32 requests at once. Mixtures of experts in 8 bits on MI300X are priced up to twice
+  too fast, and worse with hundreds of requests at once (MiniMax-M2.7, Qwen3-Coder-480B, Qwen3-30B); GLM-4.6 and
+  Qwen3-235B on B200 under SGLang of 2025 within a third. Tensor parallelism over two nodes of GH200s on Slingshot
+  takes 1.8 times its price. At 85 % of a measured capacity (Systalyze) time per token is priced 1.7 to 7.5 times too
+  long: close to saturation a little less capacity is much more waiting. Filed as defects: 405B on B200 under
+  TensorRT-LLM 0.20 (2.6 times its price), Qwen3-32B on an H100 NVL (3.5), DeepSeek-R1 on an early V1 of vLLM.
 - **Weights in 4 bits that kernels unpack** (Marlin under vLLM, pairs of RedHatAI, sakogan, FrankXu0908, bereketlemma):
   beside 16 bits on the same GPU they were priced 10 % off in how much faster they are, and are 6 %. One request on an
   H100 was priced 42 % too fast, which is 5 to 11 % now. Not described: AWQ's own kernel of before Marlin (half as fast

@@ -109,3 +109,22 @@ def test_layers_without_experts_are_a_list() -> None:
     with pytest.raises(SpecError, match=r"^config\.json\.mlp_only_layers: must be a list of layers; got 'x'"):
         read_hf_config(DEEPSEEK | {"mlp_only_layers": "x"}, "odd")
     assert read_hf_config(DEEPSEEK | {"mlp_only_layers": None}, "even")[0].moe is not None
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({}, ""),
+        ({"hidden_act": "silu", "attention_dropout": 0.0}, ""),
+        ({"hidden_act": "relu2"}, "hidden_act 'relu2' is priced as the gated activation of its family"),
+        ({"attention_dropout": 0.1}, "attention_dropout 0.1: no dropout is taken, unless the job has it"),
+        ({"resid_pdrop": 0.1, "attn_pdrop": "x"}, "resid_pdrop 0.1: no dropout is taken"),
+    ],
+)
+def test_settings_that_nothing_here_holds_are_told(said: dict[str, Any], told: str) -> None:
+    spec, notes = read_hf_config(LLAMA | said, "x")
+    plain, before = read_hf_config(LLAMA, "x")
+    assert spec == plain
+    added = [note for note in notes if note not in before]
+    assert len(added) == bool(told)
+    assert all(told in note for note in added)
