@@ -160,11 +160,11 @@ def _with_states_of_tool(job: TrainingJob, given: JobInput, framework: str) -> t
     named = any(said(name, given) for name in ("master_dtype", "state_dtype", "gradient_dtype"))
     if job.task != "full" or job.precision != "bf16" or named or not keeps_sixteen_bits(framework):
         return job, ()
-    kept = {} if job.optimizer == "adamw8bit" else {"state_dtype": "bf16"}
-    tool = framework.strip()
-    message = f"weights and gradients in bf16, without a master copy, as {tool} has them; so are optimizer states"
-    note = Note(code="assumed_default", field="job.master_dtype", message=message if kept else message.split(";")[0])
-    return replace(job, master_dtype="none", gradient_dtype="bf16", **kept), (note,)
+    message = f"weights and gradients in bf16, without a master copy, as {framework.strip()} has them"
+    kept = replace(job, master_dtype="none", gradient_dtype="bf16")
+    if job.optimizer != "adamw8bit":
+        kept, message = replace(kept, state_dtype="bf16"), f"{message}; so are optimizer states"
+    return kept, (Note(code="assumed_default", field="job.master_dtype", message=message),)
 
 
 def price_of(options: Options) -> Price | None:
