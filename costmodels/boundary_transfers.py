@@ -43,10 +43,9 @@ def boundary_transfers(plans: PlanBatch, context: CostContext, *, apart: bool = 
     row_bytes = context.model.stream_width * context.job.numerics.storage_bytes
     tokens = plans.micro_batch_size[row] * context.job.sequence_length / c[row]
     size = np.where(crosses[row] > 0, tokens * row_bytes / np.where(sharded[row] > 0, t[row], 1), 0.0)
-    near = _exchanged(context, size, 1 + crosses[row], stride=np.ones_like(row))
-    far = _exchanged(
-        context, size * _share(senders[row], context), 1 + crosses[row], stride=np.full_like(row, MAX_DEVICES)
-    )
+    near = _exchanged(context, size, 1 + crosses[row] * (stays | ~leaves)[row], stride=np.ones_like(row))
+    outside = size * _share(senders[row], context)
+    far = _exchanged(context, outside, 1 + crosses[row] * leaves[row], stride=np.full_like(row, MAX_DEVICES))
     part = np.where(leaves[row], np.where(stays[row], 0.5, 1.0), 0.0)  # of a stage's exchanges, those between domains
     return Prediction(
         time_s=near.time_s + part * (far.time_s - near.time_s),

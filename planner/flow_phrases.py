@@ -34,11 +34,10 @@ def machines_label(machines: MixedCluster, used: int) -> str:
 
 
 def layout_label(plan: ExecutionPlan) -> str:
-    """Degrees in short: ``tp8 pp2 dp4``, the others, and ZeRO's stage, only where they are used."""
+    """Degrees in short: ``tp8 pp2 dp4``, the others only where they are used."""
     words = [f"tp{plan.tensor_parallel}", f"pp{plan.pipeline_parallel}", f"dp{plan.data_parallel}"]
     others = {"cp": plan.context_parallel, "ep": plan.expert_parallel, "vpp": plan.virtual_stages}
-    words += [f"{name}{number}" for name, number in others.items() if number > 1]
-    return " ".join(words + [f"zero{plan.zero_stage}"] * (plan.zero_stage > 0))
+    return " ".join(words + [f"{name}{number}" for name, number in others.items() if number > 1])
 
 
 def reason_sentence(plan: FlowPlan, reason: Reason) -> str:

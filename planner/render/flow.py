@@ -122,7 +122,7 @@ def _calls_table(plan: FlowPlan) -> Table:
             call.name,
             gpu_range(call.first_gpu, call.num_gpus),
             call.engine,
-            layout_label(call.plan) if call.plan is not None else "",
+            _layout(call),
             _batches(call),
             seconds(call.time_s),
             percent(call.time_s / plan.steady_s) if call.num_gpus else "",
@@ -142,6 +142,14 @@ def _generates_among_trainers(plan: FlowPlan) -> bool:
 
 def _gpus(call: CallPlan) -> range:
     return range(call.first_gpu, call.first_gpu + call.num_gpus)
+
+
+def _layout(call: CallPlan) -> str:
+    """Degrees, and how far a trained model's states are sharded."""
+    if call.plan is None:
+        return ""
+    sharded = f" zero{call.plan.zero_stage}" if call.kind == TRAIN and call.plan.zero_stage else ""
+    return f"{layout_label(call.plan)}{sharded}"
 
 
 def _batches(call: CallPlan) -> str:

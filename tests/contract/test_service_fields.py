@@ -201,5 +201,5 @@ def test_what_happened_names_the_fields_of_the_body_and_routes(client: TestClien
     answer = client.post("/plan", json=BODY | {"model": CONFIG | {"num_key_value_heads": 5}}).json()
     assert answer["detail"].startswith("model.num_key_value_heads: ")
     mixed = client.post("/plan", json=BODY | {"cluster": "4xA100+4xH100"}).json()
-    assert mixed["errors"][0]["hint"] == "name one of them, or let POST /search use both"
+    assert mixed["errors"][0]["hint"] == "name one of them; to train on both: POST /search"
     assert mixed["detail"].endswith(f"Hint: {mixed['errors'][0]['hint']}")

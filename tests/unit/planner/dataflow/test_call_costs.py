@@ -141,7 +141,8 @@ def test_what_is_fixed_is_fixed_before_better_ways_are_preferred(kind: CallKind,
     """Rows that only others beat count where the user asks for them."""
     plans = strategies(LLAMA, call(kind), 8, stack=SETTING.stack, domain_devices=8)
     asked = np.all([getattr(plans, name) == value for name, value in pins.items()], axis=0)
-    every = price_plans(plans.take(np.flatnonzero(asked)), call(kind), LLAMA, SETTING)
+    machine = replace(SETTING, cluster=parse_cluster("1x8xH100", default_catalog(), fabric=None))
+    every = price_plans(plans.take(np.flatnonzero(asked)), call(kind), LLAMA, machine)
     fits = every.static_bytes + every.active_bytes <= CLUSTER.device.usable_memory_bytes
     table = call_costs(call(kind), LLAMA, SETTING, [8], pins=pins)
     assert table.time_s.min() == pytest.approx(every.time_s[fits].min())

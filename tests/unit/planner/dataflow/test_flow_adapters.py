@@ -222,9 +222,16 @@ def test_intervals_are_as_wide_as_for_what_a_role_trains() -> None:
             },
         }
     ).graph
-    request = resolve_flow(graph, {"first": MODEL, "second": MODEL}, "8xH100", FlowOptions(batch=64, framework="fsdp"))
-    assert request.stacks == {"first": find_stack("fsdp"), "second": find_stack("fsdp", load_stacks("lora"))}
-    plan = plan_dataflow(graph, {"first": MODEL, "second": MODEL}, "8xH100", framework="fsdp", **QUICK, min_mesh=8).plan
+    request = resolve_flow(
+        graph, {"first": MODEL, "second": MODEL}, "8xH100", FlowOptions(batch=64, framework="megatron-core")
+    )
+    assert request.stacks == {
+        "first": find_stack("megatron-core"),
+        "second": find_stack("megatron-core", load_stacks("lora")),
+    }
+    plan = plan_dataflow(
+        graph, {"first": MODEL, "second": MODEL}, "8xH100", framework="megatron-core", **QUICK, min_mesh=8
+    ).plan
     assert plan is not None
     wide = {call.name: call.time_high_s / call.time_low_s for call in plan.calls}
     assert wide["second_train"] > 1.3 * wide["first_train"]
