@@ -36,7 +36,8 @@ def plain(value: Any, *, depth: int = _DEEPEST) -> Any:
 
 def without_point(value: Any) -> Any:
     """A float that is a whole number as one: columns of a table with a gap in it have them. Anything else as it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    given = plain(value)
+    return int(given) if isinstance(given, float) and given.is_integer() else value
 
 
 def whole_number(field: str, value: Any, *, least: int, most: int) -> int:

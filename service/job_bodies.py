@@ -20,6 +20,7 @@ USUAL = BeforeValidator(lambda value: None if value == "" else value)  # answers
 Layers = Annotated[
     list[Literal["q", "k", "v", "qkv", "o", "gate", "up", "down"]], Field(min_length=1, max_length=7)
 ]  # those that carry an adapter
+TrainedIn = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "mxfp4", "nvfp4"]
 
 
 class LoraBody(Body):
@@ -41,7 +42,7 @@ class JobBody(Body):
         default=None, ge=1, le=MAX_SEQUENCE * MAX_GLOBAL_BATCH, description="The same in tokens; give either."
     )
     task: Literal["pretrain", "full", "lora", "qlora"] | None = None
-    precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "mxfp4", "nvfp4"] | None = None
+    precision: TrainedIn | None = None
     gradient_dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, USUAL] = Field(
         default=None, description="Format gradients are summed in; the framework's usual one if not given."
     )

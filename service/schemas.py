@@ -23,7 +23,7 @@ from planner.search import best
 from planner.sizes import MAX_DAYS, MAX_KINDS
 from planner.validate.tables.reader import COLUMNS
 from profiles.model import MAX_SEQUENCE
-from service.job_bodies import JobBody, Layers, PlanBody
+from service.job_bodies import JobBody, Layers, PlanBody, TrainedIn
 from service.values import (
     JOB_TAG,
     MAX_FIELDS,
@@ -145,7 +145,7 @@ class WorkflowRequest(Body):
     framework: Name | None = Field(
         default=None, description="Training framework or stack; the usual one of what is trained if null."
     )
-    precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "mxfp4", "nvfp4"] | None = None
+    precision: TrainedIn | None = None
     iterations: int = Field(default=5, ge=1, le=MAX_ITERATIONS, description="Iterations shown; 1: minimised alone.")
     seed: int = Field(default=0, ge=0, le=(1 << 31) - 1, description="Of the search.")
     effort: float = Field(default=1.0, ge=0.01, le=1, description="Search budget relative to the usual one.")

@@ -75,8 +75,10 @@ def ranks_per_domain(
         return shared
     span = apart * together
     alike = (domain_devices % span == 0) | ((span % domain_devices == 0) & (domain_devices % apart == 0))
-    for row in np.flatnonzero(~alike & (apart < domain_devices) & (together > 1)).tolist():
-        shared[row] = _smallest_part(int(together[row]), int(apart[row]), domain_devices, devices)
+    cut = np.flatnonzero(~alike & (apart < domain_devices) & (together > 1))
+    layouts, of_row = np.unique(together[cut] * domain_devices + apart[cut], return_inverse=True)
+    parts = [_smallest_part(*divmod(each, domain_devices), domain_devices, devices) for each in layouts.tolist()]
+    shared[cut] = np.array(parts, dtype=np.int64)[of_row]
     return shared
 
 

@@ -200,22 +200,21 @@ def scheduled(
     """
     shape = {"count": count, "virtual_stages": virtual_stages, "num_microbatches": num_microbatches}
     whole_s, bubble_s = pipeline_s(schedule, passes, **shape)
-    sent_s = 2 * num_microbatches * virtual_stages * crossing_s
-    if traffic is None:
-        none_s, sending_s = np.zeros_like(whole_s), np.maximum(sent_s - whole_s, 0.0)
-        return Scheduled(
-            pipeline_s=whole_s + sending_s, bubble_s=bubble_s, offload_s=none_s, sending_s=sending_s, moving_s=none_s,
-            passes=passes,
-        )  # fmt: skip
-    slowed = passes.waiting(traffic, defers=_PUTS_OFF[schedule])
-    slowed_s = np.maximum(pipeline_s(schedule, slowed, **shape)[0], whole_s)
-    added_s = slowed_s - whole_s
-    moving_s = np.maximum(num_microbatches * largest(traffic.there_s + traffic.back_s), added_s)
-    sending_s = np.maximum(sent_s - slowed_s, 0.0)
+    waited_s = moving_s = np.zeros_like(whole_s)
+    if traffic is not None:
+        passes = passes.waiting(traffic, defers=_PUTS_OFF[schedule])
+        slowed_s = np.maximum(pipeline_s(schedule, passes, **shape)[0], whole_s)
+        whole_s, waited_s = slowed_s, slowed_s - whole_s
+        moving_s = np.maximum(num_microbatches * largest(traffic.there_s + traffic.back_s), waited_s)
+    sending_s = np.maximum(2 * num_microbatches * virtual_stages * crossing_s - whole_s, 0.0)
     return Scheduled(
-        pipeline_s=slowed_s + sending_s, bubble_s=bubble_s, offload_s=added_s, sending_s=sending_s, moving_s=moving_s,
-        passes=slowed,
-    )  # fmt: skip
+        pipeline_s=whole_s + sending_s,
+        bubble_s=bubble_s,
+        offload_s=waited_s,
+        sending_s=sending_s,
+        moving_s=moving_s,
+        passes=passes,
+    )
 
 
 def pipeline_s(

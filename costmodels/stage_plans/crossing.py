@@ -25,10 +25,10 @@ def crossing_s(plans: StagePlanBatch, prices: StagePrices) -> tuple[FloatArray, 
     return np.where(last, before, after).T, before.T
 
 
-def longest_crossings_s(plans: StagePlanBatch, prices: StagePrices) -> FloatArray:
-    """(3, N) seconds of the longest crossing of each plan, and both ends of its interval."""
-    tables = (prices.transfer_s, *prices.transfer_ends_s)
-    return np.stack([np.max(_boundary_s(plans, prices, table), axis=0, initial=0.0) for table in tables])
+def longest_crossing_s(plans: StagePlanBatch, prices: StagePrices, transfer_s: FloatArray) -> FloatArray:
+    """(N,) seconds of each plan's longest crossing, by what crossing to a group takes, or by an end of that."""
+    longest: FloatArray = np.max(_boundary_s(plans, prices, transfer_s), axis=0, initial=0.0)
+    return longest
 
 
 def shared_sums_s(plans: StagePlanBatch, prices: StagePrices, least_s: FloatArray) -> FloatArray:

@@ -21,7 +21,7 @@ from costmodels.memory.terms import MemoryTerms, composed, logits_copies
 from costmodels.optimizer import paging_s
 from costmodels.pipeline.schedules import HostTraffic, Passes, Scheduled, in_flight_microbatches, scheduled
 from costmodels.plan import BoolArray, FloatArray, IntArray, chosen_modules
-from costmodels.stage_plans.crossing import crossing_s, longest_crossings_s, shared_sums_s
+from costmodels.stage_plans.crossing import crossing_s, longest_crossing_s, shared_sums_s
 from costmodels.stage_plans.estimate import StageEstimateBatch
 from costmodels.stage_plans.once import stage_step_parts, stage_traffic
 from costmodels.stage_plans.plan import OFFLOAD_PARTS, StagePlanBatch
@@ -214,14 +214,14 @@ def _step(
 ) -> tuple[FloatArray, dict[str, FloatArray], Passes, FloatArray | None]:
     """(N,) step time and its parts, the passes with what they wait for, and (2, N) what prices leave open, if asked."""
     stack, m, used = prices.context.stack, plans.num_microbatches, looked.used
-    weights_s = _weights_s(plans, looked)
+    weights_s, crossed_s = _weights_s(plans, looked), longest_crossing_s(plans, prices, prices.transfer_s)
     step = scheduled(
         plans.schedule,
         passes,
         count=used.astype(np.int64),
         virtual_stages=plans.virtual_stages,
         num_microbatches=m,
-        crossing_s=longest_crossings_s(plans, prices)[0],
+        crossing_s=crossed_s,
         traffic=_host_traffic(looked, held, weights_s),
     )
     traffic = stage_traffic(looked, weights_s=weights_s)
@@ -250,7 +250,7 @@ def _step(
     known = total(parts.values())
     parts["overhead"] = per_step_overhead_s(known, nodes=total((looked["nodes"] * used).T), stack=stack)
     step_s = known + parts["overhead"]
-    opens = _opens(plans, prices, looked, step, traffic, step_s=step_s, shown_s=exposed)
+    opens = _opens(plans, prices, looked, step, traffic, crossed_s=crossed_s, step_s=step_s, shown_s=exposed)
     scale = stack.step_time_scale
     return step_s * scale, {name: seconds * scale for name, seconds in parts.items()}, step.passes, opens
 
@@ -262,6 +262,7 @@ def _opens(
     step: Scheduled,
     traffic: DataParallelTraffic,
     *,
+    crossed_s: FloatArray,
     step_s: FloatArray,
     shown_s: FloatArray,
 ) -> FloatArray | None:
@@ -269,9 +270,10 @@ def _opens(
     if WIDTH_COLUMNS[0] not in looked.content:
         return None
     low, high = (np.where(looked.used, looked[name], 1.0) for name in WIDTH_COLUMNS)
+    ends_s = (longest_crossing_s(plans, prices, table) for table in prices.transfer_ends_s)
     passes = pipeline_opens(
         np.stack([largest(looked[f"layer_open_{end}"] * looked.used) for end in ("low", "high")]),
-        crossing_s=longest_crossings_s(plans, prices),
+        crossing_s=np.stack([crossed_s, *ends_s]),
         crossings=2 * plans.num_microbatches,
         work_s=step.pipeline_s - step.bubble_s,
     )

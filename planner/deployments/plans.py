@@ -37,7 +37,7 @@ from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec, has_own_head, with_value_head
 from profiles.model_presets import ResolvedModel
 from profiles.precision import format_name
-from profiles.scalars import whole_number
+from profiles.scalars import whole_number, without_point
 from profiles.weights import SIXTEEN_BITS
 
 PINS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "ep": "expert_parallel", "dp": "data_parallel"}
@@ -240,7 +240,7 @@ def _checked_pins(pins: Mapping[str, int] | None) -> dict[str, int]:
             raise SpecError(where, "is no degree of an engine", ", ".join(PINS))
         if column in found:
             raise SpecError(where, "is given twice", "give one of its names")
-        found[column] = checked_degree(where, value)
+        found[column] = checked_degree(where, without_point(value))
     return found
 
 

@@ -73,6 +73,11 @@ def test_so_are_others(kind: type) -> None:
     assert planner.plan(MODEL, CLUSTER, {"sequence_length": kind(2048)}).request.job.sequence_length == 2048
     with pytest.raises(SpecError, match=r"job.sequence_length: must be a whole number; got 1023.5"):
         planner.plan(MODEL, CLUSTER, {"sequence_length": kind(1023.5)})
+    pins = {"tp": kind(2)}  # columns of a table with a gap in it
+    planned = planner.plan(MODEL, CLUSTER, JOB, pins=pins, top=1).best
+    served = planner.serving(MODEL, CLUSTER, prompt=128, generate=16, pins=pins).best
+    assert planned is not None
+    assert planned.plan.tensor_parallel == served.tensor_parallel == 2
     assert planner.plan(MODEL, CLUSTER, JOB, offload=np.bool_(True)).request.offload is True
 
 
