@@ -6,7 +6,7 @@ from costmodels.context import CostContext
 from costmodels.kernels.calls import Prediction
 from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.grouping import group_rows
-from costmodels.lowering.transfers import members_together, price_collectives
+from costmodels.lowering.transfers import adapters_share, members_together, price_collectives
 from costmodels.plan import AxisOrder, FloatArray, IntArray, PlanBatch
 from profiles.hardware import MAX_DEVICES
 
@@ -21,7 +21,7 @@ def boundary_transfers(plans: PlanBatch, context: CostContext, *, apart: bool = 
 
     A stage exchanges a micro-batch with the one before it and the one after it, and a pipeline goes at the pace of its
     slowest stage. Where stages fill more than a scale-up domain but share it with a neighbour, that is one at its edge:
-    of its two exchanges one is between domains. Stages are as many as fill the cluster.
+    of its two exchanges one is between domains. Stages are as many as fill the cluster, of an engine's replica its own.
 
     Args:
         plans: N plans.
@@ -31,7 +31,8 @@ def boundary_transfers(plans: PlanBatch, context: CostContext, *, apart: bool = 
     t, c = plans.tensor_parallel, plans.context_parallel
     inside = plans.axis_order == int(AxisOrder.TP_CP_PP_DP)
     stride = t * c * np.where(inside, 1, plans.data_parallel)
-    stages = np.maximum(context.cluster.num_devices // (t * c * plans.data_parallel), 2)
+    filling = np.maximum(context.cluster.num_devices // (t * c * plans.data_parallel), 2)
+    stages = plans.pipeline_parallel if context.forward_only else filling
     leaves = (members_together(context, stages, stride) < stages) | apart
     stays = (stride < context.cluster.domain_devices) & (not apart)
     scattered = plans.sequence_parallel | context.stack.scatters_boundaries
@@ -44,7 +45,7 @@ def boundary_transfers(plans: PlanBatch, context: CostContext, *, apart: bool = 
     tokens = plans.micro_batch_size[row] * context.job.sequence_length / c[row]
     size = np.where(crosses[row] > 0, tokens * row_bytes / np.where(sharded[row] > 0, t[row], 1), 0.0)
     near = _exchanged(context, size, 1 + crosses[row] * (stays | ~leaves)[row], stride=np.ones_like(row))
-    outside = size * _share(senders[row], context)
+    outside = size * adapters_share(senders[row], context)
     far = _exchanged(context, outside, 1 + crosses[row] * leaves[row], stride=np.full_like(row, MAX_DEVICES))
     part = np.where(leaves[row], np.where(stays[row], 0.5, 1.0), 0.0)  # of a stage's exchanges, those between domains
     return Prediction(
@@ -54,13 +55,6 @@ def boundary_transfers(plans: PlanBatch, context: CostContext, *, apart: bool = 
         basis=np.where(part > 0, far.basis, near.basis),
         extrapolated=np.where(part > 0, far.extrapolated, near.extrapolated),
     ).take(groups.of_row)
-
-
-def _share(senders: IntArray, context: CostContext) -> FloatArray:
-    """(K,) of what ranks of a node take if all of them send at once: so many do, on an adapter each at most."""
-    node = context.cluster.node
-    fewest = min(node.scale_out_bytes_per_s / node.nic.bandwidth_bytes_per_s, 1.0)
-    return np.maximum(senders / node.devices_per_node, fewest)
 
 
 def _exchanged(context: CostContext, size_bytes: FloatArray, group: IntArray, *, stride: IntArray) -> Prediction:

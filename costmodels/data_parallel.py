@@ -3,8 +3,8 @@
 Volumes after Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054, section 7): all-reduce is a
 reduce-scatter and an all-gather of the parameters' size; stages 1 and 2 move the same volume, stage 3
 gathers parameters once more for the backward pass. Hybrid sharding (HSDP) reduces across replicas of
-the shard group besides. Routed experts move within the ranks that hold the same experts. The two stages that
-hold a tied embedding sum its gradients as well.
+the shard group besides, under Megatron with the last micro-batch alone. Routed experts move within the
+ranks that hold the same experts. The two stages that hold a tied embedding sum its gradients as well.
 """
 
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from costmodels.arrays import at_column, largest, largest_column, total
 from costmodels.autocast import by_sharding
 from costmodels.context import CostContext
 from costmodels.frozen_weights import frozen_bytes
+from costmodels.gradient_formats import reduced_element_bytes
 from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.grouping import group_rows
 from costmodels.lowering.transfers import price_collectives, stalled_s
@@ -25,9 +26,7 @@ from costmodels.overlap import exposed_s
 from costmodels.plan import AxisOrder, BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.stages.parameters import StageParameters, expert_shard_degree
 from costmodels.stages.table import StageTable
-from costmodels.workload import TrainingJob
-from profiles.hardware import MAX_DEVICES
-from profiles.precision import ELEMENT_BYTES
+from costmodels.tied_gradients import shared_gradients_s
 from profiles.stack import StackSpec
 
 
@@ -42,6 +41,8 @@ class DataParallelTraffic:
         gathers_per_microbatch: How often parameters are gathered for every micro-batch: 2, for its forward and its
             backward pass; 1, for both together; or 0 where once per step is enough.
         hidden_gathers, hidden_reductions: Share that runs under computation where there is enough of it.
+        replicas_s: Sum over the replicas of a set of shards, where the last reduction of a step alone has it; else it
+            is part of every reduction.
         shared_s: Sum of a tied embedding's gradients over the two stages that hold it, once per step, after all others:
             nothing hides it.
         low_factor, high_factor: 90 % interval of all kinds together, over their seconds; 1 unless asked for.
@@ -53,6 +54,7 @@ class DataParallelTraffic:
     gathers_per_microbatch: FloatArray
     hidden_gathers: FloatArray
     hidden_reductions: FloatArray
+    replicas_s: FloatArray = field(default_factory=lambda: np.zeros((1, 1)))
     shared_s: FloatArray = field(default_factory=lambda: np.zeros((1, 1)))
     low_factor: FloatArray = field(default_factory=lambda: np.ones((1, 1)))
     high_factor: FloatArray = field(default_factory=lambda: np.ones((1, 1)))
@@ -79,19 +81,6 @@ class _Shards:
     degree: IntArray
     stride: IntArray
     pieces: FloatArray
-
-
-def gradient_element_bytes(job: TrainingJob, stack: StackSpec) -> float:
-    """Bytes per gradient element as accumulated and reduced; under autocast in the format of the weights."""
-    default = stack.gradient_format(job.precision)
-    if stack.autocast_weights and job.master_dtype != "none":
-        default = job.master_dtype
-    return float(ELEMENT_BYTES[job.gradient_dtype or default])
-
-
-def reduced_element_bytes(job: TrainingJob, stack: StackSpec) -> float:
-    """Bytes per gradient element as reduced, which is as accumulated unless the stack says otherwise."""
-    return float(ELEMENT_BYTES[stack.reduce_dtype]) if stack.reduce_dtype else gradient_element_bytes(job, stack)
 
 
 def reduces_last(plans: PlanBatch, stack: StackSpec) -> BoolArray:
@@ -135,7 +124,9 @@ def data_parallel_traffic(
     )
     *kinds_s, low_s, high_s = _distinct_traffic(plans, stages, parameters, context, rows=groups.first)
     low, high = (_over(ends_s, total(kinds_s)) for ends_s in (low_s, high_s))
-    gradients_s, parameters_s, shared_s = kinds_s if each_stage else _slowest(kinds_s)
+    gradients_s, replicas_s, parameters_s, shared_s = (
+        np.take(kind_s, groups.of_row, axis=0) for kind_s in (kinds_s if each_stage else _slowest(kinds_s))
+    )
     # ZeRO-3 gathers and reduces per micro-batch; kept whole between micro-batches under a pipeline.
     sharded = (plans.zero_stage == 3) & (plans.pipeline_parallel == 1)
     # So are gradients of stage 2 in PyTorch, whose pipeline stages reduce with the last backward pass alone
@@ -145,15 +136,19 @@ def data_parallel_traffic(
     fsdp, alone = context.stack.framework == "fsdp", plans.pipeline_parallel == 1
     scattered = (plans.zero_stage == 2) & (alone | (not fsdp))
     each_time = (sharded | scattered) & ~reduces_last(plans, context.stack)
+    # Megatron-FSDP's hook sums over replicas when it is the last micro-batch (outer_fsdp_group_grad_reduce of
+    # megatron/core/distributed/fsdp/src/megatron_fsdp/megatron_fsdp.py); FSDP2 does so every time.
+    late = each_time & (context.stack.framework == "megatron")
     hidden = context.stack.data_parallel_overlap
     return DataParallelTraffic(
-        gradients_s=np.take(gradients_s, groups.of_row, axis=0),
-        parameters_s=np.take(parameters_s, groups.of_row, axis=0),
+        gradients_s=gradients_s + np.where(late[:, None], 0.0, replicas_s),
+        parameters_s=parameters_s,
         reduces_per_microbatch=1.0 * each_time[:, None],
         gathers_per_microbatch=(2.0 * sharded + (scattered & fsdp))[:, None],
         hidden_gathers=np.where(plans.overlap_param_gather, hidden, 0.0)[:, None],
         hidden_reductions=np.where(plans.overlap_grad_reduce, hidden, 0.0)[:, None],
-        shared_s=np.take(shared_s, groups.of_row, axis=0),
+        replicas_s=np.where(late[:, None], replicas_s, 0.0),
+        shared_s=shared_s,
         low_factor=np.take(low, groups.of_row, axis=0),
         high_factor=np.take(high, groups.of_row, axis=0),
     )
@@ -209,12 +204,6 @@ def exposed_traffic_s(
     gathers = np.where(traffic.gathers_per_microbatch > 0, m, 1)
     reduces = np.where(traffic.reduces_per_microbatch > 0, m, 1)
     gathered_again_s = (traffic.gathers_per_microbatch > 1) * traffic.parameters_s
-    backward_traffic_s = traffic.gradients_s + gathered_again_s
-    # Of what the backward pass sends, gradients and parameters each run under it as far as the plan lets them.
-    may_hide_s = traffic.hidden_reductions * traffic.gradients_s + traffic.hidden_gathers * gathered_again_s
-    hidden_backward = np.divide(
-        may_hide_s, backward_traffic_s, out=np.zeros_like(backward_traffic_s), where=backward_traffic_s > 0
-    )
 
     def shown_s(transfer_s: FloatArray, window_s: FloatArray, hidden: FloatArray, times: IntArray) -> FloatArray:
         """Seconds of one sending that show; where it happens once, chunk by chunk."""
@@ -223,17 +212,30 @@ def exposed_traffic_s(
         under_several = exposed_s(transfer_s, between * window_s, hidden)
         return under_several + (under_one - under_several) / apart
 
+    def backward(gradients_s: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Seconds that one backward pass sends, and those that show: gradients and parameters hide as the plan says."""
+        sent_s = gradients_s + gathered_again_s
+        may_hide_s = traffic.hidden_reductions * gradients_s + traffic.hidden_gathers * gathered_again_s
+        hidden = np.divide(may_hide_s, sent_s, out=np.zeros_like(sent_s), where=sent_s > 0)
+        return sent_s, shown_s(sent_s, backward_s, hidden, reduces)
+
     exposed = gathers * shown_s(traffic.parameters_s, forward_s, traffic.hidden_gathers, gathers)
-    exposed = exposed + reduces * shown_s(backward_traffic_s, backward_s, hidden_backward, reduces) + traffic.shared_s
-    return largest(exposed), largest(gathers * traffic.parameters_s + reduces * backward_traffic_s + traffic.shared_s)
+    each_s, each_shown_s = backward(traffic.gradients_s)
+    exposed = exposed + reduces * each_shown_s + traffic.shared_s
+    sent = gathers * traffic.parameters_s + reduces * each_s + traffic.shared_s
+    if traffic.replicas_s.any():
+        last_s, last_shown_s = backward(traffic.gradients_s + traffic.replicas_s)
+        exposed, sent = exposed + (last_shown_s - each_shown_s), sent + (last_s - each_s)
+    return largest(exposed), largest(sent)
 
 
 def _distinct_traffic(
     plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext, *, rows: IntArray
 ) -> list[FloatArray]:
-    """(K, S) seconds of one gradient reduction and one parameter gathering on the stages of the plans in ``rows``.
+    """(K, S) seconds of traffic on the stages of the plans in ``rows``.
 
-    With them, those to sum the gradients of a tied embedding, and both ends of the interval of all together.
+    One gradient reduction, its sum over replicas of a set of shards apart; one parameter gathering; the sum of the
+    gradients of a tied embedding; and both ends of the interval of all together.
     """
     shape = parameters.dense[rows].shape
 
@@ -273,12 +275,13 @@ def _distinct_traffic(
             pieces=_expert_modules(context) / each(distinct.expert_parallel),
         )
         seconds = seconds + _traffic_s(zero, expert, context)
-    gradients_s, parameters_s, *ends_s = seconds
-    shared_s = np.zeros_like(gradients_s)
+    *kinds_s, low_s, high_s = seconds
+    ends_s = [low_s, high_s]
+    shared_s = np.zeros_like(low_s)
     if parameters.shared.any():
         shared_s, *more_s = shared_gradients_s(distinct, parameters.shared[rows], context)
         ends_s = [end_s + more for end_s, more in zip(ends_s, more_s, strict=True)]
-    return [part.reshape(shape) for part in (gradients_s, parameters_s, shared_s, *ends_s)]
+    return [part.reshape(shape) for part in (*kinds_s, shared_s, *ends_s)]
 
 
 def _expert_modules(context: CostContext) -> float:
@@ -292,44 +295,8 @@ def _expert_modules(context: CostContext) -> float:
     return float(context.model.mlp_matrices * moe.num_experts) if moe is not None and looped else 1.0
 
 
-def shared_gradients_s(
-    plans: PlanBatch, shared: FloatArray, context: CostContext, *, apart: bool = False
-) -> FloatArray:
-    """(3, K * S) seconds, low and high to sum the gradients of a tied embedding over the two stages that hold it.
-
-    They are at least half of all devices apart, unless the stages of a pipeline are neighbours. Nothing is counted
-    where gradients are sharded: what shards them runs no pipeline with tied ends (DeepSpeed refuses to, torchtitan
-    ties none).
-
-    Args:
-        plans: K plans.
-        shared: (K, S) parameters of the embedding, on stages that hold one of its two uses.
-        context: Job, stack, and the cluster whose links join both stages.
-        apart: Whether these never share a scale-up domain.
-
-    Source:
-        Megatron-LM, megatron/core/distributed/finalize_model_grads.py: _allreduce_embedding_grads blocks, after
-        finish_grad_sync of all buckets; DeepSpeed, runtime/pipe/engine.py, _exec_reduce_tied_grads, once the backward
-        passes are done.
-    """
-    zero = plans.zero_stage[:, None]
-    inside = plans.tensor_parallel * plans.context_parallel * np.maximum(plans.pipeline_parallel - 1, 1)
-    stride = np.where(plans.axis_order == int(AxisOrder.TP_CP_PP_DP), inside, max(context.cluster.num_devices // 2, 1))
-    stride = np.full_like(stride, MAX_DEVICES) if apart else stride
-    each = by_sharding(context.job, context.stack, plans.zero_stage, partial(gradient_element_bytes, context.job))
-    size_bytes = (shared * (zero < 2)).T * each
-    priced = price_collectives(
-        context,
-        op=np.full(shared.size, int(CollectiveOp.ALL_REDUCE), dtype=np.int64),
-        size_bytes=size_bytes.T.reshape(-1),
-        group=np.full(shared.size, 2, dtype=np.int64),
-        stride=np.repeat(stride, shared.shape[1]),
-    )
-    return np.stack([priced.time_s, priced.low_s, priced.high_s])
-
-
 def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> FloatArray:
-    """(4, K) seconds to reduce all gradients and to gather all parameters of one kind, and both ends of their sum."""
+    """(5, K) seconds of one kind of parameters, in the order of ``_distinct_traffic``."""
     whole = zero <= context.stack.sums_whole
     plain, scattered = 1.0 * whole, 1.0 * ~whole
     # A reduction to the one rank that keeps a gradient moves what its broadcast from there would.
@@ -360,7 +327,7 @@ def _traffic_s(zero: IntArray, shards: _Shards, context: CostContext) -> FloatAr
         total((np.maximum(ends_s, least) * messages).reshape(len(calls), -1))
         for ends_s in (priced.low_s, priced.high_s)
     )
-    return np.stack([reduce_s + scatter_s + across_s, gather_s, low_s, high_s])
+    return np.stack([reduce_s + scatter_s, across_s, gather_s, low_s, high_s])
 
 
 def _messages(

@@ -8,7 +8,7 @@ import numpy as np
 from costmodels.arrays import largest
 from costmodels.autocast import by_sharding, sharding_stack
 from costmodels.context import CostContext
-from costmodels.data_parallel import gradient_element_bytes
+from costmodels.gradient_formats import gradient_element_bytes
 from costmodels.kernels.calls import KernelCallBatch, KernelFamily, KernelOp, kernel_calls
 from costmodels.kernels.issue_bound import issue_stretch
 from costmodels.lowering.grouping import Groups, group_rows

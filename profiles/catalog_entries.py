@@ -42,6 +42,7 @@ _ENTRY_FIELD_OF = {
     "l2_bytes": "l2_mib",
     "power_w": "power_w",
     "training_time_scale": "training_time_scale",
+    "clock_headroom": "clock_headroom",
 }
 DEFAULT_SOURCE = "default"
 
@@ -86,6 +87,7 @@ class DeviceEntry(Entry):
     power_w: float = Field(gt=0, le=1e5)
     default_node: str = ""
     training_time_scale: float = Field(default=1.0, gt=0, le=1e3)
+    clock_headroom: float = Field(default=1.0, ge=1, le=10)
     sources: dict[str, str] = Field(default_factory=dict)
 
     def to_spec(self, name: str, *, file: str) -> DeviceSpec:
@@ -116,6 +118,7 @@ class DeviceEntry(Entry):
             power_w=self.power_w,
             default_node=self.default_node,
             training_time_scale=self.training_time_scale,
+            clock_headroom=self.clock_headroom,
             sources={number: self.sources.get(field, rest) for number, field in said.items()},  # a default has none
         )
 

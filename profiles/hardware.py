@@ -41,6 +41,7 @@ class DeviceSpec:
         default_node: Catalogue name of the node this device usually comes in.
         training_time_scale: Time that matrix products and attention of training take over that of boards of the same
             generation and peaks, whose power holds them back more; 1 where nothing tells.
+        clock_headroom: How many times the clock of its peaks it may run at; 1 where nothing tells.
         reserved_memory_bytes: What the user keeps for others.
         sources: Field name to the document it was read from.
     """
@@ -57,6 +58,7 @@ class DeviceSpec:
     power_w: float
     default_node: str = ""
     training_time_scale: float = 1.0
+    clock_headroom: float = 1.0
     reserved_memory_bytes: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 

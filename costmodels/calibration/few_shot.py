@@ -27,8 +27,9 @@ from costmodels.kernels.calibrated import (
     variances,
 )
 from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, KernelCostModel, KernelOp, take
+from costmodels.kernels.device_reference import arithmetics, device_reference
 from costmodels.kernels.features import op_classes
-from costmodels.kernels.learned import arithmetics, device_reference, format_classes
+from costmodels.kernels.learned import format_classes
 from costmodels.kernels.refitted import REFITTED, Refits, product_s
 from costmodels.kernels.roofline import FORMAT_CLASS, OP_NAMES, Parameters
 from profiles.fits import default_fits

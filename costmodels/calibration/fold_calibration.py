@@ -12,7 +12,8 @@ from costmodels.calibration.learned_fit import Trained, predicted_s
 from costmodels.calibration.training_rows import SEED, TrainingRows
 from costmodels.kernels.calibrated import CalibratedKernelModel
 from costmodels.kernels.calls import Basis, KernelCallBatch, Prediction, take
-from costmodels.kernels.learned import OpModel, Situation, device_reference, format_classes
+from costmodels.kernels.device_reference import Situation, device_reference
+from costmodels.kernels.learned import OpModel, format_classes
 from costmodels.kernels.roofline import Parameters
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits

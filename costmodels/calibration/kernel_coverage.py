@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from costmodels.kernels.calls import FloatArray
-from costmodels.kernels.learned import Situation
+from costmodels.kernels.device_reference import Situation
 from costmodels.uncertainty import NORMAL_90
 from profiles.markdown import table_head, table_row
 

@@ -17,9 +17,10 @@ from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import FloatArray, take
 from costmodels.kernels.clocks import ClockLaw, sustained_share
 from costmodels.kernels.device_features import BLOCK_SCALING
+from costmodels.kernels.device_reference import POOLED, SCALING, arithmetics, device_reference
 from costmodels.kernels.features import features_of
 from costmodels.kernels.implementations import is_bare
-from costmodels.kernels.learned import BLOCK_SCALED, POOLED, SCALING, arithmetics, device_reference, formula_s
+from costmodels.kernels.learned import BLOCK_SCALED, formula_s
 from costmodels.tables.gemm_rows import TUNED_SOURCE
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits

@@ -35,7 +35,8 @@ from costmodels.calibration.training_rows import SEED, TrainingRows, capped
 from costmodels.kernels.additive import ADDITIVE, added_s, unmet
 from costmodels.kernels.booster import Booster
 from costmodels.kernels.calls import FloatArray, KernelOp, take
-from costmodels.kernels.learned import arithmetics, format_classes, spread_groups
+from costmodels.kernels.device_reference import arithmetics
+from costmodels.kernels.learned import format_classes, spread_groups
 from profiles.catalog import default_catalog
 from profiles.fits import default_fits
 from profiles.precision import GEMM_FORMATS

@@ -24,8 +24,9 @@ from costmodels.kernels.calls import (
     concatenate,
     take,
 )
+from costmodels.kernels.device_reference import arithmetics
 from costmodels.kernels.implementations import Library, implementation_of, library_of
-from costmodels.kernels.learned import BLOCK_SCALED, FORMULA_OF, arithmetics, format_classes
+from costmodels.kernels.learned import BLOCK_SCALED, FORMULA_OF, format_classes
 from costmodels.tables.gemm_rows import moe_rows
 from costmodels.tables.mapping import kernel_rows
 from costmodels.tables.read import read_table

@@ -14,7 +14,6 @@ the trees in a geometric mean with the reference, both found by holding out what
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +30,11 @@ from costmodels.kernels.calls import (
     Prediction,
     take,
 )
-from costmodels.kernels.clocks import law_of, sustained_share
-from costmodels.kernels.device_features import BLOCK_SCALING, GENERATIONS, device_format
+from costmodels.kernels.device_features import GENERATIONS, device_format
+from costmodels.kernels.device_reference import BARE, Situation, device_reference
 from costmodels.kernels.features import FEATURES, features_of, op_classes
 from costmodels.kernels.implementations import REPLAYED, Engine, Library, engine_of, is_bare, library_of, one_by_one
+from costmodels.kernels.memory_work import memory_work
 from costmodels.kernels.roofline import FORMAT_CLASS, FORMULAS, Rates
 from costmodels.kernels.sheet_bound import product_floor_s
 from profiles.fits import KernelFits
@@ -47,8 +47,6 @@ from profiles.precision import GEMM_FORMATS
 # elements, at the 5th and the 95th percentile (aiconfigurator, less the launch of ``costmodels.tables.rows``).
 PACKED_SPREAD = (0.88, 1.94)
 _ROUNDING = 1e-5  # the card writes the ends of a range with six digits
-POOLED = "*"  # name of the parameters of all devices together
-SCALING = "* scaling"  # likewise of those whose multipliers apply the scales of blocks themselves
 _EVEN = 64.0  # elements; a weight whose rows are no multiple of it is odd
 ANY_GROUP = "*"  # name of the spread of kernels whose group has none of its own
 GROUPED_ALONE = "grouped_alone"  # products of experts by PyTorch's kernel
@@ -59,16 +57,6 @@ FORMULA_OF: Mapping[str, str] = {
 }
 
 
-class Situation(IntEnum):
-    """Where a call lies relative to what a model was fitted on, the most trusted first."""
-
-    MEASURED = 0
-    BEYOND = 1
-    RELATED = 2
-    FOREIGN = 3
-    UNMET = 4
-
-
 _SPREAD_NAMES = tuple(situation.name.lower() for situation in Situation)
 
 
@@ -76,7 +64,6 @@ _SEQUENCES = ("attention_forward", "attention_backward")
 _PRODUCTS = ("gemm", "gemm_fp32", "grouped_gemm", GROUPED_ALONE)
 BLOCK_SCALED = "-block"  # behind fp8 with a scale per block
 _COARSE_BLOCK = 128  # elements per scale of DeepSeek-V3's recipe, whose kernels rescale between steps of k
-BARE = "-bare"  # behind a narrow format: without the quantisation of the input
 
 
 def format_classes(calls: KernelCallBatch) -> NDArray[np.str_]:
@@ -104,55 +91,6 @@ def spread_groups(op_class: str, calls: KernelCallBatch) -> NDArray[np.str_]:
         return np.char.add(np.char.add(groups, "/"), libraries)
     odd = (np.mod(calls.n, _EVEN) > 0) | (np.mod(calls.k, _EVEN) > 0)
     return np.char.add(groups, np.where(odd, "/odd", ""))
-
-
-def arithmetics(classes: NDArray[np.str_]) -> NDArray[np.str_]:
-    """(C,) what multiplies the calls of those format classes, whether their input is quantised along or not."""
-    return np.char.replace(classes, BARE, "")
-
-
-def device_reference(
-    reference: Mapping[str, Mapping[str, Mapping[str, float]]],
-    format_class: str,
-    device: DeviceSpec,
-    families: Mapping[str, str],
-) -> tuple[Mapping[str, float], Situation]:
-    """Parameters of the reference roofline on a device in one format, and what they rest on.
-
-    Args:
-        reference: By arithmetic: device to parameters, and ``*`` to those of all devices pooled; by format class those
-            of devices that have some of their own in it; under ``devices``, by format class, all with rows in it.
-        format_class: Of the calls.
-        device: Whose parameters are wanted.
-        families: Device to family.
-
-    Returns:
-        The device's own; else those of the first other device of its family, one with rows in the class before others;
-        else the pooled ones. A device timed in the arithmetic but not in the class, without quantising for example, is
-        a relative of itself where no other has rows in the class.
-    """
-    known = reference[str(arithmetics(np.array([format_class]))[0])]
-    known = {**known, **reference.get(format_class, {})}
-    timed = reference[DEVICES].get(format_class, {})
-    if device.name in known and device.name in timed:
-        return known[device.name], Situation.MEASURED
-    family = families.get(device.name, "")
-    kin = sorted(name for name in known if family and families.get(name) == family)
-    nearest = [name for name in kin if name in timed] + [name for name in (device.name, *kin) if name in known]
-    if nearest:
-        return known[nearest[0]], Situation.RELATED
-    pooled = known[SCALING] if SCALING in known and device.architecture in BLOCK_SCALING else known[POOLED]
-    return _of_stranger(reference, pooled, device), Situation.FOREIGN
-
-
-def _of_stranger(
-    reference: Mapping[str, Mapping[str, Mapping[str, float]]], pooled: Mapping[str, float], device: DeviceSpec
-) -> Mapping[str, float]:
-    """Pooled parameters, with the efficiency of the share of its peak that a device holds, where that is known."""
-    law = law_of(reference)
-    if law is None:
-        return pooled
-    return {**pooled, "max_efficiency": pooled["max_efficiency"] * sustained_share(device, law)}
 
 
 def formula_s(op_class: str, calls: KernelCallBatch, device: DeviceSpec, parameters: Mapping[str, float]) -> FloatArray:
@@ -187,7 +125,8 @@ class OpModel:
     def knows(self, calls: KernelCallBatch, device: DeviceSpec) -> NDArray[np.bool_]:
         """(C,) whether the format of each call was fitted; of PyTorch's experts, on the device's generation.
 
-        Other strangers are priced too, by what all devices have in common.
+        Other strangers are priced too, by what all devices have in common, and so are products that quantise nothing
+        where only such were timed that do: they share what multiplies them.
         """
         known = list(self.card.ranges)
         if self.card.op_class == GROUPED_ALONE:
@@ -195,7 +134,7 @@ class OpModel:
             known = [
                 name for name in known if self.card.ranges[name][place][0] <= own <= self.card.ranges[name][place][1]
             ]
-        return np.isin(format_classes(calls), known)
+        return np.isin(format_classes(calls), [*known, *(name + BARE for name in known)])
 
     def features(self, calls: KernelCallBatch, device: DeviceSpec) -> FloatArray:
         """(C, F) features in the order of the card."""
@@ -315,7 +254,7 @@ class LearnedKernelModel:
         """
         calls, times = one_by_one(calls)
         calls = self._as_timed(calls, device)
-        found = self.roofline.predict(calls, device).table()
+        found = self.roofline.predict(self._as_run(calls, device), device).table()
         classes = op_classes(calls)
         for op_class, model in self.models.items():
             rows = np.flatnonzero((classes == op_class) & (calls.flops + calls.bytes > 0))
@@ -341,6 +280,21 @@ class LearnedKernelModel:
         """Whether a device's own products were fitted, in any format."""
         known = [model.card.reference[DEVICES] for name, model in self.models.items() if name in _PRODUCTS]
         return any(device.name in rows for classes in known for rows in classes.values())
+
+    def _as_run(self, calls: KernelCallBatch, device: DeviceSpec) -> KernelCallBatch:
+        """Calls, bandwidth-bound ones of a library that no model knows here with the kernels and traffic of its code.
+
+        The roofline takes a call at its word, and one of a library names each operand once.
+        """
+        rows = np.flatnonzero((calls.op == int(KernelOp.MEMORY)) & (calls.implementation > 0) & (calls.bytes > 0))
+        if len(rows) and "memory" in self.models:
+            rows = rows[~self.models["memory"].knows(take(calls, rows), device)]
+        if not len(rows):
+            return calls
+        work = memory_work(take(calls, rows))
+        batch, moved = calls.batch.copy(), calls.bytes.copy()
+        batch[rows], moved[rows] = work.kernels, work.least_bytes + work.between_bytes
+        return replace(calls, batch=batch, bytes=moved)
 
     def _as_timed(self, calls: KernelCallBatch, device: DeviceSpec) -> KernelCallBatch:
         """Calls, those of PyTorch's kernel for experts as nobody's in particular where its generation was not timed.

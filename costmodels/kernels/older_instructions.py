@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from costmodels.kernels.additive import COEFFICIENTS, finest_groups
 from costmodels.kernels.calls import IntArray, KernelCallBatch, Prediction, take
 from costmodels.kernels.clocks import OPERATIONS, clock_hz
+from costmodels.kernels.device_reference import Situation
 from costmodels.kernels.features import op_classes
 from costmodels.kernels.implementations import Library, library_of
-from costmodels.kernels.learned import LearnedKernelModel, Situation
+from costmodels.kernels.learned import LearnedKernelModel
 from profiles.hardware import DeviceSpec
 
 _NEWER = "blackwell"

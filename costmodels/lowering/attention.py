@@ -28,7 +28,8 @@ from costmodels.lowering.linear_attention import linear_mixer
 from costmodels.lowering.parts import Part
 from costmodels.lowering.shapes import RankShape, of_model
 from costmodels.lowering.sparse_attention import chooses, chosen_core, gathered_width, indexer_calls
-from costmodels.plan import ContextKind, FloatArray
+from costmodels.lowering.transfers import adapters_share, members_together
+from costmodels.plan import ContextKind, FloatArray, IntArray
 from profiles.attention_kinds import attention_shares
 from profiles.model import ModelSpec
 from profiles.timing_ops import ATTENTION_BACKWARD_BYTES, ATTENTION_BACKWARD_FLOPS
@@ -335,10 +336,22 @@ def _context_traffic(calls: CallList, shape: RankShape, context: CostContext) ->
     if context.model.indexer is not None and context.model.latent_attention is not None:
         per_rank = shape.tokens * gathered_width(context.model, context.model.latent_attention) * element
     gathered = np.where(shape.context_kind == int(ContextKind.ALL_GATHER), per_rank * c, 0.0)
-    ring = np.where(shape.context_kind == int(ContextKind.RING), per_rank * (c - 1), 0.0)
+    ring = np.where(shape.context_kind == int(ContextKind.RING), per_rank * (c - 1) * _ring_share(c, t, context), 0.0)
     heads = context.model.num_attention_heads / t
     exchanged = np.where(ulysses, shape.tokens * (heads + kv_heads) * (qk_width + v_width) * element, 0.0)
     for axis, passes in ((Axis.CONTEXT_FORWARD, 1.0), (Axis.CONTEXT_BACKWARD, 2.0)):
         calls.transfer(axis, CollectiveOp.ALL_GATHER, passes * gathered, group=c, stride=t)
         calls.transfer(axis, CollectiveOp.SEND_RECV, passes * ring, group=c, stride=t)
         calls.transfer(axis, CollectiveOp.ALL_TO_ALL, exchanged, group=c, stride=t)
+
+
+def _ring_share(group: IntArray, stride: IntArray, context: CostContext) -> FloatArray:
+    """(K,) time of a ring that leaves a domain over that if every rank sent out of its node.
+
+    Of the ranks of a node only those next to the edge do; the ring goes at the pace of its slowest link.
+    """
+    node = context.cluster.node
+    leaving = adapters_share(np.minimum(stride, node.devices_per_node), context)
+    inside = node.scale_out_bytes_per_s / node.scale_up.bandwidth_bytes_per_s
+    crosses = members_together(context, group, stride) < group
+    return np.where(crosses, np.minimum(np.maximum(leaving, inside), 1.0), 1.0)

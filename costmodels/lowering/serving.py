@@ -14,7 +14,7 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily, KernelOp
-from costmodels.kernels.expert_load import TILE_ROWS
+from costmodels.kernels.expert_load import seen_at_random
 from costmodels.kernels.implementations import Library, library_of, with_library
 from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.attention import by_kind, head_widths, projections, tensor_block_traffic
@@ -137,9 +137,8 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
     tokens = shape.tokens * shape.attention_groups
     local = np.maximum(moe.num_experts / shape.expert, 1.0)
     rows = np.maximum(tokens * moe.experts_per_token / shape.expert, 1.0)
-    seen = min(moe.experts_per_token / moe.num_experts, 0.999999)
-    active = np.maximum(-local * np.expm1(tokens * np.log1p(-seen)), 1.0)
-    each = np.maximum(rows / active, 1.0)
+    load = seen_at_random(tokens, local, moe.experts_per_token / moe.num_experts)
+    active = load.active
     width, matrices = moe.ffn_hidden_size / shape.expert_tensor, model.mlp_matrices
     packed_bytes = context.packed_bytes(experts=True)
     calls.add(
@@ -150,8 +149,8 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
         n=width,
         k=float(outer),
         batch=active,
-        heads=each,
-        kv_heads=active * np.ceil(each / TILE_ROWS) * TILE_ROWS,
+        heads=np.maximum(rows / active, 1.0),
+        kv_heads=load.padded,
         causal=matrices / 2,
         flops=2.0 * matrices * rows * width * outer,
         bytes=element * (active * matrices * width * outer + rows * (4.0 * outer + 3.0 * width)),

@@ -43,6 +43,13 @@ def members_together(context: CostContext, group: IntArray, stride: IntArray) ->
     return ranks_per_domain(group, stride, context.cluster.domain_devices, devices)
 
 
+def adapters_share(senders: IntArray, context: CostContext) -> FloatArray:
+    """(K,) time to send out of a node over that if all its ranks did: so many do, on an adapter each at most."""
+    node = context.cluster.node
+    fewest = min(node.scale_out_bytes_per_s / node.nic.bandwidth_bytes_per_s, 1.0)
+    return np.maximum(senders / node.devices_per_node, fewest)
+
+
 def time_on_stack(context: CostContext, calls: CollectiveCallBatch, priced: Prediction) -> Prediction:
     """What collectives of that price take as the context's stack runs them."""
     crosses = calls.ranks_per_domain < calls.group_size

@@ -4,8 +4,8 @@ import numpy as np
 
 from costmodels.arrays import as_column, total
 from costmodels.context import CostContext
-from costmodels.data_parallel import reduced_element_bytes
 from costmodels.frozen_weights import frozen_bytes, unit_bytes
+from costmodels.gradient_formats import reduced_element_bytes
 from costmodels.memory.activations import sequence_divisor, tokens_per_rank
 from costmodels.memory.model_state import gradient_bytes
 from costmodels.plan import BoolArray, FloatArray, PlanBatch

@@ -14,8 +14,8 @@ import numpy as np
 
 from costmodels.autocast import by_sharding, stream_bytes
 from costmodels.context import CostContext
-from costmodels.data_parallel import gradient_element_bytes
 from costmodels.frozen_weights import frozen_bytes
+from costmodels.gradient_formats import gradient_element_bytes
 from costmodels.memory.narrow_weights import narrow_weight_bytes
 from costmodels.optimizer import MOMENTS, moment_bytes
 from costmodels.plan import FloatArray, IntArray, PlanBatch

@@ -20,7 +20,8 @@ import numpy as np
 
 from costmodels.arrays import as_column
 from costmodels.context import CostContext
-from costmodels.data_parallel import reduced_element_bytes, reduces_last
+from costmodels.data_parallel import reduces_last
+from costmodels.gradient_formats import reduced_element_bytes
 from costmodels.memory.communication import communication_bytes, gathered_bytes
 from costmodels.memory.logits import late_logits_bytes, logits_bytes, logits_gradient_bytes
 from costmodels.memory.model_state import (

@@ -22,18 +22,21 @@ from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.transfers import price_collectives
 from costmodels.plan import FloatArray, PlanBatch
 from costmodels.serving.queues import queue_s
-from costmodels.serving.steady import ServingPrices, most_generating, replica_devices
+from costmodels.serving.steady import ServingPrices, most_generating
+from profiles.hardware import MAX_DEVICES
 
 BUSIEST = 0.9  # share of the time that groups read, beyond which waiting grows without end
 
 
-def crossing_s(plans: PlanBatch, context: CostContext, tokens: int) -> FloatArray:
-    """(N,) seconds in which the cache of so many tokens crosses to a neighbouring replica, every rank sending its own.
+def crossing_s(plans: PlanBatch, context: CostContext, tokens: int, *, together: bool) -> FloatArray:
+    """(N,) seconds in which the cache of so many tokens crosses to another replica, every rank sending its own.
 
     Args:
         plans: Layouts that have read them.
         context: Model, cluster and format of the cache.
         tokens: Of a prompt.
+        together: Whether all replicas share a scale-up domain. A router hands a prompt to any that generates, so that
+            of several domains' replicas one in another is as likely.
     """
     size = bytes_per_cached_token(plans, context.model, context.cache_element_bytes) * kept_tokens(
         plans, context.model, tokens
@@ -45,7 +48,7 @@ def crossing_s(plans: PlanBatch, context: CostContext, tokens: int) -> FloatArra
         op=np.full(len(plans), int(CollectiveOp.SEND_RECV), dtype=np.int64),
         size_bytes=size,
         group=np.full(len(plans), 2, dtype=np.int64),
-        stride=replica_devices(plans),
+        stride=np.full(len(plans), 1 if together else MAX_DEVICES, dtype=np.int64),
     )
     return priced.time_s
 

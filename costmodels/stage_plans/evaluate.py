@@ -228,6 +228,7 @@ def _step(
     traffic = replace(
         traffic,
         gradients_s=traffic.gradients_s * used,
+        replicas_s=traffic.replicas_s * used,
         parameters_s=traffic.parameters_s * used,
         shared_s=shared_sums_s(plans, prices, traffic.shared_s * used),
     )

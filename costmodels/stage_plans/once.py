@@ -33,6 +33,7 @@ def stage_traffic(prices: Prices, *, weights_s: FloatArray | None) -> DataParall
         gathers_per_microbatch=prices["gathers_per_microbatch"],
         hidden_gathers=prices["hidden_gathers"],
         hidden_reductions=prices["hidden_reductions"],
+        replicas_s=prices["replicas_s"],
         shared_s=prices["shared_s"],
     )
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from costmodels.boundary_transfers import boundary_transfers
 from costmodels.context import CostContext
-from costmodels.data_parallel import data_parallel_traffic, shared_gradients_s
+from costmodels.data_parallel import data_parallel_traffic
 from costmodels.memory.activations import layer_activations
 from costmodels.memory.communication import communicators, exchanged_bytes
 from costmodels.memory.stage_activations import activation_units
@@ -33,6 +33,7 @@ from costmodels.stages.table import lone_stages, overlaps_passes
 from costmodels.step.layer_costs import LayerCosts, layer_costs
 from costmodels.step.stage_seconds import module_s, recompute_units, stage_seconds
 from costmodels.step.trust import layer_opens
+from costmodels.tied_gradients import shared_gradients_s
 from profiles.errors import SpecError
 
 # What is only read of stages that offload, of seconds and bytes of a whole stage.
@@ -45,6 +46,7 @@ CONTENT_COLUMNS = (
     "input_gradient_s",
     "weight_gradient_s",
     "gradients_s",
+    "replicas_s",
     "parameters_s",
     "shared_s",
     "device_step_s",
@@ -256,6 +258,7 @@ def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, contex
         "input_gradient_s": work.input_gradient_s,
         "weight_gradient_s": work.weight_gradient_s,
         "gradients_s": traffic.gradients_s,
+        "replicas_s": traffic.replicas_s,
         "parameters_s": traffic.parameters_s,
         "shared_s": traffic.shared_s,
         "device_step_s": step.device_step_s,

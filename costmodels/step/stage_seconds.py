@@ -11,7 +11,8 @@ import numpy as np
 
 from costmodels.autocast import by_sharding, new_gradient_bytes
 from costmodels.context import CostContext
-from costmodels.data_parallel import gradient_element_bytes, reduced_element_bytes, reduces_last
+from costmodels.data_parallel import reduces_last
+from costmodels.gradient_formats import gradient_element_bytes, reduced_element_bytes
 from costmodels.lowering.elementwise import NORM_SHARE
 from costmodels.lowering.parts import Part
 from costmodels.memory.saved_products import repeated_weights

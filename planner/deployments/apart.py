@@ -24,13 +24,15 @@ class _Pools:
     """What one replica of every layout does at most, within the bounds; N layouts.
 
     Attributes:
-        crossing_s: (N,) seconds a prompt's cache takes from there.
+        beside_s, crossing_s: (N,) seconds a prompt's cache takes from there, where all replicas share a scale-up domain
+            and where they do not.
         read_per_s: (N,) prompts a second that one reads.
         running: (N,) requests that run in an attention group of one that generates.
         generated_per_s: (N,) requests a second that come and go there.
         devices: (N,) of a replica.
     """
 
+    beside_s: FloatArray
     crossing_s: FloatArray
     read_per_s: FloatArray
     running: FloatArray
@@ -65,7 +67,11 @@ def _worth(plan: ApartPlan, rate: float | None) -> tuple[float, int, float]:
 
 def _pools(found: Layouts, asked: ServingResult) -> _Pools:
     job, prices, groups = asked.job, found.prices, found.plans.attention_groups
-    moved_s = crossing_s(found.plans, serving_context(serving_call(job, asked.recipe, 1), asked), job.prompt_tokens)
+    context = serving_context(serving_call(job, asked.recipe, 1), asked)
+    one = asked.cluster.num_devices <= asked.cluster.domain_devices
+    beside_s, moved_s = (
+        crossing_s(found.plans, context, job.prompt_tokens, together=together) for together in (True, one)
+    )
     inf = float("inf")
     latest = min(job.ttft_s or inf, job.latency_s or inf)
     slowest = np.minimum(job.tpot_s or inf, (job.latency_s or inf) / max(job.output.mean - 1, 1))
@@ -77,6 +83,7 @@ def _pools(found: Layouts, asked: ServingResult) -> _Pools:
     rates = generated(prices, running)[0]
     none = ~fast(running)[:, 0]
     return _Pools(
+        beside_s=beside_s,
         crossing_s=moved_s,
         read_per_s=groups * most_read(prices, latest - moved_s),
         running=np.where(none, 0.0, running[:, 0]),
@@ -130,7 +137,8 @@ def _plan(
     made = np.asarray([rate / counts[1]]) / makers.plans.attention_groups
     running = running_at(makers.prices, made, np.asarray([pools.running[generating]]))
     tpot_s = float(generated(makers.prices, running[:, None])[1][0, 0])
-    moved_s = float(pools.crossing_s[reading])
+    used = counts[0] * pools.devices[reading] + counts[1] * pools.devices[generating]
+    moved_s = float((pools.beside_s if used <= asked.cluster.domain_devices else pools.crossing_s)[reading])
     ttft_s = float(first_token_s(readers.prices, read)[0]) + moved_s
     latency_s = ttft_s + (job.output.mean - 1) * tpot_s
     if latency_s > (job.latency_s or float("inf")):

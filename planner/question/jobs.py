@@ -13,8 +13,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from costmodels.autocast import sharding_stack
-from costmodels.data_parallel import gradient_element_bytes
 from costmodels.eager_attention import unfused_by_default
+from costmodels.gradient_formats import gradient_element_bytes
 from costmodels.workload import MAX_GLOBAL_BATCH, TASKS, TrainingJob
 from planner.question.attention import asked_attention_notes, attention_notes, check_width, default_attention
 from planner.question.field_names import meant_field

@@ -15,7 +15,8 @@ import numpy as np
 
 from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.context import CostContext
-from costmodels.data_parallel import data_parallel_traffic, gradient_element_bytes
+from costmodels.data_parallel import data_parallel_traffic
+from costmodels.gradient_formats import gradient_element_bytes
 from costmodels.memory.communication import communicators
 from costmodels.memory.model_state import end_gradient_bytes, state_bytes
 from costmodels.memory.stage_activations import held_activations

@@ -1,11 +1,12 @@
 """What crosses from one pipeline stage to the next: a part of the tensor per rank, or all of it from every rank."""
 
+import numpy as np
 import pytest
 
 from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.plan import ExecutionPlan, PlanBatch
 from profiles.stacks import load_stacks
-from tests.fakes import UnitCollectives, context, gpt, stack
+from tests.fakes import RingCollectives, UnitCollectives, context, gpt, stack
 
 WHOLE = 2 * 2048 * 1024  # bytes of a sequence of 16-bit hidden states
 
@@ -40,3 +41,12 @@ def test_megatron_scatters_no_more_since_its_core():
         True
     ] * 4
     assert not any(stacks[name].scatters_boundaries for name in ("megatron-core", "nanotron", "fsdp", "paxml"))
+
+
+def test_an_engines_replica_that_fits_a_node_never_leaves_it():
+    """Stages of training fill the cluster; a replica of an engine begins with a node and ends with its last stage."""
+    plans = PlanBatch.from_plans([ExecutionPlan(pipeline_parallel=stages) for stages in (8, 16)])
+    network = RingCollectives(inside_bytes_per_s=np.inf, across_bytes_per_s=1.0)
+    for forward_only, leaves in ((True, [False, True]), (False, [True, True])):
+        where = context(model=gpt(), collectives=network, forward_only=forward_only)
+        assert (boundary_transfer_s(plans, where) > 0).tolist() == leaves

@@ -119,9 +119,9 @@ NODE = (
         (
             "devices/mine",
             MINE + "  colour: red\n",
-            ":Mine-96GB.colour: unknown field. Hint: known: aliases, architecture, default_node, form_factor, l2_mib, "
-            "memory_bandwidth_gb_per_s, memory_gib, num_sms, peak_tflops, power_w, sources, training_time_scale, "
-            "usable_memory_gib, vendor",
+            ":Mine-96GB.colour: unknown field. Hint: known: aliases, architecture, clock_headroom, default_node, "
+            "form_factor, l2_mib, memory_bandwidth_gb_per_s, memory_gib, num_sms, peak_tflops, power_w, sources, "
+            "training_time_scale, usable_memory_gib, vendor",
         ),
         (
             "devices/mine",

@@ -28,9 +28,10 @@ from costmodels.calibration.training_rows import TrainingRows, capped, gemm_trai
 from costmodels.kernels.calls import KernelFamily, KernelOp, kernel_calls
 from costmodels.kernels.clocks import ClockLaw, sustained_share
 from costmodels.kernels.device_features import BLOCK_SCALING
+from costmodels.kernels.device_reference import device_reference
 from costmodels.kernels.features import op_classes
 from costmodels.kernels.implementations import Engine, Library, code_of, implementation_of
-from costmodels.kernels.learned import device_reference, learned_kernel_model
+from costmodels.kernels.learned import learned_kernel_model
 from costmodels.tables.read import SCHEMAS
 from profiles.catalog import default_catalog
 from profiles.fits import KernelFits, default_fits

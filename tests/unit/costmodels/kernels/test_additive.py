@@ -21,9 +21,10 @@ from costmodels.kernels.attention_terms import (
 )
 from costmodels.kernels.calls import KernelCallBatch, KernelFamily, KernelOp, concatenate, kernel_calls, take
 from costmodels.kernels.device_features import device_format
+from costmodels.kernels.device_reference import Situation
 from costmodels.kernels.expert_terms import expert_terms
 from costmodels.kernels.implementations import REPLAYED, Engine, Library, code_of, implementation_of
-from costmodels.kernels.learned import AdditiveModel, Situation
+from costmodels.kernels.learned import AdditiveModel
 from costmodels.kernels.memory_terms import memory_terms
 from planner.prices.price_lists import kernel_model_of
 from profiles.catalog import default_catalog

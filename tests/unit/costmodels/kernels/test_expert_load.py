@@ -1,5 +1,6 @@
 """How tokens spread over experts."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,20 @@ def test_even_loads_wake_one_expert_per_row_until_all_are_awake():
 def test_random_routing_misses_some_experts():
     load = expert_load(16.0, 16, 1, 1, "random")
     assert load.active == pytest.approx(16 * (1 - (15 / 16) ** 16))
+
+
+def test_random_rows_end_anywhere_in_a_tile():
+    """128 experts that see two tiles each on average: half of them take a third."""
+    padded = [expert_load(tokens, 128, 8, 1, "random").padded / 128 / TILE_ROWS for tokens in (2040.0, 2048.0, 2056.0)]
+    assert padded == pytest.approx([2.46, 2.48, 2.50], abs=0.01)
+    draws = np.random.default_rng(0).poisson(128.0, (400, 128))
+    assert padded[1] == pytest.approx(np.ceil(draws / TILE_ROWS).mean(), rel=0.01)
+    assert expert_load(2048.0, 128, 8, 1, "balanced").padded == 128 * 128
+    # Many tiles: half of one is added, and no step lies where it begins to be.
+    many = [expert_load(tokens, 128, 8, 1, "random").padded / 128 / TILE_ROWS for tokens in (24_560.0, 24_600.0)]
+    assert many == pytest.approx([24_560 / 16 / TILE_ROWS + 0.5, 24_600 / 16 / TILE_ROWS + 0.5], rel=2e-3)
+    few = expert_load(16.0, 128, 8, 1, "random")
+    assert few.padded == pytest.approx(few.active * TILE_ROWS)
 
 
 def test_a_power_law_leaves_experts_idle_and_loads_one():

@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 
 from costmodels.kernels.booster import Booster
-from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, concatenate, kernel_calls, take
+from costmodels.kernels.calls import (
+    Basis,
+    KernelCallBatch,
+    KernelFamily,
+    KernelOp,
+    concatenate,
+    kernel_calls,
+    take,
+)
 from costmodels.kernels.clocks import ClockLaw, sustained_share
+from costmodels.kernels.device_reference import Situation, device_reference
 from costmodels.kernels.features import FEATURES, features_of
-from costmodels.kernels.learned import OpModel, Situation, device_reference, learned_kernel_model
+from costmodels.kernels.implementations import Engine, Library, code_of
+from costmodels.kernels.learned import OpModel, learned_kernel_model
 from costmodels.kernels.remembered import MOST_LOOKED_UP, RememberedKernelModel
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
@@ -193,6 +203,65 @@ def test_a_stranger_reaches_the_share_of_its_peak_that_it_holds():
     assert weaker["max_efficiency"] == pytest.approx(weak["max_efficiency"] / 2)
     assert {**weak, "max_efficiency": 1.0} == PLAIN
     assert device_reference(references, "16-bit", HERE, FAMILIES)[0] == HALF  # a device that was timed keeps its own
+
+
+def test_a_relative_counts_as_far_as_both_boards_hold_the_same_of_their_peaks():
+    law = ClockLaw(full=0.95, capacity=0.19, growth=0.27, amd=-0.73, typical=0.73)
+    h100, h20, weaker = (default_catalog().device(name) for name in ("H100-SXM-80GB", "H20-SXM-96GB", "H100-SXM-96GB"))
+    families = {each.name: "chip" for each in (h100, h20, weaker)}
+    reached = PLAIN | {"max_efficiency": 0.8}
+    references = {
+        "16-bit": {"*": PLAIN, h100.name: reached}, "devices": {"16-bit": {h100.name: 100.0}},
+        "clocks": {"*": law.as_parameters()},
+    }  # fmt: skip
+    found, situation = device_reference(references, "16-bit", weaker, families)
+    assert situation is Situation.RELATED
+    held = sustained_share(weaker, law) / sustained_share(h100, law)
+    assert held == pytest.approx((500 / 700) ** (1 / 3))  # watts of the two boards
+    assert found == reached | {"max_efficiency": pytest.approx(0.8 * held)}
+    free, _ = device_reference(references, "16-bit", h20, families)  # which no limit holds back
+    assert free["max_efficiency"] == 0.95
+    assert device_reference(references, "16-bit", h100, families)[0] == reached
+
+
+def test_of_several_relatives_the_one_whose_board_holds_most_nearly_as_much_counts():
+    law = ClockLaw(full=0.95, capacity=0.19, growth=0.27, amd=-0.73, typical=0.73)
+    card_for_pcie, board, asked = ("A100-PCIe-80GB", "A100-SXM-80GB", "A100-SXM-40GB")
+    known = {card_for_pcie: PLAIN | {"max_efficiency": 0.7}, board: PLAIN | {"max_efficiency": 0.8}}
+    references = {
+        "16-bit": {"*": PLAIN, **known}, "devices": {"16-bit": dict.fromkeys(known, 100.0)},
+        "clocks": {"*": law.as_parameters()},
+    }  # fmt: skip
+    families = dict.fromkeys((card_for_pcie, board, asked), "chip")
+    assert device_reference(references, "16-bit", default_catalog().device(asked), families)[0] == known[board]
+
+
+def test_products_that_quantise_nothing_share_what_multiplies_those_that_do():
+    """Of a format that was timed with quantisation alone; the input's is all that they are spared."""
+    bare = replace(gemm(kind="fp8"), implementation=np.array([code_of(Engine.PYTORCH, Library.EAGER)]))
+    slow = PLAIN | {"quantise_floor_s": 1e-3}
+    references = {"fp8": {"*": slow, HERE.name: slow}, "devices": {"fp8": {HERE.name: 100.0}}}
+    timed = model(reference=references, ranges={"fp8": [[0, 1e9], [0, 14]]})
+    fast = replace(HERE, peak_flops_per_s={"bf16": 312e12, "fp8": 624e12})
+    assert model().predict(bare, fast).time_s[0] == pytest.approx(2 * 4096.0**3 / 1e12)  # no fp8: the roofline's
+    found = timed.predict(bare, fast)
+    assert found.time_s[0] == pytest.approx(AT_PEAK_S / 2 * np.exp(0.25))
+    assert timed.predict(gemm(kind="fp8"), fast).time_s[0] == pytest.approx((AT_PEAK_S / 2 + 1e-3) * np.exp(0.25))
+
+
+def test_work_of_a_library_that_was_not_timed_here_moves_what_its_code_does():
+    """Cross-entropy in PyTorch: logits cast to fp32, then their logarithmic softmax: seven passes, not one."""
+    passes = kernel_calls(
+        1, op=KernelOp.MEMORY, family=KernelFamily.CROSS_ENTROPY, m=4096, n=8192, batch=1, bytes=2 * 4096 * 8192,
+        element_bytes=2, implementation=code_of(Engine.PYTORCH, Library.EAGER),
+    )  # fmt: skip
+    told = replace(passes, implementation=np.zeros(1, dtype=np.int64))
+    roofline = RateKernels(flops_per_s=1e12, bytes_per_s=1e12)
+    fits = KernelFits(records={}, families={}, borrowed=frozenset())
+    prices = learned_kernel_model({}, roofline=roofline, fits=fits)
+    least_s = 2 * 4096 * 8192 / 1e12
+    assert prices.predict(told, HERE).time_s[0] == pytest.approx(least_s)
+    assert prices.predict(passes, HERE).time_s[0] == pytest.approx(7 * least_s)
 
 
 def test_who_scales_blocks_itself_is_told_from_who_does_not():

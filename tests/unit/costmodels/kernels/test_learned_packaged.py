@@ -9,17 +9,10 @@ import pytest
 
 from costmodels.kernels.additive import ADDITIVE, COEFFICIENTS, DEVICES
 from costmodels.kernels.calls import Basis, KernelCallBatch, KernelOp, kernel_calls, take
+from costmodels.kernels.device_reference import POOLED, Situation, arithmetics
 from costmodels.kernels.features import FEATURES, features_of
 from costmodels.kernels.implementations import Engine, Library, code_of, library_of, torch_code
-from costmodels.kernels.learned import (
-    ANY_GROUP,
-    POOLED,
-    LearnedKernelModel,
-    OpModel,
-    Situation,
-    arithmetics,
-    learned_kernel_model,
-)
+from costmodels.kernels.learned import ANY_GROUP, LearnedKernelModel, OpModel, learned_kernel_model
 from costmodels.kernels.measured import calls_of
 from costmodels.kernels.own_timings import packaged_timings
 from costmodels.kernels.roofline import RooflineKernelModel

@@ -71,10 +71,30 @@ def test_steps_that_read_nothing_make_a_token_of_each() -> None:
 def test_every_rank_sends_its_own_keys_and_values() -> None:
     plans = PlanBatch.from_columns(2, tensor_parallel=np.array([1, 4]))
     where = context(model=llama(), collectives=UnitCollectives(op=CollectiveOp.SEND_RECV), forward_only=True)
-    sent = crossing_s(plans, where, 1000)
+    sent = crossing_s(plans, where, 1000, together=True)
     assert sent == pytest.approx(1000 * bytes_per_cached_token(plans, where.model, 2.0))
     assert sent[0] == pytest.approx(4 * sent[1])
     assert sent[0] == pytest.approx(1000 * where.model.num_layers * 2 * 2 * 4 * 64)
+
+
+def test_keys_and_values_cross_the_network_unless_all_replicas_share_a_domain() -> None:
+    """Pairs that fill a node keep to it; others hand a prompt to any replica, wherever that is."""
+
+    def crossings(gpus: str, **asked: Any) -> list[list[float]]:
+        found = [served(gpus=gpus, fabric=name, top=8, **asked).apart for name in ("ethernet-25", "ib-ndr-400")]
+        assert all(found)
+        return [[plan.crossing_s for plan in plans] for plans in found]
+
+    slow, fast = crossings("1x8xH100-SXM-80GB")
+    assert slow == fast
+    slow, fast = crossings("2x8xH100-SXM-80GB")
+    assert min(slow) > 3 * max(fast)
+    few = [
+        served(gpus="2x8xH100-SXM-80GB", fabric=name, rate_per_s=0.05).apart[0]
+        for name in ("ethernet-25", "ib-ndr-400")
+    ]
+    assert few[0].num_devices <= DOMAIN  # on a part of one node
+    assert few[0].crossing_s == few[1].crossing_s
 
 
 def _fit(counts: tuple[int, int], devices: Sequence[int], free: list[int]) -> bool:
@@ -104,7 +124,7 @@ def test_no_other_numbers_of_replicas_are_better(
     total, machines = DOMAIN * domains, resolve_cluster(f"{domains}x{DOMAIN}xH100-SXM-80GB", None)
     devices, read, made = (np.asarray(column) for column in zip(*layouts, strict=True))
     zero = np.zeros(2)
-    pools = _Pools(crossing_s=zero, read_per_s=read, running=zero, generated_per_s=made, devices=devices)
+    pools = _Pools(beside_s=zero, crossing_s=zero, read_per_s=read, running=zero, generated_per_s=made, devices=devices)
     every = [
         (readers, makers)
         for readers, makers in product(range(1, total + 1), repeat=2)
