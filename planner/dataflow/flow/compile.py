@@ -18,7 +18,7 @@ from planner.dataflow.flow.request import FlowRequest
 from planner.dataflow.flow.risk import spare_bytes
 from planner.dataflow.flow.transfers import PlacedRows, TransferPrices
 from planner.dataflow.graphs.graph import EXTERNAL, TRAIN
-from planner.dataflow.holdings import ALL_OUT, CallRows
+from planner.dataflow.holdings import ALL_OUT, DELIVERED, CallRows
 from planner.dataflow.solving.iterations import iteration_edges
 from planner.dataflow.solving.problem import CallCandidates, DataflowProblem, Edge, PairTimes
 from planner.dataflow.streams import StreamEnd, lead_s, reads_early, service_end
@@ -240,8 +240,18 @@ def _edges(
         # Weights that move once in many iterations take their share of each; nothing waits for a share.
         lag = lags.get((source, target), 1)
         waits = (source, target) in lags
-        edges.append(Edge(parent=parent, child=child, lag=lag, transfer=transfer, waits=waits, lead=lead))
+        drops = (source, target) in moving and _drops(costs.rows[target].holding[rows[child]], calls, child)
+        found = Edge(parent=parent, child=child, lag=lag, transfer=transfer, waits=waits, lead=lead, drops=drops)
+        edges.append(found)
     return tuple(edges), tuple(moves), tuple(handed.values())
+
+
+def _drops(holding: IntArray, calls: Sequence[CallCandidates], child: int) -> bool:
+    """Whether weights that arrive for a call may be dropped after it, on GPUs that other calls could run on."""
+    own = calls[child]
+    beside = [call for index, call in enumerate(calls) if index != child and call.size.any()]
+    others = [call.start.min() < own.stop.max() and own.start.min() < call.stop.max() for call in beside]
+    return bool((holding == DELIVERED).any() and any(others))
 
 
 def moved_weights(request: FlowRequest, move: Move) -> Payload:

@@ -11,10 +11,10 @@ from itertools import product
 
 import numpy as np
 
-from costmodels.plan import FloatArray, IntArray
+from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.flow.payloads import Payload
 from planner.dataflow.flow.placement import groups_of
-from planner.dataflow.holdings import CallRows
+from planner.dataflow.holdings import ALL_OUT, CallRows
 from planner.dataflow.reallocation import PlacedLayouts, Reallocation, ReallocationModel
 from planner.dataflow.solving.problem import CallCandidates, PairTimes
 from planner.prices.price_lists import collective_model
@@ -70,17 +70,17 @@ class TransferPrices:
 
     def between(self, source: PlacedRows, target: PlacedRows) -> PairTimes:
         """Seconds for every pair of classes of candidates; a class is one layout on one mesh."""
-        source_class, sources, _ = _classes(source)
-        target_class, targets, engines = _classes(target)
-        time_s = _updates_s(sources, targets, engines, target)
+        source_class, sources, _, away = _classes(source)
+        target_class, targets, engines, _ = _classes(target)
+        time_s = np.maximum(_updates_s(sources, targets, engines, target), self._read_s(sources, away))
         for prices, block, ends in self._blocks(sources, targets):
             time_s[block] = np.maximum(prices.between_s(*ends), time_s[block])
         return PairTimes(source_class=source_class, target_class=target_class, time_s=time_s)
 
     def handed_on(self, source: PlacedRows, target: PlacedRows, total_bytes: float) -> PairTimes:
         """Seconds of handing on so many bytes of data, for the same classes as ``between``."""
-        source_class, sources, _ = _classes(source)
-        target_class, targets, _ = _classes(target)
+        source_class, sources, *_ = _classes(source)
+        target_class, targets, *_ = _classes(target)
         time_s = np.empty((len(sources), len(targets)))
         for prices, block, ends in self._blocks(sources, targets):
             time_s[block] = prices.data_s(*ends, total_bytes)
@@ -94,8 +94,15 @@ class TransferPrices:
 
     def pair(self, source: PlacedRows, target: PlacedRows) -> Reallocation:
         """Seconds, bytes and route between the only candidates of two calls."""
-        sources, (_, targets, engines) = _classes(source)[1], _classes(target)
-        return self._moved(sources, targets, _updates_s(sources, targets, engines, target))
+        (_, sources, _, away), (_, targets, engines, _) = _classes(source), _classes(target)
+        least_s = np.maximum(_updates_s(sources, targets, engines, target), self._read_s(sources, away))
+        return self._moved(sources, targets, least_s)
+
+    def _read_s(self, sources: PlacedLayouts, away: BoolArray) -> FloatArray:
+        """(S, 1) seconds in which weights that lie on the host between runs are read there; 0 for others."""
+        nodes = [group.node for group in self.cluster.groups]
+        host = np.asarray([node.host_copy_bytes_per_s for node in nodes])[groups_of(self.cluster, sources.start)]
+        return np.where(away, sources.shard_bytes / host, 0.0)[:, None]
 
     def most_s(self, moved: Payload, engines: Sequence[str] = ()) -> float:
         """Seconds that no transfer exceeds: from one node to whole copies on every GPU there is.
@@ -116,13 +123,13 @@ class TransferPrices:
             most = max(most, float(prices.broadcast_s(one_node, everywhere)[0, 0]))
         return most
 
-    def _moved(self, sources: PlacedLayouts, targets: PlacedLayouts, updates_s: FloatArray) -> Reallocation:
-        """Prices of all pairs, none below what engines take to load the weights."""
+    def _moved(self, sources: PlacedLayouts, targets: PlacedLayouts, least_s: FloatArray) -> Reallocation:
+        """Prices of all pairs, none below what engines take to load the weights and hosts to read them."""
         shape = (len(sources), len(targets))
         moved = Reallocation(time_s=np.empty(shape), moved_bytes=np.empty(shape), route=np.empty(shape, dtype=np.int64))
         for prices, block, ends in self._blocks(sources, targets):
             part = prices.between(*ends)
-            moved.time_s[block] = np.maximum(part.time_s, updates_s[block])
+            moved.time_s[block] = np.maximum(part.time_s, least_s[block])
             moved.moved_bytes[block], moved.route[block] = part.moved_bytes, part.route
         return moved
 
@@ -197,11 +204,12 @@ def _updates_s(
     return seconds
 
 
-def _classes(placed: PlacedRows) -> tuple[IntArray, PlacedLayouts, list[str]]:
-    """Class of each candidate, the layouts the classes stand for, and their engines."""
+def _classes(placed: PlacedRows) -> tuple[IntArray, PlacedLayouts, list[str], BoolArray]:
+    """Class of each candidate; the layouts the classes stand for, their engines, and whose weights are on the host."""
     table, entry = placed.rows.table, placed.rows.row[placed.row]
     layout = placed.rows.layout[placed.row]
-    keys = np.stack([placed.call.start, placed.call.size, layout, table.engine[entry]])
+    away = placed.rows.holding[placed.row] == ALL_OUT
+    keys = np.stack([placed.call.start, placed.call.size, layout, table.engine[entry], away])
     found, first, number = np.unique(keys, axis=1, return_index=True, return_inverse=True)
     plans = table.plans.take(entry[first])
     identity = (found[2] * (1 << 20) + found[0]) * (1 << 20) + found[1]
@@ -219,4 +227,4 @@ def _classes(placed: PlacedRows) -> tuple[IntArray, PlacedLayouts, list[str]]:
         model_bytes=of_shards if moved is None else np.full(len(shared), moved.total_bytes),
         identity=identity,
     )
-    return number.reshape(-1), layouts, [table.engines[index] for index in found[3]]
+    return number.reshape(-1), layouts, [table.engines[index] for index in found[3]], found[4] > 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.plan import BoolArray, IntArray
-from planner.dataflow.solving.orders import TaskGraph
+from planner.dataflow.solving.orders import TaskGraph, dropped_after, shape_of
 from planner.dataflow.solving.problem import DataflowProblem
 from planner.dataflow.solving.schedule import lead_times, overlaps, slot_times
 
@@ -69,6 +69,12 @@ def best_order(problem: DataflowProblem, graph: TaskGraph, choice: IntArray, *, 
             after = float(times[graph.slot[parent], 0] - leads[lead])
             model.add(begins[task] >= begins[parent] + int(np.floor(after / longest_s * _TICKS)))
         model.add(end >= begins[task] + ticks[task])
+    for transfer, child in dropped_after(shape_of(problem), graph.slot.tolist(), graph.iteration.tolist()).items():
+        for task, slot in enumerate(graph.slot):
+            if task != child and slot < len(problem.calls) and conflict[slot, graph.slot[child]]:
+                before = model.new_bool_var(f"{task} before {transfer}")
+                model.add(begins[task] + ticks[task] <= begins[transfer]).only_enforce_if(before)
+                model.add(begins[task] >= begins[child] + ticks[child]).only_enforce_if(before.negated())
     for clique in _cliques(conflict):
         members = [task for task, slot in enumerate(graph.slot) if slot in clique]
         model.add_no_overlap([intervals[task] for task in members])

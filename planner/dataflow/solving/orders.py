@@ -88,7 +88,7 @@ def task_graph(problem: DataflowProblem, iterations: int | None = None, *, most_
     Tasks of one iteration follow each other as the calls do in a linear extension of the graph; a call that nothing
     of its own iteration waits for may also step behind calls of the next one. A transfer goes right behind the call it
     follows; one whose weights are wanted two iterations later or more, also right before the call it feeds, since the
-    GPUs of that call would stand still meanwhile.
+    GPUs of that call would stand still meanwhile. One of what is dropped after the call it feeds only goes before that.
 
     Args:
         problem: Calls and edges.
@@ -109,6 +109,7 @@ class Link:
     waits: bool
     moves: bool
     leads: bool
+    drops: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,9 @@ class Shape:
 def shape_of(problem: DataflowProblem) -> Shape:
     """What a problem has in common with others of the same calls and edges."""
     edges = (
-        Link(edge.parent, edge.child, edge.lag, edge.waits, edge.transfer is not None, edge.lead is not None)
+        Link(
+            edge.parent, edge.child, edge.lag, edge.waits, edge.transfer is not None, edge.lead is not None, edge.drops
+        )
         for edge in problem.edges
     )
     return Shape(len(problem.calls), tuple(edges))
@@ -140,6 +143,9 @@ def graph_of(shape: Shape, iterations: int, most_orders: int | None = None) -> T
     leads = _leads(shape, iterations, len(slots))
     # A call that starts before another's end still takes its turn behind it.
     earlier = [[*found, *(task for task, _ in early)] for found, early in zip(parents, leads, strict=True)]
+    dropped = dropped_after(shape, slots, numbers)
+    for transfer, child in dropped.items():  # which is next when all else is there that it waits for
+        earlier[transfer] += [task for task in earlier[child] if dropped.get(task) != child]
     listed, all_of_them = _positions(shape, several=iterations > 1)
     keys = list(islice(listed, most_orders))
     waiting = _waiting(earlier)
@@ -184,6 +190,16 @@ def _unroll(shape: Shape, iterations: int) -> tuple[list[int], list[int], list[l
     for task in range(calls, count):
         parents[task].append(task - calls)
     return slots, numbers, [sorted(set(found)) for found in parents]
+
+
+def dropped_after(shape: Shape, slots: Sequence[int], iterations: Sequence[int]) -> dict[int, int]:
+    """Transfers of what is dropped after the call they feed, to that call; by task."""
+    fed = [edge.child if edge.drops else -1 for edge in shape.moving]
+    return {
+        task: iteration * shape.calls + fed[slot - shape.calls]
+        for task, (slot, iteration) in enumerate(zip(slots, iterations, strict=True))
+        if slot >= shape.calls and fed[slot - shape.calls] >= 0
+    }
 
 
 def _leads(shape: Shape, iterations: int, tasks: int) -> list[tuple[tuple[int, int], ...]]:
@@ -263,10 +279,12 @@ def _keys(shape: Shape, extension: Sequence[int], *, several: bool) -> Iterator[
 
 def _in_time(shape: Shape, key: Sequence[float]) -> Iterator[list[float]]:
     """The positions with transfers as soon as they may, and with those that have time right before they are wanted."""
-    yield [*key, *(_AT_ONCE for _ in shape.moving)]
-    if any(edge.lag > 1 for edge in shape.moving):
-        half = 0.5 / len(key)
-        yield [*key, *(key[edge.child] - half if edge.lag > 1 else _AT_ONCE for edge in shape.moving)]
+    wanted = [key[edge.child] - 0.5 / len(key) for edge in shape.moving]
+    early = [_AT_ONCE if not edge.drops else late for edge, late in zip(shape.moving, wanted, strict=True)]
+    in_time = [late if edge.lag > 1 else soon for edge, late, soon in zip(shape.moving, wanted, early, strict=True)]
+    yield [*key, *early]
+    if in_time != early:
+        yield [*key, *in_time]
 
 
 def _waiting(parents: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -118,6 +118,8 @@ class Edge:
         lead: How long before the parent's end the child may start, because it takes what the parent has written so
             far; negative where the last of it is written that long after the parent has left its GPUs. At most the
             time of either, so that the child neither starts before the parent nor ends before it. None for 0.
+        drops: What moves counts among the active bytes of the child alone: it arrives when the child is next, and no
+            other call runs on the child's mesh in between.
     """
 
     parent: int
@@ -126,6 +128,7 @@ class Edge:
     transfer: PairTimes | None = None
     waits: bool = True
     lead: PairTimes | None = None
+    drops: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from planner.dataflow.flow.priced_cluster import PricedCluster, priced_on
 from planner.dataflow.flow.request import FlowOptions, FlowRequest, resolve_flow
 from planner.dataflow.flow.results import FlowPlan, FlowResult
 from planner.dataflow.flow.transfers import PlacedRows, TransferPrices
+from planner.dataflow.holdings import ALL_OUT
 from planner.dataflow.solving.pareto import useful_candidates
 from planner.dataflow.solving.search import solve
 from planner.document_flow import flow_document, flow_document_schema
@@ -131,7 +132,8 @@ def test_weights_between_kinds_travel_over_the_slower_network() -> None:
         index = names.index(name)
         call, row = compiled.problem.calls[index], compiled.row[index]
         every = PlacedRows(call=call, rows=costs.costs.rows[name], row=row)
-        return every.take(np.flatnonzero((call.start == first) & (call.size == 8))[:1])
+        there = (call.start == first) & (call.size == 8) & (every.rows.holding[row] != ALL_OUT)
+        return every.take(np.flatnonzero(there)[:1])
 
     source, target = placed("actor_train", 8), placed("actor_gen", 16)
     between_s = float(prices.pair(source, target).time_s[0, 0])

@@ -17,9 +17,10 @@ from planner.dataflow.flow.request import FlowOptions, resolve_flow
 from planner.dataflow.flow.results import FlowPlan
 from planner.dataflow.flow.transfers import PlacedRows, TransferPrices
 from planner.dataflow.graphs.graph import INFERENCE, TRAIN, Call, Dataflow, Role
+from planner.dataflow.holdings import ALL_OUT
 from planner.dataflow.reallocation import PlacedLayouts, ReallocationModel
 from planner.dataflow.solving.orders import task_graph
-from planner.dataflow.solving.problem import DataflowProblem, Edge, PairTimes
+from planner.dataflow.solving.problem import CallCandidates, DataflowProblem, Edge, PairTimes
 from planner.dataflow.solving.schedule import PlanRows, timeline
 from planner.prices.price_lists import default_collective_model
 from planner.question.machines import resolve_cluster
@@ -218,3 +219,32 @@ def test_weights_reach_an_engine_no_faster_than_it_loads_them_and_a_trainer_over
         else:
             assert seconds == pytest.approx(loading_s)
             assert seconds <= most_s
+
+
+def test_weights_that_lie_on_the_host_are_read_there_before_they_move() -> None:
+    """A training call that leaves nothing on its GPUs hands on what its host holds, to the same shards too."""
+    request = resolve_flow("ppo", {"": "llama-2-7b"}, "8xA100-40GB", FlowOptions(**QUICK))
+    cluster = request.cluster
+    costs = priced_on(request, cluster).costs
+    prices = TransferPrices.on(cluster)
+    rows = costs.rows["critic_train"]
+    away = int(np.flatnonzero(rows.holding == ALL_OUT)[0])
+    held = int(
+        np.flatnonzero((rows.holding != ALL_OUT) & (rows.layout == rows.layout[away]) & (rows.size == rows.size[away]))[
+            0
+        ]
+    )
+
+    def placed(row: int) -> PlacedRows:
+        one = np.array([row])
+        mesh = CallCandidates(
+            name="critic", start=np.zeros(1, dtype=np.int64), size=rows.size[one], time_s=rows.time_s[one],
+            static_bytes=rows.static_bytes[one], active_bytes=rows.active_bytes[one], strategy_id=rows.layout[one],
+        )  # fmt: skip
+        return PlacedRows(call=mesh, rows=rows, row=one)
+
+    same, read = (prices.pair(placed(row), placed(held)) for row in (held, away))
+    assert same.time_s[0, 0] == 0
+    host = cluster.groups[0].node.host_copy_bytes_per_s
+    assert read.time_s[0, 0] == pytest.approx(rows.table.weight_bytes[rows.row[away]] / host)
+    assert prices.between(placed(away), placed(held)).time_s[0, 0] == read.time_s[0, 0]
