@@ -71,6 +71,11 @@ def test_nothing_fits_is_an_answer(client: TestClient) -> None:
         ({"job": {"roles": {}, "calls": {}}}, "job.roles", "at least 1"),
         ({"models": {}}, "models.actor", "is needed"),
         ({"models": {"aktor": "llama-2-7b"}}, "models.aktor", "no such role"),
+        (
+            {"job": "mrdpo", "models": {"actor": "llama-3.2-1b", "ref": "gpt2"}},
+            "models.ref",
+            "receives copies of actor, which is llama-3.2-1b; got gpt2",
+        ),
         ({"models": {"actor": "/etc/hostname"}}, "models.actor", "must be letters"),
         ({"mode": "fast"}, "mode", "must be '"),
         ({"staleness": 1}, "staleness", "mode async only"),

@@ -1,6 +1,5 @@
 """From what a user writes about a workflow to a ``FlowRequest``: names looked up, defaults filled in and recorded."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +12,11 @@ from planner.dataflow.flow.engines import engines_of
 from planner.dataflow.flow.lengths import sequence_lengths
 from planner.dataflow.flow.notes import replaced_notes
 from planner.dataflow.flow.pins import CallPin, parse_call_pins
+from planner.dataflow.flow.role_models import by_role, models_of
 from planner.dataflow.flow.stacks import adapter_notes, check_roles, fused_or_not, stacks_of
 from planner.dataflow.graphs.file import graph_from_mapping, load_graph
 from planner.dataflow.graphs.graph import GENERATE, Dataflow
-from planner.dataflow.graphs.presets import PRESETS, ROLE_SETTINGS, build_preset, unknown_role
+from planner.dataflow.graphs.presets import PRESETS, ROLE_SETTINGS, build_preset
 from planner.dataflow.length_text import LengthInput
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.solving.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
@@ -25,7 +25,7 @@ from planner.question.job_checks import check_precision
 from planner.question.jobs import default_precision
 from planner.question.machines import ClusterInput, fabric_notes, mixed_of, resolve_cluster, with_own_reserve
 from planner.question.option_kinds import check_kinds, check_oom_risk, in_small_letters
-from planner.question.request import ModelInput, resolve_named_model
+from planner.question.request import ModelInput
 from planner.results import RISKY, Note
 from profiles.errors import SpecError, out_of_bounds, shown
 from profiles.mixed_cluster import MixedCluster, alone
@@ -190,9 +190,10 @@ def resolve_flow(
     machines = _machines(cluster, options)
     notes += [_assumed("cluster", text) for text in machines.assumptions]
     notes += fabric_notes(machines.groups[0], options.fabric)
-    given = _by_role(models, graph)
+    given = by_role(models, graph)
     notes += replaced_notes(described, given)
-    specs = _models(graph, {**described, **given}, options, notes)
+    specs, model_notes = models_of(graph, {**described, **given}, allow_files=options.allow_files)
+    notes += model_notes
     batch = options.batch if options.batch is not None else DEFAULT_BATCH
     if options.batch is None:
         notes.append(_assumed("batch", f"{batch} items per iteration (not given)"))
@@ -267,45 +268,6 @@ def _exists(job: str) -> bool:
 
 def _is_file(job: object) -> bool:
     return isinstance(job, str) and job.lower().endswith((".yaml", ".yml"))
-
-
-def _by_role(models: Mapping[str, ModelInput], graph: Dataflow) -> dict[str, ModelInput]:
-    """Models by role; one without a role is that of the first."""
-    names = [role.name for role in graph.roles]
-    found: dict[str, ModelInput] = {}
-    for name, model in models.items():
-        role = name or names[0]
-        if role not in names:
-            raise unknown_role(graph, str(role))
-        if role in found:
-            raise SpecError(f"models.{role}", "is given twice", "one model per role")
-        found[role] = model
-    return found
-
-
-def _models(
-    graph: Dataflow, given: Mapping[str, ModelInput], options: FlowOptions, notes: list[Note]
-) -> dict[str, ModelSpec]:
-    specs: dict[str, ModelSpec] = {}
-    for role in graph.roles:
-        source, seen = role.name, [role.name]
-        while source not in given:
-            source = graph.role(source).like
-            if not source or source in seen:
-                hint = f"for example {role.name}=llama-2-7b"
-                raise SpecError(f"models.{role.name}", f"is needed: the model of the role {role.name}", hint)
-            seen.append(source)
-        try:
-            resolved = resolve_named_model(given[source], allow_files=options.allow_files)
-        except SpecError as error:
-            inside = re.sub(r"^(model|config\.json:? ?)\.?", "", error.field)
-            raise error.at(f"models.{source}.{inside}".removesuffix(".")) from None
-        specs[role.name] = resolved.spec
-        if source != role.name:
-            notes.append(_assumed(f"models.{role.name}", f"{role.name} is as large as {source}: {resolved.spec.name}"))
-        else:
-            notes += [_assumed(f"models.{role.name}", text) for text in resolved.assumptions]
-    return specs
 
 
 def _check_options(options: FlowOptions) -> None:

@@ -158,6 +158,10 @@ def test_a_file_that_names_its_models_needs_no_other(run: Any, tmp_path: Path) -
         ((*ASK, "--micro-batch", "2"), "--micro-batch: has no effect on a workflow. Hint: --pin CALL.micro_batch=..."),
         ((*ASK, "--top", "3"), "--top: has no effect on a workflow"),
         ((*ASK, "--model", "actor=llama-2-7b"), "--model: 'actor' is given twice"),
+        (
+            ("--job", "ppo-ema", "--model", "actor=gpt2", "--model", "ref=llama-3.2-1b", "--gpus", "2xH100"),
+            "models.ref: receives copies of actor, which is gpt2; got llama-3.2-1b. Hint: the same model as actor",
+        ),
         ((*ASK, "--set", "group_size"), "--set: cannot read 'group_size'"),
         ((*ASK, "--set", "group_size=many"), "job.group_size: must be a whole number"),
         ((*ASK, "--pin", "actor_gen"), "--pin: cannot read 'actor_gen'"),
