@@ -16,6 +16,8 @@ from planner.dataflow.flow.costs import key_bytes
 from planner.dataflow.flow.request import FlowRequest
 from planner.dataflow.flow.results import HeldData, Task
 
+_ROUNDING = 1e-9  # of the last end: moments closer than this are one, as starts are ends less durations
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataMemory:
@@ -73,8 +75,10 @@ def data_memory(
 
 def _most_at_once(spans: Sequence[tuple[float, float, FloatArray]]) -> FloatArray:
     """Largest sum at any time of amounts that come and go; what goes makes room for what comes at the same time."""
-    moments = [(begin, 1, amount) for begin, _, amount in spans] + [(end, 0, -amount) for _, end, amount in spans]
-    moments.sort(key=lambda item: item[:2])
-    if not moments:
+    if not spans:
         return np.zeros(1)
+    slack_s = _ROUNDING * max(end for _, end, _ in spans)
+    moments = [(begin + min(slack_s, (end - begin) / 2), 1, amount) for begin, end, amount in spans]
+    moments += [(end, 0, -amount) for _, end, amount in spans]
+    moments.sort(key=lambda item: item[:2])
     return np.asarray(np.cumsum([amount for _, _, amount in moments], axis=0).max(axis=0))

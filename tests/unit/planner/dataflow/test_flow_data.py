@@ -1,6 +1,7 @@
 """Host memory of what calls hand on, and device memory of what they read of it."""
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,34 @@ def test_a_teacher_that_runs_ahead_is_held_several_times() -> None:
     assert (twice.held[0].copies, twice.peak_bytes) == (2, 2 * FULL_BYTES)
     assert once.node_bytes.tolist() == [FULL_BYTES, 0]
     assert held(serial, gpus=(1, 2)).node_bytes.tolist() == [FULL_BYTES / 2, FULL_BYTES / 2]
+
+
+def test_what_is_written_as_soon_as_there_is_room_takes_none_besides() -> None:
+    """Starts are ends less durations, and may be the last digit before the end that they follow."""
+    early = np.nextafter(5.0, 0.0)
+    serial = [
+        ("teacher_inf", 0, 0, 2),
+        ("student_train", 0, 2, 5),
+        ("teacher_inf", 1, early, 7),
+        ("student_train", 1, 7, 9),
+    ]
+    found = held(serial)
+    assert (found.held[0].copies, found.peak_bytes, found.node_bytes[0]) == (1, FULL_BYTES, FULL_BYTES)
+    sooner = held([*serial[:2], ("teacher_inf", 1, 4.999, 7), serial[3]])
+    assert (sooner.held[0].copies, sooner.peak_bytes) == (2, 2 * FULL_BYTES)
+    brief = held([("teacher_inf", 0, 0, 1e-12), ("student_train", 0, 1e-12, 1e-11), *serial[2:]])
+    assert (brief.held[0].copies, brief.peak_bytes) == (1, FULL_BYTES)
+
+
+def test_a_teacher_that_never_runs_ahead_is_held_once() -> None:
+    models = {"teacher": "llama-3-8b", "student": "llama-3.2-1b"}
+    asked = {"batch": 64, "prompt": 512, "generate": 512, "settings": {"prefetch": 0}}
+    plan = plan_dataflow("distill", models, "2x8xH100", **asked).plan
+    assert plan is not None
+    calls = sorted((task.start_s, task.end_s) for task in plan.tasks if task.name in ("teacher_inf", "student_train"))
+    assert all(later[0] >= before[1] - 1e-9 for before, later in pairwise(calls))
+    (scores,) = plan.data
+    assert (scores.copies, plan.data_bytes) == (1, pytest.approx(64 * 1024 * VOCABULARY * 2.0))
 
 
 def test_more_than_a_node_has_is_said() -> None:
