@@ -64,7 +64,7 @@ def _request(request: FlowRequest) -> dict[str, Any]:
         ],
         "cluster": _cluster(cluster),
         "framework": request.stack.framework,
-        "engines": list(request.engines),
+        "engines": list(request.generators),
         "precision": request.precision,
         "batch": request.batch,
         "prompt_tokens": request.prompt_tokens,

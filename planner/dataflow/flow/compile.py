@@ -207,7 +207,7 @@ def _edges(
         key = (move.source, move.target)
         if move.every == 1:
             lags[key] = min(lags.get(key, move.lag), move.lag)
-        elif transfers.most_s(moved_weights(request, move), request.engines) / move.every <= costs.tolerance_s:
+        elif transfers.most_s(moved_weights(request, move), request.generators) / move.every <= costs.tolerance_s:
             continue
         moving[key] = move
     handed = {

@@ -33,7 +33,6 @@ from planner.dataflow.rollouts import IN_FLIGHT
 from planner.dataflow.strategies import training_job
 from planner.dataflow.streams import input_parts, read_early, ready_shares
 from profiles.engines import TRAINER
-from profiles.errors import SpecError, shown
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.mixed_cluster import MixedCluster
 from profiles.model import ModelSpec
@@ -223,7 +222,7 @@ def _tables(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) ->
         if call.kind == EXTERNAL:
             continue
         model, pin = request.models[call.role], request.pins.get(name, CallPin())
-        setting = call_setting(request, call, cluster, _engines(request, call, pin))
+        setting = call_setting(request, call, cluster)
         ways = []
         for asked in _ways(model_call(request, call)):
             key = (asked, model, setting, frozenset(pin.columns.items()))
@@ -249,13 +248,13 @@ def _ways(asked: ModelCall) -> tuple[ModelCall, ...]:
     )
 
 
-def call_setting(request: FlowRequest, call: Call, cluster: ClusterSpec, engines: tuple[str, ...]) -> CallSetting:
+def call_setting(request: FlowRequest, call: Call, cluster: ClusterSpec) -> CallSetting:
     """What a call runs on and with."""
     between = request.graph.trains_between_generations
     return CallSetting(
         cluster=cluster,
         stack=request.stacks[call.role],
-        engines=engines,
+        engines=request.engines_of(call),
         between_training=between,
         tensor_overlap=not between,
         eager=request.options.eager,
@@ -301,7 +300,7 @@ def _role_rows(
                 # A copy of weights that arrive anew is worth keeping only where the trained ones lie alike.
                 useful = np.flatnonzero((held.holding != RESIDENT) | shared)
                 held, shared = held.take(useful), shared[useful]
-        engines = request.engines if call.kind != INFERENCE else ()
+        engines = request.generators if call.kind != INFERENCE else ()
         slack_s = prices.most_s(payload(request, role if alone else "", role), engines) if moves else 0.0
         most_s = slack_s + sum(
             prices.most_handed_on_s(data.total_bytes)
@@ -323,18 +322,6 @@ def holdings_of(request: FlowRequest, call: Call) -> tuple[int, ...]:
         # A copy beside the weights that train needs no more than their gradients, which may leave.
         return (DELIVERED,) if offload and call.name in on_whole_pools(request) else (RESIDENT, DELIVERED)
     return (RESIDENT, FETCHED) if offload and not role.stays else (RESIDENT,)
-
-
-def _engines(request: FlowRequest, call: Call, pin: CallPin) -> tuple[str, ...]:
-    if call.kind != CallKind.GENERATE:
-        if pin.engine not in (None, TRAINER):
-            problem = f"{call.name} runs in the trainer; got {shown(pin.engine)}"
-            raise SpecError(f"pins.{call.name}.engine", problem, TRAINER)
-        return (TRAINER,)
-    if pin.engine is not None and pin.engine not in request.engines:
-        problem = f"unknown engine {pin.engine[:40]!r}"
-        raise SpecError(f"pins.{call.name}.engine", problem, "use one of " + ", ".join(request.engines))
-    return request.engines if pin.engine is None else (pin.engine,)
 
 
 def _pinned(table: CallTable, pin: CallPin) -> CallTable:

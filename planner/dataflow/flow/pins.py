@@ -11,6 +11,7 @@ from typing import Any
 
 from planner.dataflow.graphs.graph import EXTERNAL, TRAIN, Dataflow
 from planner.question.pins import ALIASES, RECOMPUTE_NAMES
+from profiles.engines import find_engine
 from profiles.errors import SpecError, did_you_mean, shown
 from profiles.hardware import MAX_DEVICES, ClusterSpec
 from profiles.mixed_cluster import MixedCluster
@@ -103,7 +104,7 @@ def _pin(name: str, values: Mapping[str, Any], cluster: MixedCluster, *, trains:
         elif column == "engine":
             if not isinstance(value, str):
                 raise SpecError(where, f"must be text; got {shown(value)}")
-            engine = value
+            engine = _engine(where, value)
         elif column in COLUMNS:
             value = _column(where, column, value)
             if column in _OF_TRAINING and not trains:
@@ -114,6 +115,14 @@ def _pin(name: str, values: Mapping[str, Any], cluster: MixedCluster, *, trains:
         else:
             raise SpecError(where, "cannot be fixed for a call", did_you_mean(str(key), (*_KEYS, *ALIASES)))
     return CallPin(first_gpu=first, num_gpus=count, engine=engine, columns=columns)
+
+
+def _engine(where: str, name: str) -> str:
+    """An engine as the catalogue has it."""
+    try:
+        return find_engine(name).name
+    except SpecError as error:
+        raise error.at(where) from None
 
 
 def _column(where: str, column: str, value: object) -> int:

@@ -15,7 +15,7 @@ from planner.dataflow.flow.pins import CallPin, parse_call_pins
 from planner.dataflow.flow.role_models import by_role, models_of
 from planner.dataflow.flow.stacks import adapter_notes, check_roles, fused_or_not, stacks_of
 from planner.dataflow.graphs.file import graph_from_mapping, load_graph
-from planner.dataflow.graphs.graph import GENERATE, Dataflow
+from planner.dataflow.graphs.graph import GENERATE, Call, Dataflow
 from planner.dataflow.graphs.presets import PRESETS, ROLE_SETTINGS, build_preset
 from planner.dataflow.length_text import LengthInput
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
@@ -27,6 +27,7 @@ from planner.question.machines import ClusterInput, fabric_notes, mixed_of, reso
 from planner.question.option_kinds import check_kinds, check_oom_risk, in_small_letters
 from planner.question.request import ModelInput
 from planner.results import RISKY, Note
+from profiles.engines import TRAINER
 from profiles.errors import SpecError, out_of_bounds, shown
 from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import ModelSpec
@@ -68,7 +69,7 @@ class FlowOptions:
         objective: ``time``, ``cost`` or ``fewest_gpus``.
         max_oom_risk: Share of runs, up to 1, in which a call may run out of memory at most, where there is such a plan.
         offload: Whether frozen weights and optimizer states may lie in host memory between calls.
-        engine: Engine of every generating call; None for the best of those there are.
+        engine: Engine of every generating call that pins none; None for the best of those there are.
         eager: Whether engines capture no CUDA graphs (``rollout.enforce_eager`` of verl, which it set by default in
             2025).
         linear_loss: Whether losses and log-probabilities take the output layer into themselves, a few tokens at a time,
@@ -135,7 +136,7 @@ class FlowRequest:
         dependency: How iterations depend on each other, see ``planner.dataflow.solving.iterations``.
         staleness: Training steps by which generating weights may lag.
         precision: Number format of all models.
-        engines: Engines generation may use.
+        engines: Engines that may generate where no pin says which, see ``engines_of``.
         pins: Call to what is fixed of it.
         options: The rest, as given.
         assumptions: What was filled in.
@@ -161,6 +162,19 @@ class FlowRequest:
     def stack(self) -> StackSpec:
         """The training framework, as the first role has it."""
         return next(iter(self.stacks.values()))
+
+    def engines_of(self, call: Call) -> tuple[str, ...]:
+        """Engines that may run a call: the one it pins, or those of all; the trainer where it generates nothing."""
+        if call.kind != GENERATE:
+            return (TRAINER,)
+        pinned = self.pins.get(call.name, CallPin()).engine
+        return self.engines if pinned is None else (pinned,)
+
+    @property
+    def generators(self) -> tuple[str, ...]:
+        """Engines that may run any generating call; where none generates, those that would."""
+        calls = [call for call in self.graph.calls if call.kind == GENERATE]
+        return tuple(dict.fromkeys(name for call in calls for name in self.engines_of(call))) or self.engines
 
     @property
     def ahead(self) -> int:
@@ -222,6 +236,7 @@ def resolve_flow(
             graph,
             specs,
             machines,
+            pins,
             asked=options.engine,
             interrupts=options.rollout != WHOLE,
             eager=options.eager,

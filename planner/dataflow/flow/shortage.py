@@ -134,7 +134,7 @@ def _ways(
 ) -> CallTable:
     """Every way to run a call on so many GPUs, with some plan columns fixed if wanted, whether it fits or not."""
     call = request.graph.call(name)
-    setting = call_setting(request, call, cluster, request.engines)
+    setting = call_setting(request, call, cluster)
     return call_costs(model_call(request, call), request.models[call.role], setting, sizes, pins=pins, fitting=False)
 
 
