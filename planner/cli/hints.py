@@ -48,7 +48,7 @@ _CALLED_SO = ("unknown setting", "unknown field")  # hints name settings and fie
 _BARE = re.compile(r"\d[\d.e+]*\b")  # a hint that begins with a number
 _PLAIN = ("top", "seed", "evaluations", "seconds", "staleness", "effort", "batch", "replicas")
 _SAME_WORD = {name: f"--{name}" for name in _PLAIN}
-_SETTING = r"(?:reward|task|lora_targets|old_logprobs|group_size|kl)=\w"
+_SETTING = r"(?:reward|task|lora_targets|old_logprobs|group_size|mini_batches|kl)=\w"
 _NEW = r"(?<![\w.='-])"  # no part of a longer word, no option already, and nothing that is quoted
 _PATTERN = re.compile(
     "|".join(

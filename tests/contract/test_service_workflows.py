@@ -77,6 +77,12 @@ def test_nothing_fits_is_an_answer(client: TestClient) -> None:
             "receives copies of actor, which is llama-3.2-1b; got gpt2",
         ),
         ({"models": {"actor": "/etc/hostname"}}, "models.actor", "must be letters"),
+        ({"job": "ppo", "batch": 7}, "settings.mini_batches", "must divide the 7 sequences per iteration; got 4"),
+        (
+            {"settings": {"task": "qlora"}, "framework": "megatron"},
+            "settings.task",
+            "Megatron's parallel layers have no 4-bit weights",
+        ),
         ({"mode": "fast"}, "mode", "must be '"),
         ({"staleness": 1}, "staleness", "mode async only"),
         ({"generate": "lognormal"}, "generate", "must be a number, or"),

@@ -16,7 +16,7 @@ from planner.dataflow.flow.role_models import by_role, models_of
 from planner.dataflow.flow.stacks import adapter_notes, check_roles, fused_or_not, stacks_of
 from planner.dataflow.graphs.file import graph_from_mapping, load_graph
 from planner.dataflow.graphs.graph import GENERATE, Call, Dataflow
-from planner.dataflow.graphs.presets import PRESETS, ROLE_SETTINGS, build_preset
+from planner.dataflow.graphs.presets import PRESETS, ROLE_SETTINGS, as_setting, build_preset
 from planner.dataflow.length_text import LengthInput
 from planner.dataflow.rollouts import PARTIAL, ROLLOUTS, WHOLE, check_rollout
 from planner.dataflow.solving.iterations import BARRIER, MAX_STALENESS, STALE, VERSION, iteration_edges
@@ -196,11 +196,27 @@ def resolve_flow(
         SpecError: If anything named is unknown, out of bounds or contradictory.
     """
     job, models, cluster, options = plain((job, models, cluster, options))
-    notes: list[Note] = []
     options = in_small_letters(options, _WORDS)
     _check_options(options)
     graph, described = _graph(job, options)
     graph = streamed(graph) if options.stream else graph
+    try:
+        return _resolved(graph, described, models, cluster, options)
+    except SpecError as error:
+        if isinstance(job, str) and not _is_file(job):
+            raise as_setting(error, graph, options.batch or DEFAULT_BATCH) from None
+        raise
+
+
+def _resolved(
+    graph: Dataflow,
+    described: Mapping[str, ModelInput],
+    models: Mapping[str, ModelInput],
+    cluster: ClusterInput | MixedCluster,
+    options: FlowOptions,
+) -> FlowRequest:
+    """The question in full, of models that the workflow's description or the user names, as ``resolve_flow``."""
+    notes: list[Note] = []
     machines = _machines(cluster, options)
     notes += [_assumed("cluster", text) for text in machines.assumptions]
     notes += fabric_notes(machines.groups[0], options.fabric)

@@ -5,6 +5,7 @@ The graphs are in ``planner.dataflow.graphs.preset_policy`` (a policy learns fro
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -266,6 +267,24 @@ def _what_reads(setting: str, preset: Preset) -> str:
     """What to say beside a setting so that something reads it."""
     beside = [words for name, words in _READ_WITH.get(setting, {}).items() if name in preset.takes]
     return " or ".join(("leave it out", *([f"add {' and '.join(beside)}"] if beside else [])))
+
+
+def as_setting(error: SpecError, graph: Dataflow, batch: int) -> SpecError:
+    """An error of a part of a preset's graph, told of the setting that the part comes from, or of the batch.
+
+    Args:
+        error: Any; one that is of no part of the graph stays as it is.
+        graph: That of the preset.
+        batch: Items per iteration.
+    """
+    part = re.fullmatch(r"job\.(calls|roles)\.\w+\.([\w.]+)", error.field)
+    if part is None:
+        return error
+    if part[2] == "mini_batches":
+        step = math.lcm(*((call.factor / math.lcm(call.group, call.mini_batches)).denominator for call in graph.calls))
+        hint = f"mini_batches={error.hint}, or a batch of {(batch // step + 1) * step}"
+        return SpecError("settings.mini_batches", error.problem, hint)
+    return error.at("batch" if part[1] == "calls" else f"settings.{part[2].replace('.', '_')}")
 
 
 def unknown_role(graph: Dataflow, role: str) -> SpecError:

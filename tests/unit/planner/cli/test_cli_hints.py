@@ -34,6 +34,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         ("old_logprobs=true; or allow_partial", "--set old_logprobs=true; or --allow-partial"),
         ("leave it out or add kl=true", "leave it out or add --set kl=true"),
         ("group_size=2", "--set group_size=2"),
+        ("mini_batches=1, or a batch of 8", "--set mini_batches=1, or a batch of 8"),
         ("16, or a smaller global_batch_size", "16, or a smaller --global-batch"),
         ("leave it or rate_per_s out", "leave it or --rate out"),
         ("leave it out; memory_reserve_bytes leaves memory free", "leave it out; --reserve-gib leaves memory free"),

@@ -190,14 +190,13 @@ def test_megatron_trains_no_adapters_on_four_bits() -> None:
     with pytest.raises(SpecError) as caught:
         asked("grpo", framework="megatron", settings={"task": "qlora"})
     assert str(caught.value) == (
-        "job.roles.actor.task: Megatron's parallel layers have no 4-bit weights. "
-        "Hint: task lora, or framework hf-trainer"
+        "settings.task: Megatron's parallel layers have no 4-bit weights. Hint: task lora, or framework hf-trainer"
     )
 
 
 @pytest.mark.parametrize("task", ["lora", "qlora"])
 def test_nanotron_trains_no_adapters(task: str) -> None:
-    with pytest.raises(SpecError, match=r"^job\.roles\.actor\.task: nanotron trains all weights\. Hint: task full"):
+    with pytest.raises(SpecError, match=r"^settings\.task: nanotron trains all weights\. Hint: task full"):
         asked("sft", framework="nanotron", settings={"task": task})
 
 
@@ -323,4 +322,4 @@ def test_one_adapter_for_all_three_takes_one_layer_of_the_role() -> None:
     resolve_flow("sft", {"": MODEL}, "8xH100", replace(joint, framework="megatron"))
     with pytest.raises(SpecError, match="llama-2-7b has no one layer for queries, keys and values") as error:
         resolve_flow("sft", {"": MODEL}, "8xH100", replace(joint, framework="hf-trainer"))
-    assert error.value.field == "job.roles.actor.lora.targets"
+    assert error.value.field == "settings.lora_targets"

@@ -1,5 +1,6 @@
 """Questions about workflows: what is filled in, what is refused and how; lengths and pins."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"cluster": "1024x8xH100"}, "cluster", "up to 4096 GPUs; got 8192"),
     ({"batch": 0}, "batch", "whole number from 1"),
     ({"batch": True}, "batch", "whole number from 1"),
-    ({"batch": 10}, "job.calls.actor_train.mini_batches", "must divide the 10 sequences per iteration; got 4"),
+    ({"batch": 10}, "settings.mini_batches", "must divide the 10 sequences per iteration; got 4"),
+    (
+        {"batch": 1 << 14, "settings": {"group_size": 512}, "job": "grpo", "models": "gpt2"},
+        "batch",
+        "gives 8388608 sequences; at most",
+    ),
     ({"prompt": 0}, "prompt", "from 1 to 16777216; got"),
     ({"generate": "long"}, "generate", "cannot read 'long'"),
     ({"prompt": 1 << 24, "generate": 1 << 24}, "generate", "together have up to"),
@@ -130,6 +136,43 @@ def test_what_is_wrong_is_named(change: dict[str, Any], field: str, words: str) 
         plan_dataflow(given.pop("job"), given.pop("models"), given.pop("cluster"), **given)
     assert caught.value.field == field
     assert words in caught.value.problem
+
+
+TRAINS = {"role": "actor", "kind": "train", "inputs": ["prompts"], "mini_batches": 4}
+
+
+def test_an_error_of_a_graph_is_told_of_what_the_user_wrote(tmp_path: Path) -> None:
+    """Settings of a workflow known by name, fields of one's own."""
+    own = {"roles": {"actor": {"model": "gpt2"}}, "calls": {"train": TRAINS}}
+    with pytest.raises(SpecError) as caught:
+        resolve_flow(own, {}, "8xH100", FlowOptions(batch=7))
+    assert (caught.value.field, caught.value.hint) == ("job.calls.train.mini_batches", "1")
+    file = tmp_path / "own.yaml"
+    file.write_text(json.dumps(own))
+    with pytest.raises(SpecError, match=r"^job\.calls\.train\.mini_batches"):
+        resolve_flow(str(file), {}, "8xH100", FlowOptions(batch=7))
+    own["roles"]["actor"]["task"] = "qlora"
+    with pytest.raises(SpecError, match=r"^job\.roles\.actor\.task: Megatron's parallel layers have no 4-bit weights"):
+        resolve_flow(own, {}, "8xH100", FlowOptions(framework="megatron"))
+    with pytest.raises(SpecError, match=r"^settings\.task: Megatron's parallel layers have no 4-bit weights"):
+        resolve_flow("sft", {"": "gpt2"}, "8xH100", FlowOptions(framework="megatron", settings={"task": "qlora"}))
+
+
+@pytest.mark.parametrize(
+    ("job", "settings", "batch", "hint"),
+    [
+        ("ppo", {}, 7, "mini_batches=1, or a batch of 8"),
+        ("grpo", {"group_size": 4, "mini_batches": 16}, 30, "mini_batches=15, or a batch of 32"),
+        ("dapo", {"oversampling": 1.25, "group_size": 8, "mini_batches": 24}, 4, "mini_batches=16, or a batch of 12"),
+    ],
+)
+def test_either_fix_of_mini_batches_will_do(job: str, settings: dict[str, Any], batch: int, hint: str) -> None:
+    models, changed = {"": "llama-3.2-1b"}, int(hint.partition(",")[0].removeprefix("mini_batches="))
+    with pytest.raises(SpecError) as caught:
+        resolve_flow(job, models, "8xH100", FlowOptions(batch=batch, settings=settings))
+    assert (caught.value.field, caught.value.hint) == ("settings.mini_batches", hint)
+    resolve_flow(job, models, "8xH100", FlowOptions(batch=batch, settings=settings | {"mini_batches": changed}))
+    resolve_flow(job, models, "8xH100", FlowOptions(batch=int(hint.split()[-1]), settings=settings))
 
 
 def test_modes_are_listed_rather_than_what_sounds_alike() -> None:
