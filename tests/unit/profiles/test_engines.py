@@ -12,7 +12,7 @@ from planner.dataflow.flow.costs import flow_costs
 from planner.dataflow.flow.request import FlowOptions, resolve_flow
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
-from profiles.engines import find_engine, load_engines
+from profiles.engines import TRAINER, find_engine, load_engines
 from profiles.model_presets import resolve_model
 from profiles.stacks import find_stack, rl_fit
 
@@ -22,7 +22,7 @@ SETTING = CallSetting(
 LLAMA = resolve_model("llama-3.1-8b", default_catalog(), allow_paths=False).spec
 
 
-@pytest.mark.parametrize(("name", "serving_s"), [("vllm", 1.8e-3), ("sglang", 0.0)])
+@pytest.mark.parametrize(("name", "serving_s"), [("vllm", 1.8e-3), ("sglang", 0.0), ("tensorrt-llm", 0.0)])
 def test_an_engine_waits_for_its_training_framework_only_where_there_is_one(name: str, serving_s: float) -> None:
     engine = find_engine(name)
     assert engine.step_overhead_s == serving_s
@@ -37,6 +37,16 @@ def test_an_engine_waits_for_its_training_framework_only_where_there_is_one(name
     assert replace(between, step_overhead_s=serving_s, **own) == engine
     slow = engine.on_host(2.0)
     assert slow.between_training() == between.on_host(2.0)
+
+
+def test_every_engine_that_serves_waits_for_its_training_framework_or_says_why_not() -> None:
+    serving = {name: engine for name, engine in load_engines().items() if name != TRAINER}
+    waiting = {name for name, engine in serving.items() if engine.rollout_step_s == rl_fit()["host_step_s"]}
+    assert waiting == {"vllm", "sglang", "sglang-2025", "tensorrt-llm"}
+    told = {name: engine.sources["rollout_step_s"].partition(" ")[0] for name, engine in serving.items()}
+    assert told.pop("vllm") == "steps"
+    assert told == {name: "assumed:" if name in waiting else "none" for name in told}
+    assert len({serving[name].residual_log_std for name in waiting} - {0.0}) == 1
 
 
 def test_engines_run_kernels_of_their_own() -> None:
@@ -62,7 +72,7 @@ def test_a_workflow_says_whether_it_trains() -> None:
     generates = {"gen": {"role": "actor", "kind": "generate", "inputs": ["prompts"], "outputs": ["sequences"]}}
     trains = {"train": {"role": "actor", "kind": "train", "inputs": ["sequences"]}}
     waited_s = []
-    for engine in ("sglang", "trainer"):
+    for engine in ("sglang", "tensorrt-llm", "trainer"):
         options = FlowOptions(batch=32, prompt=128, generate=1000, engine=engine)
         found = []
         for calls in (generates, generates | trains):
@@ -71,7 +81,8 @@ def test_a_workflow_says_whether_it_trains() -> None:
             assert request.graph.trains_between_generations is (calls is not generates)
             found.append(flow_costs(request, request.cluster, [[1]]).rows["gen"].table.time_s.min())
         waited_s.append(found[1] - found[0])
-    assert waited_s == pytest.approx([find_engine("sglang").rollout_step_s * (1000 + 1), 0.0], rel=0.01)
+    steps_s = find_engine("sglang").rollout_step_s * (1000 + 1)
+    assert waited_s == pytest.approx([steps_s, steps_s, 0.0], rel=0.01)
 
 
 def test_current_engines_read_a_prompt_of_several_samples_once() -> None:
