@@ -328,18 +328,24 @@ def _reallocations(
         every = PlacedRows(call=call, rows=priced.costs.rows[name], row=row, payload=moved)
         return every.take(choice[[index[name]]])
 
+    served = {
+        (compiled.names[edge.parent], compiled.names[edge.child])
+        for edge in compiled.problem.moving
+        if edge.same is not None and edge.same.serves(choice[edge.child], choice[edge.same.sibling])
+    }
     found = []
     for move in weight_moves(request):
         sent = moved_weights(request, move)
         moved = prices.pair(placed(move.source, sent), placed(move.target, sent))
+        there = (move.source, move.target) in served
         found.append(
             Reallocation(
                 role=move.role,
                 source=move.source,
                 target=move.target,
-                moved_bytes=float(moved.moved_bytes[0, 0]),
-                route=Route(int(moved.route[0, 0])).name.lower(),
-                time_s=float(moved.time_s[0, 0]),
+                moved_bytes=0.0 if there else float(moved.moved_bytes[0, 0]),
+                route=Route.NONE.name.lower() if there else Route(int(moved.route[0, 0])).name.lower(),
+                time_s=0.0 if there else float(moved.time_s[0, 0]),
                 every=move.every,
             )
         )

@@ -17,10 +17,17 @@ from planner.dataflow.flow.placement import Meshes, Region, groups_of, on_whole_
 from planner.dataflow.flow.request import FlowRequest
 from planner.dataflow.flow.risk import spare_bytes
 from planner.dataflow.flow.transfers import PlacedRows, TransferPrices
-from planner.dataflow.graphs.graph import EXTERNAL, TRAIN
+from planner.dataflow.graphs.graph import EXTERNAL, GENERATE, TRAIN
 from planner.dataflow.holdings import ALL_OUT, DELIVERED, CallRows
 from planner.dataflow.solving.iterations import iteration_edges
-from planner.dataflow.solving.problem import CallCandidates, DataflowProblem, Edge, PairTimes
+from planner.dataflow.solving.problem import (
+    MOST_GPUS,
+    CallCandidates,
+    DataflowProblem,
+    Edge,
+    PairTimes,
+    SameArrival,
+)
 from planner.dataflow.streams import StreamEnd, lead_s, reads_early, service_end
 from profiles.mixed_cluster import MixedCluster
 
@@ -200,8 +207,8 @@ def _edges(
     graph = request.graph
     index = {name: place for place, name in enumerate(graph.order)}
     lags = {(parent, name): 0 for name in graph.order for parent in graph.parents(name)}
-    for edge in iteration_edges(graph, dependency=request.dependency, staleness=request.ahead):
-        lags.setdefault((edge.source, edge.target), edge.distance)
+    for later in iteration_edges(graph, dependency=request.dependency, staleness=request.ahead):
+        lags.setdefault((later.source, later.target), later.distance)
     moving = {}
     for move in weight_moves(request):
         key = (move.source, move.target)
@@ -216,7 +223,9 @@ def _edges(
         if transfers.most_handed_on_s(data.total_bytes) > costs.tolerance_s
         and EXTERNAL not in (graph.call(data.source).kind, graph.call(data.target).kind)
     }
-    edges, moves, led = [], [], set()
+    edges: list[Edge] = []
+    moves, led = [], set()
+    fed: dict[tuple[int, int, str], int] = {}  # first call that generates with what a call trains
     for source, target in dict.fromkeys((*lags, *moving)):
         parent, child = index[source], index[target]
         transfer = lead = None
@@ -241,9 +250,38 @@ def _edges(
         lag = lags.get((source, target), 1)
         waits = (source, target) in lags
         drops = (source, target) in moving and _drops(costs.rows[target].holding[rows[child]], calls, child)
-        found = Edge(parent=parent, child=child, lag=lag, transfer=transfer, waits=waits, lead=lead, drops=drops)
-        edges.append(found)
+        same = None
+        if (source, target) in moving and graph.call(target).kind == GENERATE:
+            twin = fed.setdefault((parent, lag, graph.call(target).role), child)
+            ways = [costs.rows[graph.order[i]].take(rows[i]) for i in (child, twin)]
+            same = None if twin == child else _same_arrival(ways[0], calls[child], ways[1], calls[twin], twin)
+        edge = Edge(
+            parent=parent, child=child, lag=lag, transfer=transfer, waits=waits, lead=lead, drops=drops, same=same
+        )
+        edges.append(edge)
     return tuple(edges), tuple(moves), tuple(handed.values())
+
+
+def _same_arrival(
+    rows: CallRows, call: CallCandidates, sibling_rows: CallRows, sibling: CallCandidates, at: int
+) -> SameArrival:
+    """That an engine which runs two calls of a role loads what arrives for both of them once.
+
+    Args:
+        rows: What each candidate of the one is.
+        call: The candidates.
+        sibling_rows: What each of the other is.
+        sibling: The candidates.
+        at: Index of the other.
+    """
+    engines = sorted({*rows.table.engines, *sibling_rows.table.engines})
+
+    def keys(held: CallRows, mesh: CallCandidates) -> IntArray:
+        engine = np.array([engines.index(name) for name in held.table.engines])[held.table.engine[held.row]]
+        place = mesh.start * (MOST_GPUS + 1) + mesh.size
+        return np.asarray((held.layout * len(engines) + engine) * (MOST_GPUS + 1) ** 2 + place)
+
+    return SameArrival(sibling=at, child_key=keys(rows, call), sibling_key=keys(sibling_rows, sibling))
 
 
 def _drops(holding: IntArray, calls: Sequence[CallCandidates], child: int) -> bool:

@@ -69,9 +69,9 @@ def best_order(problem: DataflowProblem, graph: TaskGraph, choice: IntArray, *, 
             after = float(times[graph.slot[parent], 0] - leads[lead])
             model.add(begins[task] >= begins[parent] + int(np.floor(after / longest_s * _TICKS)))
         model.add(end >= begins[task] + ticks[task])
-    for transfer, child in dropped_after(shape_of(problem), graph.slot.tolist(), graph.iteration.tolist()).items():
+    for transfer, child, sibling in _held(problem, graph, choice):
         for task, slot in enumerate(graph.slot):
-            if task != child and slot < len(problem.calls) and conflict[slot, graph.slot[child]]:
+            if task not in (child, sibling) and slot < len(problem.calls) and conflict[slot, graph.slot[child]]:
                 before = model.new_bool_var(f"{task} before {transfer}")
                 model.add(begins[task] + ticks[task] <= begins[transfer]).only_enforce_if(before)
                 model.add(begins[task] >= begins[child] + ticks[child]).only_enforce_if(before.negated())
@@ -95,6 +95,20 @@ def best_order(problem: DataflowProblem, graph: TaskGraph, choice: IntArray, *, 
         bound_s=solver.best_objective_bound / _TICKS * longest_s,
         proven=status == cp_model.OPTIMAL,
     )
+
+
+def _held(problem: DataflowProblem, graph: TaskGraph, choice: IntArray) -> list[tuple[int, int, int]]:
+    """Transfers of what is dropped after the call they feed, that call, and one that it is held for besides."""
+    shape, calls = shape_of(problem), len(problem.calls)
+    dropped = dropped_after(shape, graph.slot.tolist(), graph.iteration.tolist())
+    found = [(transfer, child, child) for transfer, child in dropped.items()]
+    for edge in problem.moving:
+        same = edge.same
+        if same is not None and same.serves(choice[edge.child], choice[same.sibling]):
+            for transfer, fed in dropped.items():
+                if fed % calls == same.sibling:
+                    found.append((transfer, fed - same.sibling + edge.child, fed))
+    return found
 
 
 def _cliques(conflict: BoolArray) -> list[set[int]]:

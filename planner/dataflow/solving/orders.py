@@ -110,6 +110,7 @@ class Link:
     moves: bool
     leads: bool
     drops: bool
+    sibling: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,14 @@ def shape_of(problem: DataflowProblem) -> Shape:
     """What a problem has in common with others of the same calls and edges."""
     edges = (
         Link(
-            edge.parent, edge.child, edge.lag, edge.waits, edge.transfer is not None, edge.lead is not None, edge.drops
+            parent=edge.parent,
+            child=edge.child,
+            lag=edge.lag,
+            waits=edge.waits,
+            moves=edge.transfer is not None,
+            leads=edge.lead is not None,
+            drops=edge.drops,
+            sibling=-1 if edge.same is None else edge.same.sibling,
         )
         for edge in problem.edges
     )
@@ -186,6 +194,12 @@ def _unroll(shape: Shape, iterations: int) -> tuple[list[int], list[int], list[l
             if edge.waits:
                 parents[child].append(len(slots) - 1)
         next_slot += edge.moves
+    arrivals = {(slot, number): task for task, (slot, number) in enumerate(zip(slots, numbers, strict=True))}
+    fed = {(edge.parent, edge.child): calls + place for place, edge in enumerate(shape.moving)}
+    for edge in (edge for edge in shape.moving if edge.sibling >= 0):
+        for iteration in range(edge.lag, iterations):
+            arrival = arrivals[fed[edge.parent, edge.sibling], iteration]
+            parents[iteration * calls + edge.child].append(arrival)
     # A call follows itself: iterations of one call never swap, and never run at the same time.
     for task in range(calls, count):
         parents[task].append(task - calls)
@@ -233,7 +247,10 @@ def _positions(shape: Shape, *, several: bool) -> tuple[Iterator[list[float]], b
 
 
 def _extensions(shape: Shape) -> tuple[list[tuple[int, ...]], bool]:
-    found = list(islice(_linear_extensions(shape.calls, shape.edges), MOST_EXTENSIONS + 1))
+    fed = [(edge.child, edge.sibling) for edge in shape.edges if edge.sibling >= 0]
+    every = _linear_extensions(shape.calls, shape.edges)
+    beside = (order for order in every if all(abs(order.index(a) - order.index(b)) == 1 for a, b in fed))
+    found = list(islice(beside, MOST_EXTENSIONS + 1))
     return found[:MOST_EXTENSIONS], len(found) <= MOST_EXTENSIONS
 
 

@@ -86,7 +86,8 @@ def _costs(problem: DataflowProblem, index: int) -> _Costs:
 def _sharing(problem: DataflowProblem, index: int) -> tuple[BoolArray, IntArray]:
     """Which candidates a sibling may share weights with, and a key of mesh and layout."""
     call = problem.calls[index]
-    partners = [other for pair in problem.replicas if index in pair for other in pair if other != index]
+    fed = [(edge.child, edge.same.sibling) for edge in problem.edges if edge.same is not None]
+    partners = [other for pair in (*problem.replicas, *fed) if index in pair for other in pair if other != index]
     mine = _keys(call)
     found = np.zeros(len(call), dtype=np.bool_)
     for partner in partners:

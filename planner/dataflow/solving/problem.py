@@ -103,6 +103,26 @@ class PairTimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SameArrival:
+    """A sibling of a child that its parent feeds the same, and before which alike candidates are fed at once.
+
+    Attributes:
+        sibling: Index of that call.
+        child_key: What of each candidate of the child must equal the sibling's. [child candidates]
+        sibling_key: Likewise of the sibling's. [sibling candidates]
+    """
+
+    sibling: int
+    child_key: IntArray
+    sibling_key: IntArray
+
+    def serves(self, child: IntArray, sibling: IntArray) -> BoolArray:
+        """Whether what arrives for the sibling serves the child, for pairs of candidates given by row. Broadcasts."""
+        alike: BoolArray = self.child_key[child] == self.sibling_key[sibling]
+        return alike
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
     """``child`` of iteration i starts after ``parent`` of iteration i - ``lag`` has ended.
 
@@ -120,6 +140,8 @@ class Edge:
             time of either, so that the child neither starts before the parent nor ends before it. None for 0.
         drops: What moves counts among the active bytes of the child alone: it arrives when the child is next, and no
             other call runs on the child's mesh in between.
+        same: Another child of the parent that is fed the same in a transfer of its own, of the same lag: the child
+            waits for that too, runs next to it, and is fed nothing where both are alike.
     """
 
     parent: int
@@ -129,6 +151,7 @@ class Edge:
     waits: bool = True
     lead: PairTimes | None = None
     drops: bool = False
+    same: SameArrival | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +225,12 @@ class DataflowProblem:
                 edge,
                 transfer=edge.transfer and edge.transfer.restrict(rows[edge.parent], rows[edge.child]),
                 lead=edge.lead and edge.lead.restrict(rows[edge.parent], rows[edge.child]),
+                same=edge.same
+                and SameArrival(
+                    sibling=edge.same.sibling,
+                    child_key=edge.same.child_key[rows[edge.child]],
+                    sibling_key=edge.same.sibling_key[rows[edge.same.sibling]],
+                ),
             )
             for edge in self.edges
         )

@@ -87,7 +87,10 @@ def slot_times(problem: DataflowProblem, choice: IntArray) -> FloatArray:
     times = [call.time_s[choice[:, index]] for index, call in enumerate(problem.calls)]
     for edge in problem.edges:
         if edge.transfer is not None:
-            times.append(edge.transfer.price(choice[:, edge.parent], choice[:, edge.child]))
+            moved_s = edge.transfer.price(choice[:, edge.parent], choice[:, edge.child])
+            if edge.same is not None:
+                moved_s = np.where(edge.same.serves(choice[:, edge.child], choice[:, edge.same.sibling]), 0.0, moved_s)
+            times.append(moved_s)
     return np.stack(times)
 
 

@@ -6,7 +6,7 @@ that waits for the call. Where a parent's data come late, so much passes before 
 anything.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,7 +27,10 @@ class Between:
 def between(problem: DataflowProblem) -> tuple[Between, ...]:
     """Transfers in the order of their slots, then what each lead leaves."""
     moved = [
-        Between(edge.parent, edge.child, edge.transfer, True) for edge in problem.edges if edge.transfer is not None
+        # What another transfer may have brought takes no time at least.
+        Between(edge.parent, edge.child, edge.transfer if edge.same is None else _none(edge.transfer), True)
+        for edge in problem.edges
+        if edge.transfer is not None
     ]
     left = [
         Between(edge.parent, edge.child, _left(problem, edge, edge.lead), False)
@@ -35,6 +38,10 @@ def between(problem: DataflowProblem) -> tuple[Between, ...]:
         if edge.lead is not None
     ]
     return (*moved, *left)
+
+
+def _none(times: PairTimes) -> PairTimes:
+    return replace(times, time_s=np.zeros_like(times.time_s))
 
 
 def _late(lead: PairTimes) -> bool:

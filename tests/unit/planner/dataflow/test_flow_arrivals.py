@@ -9,7 +9,9 @@ import planner
 from planner.dataflow.flow.results import FlowPlan
 from planner.dataflow.solving.order_cpsat import best_order
 from planner.dataflow.solving.orders import TaskGraph, dropped_after, shape_of, task_graph
-from planner.dataflow.solving.problem import DataflowProblem, Edge, PairTimes
+from planner.dataflow.solving.problem import DataflowProblem, Edge, PairTimes, SameArrival
+from planner.dataflow.solving.schedule import slot_times
+from planner.dataflow.solving.waits import between
 from tests.dataflow_problems import call
 
 RLHF = {"batch": 64, "prompt": 256, "generate": 256}
@@ -107,3 +109,70 @@ def test_the_best_order_of_all_keeps_to_it() -> None:
         assert found is not None
         assert found.proven
         assert drops is False or calls_between(problem, graph, found.sequence.tolist()) == 0
+
+
+def test_an_engine_that_runs_two_calls_loads_new_weights_once() -> None:
+    """ReMax writes a greedy response beside the sampled one; engines apart, or of two kinds, load the weights each."""
+    here = {"gpus": "0-3", "tp": 4, "pp": 1, "engine": "sglang"}
+
+    def loaded(**other: object) -> list[float]:
+        pins = {"sample_gen": here, "greedy_gen": here | other}
+        plan = planner.plan_dataflow(
+            "remax", {"actor": "qwen3-30b-a3b"}, "8xH100", effort=0.1, pins=pins, iterations=2, **RLHF
+        ).plan
+        assert plan is not None
+        assert {run for _, run in in_between(plan)} <= {"sample_gen", "greedy_gen"}
+        moved = {each.target: each.time_s for each in plan.reallocations if not each.data and each.role == "actor"}
+        arrivals = {task.name: task for task in plan.tasks if task.iteration == 1 and " -> " in task.name}
+        runs = {task.name: task for task in plan.tasks if task.iteration == 1}
+        for name in ("sample_gen", "greedy_gen"):
+            arrived = arrivals[f"actor_train -> {name}"]
+            assert arrived.end_s - arrived.start_s == pytest.approx(moved[name])
+            assert runs[name].start_s >= arrived.end_s - 1e-9
+        if min(moved[name] for name in ("sample_gen", "greedy_gen")) == 0:
+            assert min(runs[name].start_s for name in ("sample_gen", "greedy_gen")) >= max(
+                task.end_s for name, task in arrivals.items() if name.endswith("_gen")
+            )
+        return sorted(moved[name] for name in ("sample_gen", "greedy_gen"))
+
+    once, twice, kinds = loaded(), loaded(gpus="4-7"), loaded(engine="vllm")
+    assert once[0] == 0
+    assert once[1] > 1
+    assert min(twice) > 1
+    assert min(kinds) > 1
+
+
+def test_calls_fed_alike_wait_for_what_arrives_for_the_first_and_stand_beside_it() -> None:
+    """``first`` and ``second`` take the same where their keys are equal: here in candidate 0 of both."""
+    one = [(0, 1, 2, 0, 0), (1, 1, 2, 0, 0)]
+    calls = (
+        call("first", one),
+        call("other", [(0, 1, 1, 0, 0)]),
+        call("second", one),
+        call("train", [(0, 2, 3, 0, 0)]),
+    )
+    two, zero = np.arange(2), np.zeros(1, dtype=np.int64)
+    moved = PairTimes(source_class=zero, target_class=two, time_s=np.array([[5.0, 7.0]]))
+    same = SameArrival(sibling=0, child_key=np.array([8, 9]), sibling_key=np.array([8, 7]))
+    problem = DataflowProblem(
+        calls=calls,
+        edges=(
+            *(Edge(parent=child, child=3) for child in range(3)),
+            Edge(parent=3, child=0, lag=1, transfer=moved),
+            Edge(parent=3, child=2, lag=1, transfer=moved, same=same),
+        ),
+        capacity_bytes=np.full(2, 8.0),
+        iterations=2,
+    )
+    choice = np.array([[0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0]])
+    assert slot_times(problem, choice)[4:].T.tolist() == [[5, 0], [5, 7], [7, 7]]
+    assert [float(each.times.time_s.max()) for each in between(problem)] == [7, 0]  # what bounds may count on
+    graph = task_graph(problem)
+    arrival = next(task for task in range(len(graph.slot)) if graph.slot[task] == 4)
+    second = next(t for t in range(len(graph.slot)) if (graph.slot[t], graph.iteration[t]) == (2, 1))
+    assert arrival in graph.parents[second]
+    for order in graph.orders:
+        place = [int(graph.slot[task]) for task in order if graph.slot[task] < 4 and graph.iteration[task] == 0]
+        assert abs(place.index(0) - place.index(2)) == 1
+    kept = problem.restrict([np.array([0]), np.array([0]), np.array([1]), np.array([0])])
+    assert slot_times(kept, np.zeros((1, 4), dtype=np.int64))[4:, 0].tolist() == [5, 7]
