@@ -21,7 +21,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-compile --disab
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-long lint types contracts pytest format serve fit collectives models own-timings accuracy unseen trials
-.PHONY: text-models collectives-unseen expert-plans serving-report dataflow-report bench search-report docs constraints clean
+.PHONY: text-models kernels-unseen collectives-unseen expert-plans serving-report dataflow-report bench search-report docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ accuracy: $(INSTALLED) ## Rewrite docs/accuracy.md from the published runs under
 unseen: $(INSTALLED) ## Price published runs that no fit has read; rewrite the width publishers tell, and docs/unseen.md
 	$(BIN)/python -m planner.validate.unseen.publishers --out profiles/data/fits/publishers.json
 	$(BIN)/python -m planner.validate.unseen.page --out docs/unseen.md
+
+kernels-unseen: $(INSTALLED) ## Price published timings of kernels that no fit has read; rewrite docs/kernels-unseen.md
+	$(BIN)/python -m planner.validate.kernel_blind --out docs/kernels-unseen.md
 
 collectives-unseen: $(INSTALLED) ## Price published logs of collectives, of which half no fit has read; rewrite docs/collectives-unseen.md
 	$(BIN)/python -m planner.validate.collective_page --out docs/collectives-unseen.md

@@ -55,6 +55,14 @@ def test_errors_of_sources_held_out_are_those_of_the_page() -> None:
     assert told("peak memory", "sources held out of the fit") == peaks
 
 
+def test_blind_errors_of_kernels_are_those_of_the_page() -> None:
+    page = (ROOT / "docs" / "kernels-unseen.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^\| all \| (\d+) \| ([\d.]+) \| ([\d.]+) \|", page, re.MULTILINE)
+    (sources,) = re.findall(r"timings of (\d+) publications", page)
+    assert f"| blind, {line[0]} timings of {sources} publications |" in README
+    assert told("single kernels over 20 us", "blind,") == pytest.approx([float(each) for each in line[1:]], abs=ROUNDED)
+
+
 def test_factors_of_intervals_are_those_packaged() -> None:
     fit = resources.files("profiles").joinpath("data", "fits", "publishers.json").read_text(encoding="utf-8")
     values = json.loads(fit)["values"]
