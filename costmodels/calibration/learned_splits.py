@@ -159,8 +159,9 @@ def _situations(trained: Trained, known: TrainingRows, part: TrainingRows) -> ND
     names, counts = np.unique(found, return_counts=True)
     few = np.isin(found, names[counts < FEWEST_ROWS])
     found = np.where(few, names[counts.argmax()], found)
-    architectures = np.array([default_catalog().device(name).architecture for name in known.device.tolist()])
-    if (architectures == spec.architecture).sum() < FEWEST_ROWS:
+    devices, rows = np.unique(known.device, return_counts=True)
+    alike = [default_catalog().device(str(name)).architecture == spec.architecture for name in devices]
+    if rows[alike].sum() < FEWEST_ROWS:
         found = np.where(found == "related", "", found)
     return found
 
