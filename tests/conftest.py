@@ -11,8 +11,9 @@ from hypothesis import settings
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 settings.register_profile("any machine", deadline=None)
-# A push is judged by its change, not by what was drawn this time; whoever runs the tests otherwise draws anew.
-settings.register_profile("ci", deadline=None, derandomize=True)
+# A push is judged by its change, not by what was drawn this time, and within minutes; whoever runs the tests otherwise
+# draws anew, and more.
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("any machine")
 
 

@@ -282,11 +282,12 @@ class LearnedKernelModel:
         return any(device.name in rows for classes in known for rows in classes.values())
 
     def _as_run(self, calls: KernelCallBatch, device: DeviceSpec) -> KernelCallBatch:
-        """Calls, bandwidth-bound ones of a library that no model knows here with the kernels and traffic of its code.
+        """Calls, PyTorch's bandwidth-bound ones that no model knows here with the kernels and traffic of its code.
 
         The roofline takes a call at its word, and one of a library names each operand once.
         """
-        rows = np.flatnonzero((calls.op == int(KernelOp.MEMORY)) & (calls.implementation > 0) & (calls.bytes > 0))
+        of_pytorch = engine_of(calls.implementation) == int(Engine.PYTORCH)
+        rows = np.flatnonzero((calls.op == int(KernelOp.MEMORY)) & of_pytorch & (calls.bytes > 0))
         if len(rows) and "memory" in self.models:
             rows = rows[~self.models["memory"].knows(take(calls, rows), device)]
         if not len(rows):
