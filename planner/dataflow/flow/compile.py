@@ -17,7 +17,7 @@ from planner.dataflow.flow.placement import Meshes, Region, groups_of, on_whole_
 from planner.dataflow.flow.request import FlowRequest
 from planner.dataflow.flow.risk import spare_bytes
 from planner.dataflow.flow.transfers import PlacedRows, TransferPrices
-from planner.dataflow.graphs.graph import EXTERNAL, GENERATE, TRAIN
+from planner.dataflow.graphs.graph import EXTERNAL, GENERATE, TRAIN, Dataflow
 from planner.dataflow.holdings import ALL_OUT, DELIVERED, CallRows
 from planner.dataflow.solving.iterations import iteration_edges
 from planner.dataflow.solving.problem import (
@@ -225,7 +225,7 @@ def _edges(
     }
     edges: list[Edge] = []
     moves, led = [], set()
-    fed: dict[tuple[int, int, str], int] = {}  # first call that generates with what a call trains
+    fed: dict[tuple[int, int, str], int] = {}  # the last call that generates with what a call trains
     for source, target in dict.fromkeys((*lags, *moving)):
         parent, child = index[source], index[target]
         transfer = lead = None
@@ -252,9 +252,10 @@ def _edges(
         drops = (source, target) in moving and _drops(costs.rows[target].holding[rows[child]], calls, child)
         same = None
         if (source, target) in moving and graph.call(target).kind == GENERATE:
-            twin = fed.setdefault((parent, lag, graph.call(target).role), child)
+            feeder = (parent, lag, graph.call(target).role)
+            twin, fed[feeder] = fed.get(feeder, child), child
             ways = [costs.rows[graph.order[i]].take(rows[i]) for i in (child, twin)]
-            same = None if twin == child else _same_arrival(ways[0], calls[child], ways[1], calls[twin], twin)
+            same = _same_arrival(graph, ways, calls, (child, twin))
         edge = Edge(
             parent=parent, child=child, lag=lag, transfer=transfer, waits=waits, lead=lead, drops=drops, same=same
         )
@@ -263,17 +264,19 @@ def _edges(
 
 
 def _same_arrival(
-    rows: CallRows, call: CallCandidates, sibling_rows: CallRows, sibling: CallCandidates, at: int
-) -> SameArrival:
-    """That an engine which runs two calls of a role loads what arrives for both of them once.
+    graph: Dataflow, ways: Sequence[CallRows], calls: Sequence[CallCandidates], pair: tuple[int, int]
+) -> SameArrival | None:
+    """That an engine which runs two calls of a role loads what arrives once; None where one waits for the other.
 
     Args:
-        rows: What each candidate of the one is.
-        call: The candidates.
-        sibling_rows: What each of the other is.
-        sibling: The candidates.
-        at: Index of the other.
+        graph: The workflow.
+        ways: What each candidate of the two is.
+        calls: Candidates of all calls.
+        pair: Indices of the two.
     """
+    (name, before), (rows, sibling_rows) = (graph.order[call] for call in pair), ways
+    if name == before or before in graph.ancestors(name) or name in graph.ancestors(before):
+        return None
     engines = sorted({*rows.table.engines, *sibling_rows.table.engines})
 
     def keys(held: CallRows, mesh: CallCandidates) -> IntArray:
@@ -281,7 +284,8 @@ def _same_arrival(
         place = mesh.start * (MOST_GPUS + 1) + mesh.size
         return np.asarray((held.layout * len(engines) + engine) * (MOST_GPUS + 1) ** 2 + place)
 
-    return SameArrival(sibling=at, child_key=keys(rows, call), sibling_key=keys(sibling_rows, sibling))
+    child_key, sibling_key = (keys(held, calls[call]) for held, call in zip((rows, sibling_rows), pair, strict=True))
+    return SameArrival(sibling=pair[1], child_key=child_key, sibling_key=sibling_key)
 
 
 def _drops(holding: IntArray, calls: Sequence[CallCandidates], child: int) -> bool:

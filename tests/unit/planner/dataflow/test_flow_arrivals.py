@@ -176,3 +176,30 @@ def test_calls_fed_alike_wait_for_what_arrives_for_the_first_and_stand_beside_it
         assert abs(place.index(0) - place.index(2)) == 1
     kept = problem.restrict([np.array([0]), np.array([0]), np.array([1]), np.array([0])])
     assert slot_times(kept, np.zeros((1, 4), dtype=np.int64))[4:, 0].tolist() == [5, 7]
+
+
+def test_a_second_turn_that_waits_for_the_first_is_fed_for_itself() -> None:
+    """Between two turns others run, and what was loaded for the first is dropped; three at once are fed in turn."""
+
+    def moved(**generating: dict[str, object]) -> list[str]:
+        calls: dict[str, dict[str, object]] = {
+            name: {"role": "actor", "kind": "generate", "inputs": ["prompts"], "outputs": [f"{name}_text"]} | how
+            for name, how in generating.items()
+        }
+        calls["judge"] = {"role": "judge", "kind": "inference", "inputs": ["first_text"], "outputs": ["scores"]}
+        texts = [f"{name}_text" for name in generating]
+        calls["train"] = {"role": "actor", "kind": "train", "inputs": [*texts, "scores"]}
+        job = {
+            "name": "turns",
+            "dataset": ["prompts"],
+            "roles": {"actor": {"model": "qwen3-30b-a3b"}, "judge": {"model": "llama-3.2-1b", "head": "value"}},
+            "calls": calls,
+        }
+        here = {"gpus": "0-3", "tp": 4, "pp": 1, "engine": "sglang"}
+        pins = dict.fromkeys(generating, here)
+        found = planner.plan_dataflow(job, {}, "8xH100", effort=0.05, pins=pins, iterations=2, **RLHF)
+        assert found.plan is not None
+        return sorted(each.target for each in found.plan.reallocations if each.time_s > 1)
+
+    assert moved(first={}, second={"inputs": ["first_text", "scores"]}) == ["first", "second"]
+    assert len(moved(first={}, second={}, third={})) == 1
