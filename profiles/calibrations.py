@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from profiles.bounded_files import read_bounded
 from profiles.errors import SpecError
 from profiles.timing_store import TimingStore, device_file_name
 
@@ -33,13 +34,12 @@ def read_calibration(store: TimingStore, device: str) -> tuple[Path, Mapping[str
         return None
     path = found[-1]
     try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_CALIBRATION_BYTES + 1)
-        document = json.loads(content) if len(content) <= MAX_CALIBRATION_BYTES else None
+        document = json.loads(read_bounded(path, MAX_CALIBRATION_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise SpecError(str(path)[:200], f"cannot be read: {type(error).__name__}", _AGAIN) from None
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise SpecError(str(path)[:200], f"cannot be read: {reason}", _AGAIN) from None
     if not isinstance(document, dict):
-        raise SpecError(str(path)[:200], f"must be a JSON object of at most {MAX_CALIBRATION_BYTES} bytes", _AGAIN)
+        raise SpecError(str(path)[:200], "must be a JSON object", _AGAIN)
     return path, document
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from profiles.bounded_files import read_bounded
 from profiles.catalog_entries import DeviceEntry, LinkEntry, NodeEntry, validated
 from profiles.device_names import DeviceNames, matching_devices
 from profiles.errors import SpecError, did_you_mean
@@ -71,12 +72,9 @@ def load_yaml(file: Traversable) -> Any:
     """
     label = str(file)
     try:
-        with file.open("rb") as stream:
-            content = stream.read(MAX_YAML_BYTES + 1)
+        content = read_bounded(file, MAX_YAML_BYTES)
     except OSError as error:
         raise SpecError(label, f"cannot be read: {error.strerror or type(error).__name__}") from None
-    if len(content) > MAX_YAML_BYTES:
-        raise SpecError(label, f"at most {MAX_YAML_BYTES} bytes; got more")
     try:
         _check_size(content)
         return yaml.load(content, Loader=_UniqueKeyLoader)

@@ -12,6 +12,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
+from profiles.bounded_files import read_bounded
 from profiles.errors import SpecError
 
 MAX_MODEL_BYTES = 32 << 20
@@ -130,8 +131,4 @@ def packaged_learned() -> dict[str, LearnedFile]:
 
 
 def _read(file: Traversable) -> str:
-    with file.open("rb") as stream:
-        content = stream.read(MAX_MODEL_BYTES + 1)
-    if len(content) > MAX_MODEL_BYTES:
-        raise ValueError(f"larger than {MAX_MODEL_BYTES} bytes")
-    return content.decode("utf-8")
+    return read_bounded(file, MAX_MODEL_BYTES).decode("utf-8")

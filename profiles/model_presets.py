@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from profiles import strict_json
+from profiles.bounded_files import read_bounded
 from profiles.checkpoint_names import IN_QLORA, PADDED_WIDTHS, SIXTEEN, without_format
 from profiles.errors import SpecError, did_you_mean, shown
 from profiles.hf_checks import OWN_FIELDS, unpriced_layers
@@ -254,7 +255,8 @@ def _by_path(text: str) -> ResolvedModel | None:
             return _from_file(path)
     except (OSError, ValueError, RuntimeError) as error:  # unreadable, NUL in the name, no home folder
         if written_as_path:
-            raise SpecError("model", f"cannot read {shown(text)}: {type(error).__name__}") from None
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise SpecError("model", f"cannot read {shown(text)}: {reason}") from None
         return None
     if written_as_path:
         raise SpecError("model", f"no file {shown(text)}", "give the path of a config.json or of the folder holding it")
@@ -262,12 +264,8 @@ def _by_path(text: str) -> ResolvedModel | None:
 
 
 def _from_file(path: Path) -> ResolvedModel:
-    with path.open("rb") as handle:
-        raw = handle.read(MAX_CONFIG_BYTES + 1)
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise SpecError("model", f"{path.name} is larger than {MAX_CONFIG_BYTES} bytes", "is it a config.json?")
     try:
-        config = strict_json.loads(raw, whole=True)
+        config = strict_json.loads(read_bounded(path, MAX_CONFIG_BYTES), whole=True)
     except json.JSONDecodeError as error:
         place = "" if error.pos < 0 else f" at line {error.lineno}"
         raise SpecError("model", f"{path.name} is not valid JSON{place}: {error.msg}") from None

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from profiles.bounded_files import read_bounded
 from profiles.catalog import default_catalog, load_yaml_directory
 from profiles.errors import SpecError, did_you_mean, shown
 from profiles.stack import StackSpec
@@ -227,12 +228,13 @@ def _with_memory(stacks: Mapping[str, StackSpec], path: Traversable) -> Mapping[
 def _cards(path: Traversable) -> dict[str, dict[str, Any]]:
     """Stack name to the fields its card sets."""
     try:
-        text = path.read_text(encoding="utf-8")
-        cards: Any = json.loads(text)["stacks"] if len(text) <= _MAX_BYTES else None
+        cards: Any = json.loads(read_bounded(path, _MAX_BYTES))["stacks"]
         return {name: _card(f"{path.name}:stacks.{name[:40]}", card) for name, card in cards.items()}
     except SpecError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except OSError as error:
+        raise SpecError(path.name, f"cannot be read: {error.strerror or type(error).__name__}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         hint = "write it with planner calibrate --runs"
         raise SpecError(path.name, "is not a file of fitted stacks", hint) from None
 

@@ -11,6 +11,7 @@ import typer
 from planner.cli.flow import workflow_question, write_timelines
 from planner.cli.options import given, option, question
 from planner.cli.output import EXIT_NOTHING_FITS, emit, progress, write_text
+from profiles.bounded_files import read_bounded
 from profiles.errors import SpecError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _PANEL = "Export"
 _OUTPUT = ("json_", "output", "quiet", "debug")
-_MAX_BYTES = 1 << 26
+_MAX_BYTES = 1 << 26  # of a saved answer
 
 
 _option = partial(option, panel=_PANEL)
@@ -159,13 +160,12 @@ def read_saved(path: Path, option: str = "--plan") -> Any:
         option: Of the command line, that names it.
 
     Raises:
-        SpecError: If the file cannot be read, or is no JSON.
+        SpecError: If the file cannot be read, is too large, or is no JSON.
     """
     from profiles import strict_json
 
     try:
-        content = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else b""
-        return strict_json.loads(content)
+        return strict_json.loads(read_bounded(path, _MAX_BYTES))
     except OSError as error:
         raise SpecError(option, f"cannot read {str(path)[:200]!r}: {error.strerror}") from None
     except ValueError:

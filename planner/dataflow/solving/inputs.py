@@ -19,6 +19,7 @@ from planner.dataflow.solving.problem import (
     DataflowProblem,
     Edge,
 )
+from profiles.bounded_files import read_bounded
 from profiles.errors import SpecError, did_you_mean, shown
 from profiles.units import GIB
 
@@ -46,15 +47,10 @@ def read_search_input(path: str | Path, objective: str = "iteration") -> Dataflo
         A problem without reallocation, with 80 GiB per GPU.
 
     Raises:
-        SpecError: If the file cannot be read or describes no problem; names the entry.
+        SpecError: If the file cannot be read, is too large or describes no problem; names the entry.
     """
-    file = Path(path)
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise SpecError(
-                "FILE", f"more than {MOST_BYTES // 2**20} MiB", "no cluster of the sizes planned needs that"
-            )
-        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        document = json.loads(read_bounded(Path(path), MOST_BYTES).decode(), parse_constant=_no_constant)
     except OSError as error:
         raise SpecError("FILE", f"cannot read {str(path)[:200]!r}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -251,7 +251,7 @@ def test_oversized_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     user_directory(tmp_path, links="# a comment that is longer than ten bytes\n")
     with pytest.raises(SpecError) as error:
         catalog_module.load_yaml(tmp_path / "links.yaml")
-    assert str(error.value) == f"{tmp_path / 'links.yaml'}: at most 10 bytes; got more"
+    assert str(error.value) == f"{tmp_path / 'links.yaml'}: cannot be read: it is larger than 10 bytes"
 
 
 def test_unreadable_file(tmp_path: Path) -> None:
