@@ -1,14 +1,15 @@
 """What ``planner models`` and ``planner gpus`` show: documents and tables of the catalogue."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from planner.document_plan import device_document, frameworks_document, models_document
 from planner.phrases import count
+from planner.render.fitted import FittedTable
 from planner.render.plans import NARROW
 from planner.schema_types import SCHEMA_VERSION
 from profiles.catalog import default_catalog
@@ -19,6 +20,7 @@ from profiles.stack_names import TOOLS, runs_on, tool_name
 from profiles.units import GIB, TERA
 
 _FEW = 3  # as many models are listed with their sources in full
+_SOURCE_WIDTH = 24  # columns that a source in full is folded into
 
 Shown = tuple[dict[str, Any], Callable[[Console], None]]
 
@@ -102,8 +104,11 @@ def _models(models: list[dict[str, Any]], console: Console) -> None:
             ]
         )
     titles = ["model", "params", "active", "layers", "hidden", "heads", "kv", "experts", "source"]
-    _print_listing(titles, rows, console, full=len(models) <= _FEW)
-    if len(models) > _FEW:
+    full = len(models) <= _FEW
+    less_telling = ("kv", "heads", "active", "hidden", "layers", "experts")
+    leave_out = less_telling if full else ("source", *less_telling)
+    _print_listing(titles, rows, console, full=full, leave_out=leave_out)
+    if not full:
         console.print("planner models NAME and --json give sources in full", style="dim", highlight=False)
 
 
@@ -124,20 +129,25 @@ def _devices(devices: list[DeviceSpec], console: Console) -> None:
             ]
         )
     titles = ["device", "16-bit", "fp8", "fp4", "memory", "usable", "TB/s", "W", "usual node"]
-    _print_listing(titles, rows, console, full=False)
+    leave_out = ("usual node", "W", "usable", "fp4", "TB/s", "fp8")
+    _print_listing(titles, rows, console, full=False, leave_out=leave_out)
     note = "dense TFLOP/s, GiB; planner gpus NAME gives the source of every figure"
     console.print(note, style="dim", highlight=False)
 
 
-def _print_listing(titles: list[str], rows: list[list[str]], console: Console, *, full: bool) -> None:
+def _print_listing(
+    titles: list[str], rows: list[list[str]], console: Console, *, full: bool, leave_out: Sequence[str]
+) -> None:
     """A table whose last column takes what is left of the line, in full or cut."""
     gap = 1 if console.width < NARROW else 2
     used = sum(max(len(row[index]) for row in [titles, *rows]) + gap for index in range(len(titles) - 1))
     left = max(console.width - used, len(titles[-1]))
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    table = FittedTable(leave_out=leave_out, padding=(0, gap, 0, 0))
     for index, title in enumerate(titles):
         last = index == len(titles) - 1
-        table.add_column(title, justify="left" if index == 0 or last else "right", no_wrap=not last)
+        justify: JustifyMethod = "left" if index == 0 or last else "right"
+        least = _SOURCE_WIDTH if full and last else len(title)
+        table.add_column(title, justify=justify, no_wrap=not last, min_width=least, overflow="fold")
     for row in rows:
         words = row[-1] if full or len(row[-1]) <= left else _short(row[-1])[: left - 1] + "…"
         table.add_row(*row[:-1], words)

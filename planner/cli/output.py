@@ -48,10 +48,13 @@ def emit(
     from rich.console import Console
 
     class Tables(Console):
-        """Rich would exit with 1, a bug's code, where the reader has gone."""
+        """Rich would exit with 1, a bug's code, where the reader has gone, and cut lines."""
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
+
+        def print(self, *objects: Any, **how: Any) -> None:
+            super().print(*objects, **{"crop": False} | how)  # a line that is too long is not cut
 
     with _writing():
         watched = sys.stdout.isatty() or "COLUMNS" in os.environ

@@ -15,6 +15,7 @@ from planner.decisions.results import (
     Trial,
 )
 from planner.phrases import dollars, percent, plan_label, seconds, unused_row
+from planner.render.fitted import LEAST_PLAN, FittedTable
 from planner.render.plans import heading, render_infeasible, render_notes
 
 _MATERIAL = 0.001  # shares below this are not worth a line
@@ -60,9 +61,9 @@ def grounds_sentence(grounds: Grounds) -> str:
 
 
 def _trials_table(trials: Sequence[Trial]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("#", justify="right")
-    table.add_column("plan", overflow="fold")
+    table = FittedTable(leave_out=("90 % interval", "trial", "OOM", "fastest"))
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("plan", overflow="fold", min_width=LEAST_PLAN)
     for title in ("step", "90 % interval", "OOM", "fastest", "regret", "trial"):
         table.add_column(title, justify="right", no_wrap=True)
     for trial in trials:
@@ -204,9 +205,9 @@ _OBSERVE_READING = (
 
 
 def _observed_table(result: ObserveResult) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = FittedTable(leave_out=("90 % interval", "OOM", "sd"))
     table.add_column("row", no_wrap=True)
-    table.add_column("plan", overflow="fold")
+    table.add_column("plan", overflow="fold", min_width=LEAST_PLAN)
     for title in ("expected", "90 % interval", "OOM", "measured", "sd"):
         table.add_column(title, justify="right", no_wrap=True)
     for item in result.observed:
@@ -234,10 +235,10 @@ def _learned_words(result: ObserveResult) -> str:
 
 
 def _updated_table(result: ObserveResult) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = FittedTable(leave_out=("90 % before", "OOM", "fastest", "was"))
     for title in ("#", "was"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("plan", overflow="fold")
+    table.add_column("plan", overflow="fold", min_width=LEAST_PLAN)
     for title in ("step", "90 % before", "90 % now", "OOM", "fastest"):
         table.add_column(title, justify="right", no_wrap=True)
     for item in result.plans:

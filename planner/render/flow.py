@@ -21,11 +21,13 @@ from planner.flow_phrases import (
     shortage_sentence,
 )
 from planner.phrases import count, dollars, gib, percent, recompute_label, seconds
+from planner.render.fitted import FittedTable
 from planner.render.plans import indented
 from planner.results import RISKY, Note
 from profiles.parameters import total_parameters
 from profiles.units import GIB
 
+_LEFT_OUT = ("share", "weights", "engine", "batches")  # of the calls of a narrow table, in this order
 _HOLDINGS = {
     "": "",
     "resident": "stay",
@@ -106,15 +108,17 @@ def _heading(request: FlowRequest, console: Console) -> None:
     )
 
 
-def _table(*titles: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+def _table(*titles: str, leave_out: Sequence[str] = ()) -> Table:
+    table = FittedTable(leave_out=leave_out, padding=(0, 1, 0, 0))
     for index, title in enumerate(titles):
         table.add_column(title, justify="left" if index == 0 else "right", no_wrap=True)
     return table
 
 
 def _calls_table(plan: FlowPlan) -> Table:
-    table = _table("call", "gpus", "engine", "layout", "batches", "time", "share", "GiB", "weights")
+    table = _table(
+        "call", "gpus", "engine", "layout", "batches", "time", "share", "GiB", "weights", leave_out=_LEFT_OUT
+    )
     for column in table.columns:
         column.no_wrap = column.header not in ("layout", "batches", "weights")
     for call in plan.calls:

@@ -29,6 +29,7 @@ from planner.phrases import (
     signed_gib,
     signed_percent,
 )
+from planner.render.fitted import FittedTable
 from planner.render.stages import memory_table
 from planner.results import Infeasible, Note, PlanEstimate, PlanResult, Request
 from profiles.parameters import active_parameters, total_parameters
@@ -118,7 +119,7 @@ def heading(request: Request, console: Console) -> None:
 
 def _ranking_table(plans: Sequence[PlanEstimate], devices: int, *, narrow: bool) -> Table:
     padding = (0, 1, 0, 0) if narrow else (0, 1)
-    table = Table(box=None, pad_edge=False, padding=padding, header_style="bold")
+    table = FittedTable(leave_out=("MFU %", "tok/s/gpu"), padding=padding)
     shown = [(title, name) for title, name in _OPTIONAL if any(getattr(item.plan, name) > 1 for item in plans)]
     sized = {item.num_devices for item in plans} != {devices}
     right = ["#", *(["gpus"] if sized else []), "tp", "pp", "dp", *(title for title, _ in shown)]

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from costmodels.serving.apart import BUSIEST
@@ -13,13 +12,15 @@ from planner.deployments.job import BOUNDS, PERCENTILES, ServingJob, bound_words
 from planner.deployments.launch import launch_words
 from planner.deployments.results import ApartPlan, PoolPart, ServingPlan, ServingResult, ServingShortage
 from planner.phrases import count, dollars, gib, seconds
+from planner.render.fitted import FittedTable
 from planner.render.plans import render_notes
 from profiles.parameters import total_parameters
 
-_PADDING = (0, 1)
-_GAP = 2  # between columns
-# Of a narrow table, in this order: what other columns tell goes first.
-_LEFT_OUT = ("tok/s/user", "prompts/s/gpu", "dp-attn", "req/s", "latency", "at once", "pp", "replicas", "tok/s/gpu")
+# Of a narrow table, in this order: what other columns tell goes first, and nothing that makes a plan.
+_LEFT_OUT = (
+    *("tok/s/user", "prompts/s/gpu", "req/s", "prompts/s", "latency", "tok/s/gpu", "prompt tok/s/gpu"),
+    *("$/1M prompt tokens", "$/1M tokens", "TPOT", "TTFT"),
+)
 _SAYS_NOTHING = {"pp": "1", "ep": "1", "dp-attn": "1"}
 # What the command line calls the fields that remedies name.
 _OPTIONS = {
@@ -49,11 +50,11 @@ def render_serving(result: ServingResult, console: Console, *, quiet: bool = Fal
     if result.shortage is not None:
         _render_shortage(result, result.shortage, console)
     else:
-        console.print(_table([_cells(plan, result) for plan in result.plans], console))
+        console.print(_table([_cells(plan, result) for plan in result.plans]))
         _render_best(result.plans[0], result, console)
         if len(result.frontier) > 1:
             console.print("\n[bold]Throughput against speed[/]", highlight=False)
-            console.print(_table([_cells(plan, result) for plan in result.frontier], console, ranked=False))
+            console.print(_table([_cells(plan, result) for plan in result.frontier], ranked=False))
     if result.apart is not None:
         _render_apart(result, console)
     if not quiet:
@@ -73,7 +74,7 @@ def _render_shortage(result: ServingResult, shortage: ServingShortage, console: 
         console.print(f"{lead} {_as_options(shortage.remedy)}.", highlight=False)
     if shortage.nearest is not None:
         console.print("\nNearest", style="bold", highlight=False)
-        console.print(_table([_cells(shortage.nearest, result)], console))
+        console.print(_table([_cells(shortage.nearest, result)]))
 
 
 def _formats(result: ServingResult) -> str:
@@ -120,18 +121,11 @@ def _requests(job: ServingJob) -> str:
     return "; ".join([words, *bounds])
 
 
-def _table(rows: Sequence[Mapping[str, str]], console: Console, *, ranked: bool = True) -> Table:
+def _table(rows: Sequence[Mapping[str, str]], *, ranked: bool = True) -> FittedTable:
     """Cells by title, as many columns as fit: none that says nothing, and the least telling left out first."""
     numbered = [{"#": str(number), **row} for number, row in enumerate(rows, start=1)] if ranked else [*rows]
     titles = [title for title in numbered[0] if any(row[title] != _SAYS_NOTHING.get(title, "-") for row in numbered)]
-
-    def width() -> int:
-        return sum(max(len(title), *(len(row[title]) for row in numbered)) + _GAP for title in titles) - _GAP
-
-    for title in _LEFT_OUT:
-        if title in titles and width() > console.width:
-            titles.remove(title)
-    table = Table(box=None, pad_edge=False, padding=_PADDING, header_style="bold")
+    table = FittedTable(leave_out=_LEFT_OUT)
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for place, row in enumerate(numbered):
@@ -172,7 +166,7 @@ def _render_apart(result: ServingResult, console: Console) -> None:
         }
         for plan in result.apart
     ]
-    console.print(_table(rows, console))
+    console.print(_table(rows))
     best = result.apart[0]
     words = f"Of the first token {seconds(best.crossing_s)} are the way of keys and values"
     if result.plans:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.phrases import assumed_columns
+from planner.render.fitted import FittedTable
 from planner.timings.admission import Checked
 from planner.timings.summary import DeviceSummary, OperationSummary
 from profiles.timing_store import REPEATS_AGREE, Merged
@@ -114,7 +115,8 @@ def say_apart(merged: Merged, console: Console) -> None:
 
 def listing(titles: Sequence[str], *, left: Sequence[int], title: str | None = None) -> Table:
     """A plain table with some columns aligned to the left."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    table = FittedTable()
+    table.title, table.title_justify = title, "left"
     for index, word in enumerate(titles):
         last = index == len(titles) - 1
         table.add_column(word, justify="left" if index in left else "right", no_wrap=not last)

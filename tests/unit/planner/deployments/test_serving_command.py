@@ -196,5 +196,24 @@ def test_tables_leave_columns_out_rather_than_cut_them(
     assert code == 0
     assert "…" not in out
     titles = next(line for line in out.splitlines() if "TTFT" in line and "gpus" in line).split()
-    assert {"gpus", "tp", "ep", "TTFT", "p99", "TPOT"} <= set(titles)
-    assert ("dp-attn" in titles) == (columns > 130)
+    assert {"gpus", "tp", "ep", "dp-attn", "replicas", "TTFT", "p99", "TPOT"} <= set(titles)
+    assert ("latency" in titles) == (columns > 130)
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 110])
+def test_no_part_of_a_plan_is_left_out_and_figures_that_are_get_told(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = command_line(capsys, monkeypatch, columns=columns)
+    words = ("serving", "--model", "qwen3-8b", "--gpus", "8x8xH100-SXM-80GB", "--prompt", "512", "--generate", "0")
+    bounds = ("--rate", "2000", "--ttft", "200ms", "--percentile", "99", "--price-per-gpu-hour", "2.5", "--top", "3")
+    code, out, _ = run(*words, *bounds, "--quiet")
+    assert code == 0
+    table, _, rest = out.partition("\n\n")[2].partition("no room at")
+    for title in ("gpus", "tp", "pp", "replicas", "at once", "p99"):
+        assert f" {title} " in " ".join(table.splitlines()[0].split()) + " "
+    for title in ("prompts/s/gpu", "latency"):
+        assert (f" {title} " in table) != (title in " ".join(rest.partition("shows")[0].split()))
+    told = " ".join(rest.split())
+    assert told.startswith(f"{columns} columns for ")
+    assert "prompts/s/gpu" in told.partition(": a wider terminal or --json shows them")[0]
