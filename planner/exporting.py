@@ -1,8 +1,8 @@
 """The public calls: a plan as the files and the launch line of a training framework.
 
 ``export`` takes the plan that ``planner.estimate`` would explain for the same question, or the best that the target
-expresses where that is another; ``export_saved`` one of an answer that was saved. Neither drops what the target cannot
-express: it is an error unless the caller allows it.
+expresses where that is another, which is told; ``export_saved`` one of an answer that was saved. Neither drops what the
+target cannot express: it is an error unless the caller allows it.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,19 @@ from typing import Any
 
 from costmodels.evaluate import peaks
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch
+from planner.answer.estimates import plan_estimates
 from planner.answer.risks import oom_risks
 from planner.api import best_among, estimate
-from planner.exporters.exported import Exported, ExportResult, Target, expressed, warned
+from planner.exporters.exported import (
+    OTHER_FRAMEWORK,
+    Exported,
+    ExportResult,
+    Target,
+    Unwritten,
+    expressed,
+    gaps,
+    warned,
+)
 from planner.exporters.formats import FLOW_FORMATS, FORMATS, says_all, target_of
 from planner.exporters.saved import DOCUMENT, saved_plan, saved_workflow
 from planner.phrases import gib
@@ -29,7 +39,7 @@ from planner.question.request import (
     on_used_part,
     resolve_request,
 )
-from planner.results import PlanEstimate, Request
+from planner.results import Note, PlanEstimate, PlanResult, Request
 from profiles.errors import SpecError, did_you_mean, shown
 from profiles.stack_names import serves, stack_name, tool_name
 
@@ -57,7 +67,8 @@ def export(
 ) -> ExportResult:
     """The best plan that a target expresses, as files and a launch line.
 
-    That is the one that ``planner.estimate`` explains, unless the target cannot express it, and can another that fits.
+    That is the one that ``planner.estimate`` explains under a framework of the target, unless the target cannot express
+    it, and can another that fits: ``searched`` holds it then.
 
     Args:
         model: As for ``planner.plan``.
@@ -83,11 +94,7 @@ def export(
     """
     _check_format(format)
     chosen = given_options(options, settings, fixed="plan")
-    if chosen.framework is None:
-        usual = resolve_request(model, cluster, job, fixed_by(plan), chosen)
-        stacks = target_of(format).TARGET.stacks
-        chosen = chosen if usual.stack.name in stacks else replace(chosen, framework=stacks[0])
-    result = estimate(model, cluster, job, plan=plan, options=chosen)
+    result = _estimate(model, cluster, job, plan, chosen, format=format)
     best = result.best
     if best is None:
         return ExportResult(format=format, request=result.request, fits=False, infeasible=result.infeasible)
@@ -95,11 +102,14 @@ def export(
     taken, fits = (best.plan, best.fits) if whole else _expressed(best, result.request, format=format)
     request = on_used_part(result.request, taken.num_devices)
     exported = _exported(taken, request, format=format, allow_partial=allow_partial)
+    searched = _unwritten(best, taken, result.request, format=format)
+    exported = exported if searched is None else warned(exported, searched.words)
     return ExportResult(
         format=format,
         request=request,
         plan=taken,
         exported=exported if fits else warned(exported, _too_large(taken, request)),
+        searched=searched,
         fits=fits,
         oom_probability=float(oom_risks(PlanBatch.from_plans([taken]), cost_context(request))[0]),
         infeasible=result.infeasible,
@@ -165,6 +175,43 @@ def _expressed(best: PlanEstimate, request: Request, *, format: str) -> tuple[Ex
         return best.plan, best.fits
     found = best_among(request, says)
     return (best.plan, best.fits) if found is None or best.fits > found[1] else found
+
+
+def _estimate(
+    model: ModelInput,
+    cluster: ClusterInput,
+    job: JobInput,
+    plan: ExecutionPlan | Mapping[str, Any] | None,
+    options: Options,
+    *,
+    format: str,
+) -> PlanResult:
+    """The answer of ``planner.estimate``, with the target's first framework where the usual one is none of its."""
+    stacks = target_of(format).TARGET.stacks
+    if options.framework is None:
+        usual = resolve_request(model, cluster, job, fixed_by(plan), options).stack.name
+        if usual not in stacks:
+            result = estimate(model, cluster, job, plan=plan, options=replace(options, framework=stacks[0]))
+            request = result.request
+            words = f"{request.stack.name}, for the format (not given; planner estimate takes {usual})"
+            note = Note(code=OTHER_FRAMEWORK, field="framework", message=words)
+            return replace(result, request=replace(request, assumptions=(*request.assumptions, note)))
+    return estimate(model, cluster, job, plan=plan, options=options)
+
+
+def _unwritten(best: PlanEstimate, taken: ExecutionPlan, request: Request, *, format: str) -> Unwritten | None:
+    """The best plan beside the one that is written instead; None where it is the one."""
+    if taken == best.plan:
+        return None
+    used = on_used_part(request, taken.num_devices)
+    written = plan_estimates(PlanBatch.from_plans([taken]), cost_context(used))[0]
+    return Unwritten(
+        plan=best.plan,
+        step_time_s=best.step_time_s,
+        written=taken,
+        written_step_time_s=written.step_time_s,
+        in_the_way=gaps(*target_of(format).plan_checks(PlanBatch.from_plans([best.plan]), request)),
+    )
 
 
 def _says(module: Any, plans: PlanBatch, request: Request) -> BoolArray:

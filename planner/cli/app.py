@@ -253,7 +253,10 @@ def export(
     out: target.Out = None,
     allow_partial: target.Partial = False,
 ) -> None:
-    """Write the files and the launch line of a training framework for the plan that planner estimate explains."""
+    """Write the files and the launch line of a training framework: of the best plan that it expresses.
+
+    Where planner estimate explains another for the same options, it says so.
+    """
     settings = {"format": format_, "plan": plan, "rank": rank, "allow_partial": allow_partial}
     if values["workflow"]["job"] is not None:
         target.show_flow_export(values | {"cluster": cluster_of(values["gpus"]), "seed": 0}, settings, out=out)

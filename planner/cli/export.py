@@ -64,6 +64,8 @@ def show_export(
         _write(result.exported, out)
     shown = (export_document(result), lambda console: _render(result, console, out))
     emit(shown, json_=values["json_"], output=values["output"])
+    for words in () if values["quiet"] else result.differs:
+        typer.echo(f"note: {words}", err=True)
     if result.risky and not values["quiet"]:
         _warn_of_risk(result.oom_probability or 0.0)
     if not result.fits:

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from planner.document_plan import infeasible_document, notes_document, plan_document, request_document
-from planner.exporters.exported import ExportResult, Gap
+from planner.exporters.exported import ExportResult, Gap, Unwritten
 from planner.exporters.formats import FORMATS
 from planner.schema_types import (
+    AMOUNT,
     FLAG,
     SCHEMA_VERSION,
     SHARE,
@@ -41,7 +42,17 @@ def export_document(result: ExportResult) -> dict[str, Any]:
         "unsupported": [] if exported is None else unsupported_document(exported.unsupported),
         "left_to_you": [] if exported is None else list(exported.left_to_you),
         "infeasible": infeasible_document(result.infeasible),
+        "searched": None if result.searched is None else _searched_document(result.searched),
         "assumptions": notes_document(result.request.assumptions),
+    }
+
+
+def _searched_document(searched: Unwritten) -> dict[str, Any]:
+    return {
+        "plan": plan_document(searched.plan),
+        "step_time_s": searched.step_time_s,
+        "written_step_time_s": searched.written_step_time_s,
+        "in_the_way": unsupported_document(searched.in_the_way),
     }
 
 
@@ -72,5 +83,13 @@ def export_schema() -> Shape:
         unsupported=unsupported_shape(),
         left_to_you=list_of(TEXT),
         infeasible=or_null(infeasible_shape()),
+        searched=or_null(
+            closed_object(
+                plan={"$ref": "#/$defs/plan"},
+                step_time_s=AMOUNT,
+                written_step_time_s=AMOUNT,
+                in_the_way=unsupported_shape(),
+            )
+        ),
         assumptions=list_of(note_shape()),
     )

@@ -11,13 +11,14 @@ from costmodels.energy_cost import steps_in_run
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Schedule
 from costmodels.stages.table import stage_table
 from costmodels.workload import TrainingJob
-from planner.phrases import plan_label
+from planner.phrases import plan_label, seconds, signed_percent
 from planner.results import RISKY, Infeasible, Note, Request
 from profiles.hardware import ClusterSpec
 from profiles.hf_config import TEXT_PART
 from profiles.model import ModelSpec
 
 SCRIPT = "train.sh"
+OTHER_FRAMEWORK = "other_framework"  # code of the note that the format's framework is not the usual one
 REST = '"$@"'  # what the user gives the script besides
 _WIDTH = 112  # columns of comments
 
@@ -78,6 +79,36 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unwritten:
+    """The plan that ``planner.estimate`` explains, where the target cannot express it and another is written.
+
+    Attributes:
+        plan: That plan.
+        step_time_s: Its step.
+        written: The plan that is written.
+        written_step_time_s: The step of that.
+        in_the_way: Why the target cannot.
+    """
+
+    plan: ExecutionPlan
+    step_time_s: float
+    written: ExecutionPlan
+    written_step_time_s: float
+    in_the_way: tuple[Gap, ...]
+
+    @property
+    def words(self) -> str:
+        """Both plans in two sentences."""
+        searched, written = (
+            f"{plan_label(plan)} at {seconds(step_s)} per step"
+            for plan, step_s in ((self.plan, self.step_time_s), (self.written, self.written_step_time_s))
+        )
+        change = signed_percent(self.written_step_time_s / self.step_time_s - 1)
+        why = "; ".join(f"{gap.field}: {gap.problem}" for gap in self.in_the_way[:1])
+        return f"The plan of planner estimate, {searched}, cannot be written: {why}. This is {written} ({change})."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
     """The answer.
 
@@ -89,6 +120,7 @@ class ExportResult:
         exported: The files and the rest; None when there is no plan.
         oom_probability: That a run of it dies of memory; None without a plan, or where a saved answer does not say it.
         infeasible: What stands in the way; None when the plan fits, or came from a saved answer.
+        searched: The plan that ``planner.estimate`` explains; None where that is the one written.
     """
 
     format: str
@@ -98,6 +130,13 @@ class ExportResult:
     exported: Exported | None = None
     oom_probability: float | None = None
     infeasible: Infeasible | None = None
+    searched: Unwritten | None = None
+
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """In which ways the plan is not the one that ``planner.estimate`` explains for the same options."""
+        other = [note for note in self.request.assumptions if note.code == OTHER_FRAMEWORK]
+        return (*(f"{note.field}: {note.message}" for note in other), *([self.searched.words] if self.searched else []))
 
     @property
     def risky(self) -> bool:

@@ -21,7 +21,8 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_single_file_is_printed_as_it_is(run: Command, tmp_path: Path) -> None:
     code, out, err = run("export", "--format", "megatron-lm", *BASE, "--tp", "2")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert "warning" not in err
     assert out.startswith("#!/usr/bin/env bash\n# Written by planner export for Megatron-LM")
     assert run("export", "--format", "megatron-lm", *BASE, "--tp", "2", "--out", str(tmp_path))[0] == 0
     assert (tmp_path / "train.sh").read_text() == out.removesuffix("\n")
@@ -163,7 +164,44 @@ def test_of_the_plans_that_a_target_expresses_one_that_is_likely_to_live_is_take
         "lora",
     ]
     code, _, err = run("export", *question)
-    assert (code, err) == (0, "")
-    assert re.match(
+    assert code == 0
+    assert "warning" not in err
+    assert re.search(
         r"warning: \d\d % risk of running out of memory", run("export", *question, "--max-oom-risk", "1")[2]
     )
+
+
+LORA = ("-m", "qwen3-8b", "-g", "2xH100", "--task", "lora", "--seq", "2048")
+
+
+def test_another_plan_than_that_of_estimate_is_told_with_what_it_costs(run: Command) -> None:
+    explained = json.loads(run("estimate", *LORA, "--json")[1])["plans"][0]
+    code, out, err = run("export", "--format", "accelerate", *LORA, "--json")
+    document = json.loads(out)
+    searched = document["searched"]
+    assert code == 0
+    assert (searched["plan"], searched["step_time_s"]) == (explained["plan"], explained["time"]["step_time_s"])
+    assert searched["in_the_way"][0]["field"] == "plan.zero_stage"
+    assert (explained["plan"]["zero_stage"], document["plan"]["zero_stage"]) == (1, 2)
+    written = json.loads(run("estimate", *LORA, "--zero", "2", "--micro-batch", "2", "--json")[1])["plans"][0]
+    assert written["plan"] == document["plan"]
+    assert searched["written_step_time_s"] == pytest.approx(written["time"]["step_time_s"])
+    told = "The plan of planner estimate, tp1 pp1 dp2 zero1 mbs2 none at 16.3 s per step, cannot be written: plan.zero"
+    assert err.startswith(f"note: {told}")
+    assert "This is tp1 pp1 dp2 zero2 mbs2 none at 16.3 s per step (=)." in err
+    assert told in document["files"]["train.sh"].replace("\n#  ", "")
+    assert run("export", "--format", "accelerate", *LORA, "--json", "--quiet")[2] == ""
+
+
+def test_a_plan_that_estimate_explains_is_written_without_a_word(run: Command) -> None:
+    code, out, err = run("export", "--format", "deepspeed", *LORA, "--json")
+    assert (code, err, json.loads(out)["searched"]) == (0, "", None)
+
+
+def test_the_framework_that_the_format_chose_is_told(run: Command) -> None:
+    asked = ("export", "--format", "deepspeed", *BASE)
+    _, out, err = run(*asked, "--json")
+    words = "deepspeed, for the format (not given; planner estimate takes megatron-core)"
+    assert err == f"note: framework: {words}\n"
+    assert {"code": "other_framework", "field": "framework", "message": words} in json.loads(out)["assumptions"]
+    assert run(*asked, "--framework", "deepspeed")[2] == ""
