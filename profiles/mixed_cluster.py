@@ -11,7 +11,7 @@ from typing import Any
 
 from profiles.catalog import Catalog, default_catalog
 from profiles.catalog_entries import validated
-from profiles.cluster_entries import MAX_GROUPS, MAX_TEXT_LENGTH, MixedClusterEntry, check_num_devices
+from profiles.cluster_entries import MAX_GROUPS, MAX_TEXT_LENGTH, ClusterEntry, MixedClusterEntry, check_num_devices
 from profiles.cluster_string import cluster_from_mapping, cluster_to_mapping, parse_cluster
 from profiles.errors import SpecError
 from profiles.hardware import MAX_DEVICES, ClusterSpec, LinkSpec
@@ -118,6 +118,12 @@ def mixed_cluster_from_mapping(mapping: Mapping[str, Any]) -> MixedCluster:
         SpecError: If a field is unknown, of the wrong type or out of bounds, or a name is unknown.
     """
     catalog = default_catalog()
+    of_one = ClusterEntry.model_fields.keys() - MixedClusterEntry.model_fields.keys()
+    for name in mapping:
+        if name in of_one:
+            raise SpecError(
+                f"cluster.{name}", "excludes groups, each of which has its own", f"leave {name} or groups out"
+            )
     entry = validated(MixedClusterEntry, mapping, where="cluster")
     groups = []
     for index, group in enumerate(entry.groups):

@@ -14,7 +14,7 @@ from profiles.pydantic_words import hint_of, problem_of
 
 USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, which Typer has had in several places
 _LENGTH, _IN_HUNDREDTHS = "--seq", "--percentile"  # lengths in thousands are powers of two
-_MOST = {"--zero": 3}
+_MOST = {"--zero": 3, "--top": 1000}
 _STEM = 4  # letters that the names of two commands share where one is taken for the other
 _USUAL = {
     _LENGTH: "4096", "--max-model-len": "4096", "--prefix": "1024", "--sample-tokens": "512", "--zero": "3",

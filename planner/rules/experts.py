@@ -23,6 +23,7 @@ from planner.rules.base import (
     must_divide,
     one_of,
 )
+from planner.rules.layout import unsplit_sequence
 
 
 def _num_experts(setting: Setting) -> int:
@@ -95,6 +96,14 @@ def _width_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
     if setting.model.moe is None:
         return _no_experts(plan, setting)
     return must_divide("moe.ffn_hidden_size", _expert_width(setting), plan.expert_tensor_parallel, setting.num_devices)
+
+
+def _sequence_parallel_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
+    problem = f"is needed by a mixture of experts with tp={plan.tensor_parallel}"
+    if setting.job.sequence_length % (plan.context_parallel * plan.tensor_parallel) == 0:
+        return problem, "sequence_parallel on"
+    unsplit, hint = unsplit_sequence(plan, setting)
+    return f"{problem}, and {unsplit}", hint
 
 
 EXPERT = (
@@ -278,10 +287,7 @@ EXPERT = (
         holds=lambda plans, setting: (
             plans.sequence_parallel | (plans.tensor_parallel == 1) | (setting.model.moe is None)
         ),
-        complaint=lambda plan, _setting: (
-            f"is needed by a mixture of experts with tp={plan.tensor_parallel}",
-            "sequence_parallel on",
-        ),
+        complaint=_sequence_parallel_complaint,
     ),
     Rule(
         name="expert_overlap_needs_interleaving",

@@ -112,6 +112,17 @@ def _sequence_unit(plans: PlanBatch, setting: Setting) -> BoolArray:
     return mask((s % c == 0) & ((s // np.maximum(c, 1)) % shard == 0))
 
 
+def unsplit_sequence(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
+    """What to say of a sequence that does not split over the ranks that share it, and the smallest change."""
+    length, c, t = setting.job.sequence_length, plan.context_parallel, plan.tensor_parallel
+    always = setting.framework == FSDP or (setting.framework == MEGATRON and setting.model.moe is not None)
+    longer = f"sequence_length {-(-length // (c * t)) * c * t}"
+    return (
+        f"the sequence length {length} does not split over cp {c} x tp {t}",
+        f"{longer if always and t > 1 else 'sequence_parallel off'}, or a smaller degree",
+    )
+
+
 LAYOUT = (
     Rule(
         name="world_size",
@@ -254,10 +265,6 @@ TENSOR = (
         source=f"{TITAN_DIMS}.seq_len_divisor; Megatron-LM scatter_to_sequence_parallel_region",
         columns=columns("tensor_parallel", "context_parallel", "sequence_parallel"),
         holds=_sequence_unit,
-        complaint=lambda plan, setting: (
-            f"the sequence length {setting.job.sequence_length} does not split over "
-            f"cp {plan.context_parallel} x tp {plan.tensor_parallel}",
-            "sequence_parallel off, or a smaller degree",
-        ),
+        complaint=unsplit_sequence,
     ),
 )

@@ -105,6 +105,10 @@ def _layers_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
     first, last = plan.first_stage_layers, plan.last_stage_layers
     if plan.stage_layers:
         return f"stage_layers must give all {layers} layers to the stages; got {str(plan.stage_layers)[:60]}", ""
+    if (first or last) and plan.pipeline_parallel == 1:
+        unsharded = " and zero 0 or 1" if plan.zero_stage > 1 else ""  # with which alone there are stages
+        ends = " and ".join(name for name, count in (("first", first), ("last", last)) if count)
+        return "needs several pipeline stages; got 1", f"pp 2 or more{unsharded}, or leave those of the {ends} out"
     if first or last:
         return (
             f"{layers} layers, less {first} on the first and {last} on the last stage, must divide over the stages "

@@ -46,10 +46,10 @@ def _shards_divide(plans: PlanBatch, _setting: Setting) -> BoolArray:
     return mask((degree == 0) | ((ranks % np.maximum(degree, 1) == 0) & (plans.zero_stage > 0)))
 
 
-def _shards_complaint(plan: ExecutionPlan, _setting: Setting) -> tuple[str, str]:
+def _shards_complaint(plan: ExecutionPlan, setting: Setting) -> tuple[str, str]:
     ranks = plan.data_parallel * plan.context_parallel
-    if plan.zero_stage == 0:
-        return "needs zero_stage > 0", "zero 1, or no shard degree"
+    if plan.zero_stage == 0 and ranks % plan.zero_shard_degree == 0:
+        return "needs zero_stage > 0", f"zero {1 if setting.framework == MEGATRON else 3}, or no shard degree"
     return f"must divide dp x cp = {ranks}; got {plan.zero_shard_degree}", one_of(divisors(ranks))
 
 

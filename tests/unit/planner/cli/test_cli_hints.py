@@ -105,3 +105,77 @@ def test_people_and_programs_read_options(run: Command) -> None:
     other = "no other format says all of this plan; --format accelerate or deepspeed plans the model anew"
     assert told.endswith(f"got 4. Hint: {other}; or --allow-partial\n")
     assert json.loads(run(*asked, "--json")[1])["errors"][0]["hint"] == f"{other}; or --allow-partial"
+
+
+MIXTRAL = ("plan", "--model", "mixtral-8x7b", "--gpus", "8xH100", "--tp", "2")
+ENDS = ("plan", "--model", "13b", "--gpus", "8xH100", "--first-stage-layers", "5")
+FSDP = ("estimate", "--model", "qwen3-8b", "--gpus", "8xH100", "--framework", "fsdp")
+SPLIT = "the sequence length 4097 does not split over cp 1 x tp 2"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "followed"),
+    [
+        ((*MIXTRAL, "--seq", "4097"), f"tp=2, and {SPLIT}. Hint: --seq 4098, or", (*MIXTRAL, "--seq", "4098")),
+        ((*MIXTRAL, "--seq", "4097", "--sp"), f"{SPLIT}. Hint: --seq 4098, or", (*MIXTRAL, "--seq", "4098", "--sp")),
+        (
+            (*FSDP, "--hsdp", "3"),
+            "plan.zero_shard_degree: must divide dp x cp = 8; got 3. Hint: --hsdp 1, 2, 4 or 8",
+            (*FSDP, "--hsdp", "4"),
+        ),
+        (
+            (
+                "estimate",
+                "--model",
+                "qwen3-8b",
+                "--gpus",
+                "8xH100",
+                "--framework",
+                "fsdp",
+                "--hsdp",
+                "4",
+                "--zero",
+                "0",
+            ),
+            "plan.zero_shard_degree: needs zero_stage > 0. Hint: --zero 3, or no shard degree",
+            (
+                "estimate",
+                "--model",
+                "qwen3-8b",
+                "--gpus",
+                "8xH100",
+                "--framework",
+                "fsdp",
+                "--hsdp",
+                "4",
+                "--zero",
+                "3",
+            ),
+        ),
+        (
+            ("plan", "--model", "13b", "--gpus", "8xH100", "--top", "1e9"),
+            "--top: must be a whole number; got '1e9'. Hint: --top 10, for example",
+            ("plan", "--model", "13b", "--gpus", "8xH100", "--top", "10"),
+        ),
+        (
+            (*ENDS, "--zero", "2", "--dp", "1"),
+            "needs several pipeline stages; got 1. Hint: --pp 2 or more and --zero 0 or 1, or leave those of the first",
+            (*ENDS, "--zero", "1", "--dp", "1", "--pp", "2"),
+        ),
+    ],
+)
+def test_hints_are_legal_where_they_are_followed(
+    run: Command, asked: tuple[str, ...], told: str, followed: tuple[str, ...]
+) -> None:
+    code, _, error = run(*asked)
+    assert code == 2
+    assert told in error
+    assert run(*followed)[0] != 2
+
+
+def test_a_device_beside_groups_is_no_unknown_field(run: Command, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("device: H100\ngroups:\n- {device: A100, num_nodes: 1}\n")
+    code, _, error = run("search", "--model", "7b", "--gpus", str(path))
+    words = "cluster.device: excludes groups, each of which has its own. Hint: leave device or groups out"
+    assert (code, error) == (2, f"error: {words}\n")
