@@ -1,12 +1,18 @@
 """The command line without a process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from planner.cli import app as cli
 
 Command = Callable[..., tuple[int, str, str]]
+
+
+def instead(base: Sequence[str], options: Sequence[str]) -> tuple[str, ...]:
+    """Words of a command whose options all have a value, but for those that are given anew, and these."""
+    pairs = zip(base[::2], base[1::2], strict=True)
+    return (*(word for pair in pairs if pair[0] not in options for word in pair), *options)
 
 
 def command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, columns: int = 100) -> Command:

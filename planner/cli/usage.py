@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
 from typing import Any
 
@@ -51,14 +51,14 @@ def usage_error(error: Exception) -> SpecError | None:
 
 
 def check_values(command: Any, arguments: Sequence[str]) -> None:
-    """Refuse an option without its value, which would take the option after it for one.
+    """Refuse an option without its value, which would take the option after it for one, and one with two values.
 
     Args:
         command: The application; with commands of its own, the first arguments name one of them.
         arguments: Of the command line.
 
     Raises:
-        SpecError: If an option is followed by another instead of its value.
+        SpecError: If an option is followed by another instead of its value, or a later value would replace an earlier.
     """
     words = [*arguments, ""]
     while words[0] in getattr(command, "commands", {}):
@@ -68,9 +68,36 @@ def check_values(command: Any, arguments: Sequence[str]) -> None:
     flags = {name for each in options if each.is_flag or each.count for name in (*each.opts, *each.secondary_opts)}
     for word, following in pairwise(words):
         if word == "--":
-            return
+            break
         if word in names - flags and following in names:
             raise SpecError(word, f"needs a value; got the option {shown(following)}", f"{word} VALUE")
+    _check_once([each for each in options if not each.multiple and not each.count], names - flags, words)
+
+
+def _check_once(options: Sequence[Any], valued: Set[str], words: Sequence[str]) -> None:
+    """Refuse an option that takes one value, and is given two.
+
+    Args:
+        options: Those that take one.
+        valued: Names after which a value comes, of any option.
+        words: The arguments, each option among them with its value.
+    """
+    owner = {name: each for each in options for name in (*each.opts, *each.secondary_opts)}
+    given: dict[str, str] = {}
+    left = iter(words)
+    for word in left:
+        if word == "--":
+            return
+        name, mark, value = word.partition("=")
+        if word[:2] in valued and not word.startswith("--"):
+            name, mark, value = word[:2], word[2:], word[2:]
+        if name in valued and not mark:
+            value = next(left, "")
+        if name not in owner:
+            continue
+        said, option = value if name in valued else name, max(owner[name].opts, key=len)
+        if given.setdefault(option, said) != said:
+            raise SpecError(option, f"is given as {shown(given[option])} and as {shown(said)}", "leave one of them out")
 
 
 def _option(error: Exception) -> str:

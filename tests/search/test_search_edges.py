@@ -16,7 +16,7 @@ from planner.space.enumeration import plan_space
 from profiles.errors import SpecError
 from service.app import create_app
 from service.settings import ServiceSettings
-from tests.command import command_line
+from tests.command import command_line, instead
 from tests.search.small import INSTANCES
 
 MIXED = next(instance for instance in INSTANCES if instance.name == "two types, loose")
@@ -129,7 +129,7 @@ def test_what_would_fit_is_told_of_every_group(run: Any) -> None:
     ],
 )
 def test_bad_input_is_exit_code_two(run: Any, arguments: tuple[str, ...], words: str) -> None:
-    code, _, err = run(*SMALL, *arguments)
+    code, _, err = run(SMALL[0], *instead(SMALL[1:], arguments))
     assert code == 2
     assert words in err
 

@@ -17,7 +17,7 @@ from planner.cli.options import given, question
 from planner.document_plan import to_document
 from planner.schema_types import document_schema
 from profiles.errors import InfeasibleError
-from tests.command import command_line
+from tests.command import command_line, instead
 
 BASE = ("--model", "llama-2-7b", "--gpus", "8xA100-80GB", "--seq", "2048", "--global-batch", "64")
 JOB: dict[str, Any] = {"sequence_length": 2048, "global_batch_size": 64}
@@ -90,8 +90,7 @@ OPTIONS: list[tuple[Sequence[str], str, Any]] = [
 
 @pytest.mark.parametrize(("options", "field", "value"), OPTIONS, ids=[" ".join(case[0]) for case in OPTIONS])
 def test_plan_options_reach_the_plan(run: Any, options: Sequence[str], field: str, value: Any) -> None:
-    question = BASE[2:] if "--model" in options else BASE
-    done = run("estimate", *question, *options, "--json")
+    done = run("estimate", *instead(BASE, options), "--json")
     assert done.code in (0, 3), done.err
     assert json.loads(done.out)["plans"][0]["plan"][field] == value
 
@@ -131,7 +130,7 @@ JOB_OPTIONS: list[tuple[Sequence[str], str, Any]] = [
 
 @pytest.mark.parametrize(("options", "field", "value"), JOB_OPTIONS, ids=[" ".join(case[0]) for case in JOB_OPTIONS])
 def test_job_options_reach_the_job(run: Any, options: Sequence[str], field: str, value: Any) -> None:
-    done = run("estimate", *BASE, *options, "--json")
+    done = run("estimate", *instead(BASE, options), "--json")
     assert done.code in (0, 3), done.err
     assert json.loads(done.out)["request"]["job"][field] == value
 
@@ -187,7 +186,7 @@ def test_stack_fit(run: Any, tmp_path: Path) -> None:
 
 
 def test_fabric(run: Any) -> None:
-    done = run("estimate", *BASE, "--gpus", "2x8xA100", "--fabric", "ib-hdr-200", "--json")
+    done = run("estimate", *instead(BASE, ("--gpus", "2x8xA100")), "--fabric", "ib-hdr-200", "--json")
     assert json.loads(done.out)["request"]["cluster"]["fabric"] == "ib-hdr-200"
 
 
@@ -297,10 +296,11 @@ def test_output_goes_to_a_file_as_well(run: Any, tmp_path: Path) -> None:
 def test_a_cluster_may_be_a_file(run: Any, tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text("device: A100-80GB\nnum_nodes: 2\ngpus_per_node: 8\nfabric: ib-hdr-200\n")
-    done = run("estimate", *BASE, "--gpus", str(file), "--json")
+    asked = instead(BASE, ("--gpus", str(file)))
+    done = run("estimate", *asked, "--json")
     assert json.loads(done.out)["request"]["cluster"]["num_devices"] == 16
     file.write_text("- 1\n")
-    assert run("estimate", *BASE, "--gpus", str(file)).err.startswith(f"error: --gpus, {file}: must hold a mapping")
+    assert run("estimate", *asked).err.startswith(f"error: --gpus, {file}: must hold a mapping")
 
 
 def test_variants_and_front(run: Any) -> None:

@@ -224,3 +224,27 @@ def test_names_from_elsewhere_are_told_where_they_belong(
     assert code == 2
     assert told.startswith(f"error: {field}")
     assert f"Hint: {hint}" in told or not hint
+
+
+@pytest.mark.parametrize(
+    ("options", "option", "earlier", "later"),
+    [
+        (("--gpus", "8xA100"), "--gpus", "'8xH100'", "'8xA100'"),
+        (("-g8xA100",), "--gpus", "'8xH100'", "'8xA100'"),
+        (("--seq=2048", "--seq", "4096"), "--seq", "'2048'", "'4096'"),
+        (("--sp", "--no-sp"), "--sp", "'--sp'", "'--no-sp'"),
+    ],
+)
+def test_an_option_with_two_values_is_refused(
+    run: Any, options: Sequence[str], option: str, earlier: str, later: str
+) -> None:
+    code, _, told = run("estimate", *MODEL, *options)
+    words = f"error: {option}: is given as {earlier} and as {later}. Hint: leave one of them out\n"
+    assert (code, told) == (2, words)
+
+
+def test_an_option_may_be_repeated_with_its_value_and_one_that_takes_several_with_others(run: Any) -> None:
+    small = ("--seq", "512", "--global-batch", "8")
+    assert run("estimate", *MODEL, "--gpus", "8xH100", *small, "--json", "--json", "-o", "/dev/null")[0] == 0
+    workflow = ("plan", "--job", "dpo", "--model", "actor=llama-3.2-1b", "--model", "ref=llama-3.2-1b")
+    assert "is given as" not in run(*workflow, "--gpus", "2xH100", "--effort", "x")[2]

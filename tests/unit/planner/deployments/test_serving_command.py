@@ -14,7 +14,7 @@ import planner
 from planner.document_serving import serving_document, serving_schema
 from planner.render.serving import render_serving
 from profiles.errors import SpecError
-from tests.command import Command, command_line
+from tests.command import Command, command_line, instead
 from tests.unit.costmodels.serving.test_serving import CHAT, served
 
 
@@ -181,7 +181,7 @@ def test_the_tables_say_what_is_best_and_why_nothing_is(planner_line: Command) -
     "words", [("--ttft", "soon"), ("--ttft", "0ms"), ("--tpot", "-1s"), ("--ttft", "500"), ("--generate", "many")]
 )
 def test_bad_words_exit_with_2(planner_line: Command, words: tuple[str, str]) -> None:
-    code, _, errors = planner_line(*COMMAND, *words)
+    code, _, errors = planner_line(COMMAND[0], *instead(COMMAND[1:], words))
     assert code == 2
     assert "Hint" in errors
 
