@@ -337,6 +337,8 @@ def serve(
     """Serve the REST interface; its documentation is at /docs. Models are served by planner serving."""
     import uvicorn
 
+    if not host.strip():
+        raise SpecError("--host", f"must be an address; got {host!r}", "--host 127.0.0.1")
     try:
         uvicorn.run("service.app:create_app", factory=True, host=host, port=port)
     except SystemExit as stopped:  # its own codes mean something else here

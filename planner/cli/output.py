@@ -1,5 +1,6 @@
 """How commands answer: the document or its tables on stdout, signs of life on stderr."""
 
+import codecs
 import contextlib
 import json
 import os
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 EXIT_BAD_INPUT, EXIT_NOTHING_FITS = 2, 3
 STDOUT = "stdout"  # as a field of errors
+_PLAINLY = "planner.plainly"  # of Python's handlers of errors of encodings
+_PLAIN = {"█": "#", "▏": "|", "…": "~"}
 _PIPED_WIDTH = 120  # columns where no terminal says how many it has: names are not cut that a filter looks for
 
 
@@ -80,12 +83,20 @@ def told_error(error: PlannerError, arguments: Sequence[str]) -> str:
 
 def steady_streams() -> None:
     """Makes what is printed survive a standard stream that is closed, or whose encoding lacks a character."""
+    codecs.register_error(_PLAINLY, _plainly)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=_PLAINLY)
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """What is written instead of characters that an encoding lacks: of those of tables, others as wide."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(each, "?") for each in error.object[error.start : error.end]), error.end
 
 
 def _writable(text: str) -> bool:

@@ -248,3 +248,29 @@ def test_an_option_may_be_repeated_with_its_value_and_one_that_takes_several_wit
     assert run("estimate", *MODEL, "--gpus", "8xH100", *small, "--json", "--json", "-o", "/dev/null")[0] == 0
     workflow = ("plan", "--job", "dpo", "--model", "actor=llama-3.2-1b", "--model", "ref=llama-3.2-1b")
     assert "is given as" not in run(*workflow, "--gpus", "2xH100", "--effort", "x")[2]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "field", "problem"),
+    [
+        (",,,", "--gpus", "names nothing before or after a comma; got ',,,'"),
+        ("8xH100,", "--gpus", "names nothing before or after a comma; got '8xH100,'"),
+        ("8xH100,8xH10O", "--gpus, 8xH10O, device", "unknown name 'H10O'"),
+        ("8xH100,8xH100@x", "--gpus, 8xH100@x", "cannot read the price in '8xH100@x'"),
+    ],
+)
+def test_of_several_kinds_of_machines_the_one_that_is_wrong_is_named(
+    run: Any, kinds: str, field: str, problem: str
+) -> None:
+    code, out, _ = run("sizing", "--model", "llama-2-7b", "--gpus", kinds, "--tokens", "1T", "--json")
+    (error,) = json.loads(out)["errors"]
+    assert (code, error["field"], error["problem"]) == (2, field, problem)
+
+
+@pytest.mark.parametrize("host", ["", " "])
+def test_the_service_listens_on_no_address_that_is_empty(run: Any, host: str) -> None:
+    assert run("serve", "--host", host) == (
+        2,
+        "",
+        f"error: --host: must be an address; got {host!r}. Hint: --host 127.0.0.1\n",
+    )

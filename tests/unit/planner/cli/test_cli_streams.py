@@ -42,6 +42,8 @@ def test_characters_that_stdout_lacks_are_replaced_in_tables_and_escaped_in_docu
     table, document = shell(ask), shell(f"{ask} --json")
     assert (table.returncode, table.stderr) == (0, "")
     assert "time per step" in table.stdout
+    assert " ####" in table.stdout
+    assert "?" not in table.stdout.replace("??????", "", 1)  # the name
     assert (document.returncode, document.stderr) == (0, "")
     assert document.stdout.isascii()
     assert json.loads(document.stdout)["request"]["model"]["name"] == "модель"
