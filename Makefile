@@ -82,7 +82,7 @@ unseen: $(INSTALLED) ## Price published runs that no fit has read; rewrite the w
 	$(BIN)/python -m planner.validate.unseen.page --out docs/unseen.md
 
 kernels-unseen: $(INSTALLED) ## Price published timings of kernels that no fit has read; rewrite docs/kernels-unseen.md
-	$(BIN)/python -m planner.validate.kernel_blind --out docs/kernels-unseen.md
+	$(BIN)/python -m planner.score.kernel_blind --out docs/kernels-unseen.md
 
 collectives-unseen: $(INSTALLED) ## Price published logs of collectives, of which half no fit has read; rewrite docs/collectives-unseen.md
 	$(BIN)/python -m planner.validate.collective_page --out docs/collectives-unseen.md

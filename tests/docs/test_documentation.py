@@ -90,11 +90,23 @@ def test_readme_catalogue_extends_the_planner(tmp_path: Path) -> None:
     assert "MyGPU-96GB" in done.stdout
 
 
+def readme_python() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
 def test_readme_python_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
+    assert readme_python()
+    for block in readme_python():
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_readme_python_has_the_types_it_says(tmp_path: Path) -> None:
+    """As somebody checks it who copies it, also where nothing fits."""
+    example = tmp_path / "example.py"
+    example.write_text("".join(readme_python()))
+    command = [sys.executable, "-m", "mypy", "--strict", str(example)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_readme_make_targets_exist() -> None:

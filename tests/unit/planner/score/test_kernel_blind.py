@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 
-from planner.validate.kernel_blind import TABLES, BlindRow, addresses, blind_rows, errors, folder, page
+from planner.score.kernel_blind import TABLES, BlindRow, addresses, blind_rows, errors, folder, page
 from tests.places import ROOT
 
 
