@@ -25,7 +25,7 @@ from planner.dataflow.solving.units import units_of
 from planner.question.request import part_of
 from profiles.mixed_cluster import MixedCluster, alone
 
-_CHILDREN = 500_000_000  # looked at by the tree search at the usual effort: some five seconds on one core
+_CHILDREN = 350_000_000  # looked at by the tree search at the usual effort: some ten seconds on one core
 _LEAST_CHILDREN, _LEAST_STEPS = 100_000, 50
 _PART = 0.5  # of the budget that divisions share, for each
 _RESTARTS = 2  # of the annealing
