@@ -207,6 +207,7 @@ def test_waiting_for_less_far_back_makes_no_plan_faster(seed):
     assert (np.array(fastest_s(problem, graph)) <= np.array(fastest_s(less, shorter)) * (1 + 1e-12)).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 3, 5])
 def test_plans_of_many_tasks_are_judged_by_how_they_run_in_full(seed):
     """The search of costly plans goes by shorter ones; what it answers is a plan and a pace of the problem itself."""

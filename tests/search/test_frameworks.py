@@ -64,6 +64,7 @@ def found_alone(name: str) -> SearchResult:
     return replace(BOTH, framework=name).found()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", ["megatron,fsdp", "fsdp,megatron"])
 def test_the_best_plan_of_two_frameworks_is_the_better_of_theirs(order: str) -> None:
     alone = {name: found_alone(name) for name in ("megatron", "fsdp")}

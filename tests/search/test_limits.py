@@ -148,6 +148,7 @@ def test_a_share_is_of_what_is_left() -> None:
     assert best.budget == SearchBudget(seconds=10.0, evaluations=1000)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("model", "cluster", "tokens", "sequences"), LARGE)
 @pytest.mark.parametrize("seconds", [1.0, 3.0])
 def test_seconds_are_kept_on_thousands_of_devices(

@@ -28,6 +28,7 @@ def shapes(**changes: Any) -> set[tuple[int, Schedule, int, int]]:
     return {(each.num_stages, each.schedule, each.virtual_stages, each.num_microbatches) for each in families}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["auto", "cpsat"])
 @pytest.mark.parametrize(("instance", "schedule", "chunks"), [(INTERLEAVED, "1f1b", 2), (ZERO_BUBBLE, "zb-v", 1)])
 def test_the_best_schedule_across_two_types_is_found_and_proved(
@@ -123,6 +124,7 @@ def test_eight_types_of_devices_are_prepared_for_in_bounded_memory() -> None:
     assert len(mixed.families(10, 20)) == 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", [1, 7])
 def test_families_that_come_a_few_at_a_time_give_the_same_optimum_and_proof(first: int) -> None:
     best_s, _ = INTERLEAVED.optimum()

@@ -84,6 +84,7 @@ def test_chains_are_best_and_never_falsely_infeasible() -> None:
     assert falsely_infeasible > 0
 
 
+@pytest.mark.long
 def test_two_types_of_devices_reach_the_exhaustive_optimum() -> None:
     plans, best_s, found_s, by_cpsat_s = 0, np.inf, np.inf, []
     for stages, microbatches in rivals.METIS_OUTER:

@@ -209,14 +209,7 @@ def _edges(
     lags = {(parent, name): 0 for name in graph.order for parent in graph.parents(name)}
     for later in iteration_edges(graph, dependency=request.dependency, staleness=request.ahead):
         lags.setdefault((later.source, later.target), later.distance)
-    moving = {}
-    for move in weight_moves(request):
-        key = (move.source, move.target)
-        if move.every == 1:
-            lags[key] = min(lags.get(key, move.lag), move.lag)
-        elif transfers.most_s(moved_weights(request, move), request.generators) / move.every <= costs.tolerance_s:
-            continue
-        moving[key] = move
+    moving = _moving(request, costs, transfers, lags)
     handed = {
         (data.source, data.target): data
         for data in handed_on(request)
@@ -254,8 +247,7 @@ def _edges(
         if (source, target) in moving and graph.call(target).kind == GENERATE:
             feeder = (parent, lag, graph.call(target).role)
             twin, fed[feeder] = fed.get(feeder, child), child
-            ways = [costs.rows[graph.order[i]].take(rows[i]) for i in (child, twin)]
-            same = _same_arrival(graph, ways, calls, (child, twin))
+            same = _same_arrival(graph, costs, calls, rows, (child, twin))
         edge = Edge(
             parent=parent, child=child, lag=lag, transfer=transfer, waits=waits, lead=lead, drops=drops, same=same
         )
@@ -263,28 +255,49 @@ def _edges(
     return tuple(edges), tuple(moves), tuple(handed.values())
 
 
+def _moving(
+    request: FlowRequest, costs: FlowCosts, transfers: TransferPrices, lags: dict[tuple[str, str], int]
+) -> dict[tuple[str, str], Move]:
+    """Weights whose way takes time that is worth telling, by its ends; the lags learn of what is waited for."""
+    found = {}
+    for move in weight_moves(request):
+        key = (move.source, move.target)
+        if move.every == 1:
+            lags[key] = min(lags.get(key, move.lag), move.lag)
+        elif transfers.most_s(moved_weights(request, move), request.generators) / move.every <= costs.tolerance_s:
+            continue
+        found[key] = move
+    return found
+
+
 def _same_arrival(
-    graph: Dataflow, ways: Sequence[CallRows], calls: Sequence[CallCandidates], pair: tuple[int, int]
+    graph: Dataflow,
+    costs: FlowCosts,
+    calls: Sequence[CallCandidates],
+    rows: Sequence[IntArray],
+    pair: tuple[int, int],
 ) -> SameArrival | None:
     """That an engine which runs two calls of a role loads what arrives once; None where one waits for the other.
 
     Args:
         graph: The workflow.
-        ways: What each candidate of the two is.
+        costs: Ways to run each call.
         calls: Candidates of all calls.
+        rows: Which way each candidate is.
         pair: Indices of the two.
     """
-    (name, before), (rows, sibling_rows) = (graph.order[call] for call in pair), ways
+    name, before = (graph.order[call] for call in pair)
     if name == before or before in graph.ancestors(name) or name in graph.ancestors(before):
         return None
-    engines = sorted({*rows.table.engines, *sibling_rows.table.engines})
+    ways = [costs.rows[graph.order[call]].take(rows[call]) for call in pair]
+    engines = sorted({name for held in ways for name in held.table.engines})
 
     def keys(held: CallRows, mesh: CallCandidates) -> IntArray:
         engine = np.array([engines.index(name) for name in held.table.engines])[held.table.engine[held.row]]
         place = mesh.start * (MOST_GPUS + 1) + mesh.size
         return np.asarray((held.layout * len(engines) + engine) * (MOST_GPUS + 1) ** 2 + place)
 
-    child_key, sibling_key = (keys(held, calls[call]) for held, call in zip((rows, sibling_rows), pair, strict=True))
+    child_key, sibling_key = (keys(held, calls[call]) for held, call in zip(ways, pair, strict=True))
     return SameArrival(sibling=pair[1], child_key=child_key, sibling_key=sibling_key)
 
 

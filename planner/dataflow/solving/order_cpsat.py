@@ -4,6 +4,7 @@ Searches look at a table of orders that recur every iteration. Once the plan is 
 of all, and bounds what any order could gain.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,10 +58,8 @@ def best_order(problem: DataflowProblem, graph: TaskGraph, choice: IntArray, *, 
     ticks = np.floor(times[graph.slot, 0] / longest_s * _TICKS).astype(int).tolist()
     model = cp_model.CpModel()
     begins = [model.new_int_var(0, _TICKS, f"start{task}") for task in range(len(ticks))]
-    intervals = [
-        model.new_fixed_size_interval_var(begin, length, f"task{task}")
-        for task, (begin, length) in enumerate(zip(begins, ticks, strict=True))
-    ]
+    spans = zip(begins, ticks, strict=True)
+    intervals = [model.new_fixed_size_interval_var(*span, f"task{task}") for task, span in enumerate(spans)]
     end = model.new_int_var(0, _TICKS, "end")
     for task, parents in enumerate(graph.parents):
         for parent in parents:
@@ -69,12 +68,10 @@ def best_order(problem: DataflowProblem, graph: TaskGraph, choice: IntArray, *, 
             after = float(times[graph.slot[parent], 0] - leads[lead])
             model.add(begins[task] >= begins[parent] + int(np.floor(after / longest_s * _TICKS)))
         model.add(end >= begins[task] + ticks[task])
-    for transfer, child, sibling in _held(problem, graph, choice):
-        for task, slot in enumerate(graph.slot):
-            if task not in (child, sibling) and slot < len(problem.calls) and conflict[slot, graph.slot[child]]:
-                before = model.new_bool_var(f"{task} before {transfer}")
-                model.add(begins[task] + ticks[task] <= begins[transfer]).only_enforce_if(before)
-                model.add(begins[task] >= begins[child] + ticks[child]).only_enforce_if(before.negated())
+    for task, (transfer, child) in _kept_apart(problem, graph, choice, conflict):
+        before = model.new_bool_var(f"{task} before {transfer}")
+        model.add(begins[task] + ticks[task] <= begins[transfer]).only_enforce_if(before)
+        model.add(begins[task] >= begins[child] + ticks[child]).only_enforce_if(before.negated())
     for clique in _cliques(conflict):
         members = [task for task, slot in enumerate(graph.slot) if slot in clique]
         model.add_no_overlap([intervals[task] for task in members])
@@ -95,6 +92,16 @@ def best_order(problem: DataflowProblem, graph: TaskGraph, choice: IntArray, *, 
         bound_s=solver.best_objective_bound / _TICKS * longest_s,
         proven=status == cp_model.OPTIMAL,
     )
+
+
+def _kept_apart(
+    problem: DataflowProblem, graph: TaskGraph, choice: IntArray, conflict: BoolArray
+) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Calls that compete with one that something is held for, with the transfer of that and the call it is held for."""
+    for transfer, child, sibling in _held(problem, graph, choice):
+        for task, slot in enumerate(graph.slot):
+            if task not in (child, sibling) and slot < len(problem.calls) and conflict[slot, graph.slot[child]]:
+                yield task, (transfer, child)
 
 
 def _held(problem: DataflowProblem, graph: TaskGraph, choice: IntArray) -> list[tuple[int, int, int]]:

@@ -131,7 +131,7 @@ def test_kimis_low_rank_products_keep_their_inputs() -> None:
 def test_states_cross_to_the_replica_that_generates() -> None:
     where = context(model=hybrid(), collectives=UnitCollectives(op=CollectiveOp.SEND_RECV))
     tokens = bytes_per_cached_token(ONE, hybrid(), where.cache_element_bytes)[0]
-    few, many = (crossing_s(ONE, where, count)[0] for count in (1000, 3000))
+    few, many = (crossing_s(ONE, where, count, together=True)[0] for count in (1000, 3000))
     assert many - few == pytest.approx(2000 * tokens)
     assert few - 1000 * tokens == pytest.approx(6 * (4 * 16 * 64 * 32 + 3 * 2 * MIXED))
 

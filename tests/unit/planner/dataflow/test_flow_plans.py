@@ -205,6 +205,7 @@ def test_all_divisions_together_anneal_no_more_than_a_few(monkeypatch: pytest.Mo
     assert sum(others) < 1.5 * whole + 50 * len(others)  # half a whole one each: 11 times
 
 
+@pytest.mark.long
 def test_pools_may_end_inside_the_nodes_of_a_small_cluster() -> None:
     """Generation on half a node leaves a node and a half to the others, which no cut between nodes does."""
     asked: dict[str, Any] = {"batch": 128, "prompt": 512, "generate": 512, "mode": "async"}
