@@ -60,7 +60,7 @@ def prepare(plans: PlanBatch, context: CostContext) -> list[Row]:
             for stage in zip(
                 *(
                     np.broadcast_to(each, stages.count.shape).tolist()
-                    for each in (traffic.gradients_s, traffic.parameters_s, traffic.shared_s)
+                    for each in (traffic.gradients_s, traffic.parameters_s, traffic.shared_s, traffic.replicas_s)
                 ),
                 strict=True,
             )
@@ -93,6 +93,7 @@ def _price_one(row: Row, context: CostContext, byte_s: float) -> tuple[float, fl
     either = row["transfer_s"] + per_micro / 2
     forward, backward, weight = _stage_seconds(row, _accumulation_s(row, context, byte_s), either)
     pipeline_s, bubble_s, slowest = _pipeline_s(row, forward, backward, weight)
+    pipeline_s = max(pipeline_s, 2 * m * row["virtual_stages"] * row["transfer_s"])  # what it sends
     parts = _parts(row, slowest)
     parts["bubble"], parts["pipeline_transfer"] = bubble_s, 2 * m * row["transfer_s"]
     parts["data_parallel"] = _traffic_s(row, stack.data_parallel_overlap, forward, backward, weight)
@@ -112,16 +113,17 @@ def _traffic_s(row: Row, hide: float, forward: list[float], backward: list[float
     between = min(sum(row["count"]), m)
     longest_backward = max(b + w for b, w in zip(backward, weight, strict=True))
     most = 0.0
-    for gradients_s, parameters_s, shown in row["traffic"]:  # beginning with what nothing hides
+    for gradients_s, parameters_s, shown, replicas_s in row["traffic"]:  # beginning with what nothing hides
         back = gradients_s + (row["gathers"] > 1) * parameters_s
-        for transfer, window, hides, often in (
-            (parameters_s, max(forward), row["overlap_param_gather"], row["gathers"]),
-            (back, longest_backward, row["overlap_grad_reduce"], row["reduces"]),
+        for transfer, last, window, hides, often in (
+            (parameters_s, parameters_s, max(forward), row["overlap_param_gather"], row["gathers"]),
+            (back, back + replicas_s, longest_backward, row["overlap_grad_reduce"], row["reduces"]),
         ):
-            hidden = (hide if hides else 0.0) * transfer
-            under_one, under_several = transfer - min(hidden, window), transfer - min(hidden, between * window)
             apart, times = (1, m) if often and m > 1 else (chunks, 1)
-            shown += times * (under_several + (under_one - under_several) / apart)
+            for sent, count in ((transfer, times - 1), (last, 1)):
+                hidden = (hide if hides else 0.0) * sent
+                under_one, under_several = sent - min(hidden, window), sent - min(hidden, between * window)
+                shown += count * (under_several + (under_one - under_several) / apart)
         most = max(most, shown)
     return most
 
