@@ -78,7 +78,7 @@ def _held_beside(device: DeviceSpec, relative: str, law: ClockLaw | None) -> flo
     """Share of its peak that a device's board holds, over what a relative's holds of its own; 1 where no law says."""
     if law is None or relative == device.name:
         return 1.0
-    return sustained_share(device, law) / sustained_share(default_catalog().device(relative), law)
+    return sustained_share(device, law) / sustained_share(default_catalog().devices[relative], law)
 
 
 def _holding(parameters: Mapping[str, float], held: float, law: ClockLaw | None) -> Mapping[str, float]:

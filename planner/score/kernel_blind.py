@@ -29,6 +29,7 @@ from profiles.importers.detect import import_file
 from profiles.markdown import table_head, table_row
 from profiles.units import MICROSECOND
 
+_Price = tuple[float, float, float]  # seconds, and both ends of the 90 % interval
 FIRST_COMMIT = "0dd1657b"
 TABLES = ("gemm", "attention", "elementwise", "torch")
 _TIMINGS = "torch"  # in the schema of timings of one's own; the others are in those of public tables
@@ -91,8 +92,8 @@ class BlindRow:
     op: str
     dtype: str
     measured_s: float
-    first: tuple[float, float, float] | None
-    now: tuple[float, float, float] | None
+    first: _Price | None
+    now: _Price | None
 
 
 def folder() -> Path:
@@ -111,22 +112,25 @@ def blind_rows(kernels: KernelCostModel | None = None) -> list[BlindRow]:
     Args:
         kernels: Prices of today; the packaged ones if not given.
     """
-    first: dict[str, list[tuple[float, float, float] | None]] = {}
+    first: dict[str, list[_Price | None]] = {}
     for line in _lines("first_prices"):
-        prices = [line[name] for name in ("predicted_us", "low_us", "high_us")]
-        price = tuple(float(each) * MICROSECOND for each in prices) if all(prices) else None
-        first.setdefault(line["table"], []).append(price)  # type: ignore[arg-type]
+        first.setdefault(line["table"], []).append(_first_price(line))
     found = []
     for table in TABLES:
         found += list(_rows_of(table, first[table], kernels or default_kernel_model()))
     return found
 
 
-def _rows_of(
-    table: str, first: Sequence[tuple[float, float, float] | None], kernels: KernelCostModel
-) -> Iterator[BlindRow]:
+def _first_price(line: Mapping[str, str]) -> _Price | None:
+    if not line["predicted_us"]:
+        return None
+    time_s, low_s, high_s = (float(line[name]) * MICROSECOND for name in ("predicted_us", "low_us", "high_us"))
+    return time_s, low_s, high_s
+
+
+def _rows_of(table: str, first: Sequence[_Price | None], kernels: KernelCostModel) -> Iterator[BlindRow]:
     rows, words, catalog = _table(table), _lines(table), default_catalog()
-    now: list[tuple[float, float, float] | None] = [None] * len(rows)
+    now: list[_Price | None] = [None] * len(rows)
     priceable = rows.problem.codes == 0
     names = np.array([rows.gpu.values[code] for code in rows.gpu.codes.tolist()])
     for name in sorted(set(names[priceable].tolist())):
