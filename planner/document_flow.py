@@ -17,7 +17,8 @@ from planner.dataflow.flow.results import (
     Reallocation,
     SearchStatistics,
 )
-from planner.dataflow.graphs.graph import Call, Role
+from planner.dataflow.graphs.graph import Call
+from planner.dataflow.graphs.roles import Role
 from planner.document_plan import model_document, notes_document, plan_document
 from planner.flow_phrases import minimum_sentence, reason_sentence, shortage_sentence
 from planner.schema_flow_types import FLOW_CONVENTIONS

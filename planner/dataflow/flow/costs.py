@@ -17,7 +17,8 @@ from planner.dataflow.flow.pins import CallPin
 from planner.dataflow.flow.placement import on_whole_pools
 from planner.dataflow.flow.request import FlowRequest
 from planner.dataflow.flow.transfers import TransferPrices
-from planner.dataflow.graphs.graph import EXTERNAL, FULL, GENERATE, INFERENCE, TRAIN, VALUE_HEAD, Call
+from planner.dataflow.graphs.graph import EXTERNAL, FULL, GENERATE, INFERENCE, TRAIN, Call
+from planner.dataflow.graphs.roles import VALUE_HEAD
 from planner.dataflow.holdings import (
     ALL_OUT,
     DELIVERED,

@@ -31,9 +31,8 @@ from planner.dataflow.graphs.graph import (
     MAX_SEQUENCES,
     Call,
     Dataflow,
-    Role,
-    RoleCopy,
 )
+from planner.dataflow.graphs.roles import Role, RoleCopy
 from planner.question.lora import merged_fields
 from profiles.catalog import load_yaml
 from profiles.catalog_entries import Entry, validated

@@ -10,9 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from typing import Any
 
-from costmodels.workload import TASKS
 from planner.dataflow.graphs.checks import (
     check_between,
     check_changes,
@@ -22,9 +20,8 @@ from planner.dataflow.graphs.checks import (
     ratio,
     whole,
 )
-from planner.question.lora import Adapters, adapters_of
+from planner.dataflow.graphs.roles import VALUE_HEAD, Role, RoleCopy, check_role, check_training
 from profiles.errors import SpecError, did_you_mean
-from profiles.model import ModelSpec
 
 MAX_CALLS = 32
 MAX_ROLES = 32
@@ -36,8 +33,6 @@ MAX_SCORES = 1 << 20  # numbers per token
 
 GENERATE, INFERENCE, TRAIN, EXTERNAL = "generate", "inference", "train", "external"
 KINDS = (GENERATE, INFERENCE, TRAIN, EXTERNAL)
-LANGUAGE_HEAD, VALUE_HEAD = "language", "value"
-HEADS = (LANGUAGE_HEAD, VALUE_HEAD)
 PROMPT, FULL = "prompt", "full"
 SPANS = (PROMPT, FULL)
 
@@ -52,38 +47,6 @@ _READ_BY: Mapping[str, tuple[tuple[str, ...], str]] = {
     "concurrency": ((EXTERNAL,), "external services"),
     "stream": ((INFERENCE, EXTERNAL), "inference and services"),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Role:
-    """One set of weights.
-
-    Attributes:
-        name: Lower-case word, e.g. ``actor``.
-        like: Role whose model this one has when the user names none; "" when the user must.
-        head: ``language`` (scores over the vocabulary) or ``value`` (one number per token, as critics
-            and reward models have).
-        task: What a training call on it trains: ``full``, ``lora`` or ``qlora`` (or ``pretrain``).
-        lora: What is said of its adapters: ``rank``, ``targets`` and ``dropout``, see ``planner.question.lora``; the
-            rest is as usual.
-        stays: Whether its weights must stay on the devices between calls (a teacher in use all the
-            time, a reference updated in place); otherwise a frozen role may be offloaded.
-    """
-
-    name: str
-    like: str = ""
-    head: str = LANGUAGE_HEAD
-    task: str = "full"
-    lora: Mapping[str, Any] = field(default_factory=dict)
-    stays: bool = False
-
-    def adapters(self, model: ModelSpec | None = None) -> Adapters:
-        """The adapters it trains on a model, and what of them is assumed: with experts others than without.
-
-        Raises:
-            SpecError: If what is said of them is out of bounds, or the task trains none.
-        """
-        return adapters_of(self.task, lora=self.lora, model=model, where=f"job.roles.{self.name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,23 +116,6 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoleCopy:
-    """Weights of one role carried over into another: a reference refreshed from the policy.
-
-    Attributes:
-        source: Role that is trained.
-        target: Role that receives, ``target = share * source + (1 - share) * target``.
-        every: Iterations between two copies.
-        share: How much of the source goes in; 1 replaces, less averages.
-    """
-
-    source: str
-    target: str
-    every: int = 1
-    share: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Dataflow:
     """A workflow: its roles, calls and copies of weights.
 
@@ -199,7 +145,7 @@ class Dataflow:
         check_names("calls", [call.name for call in self.calls], MAX_CALLS)
         check_between("job.prefetch", self.prefetch, 0, 64)
         for role in self.roles:
-            self._check_role(role)
+            check_role(role, [item.name for item in self.roles if item.name != role.name])
         for call in self.calls:
             self._check_call(call)
         self._check_keys()
@@ -263,16 +209,6 @@ class Dataflow:
         role = self.call(name).role
         frozen = not self.parents(name) and not (role and self.trainable(role))
         return frozen and bool(self.children(name))
-
-    def _check_role(self, role: Role) -> None:
-        where = f"job.roles.{role.name}"
-        others = [item.name for item in self.roles if item.name != role.name]
-        if role.like and role.like not in others:
-            problem = "is the role itself" if role.like == role.name else f"unknown role {role.like[:40]!r}"
-            raise SpecError(f"{where}.like", problem, did_you_mean(role.like, others))
-        check_one_of(f"{where}.head", role.head, HEADS)
-        check_one_of(f"{where}.task", role.task, TASKS)
-        role.adapters()  # refuses what is out of bounds
 
     def _check_call(self, call: Call) -> None:
         where = f"job.calls.{call.name}"
@@ -365,13 +301,9 @@ class Dataflow:
                 raise SpecError(f"job.calls.{trains[1]}", problem, "one call with all inputs and a larger factor")
         used = {call.role for call in self.calls}
         for role in self.roles:
-            where, trained = f"job.roles.{role.name}", self.trainable(role.name)
             if role.name not in used:
-                raise SpecError(where, "no call uses it", "remove it, or add a call")
-            words = f"roles that are trained, and no call trains {role.name}"
-            check_changes(f"{where}.task", role.task, "full", used=trained, words=words)
-            words = f"frozen roles, and {role.name} is trained"
-            check_changes(f"{where}.stays", role.stays, False, used=not trained, words=words)
+                raise SpecError(f"job.roles.{role.name}", "no call uses it", "remove it, or add a call")
+            check_training(role, trained=self.trainable(role.name))
         runs_ahead = any(self.runs_ahead(call.name) for call in self.calls)
         words = "calls at the start whose weights never change, and there is none that others wait for"
         check_changes("job.prefetch", self.prefetch, 1, used=runs_ahead, words=words)

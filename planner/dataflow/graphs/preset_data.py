@@ -5,16 +5,9 @@ Each function returns one graph; sources are listed in ``planner.dataflow.graphs
 
 from fractions import Fraction
 
-from planner.dataflow.graphs.graph import (
-    GENERATE,
-    INFERENCE,
-    PROMPT,
-    VALUE_HEAD,
-    Call,
-    Dataflow,
-    Role,
-)
+from planner.dataflow.graphs.graph import GENERATE, INFERENCE, PROMPT, Call, Dataflow
 from planner.dataflow.graphs.preset_settings import Settings, service, training
+from planner.dataflow.graphs.roles import VALUE_HEAD, Role
 
 _PAIR = Fraction(2)  # a chosen and a rejected response per item
 

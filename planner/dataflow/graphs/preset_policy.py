@@ -7,16 +7,9 @@ Data keys name what moves: token ids, one number per token (log-probabilities, v
 from dataclasses import replace
 from fractions import Fraction
 
-from planner.dataflow.graphs.graph import (
-    GENERATE,
-    INFERENCE,
-    VALUE_HEAD,
-    Call,
-    Dataflow,
-    Role,
-    RoleCopy,
-)
+from planner.dataflow.graphs.graph import GENERATE, INFERENCE, Call, Dataflow
 from planner.dataflow.graphs.preset_settings import MODEL_REWARD, Settings, service, training
+from planner.dataflow.graphs.roles import VALUE_HEAD, Role, RoleCopy
 
 _RESPONSES = ("sequences", "logprobs")
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from planner.dataflow.graphs.file import graph_from_mapping, load_graph
-from planner.dataflow.graphs.graph import Call, Dataflow, Role, RoleCopy
+from planner.dataflow.graphs.graph import Call, Dataflow
 from planner.dataflow.graphs.presets import build_preset
+from planner.dataflow.graphs.roles import Role, RoleCopy
 from planner.dataflow.solving.iterations import iteration_edges
 from profiles.errors import SpecError
 

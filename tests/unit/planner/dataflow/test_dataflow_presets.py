@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from planner.dataflow.graphs.graph import TRAIN, VALUE_HEAD, Dataflow
+from planner.dataflow.graphs.graph import TRAIN, Dataflow
 from planner.dataflow.graphs.preset_data import shared_in_tree
 from planner.dataflow.graphs.presets import PRESETS, build_preset
+from planner.dataflow.graphs.roles import VALUE_HEAD
 from profiles.errors import SpecError
 
 BATCH = 64

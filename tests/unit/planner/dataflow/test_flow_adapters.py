@@ -11,8 +11,9 @@ from planner.dataflow.flow.costs import model_call
 from planner.dataflow.flow.payloads import payload
 from planner.dataflow.flow.request import FlowOptions, FlowRequest, resolve_flow
 from planner.dataflow.graphs.file import graph_from_mapping
-from planner.dataflow.graphs.graph import Dataflow, Role
+from planner.dataflow.graphs.graph import Dataflow
 from planner.dataflow.graphs.presets import build_preset
+from planner.dataflow.graphs.roles import Role
 from planner.workflows import plan_dataflow
 from profiles.errors import SpecError
 from profiles.stacks import find_stack, load_stacks

@@ -16,7 +16,8 @@ from planner.dataflow.flow.priced_cluster import priced_on
 from planner.dataflow.flow.request import FlowOptions, resolve_flow
 from planner.dataflow.flow.results import FlowPlan
 from planner.dataflow.flow.transfers import PlacedRows, TransferPrices
-from planner.dataflow.graphs.graph import INFERENCE, TRAIN, Call, Dataflow, Role
+from planner.dataflow.graphs.graph import INFERENCE, TRAIN, Call, Dataflow
+from planner.dataflow.graphs.roles import Role
 from planner.dataflow.holdings import ALL_OUT
 from planner.dataflow.reallocation import PlacedLayouts, ReallocationModel
 from planner.dataflow.solving.orders import task_graph

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from planner.dataflow.flow.request import FlowOptions, resolve_flow
-from planner.dataflow.graphs.graph import RoleCopy
 from planner.dataflow.graphs.presets import build_preset
+from planner.dataflow.graphs.roles import RoleCopy
 from planner.question.request import resolve_named_model
 from profiles.errors import SpecError
 
