@@ -3,6 +3,7 @@
 As ``planner.document_plan`` for single jobs: SI units in the keys, fixed order, no key ever missing.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from planner.dataflow.flow.infeasible import FlowInfeasible
@@ -55,6 +56,8 @@ def _request(request: FlowRequest) -> dict[str, Any]:
                 "task": role.task,
                 "lora": _lora(role, request.models[role.name]) if graph.trainable(role.name) else None,
                 "trained": graph.trainable(role.name),
+                "experts": role.experts,
+                "skew": role.skew,
             }
             for role in graph.roles
         },
@@ -212,6 +215,7 @@ def _call(call: CallPlan) -> dict[str, Any]:
         "active_memory_bytes": call.active_bytes,
         "host_memory_bytes": call.host_bytes,
         "basis": call.basis,
+        "experts": None if call.experts is None else asdict(call.experts),
     }
 
 
@@ -268,6 +272,7 @@ def _alternative(other: Alternative) -> dict[str, Any]:
         "steady_s": other.steady_s,
         "fits": other.fits,
         "over_bytes": other.over_bytes,
+        "experts": None if other.experts is None else asdict(other.experts),
     }
 
 

@@ -1,6 +1,7 @@
 """Plans of workflows in words; numbers are formatted by ``planner.phrases``."""
 
 from costmodels.plan import ExecutionPlan
+from planner.dataflow.compositions import HeldExperts
 from planner.dataflow.flow.infeasible import CallShortage, FlowInfeasible
 from planner.dataflow.flow.results import Alternative, CallPlan, FlowPlan, Lead, Reason
 from planner.dataflow.graphs.graph import EXTERNAL, GENERATE
@@ -48,7 +49,9 @@ def reason_sentence(plan: FlowPlan, reason: Reason) -> str:
         return f"{words}: a service beside the GPUs, {seconds(call.time_s)} for {call.sequences} sequences."
     if call.kind == GENERATE:
         longer = ""
-        if reason.carries_over:
+        if call.experts is not None:
+            longer = f" of {call.experts.runs:.3g} experts, one after the other"
+        elif reason.carries_over:
             longer = f" (the mean response has {reason.mean_tokens:.0f}; what has not ended is carried over)"
         elif reason.runs_on:
             longer = f" (the mean response has {reason.mean_tokens:.0f}; the last go on beside the next)"
@@ -83,6 +86,8 @@ def _other_way(call: CallPlan, other: Alternative) -> str:
     differing = []
     if other.holding != call.holding:
         differing.append(_HELD[other.holding])
+    if call.experts is not None and other.experts is not None and call.experts.on_device != other.experts.on_device:
+        differing.append(f"{other.experts.on_device} experts that stay")
     if other.concurrent != call.concurrent:
         differing.append(f"{other.concurrent} sequences at once")
     settings = differences(call.plan, other.plan)
@@ -95,11 +100,27 @@ def _other_way(call: CallPlan, other: Alternative) -> str:
 def _pace(call: CallPlan, reason: Reason) -> str:
     """Seconds of a step where all sequences run from the start; otherwise how many run, as no step is each one's."""
     each = -(-call.sequences // call.plan.data_parallel) if call.plan is not None else call.sequences
+    each = each if call.experts is None else call.experts.sequences
     if call.concurrent > each:
         return f", {call.concurrent} sequences of a replica at once, {each} of each batch"
     if call.concurrent < each:
         return f", {call.concurrent} of the {each} sequences of a replica at once"
     return f" of {seconds(call.time_s / max(reason.decode_steps, 1))} with the prompts"
+
+
+def experts_sentence(call: str, experts: HeldExperts) -> str:
+    """Where the experts of a composition lie, and what reading those that are elsewhere takes."""
+    lying = {
+        "stay in device memory": experts.on_device,
+        "lie in host memory": experts.on_host,
+        "on disk": experts.on_disk,
+    }
+    where = ", ".join(f"{number} {words}" for words, number in lying.items() if number)
+    text = f"{call}: of {experts.total} experts {where}. The busiest replica runs {experts.runs:.3g} an iteration"
+    if experts.on_device == experts.total:
+        return f"{text}."
+    hits = percent(experts.hit_share)
+    return f"{text} and reads weights for {seconds(experts.fetch_s)}; {hits} of the sequences need one that stays."
 
 
 def lead_sentence(lead: Lead) -> str:

@@ -54,11 +54,18 @@ def flow_document_schema() -> Shape:
         ),
         layout=plan_shape(),
         mesh=closed_object(first_gpu=COUNT, num_gpus=COUNT),
+        experts=closed_object(
+            **dict.fromkeys(("total", "on_device", "on_host", "on_disk", "sequences"), COUNT),
+            runs=AMOUNT,
+            hit_share=SHARE,
+            fetch_s=AMOUNT,
+        ),
     )
 
 
 _LAYOUT: Shape = {"$ref": "#/$defs/layout"}
 _MESH: Shape = {"$ref": "#/$defs/mesh"}
+_EXPERTS: Shape = or_null({"$ref": "#/$defs/experts"})
 
 
 def _request_shape() -> Shape:
@@ -75,7 +82,11 @@ def _request_shape() -> Shape:
     lora = closed_object(rank=COUNT, targets=list_of(TEXT), dropout=FLAG)
     return closed_object(
         workflow=TEXT,
-        roles=map_of(closed_object(model=FREE, head=TEXT, task=TEXT, lora=or_null(lora), trained=FLAG)),
+        roles=map_of(
+            closed_object(
+                model=FREE, head=TEXT, task=TEXT, lora=or_null(lora), trained=FLAG, experts=COUNT, skew=AMOUNT
+            )
+        ),
         calls=map_of(call),
         copies=list_of(closed_object(source=TEXT, target=TEXT, every=COUNT, share=AMOUNT)),
         cluster=FREE,
@@ -111,6 +122,7 @@ def _reason_shape() -> Shape:
         steady_s=AMOUNT,
         fits=FLAG,
         over_bytes=AMOUNT,
+        experts=_EXPERTS,
     )
     return closed_object(
         call=TEXT,
@@ -197,6 +209,7 @@ def _call_shape() -> Shape:
         holding={"enum": ["", *HOLDING_NAMES]},
         **dict.fromkeys(amounts, AMOUNT),
         basis={"enum": list(BASES)},
+        experts=_EXPERTS,
     )
 
 

@@ -63,6 +63,9 @@ class ClusterEntry(Entry):
         default=None, max_length=MAX_TEXT_LENGTH, description="Link between device and host memory, e.g. `pcie5`."
     )
     host_memory_gb: float | None = Field(default=None, gt=0, le=1e6, description="Memory per host in GB of 10^9 bytes.")
+    disk_gb_per_s: float | None = Field(
+        default=None, gt=0, le=1e4, description="What all devices of a host read from its disks, in GB/s; 6.5 if null."
+    )
     name: _Name = Field(default=None, max_length=MAX_TEXT_LENGTH, description="How to call the cluster.")
     num_devices: int | None = Field(
         default=None, ge=1, le=MAX_DEVICES, description=f"Devices in all, {_TOLD}: what the other fields come to."

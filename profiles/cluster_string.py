@@ -45,6 +45,7 @@ class _Overrides:
     fabric: str | None = None
     host_link: str | None = None
     host_memory_bytes: float | None = None
+    disk_bytes_per_s: float | None = None
     domain_devices: int | None = None
 
 
@@ -132,6 +133,7 @@ def cluster_from_mapping(mapping: Mapping[str, Any], catalog: Catalog | None = N
         fabric=entry.fabric,
         host_link=entry.host_link,
         host_memory_bytes=None if entry.host_memory_gb is None else entry.host_memory_gb * GIGA,
+        disk_bytes_per_s=None if entry.disk_gb_per_s is None else entry.disk_gb_per_s * GIGA,
         domain_devices=entry.domain_devices,
     )
     name = entry.name or f"{num_nodes}x{base.devices_per_node}x{base.device.name}"
@@ -161,6 +163,7 @@ def cluster_to_mapping(cluster: ClusterSpec) -> dict[str, Any]:
         "num_nodes": cluster.num_nodes,
         **node_parts(node),
         "host_memory_gb": node.host_memory_bytes / GIGA,
+        "disk_gb_per_s": node.disk_bytes_per_s / GIGA,
     }
 
 
@@ -352,6 +355,7 @@ def _assemble(
         nics_per_node=overrides.nics_per_node or base.nics_per_node,
         host_link=link("host_link", overrides.host_link, base.host_link),
         host_memory_bytes=overrides.host_memory_bytes or base.host_memory_bytes,
+        disk_bytes_per_s=overrides.disk_bytes_per_s or base.disk_bytes_per_s,
         domain_devices=domain,
     )
     assumed = []

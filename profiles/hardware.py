@@ -149,6 +149,8 @@ class NodeSpec:
         nics_per_node: Network adapters used for training traffic.
         host_link: Link between a device and host memory.
         host_memory_bytes: Host memory per node.
+        disk_bytes_per_s: What all devices of the node together read from its disks. Where no machine is described, one
+            data-centre NVMe drive of PCIe 4: 6.5 GB/s (Samsung PM9A3 in U.2, its announcement of May 2020).
         collective_rank_s: Least time of a collective per rank that takes part, in jobs over several nodes, whatever
             is sent and wherever the ranks sit; kernels can hide it. 0 on a cluster in good order, where
             bandwidths and latencies are all. nccl-tests show it: times that grow with the ranks alone.
@@ -168,6 +170,7 @@ class NodeSpec:
     nics_per_node: int
     host_link: LinkSpec
     host_memory_bytes: float
+    disk_bytes_per_s: float = 6.5e9
     collective_rank_s: float = 0.0
     host_time_scale: float = 1.0
     sustained_16bit_time_scale: float = 0.0

@@ -12,6 +12,7 @@ from planner.dataflow.graphs.graph import GENERATE, TRAIN
 from planner.dataflow.length_text import lengths_text
 from planner.dataflow.rollouts import IN_FLIGHT
 from planner.flow_phrases import (
+    experts_sentence,
     gpu_range,
     layout_label,
     lead_sentence,
@@ -131,7 +132,7 @@ def _calls_table(plan: FlowPlan) -> Table:
             seconds(call.time_s),
             percent(call.time_s / plan.steady_s) if call.num_gpus else "",
             f"{(call.static_bytes + call.active_bytes) / GIB:.1f}" if call.num_gpus else "",
-            _HOLDINGS[call.holding],
+            _weights(call),
         )
     return table
 
@@ -154,6 +155,13 @@ def _layout(call: CallPlan) -> str:
         return ""
     sharded = f" zero{call.plan.zero_stage}" if call.kind == TRAIN and call.plan.zero_stage else ""
     return f"{layout_label(call.plan)}{sharded}"
+
+
+def _weights(call: CallPlan) -> str:
+    """Where they lie between runs; of experts, how many stay."""
+    if call.experts is None:
+        return _HOLDINGS[call.holding]
+    return f"{call.experts.on_device} of {call.experts.total} stay"
 
 
 def _batches(call: CallPlan) -> str:
@@ -200,6 +208,9 @@ def _iteration(plan: FlowPlan, console: Console, most_risk: float) -> None:
             f"{most.key} of {most.source}, {times}{gib(most.size_bytes)}",
             highlight=False,
         )
+    for call in plan.calls:
+        if call.experts is not None:
+            console.print(experts_sentence(call.name, call.experts), highlight=False)
     for lead in plan.leads:
         console.print(lead_sentence(lead), highlight=False)
 

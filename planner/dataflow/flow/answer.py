@@ -7,7 +7,7 @@ import numpy as np
 from costmodels.kernels.calls import Basis
 from costmodels.plan import FloatArray, IntArray
 from planner.dataflow.flow.compile import CompiledFlow, moved_weights, weight_moves
-from planner.dataflow.flow.costs import FlowCosts, call_flops, peak_flops_per_s
+from planner.dataflow.flow.costs import FlowCosts, call_flops, experts_of, peak_flops_per_s
 from planner.dataflow.flow.held_data import data_memory
 from planner.dataflow.flow.payloads import Payload
 from planner.dataflow.flow.priced_cluster import PricedCluster
@@ -138,6 +138,7 @@ def call_plans(
                 active_bytes=float(rows.active_bytes[row]),
                 host_bytes=float(rows.host_bytes[row]),
                 basis=Basis(int(table.basis[entry])).name.lower(),
+                experts=experts_of(request, call, rows, row),
             )
         )
     return _in_chunks_of_training(plans, compiled.problem, choice)

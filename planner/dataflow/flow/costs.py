@@ -12,6 +12,7 @@ from costmodels.plan import IntArray
 from costmodels.serving.generation import prompt_job
 from costmodels.workload import ADAPTER_TASKS, LoraSpec
 from planner.dataflow.call_costs import CallSetting, call_costs
+from planner.dataflow.compositions import HeldExperts, held_experts, in_turn, with_places
 from planner.dataflow.flow.payloads import payload
 from planner.dataflow.flow.pins import CallPin
 from planner.dataflow.flow.placement import on_whole_pools
@@ -92,6 +93,18 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
     asked = request.options.linear_loss
     joined = request.stacks[call.role].joins_loss(found.sequence_tokens) if asked is None else asked
     return replace(found, linear_cross_entropy=joined, attention_library=request.options.attention_library or "")
+
+
+def prompts(request: FlowRequest, call: Call) -> int:
+    """Prompts that a call works on per iteration, each of which one expert of a composition answers."""
+    asked = model_call(request, call)
+    return asked.num_sequences // asked.samples_per_prompt
+
+
+def experts_of(request: FlowRequest, call: Call, rows: CallRows, row: int) -> HeldExperts | None:
+    """Where the experts of a composition lie in a way to run a call on it; None of a single model."""
+    role = request.graph.role(call.role)
+    return held_experts(rows, row, role, prompts(request, call), group=call.group) if role.experts > 1 else None
 
 
 def in_flight(request: FlowRequest, name: str) -> bool:
@@ -225,13 +238,20 @@ def _tables(request: FlowRequest, cluster: ClusterSpec, sizes: Sequence[int]) ->
         model, pin = request.models[call.role], request.pins.get(name, CallPin())
         setting = call_setting(request, call, cluster)
         ways = []
-        for asked in _ways(model_call(request, call)):
+
+        def price(
+            asked: ModelCall, model: ModelSpec = model, setting: CallSetting = setting, pin: CallPin = pin
+        ) -> CallTable:
             key = (asked, model, setting, frozenset(pin.columns.items()))
             if key not in priced:
                 priced[key] = call_costs(asked, model, setting, sizes, pins=pin.columns)
-            ways.append(priced[key])
+            return priced[key]
+
+        role = request.graph.role(call.role)
+        for asked in _ways(model_call(request, call)):
+            ways.append(price(asked) if role.experts == 1 else in_turn(role, asked, price))
         table = _pinned(concatenated(ways), pin)
-        if call.kind != TRAIN and request.graph.role(call.role).task in ADAPTER_TASKS:
+        if call.kind != TRAIN and role.task in ADAPTER_TASKS:
             # A copy of the base that does not train holds the adapters beside it.
             beside = payload(request, call.role, call.role).share
             table = replace(table, static_bytes=table.static_bytes * (1 + beside))
@@ -293,6 +313,9 @@ def _role_rows(
             ready=ready_shares(table) if read_early(request.graph, name) or in_flight(request, name) else None,
             parts=input_parts(table) if call.stream else None,
         )
+        if request.graph.role(role).experts > 1:
+            nodes = [group.node for group in cluster.groups]
+            held = with_places(held, request.graph.role(role), prompts(request, call), nodes)
         if call.kind == TRAIN or not len(trained):
             shared = np.full(len(held), len(calls) > 1 and not len(trained)) & (held.holding == RESIDENT)
         else:
@@ -317,6 +340,8 @@ def _role_rows(
 def holdings_of(request: FlowRequest, call: Call) -> tuple[int, ...]:
     """Where the weights of a call may lie between its runs."""
     role, offload = request.graph.role(call.role), request.options.offload
+    if role.experts > 1:
+        return (RESIDENT,)  # which of them stay is a matter of its own
     if call.kind == TRAIN:
         return (RESIDENT, STATES_OUT, ALL_OUT) if offload else (RESIDENT,)
     if request.graph.trainable(call.role) and role.task not in ADAPTER_TASKS:

@@ -4,7 +4,7 @@ import numpy as np
 
 from costmodels.plan import IntArray
 from planner.dataflow.flow.compile import CompiledFlow
-from planner.dataflow.flow.costs import call_flops, model_call, peak_flops_per_s
+from planner.dataflow.flow.costs import call_flops, experts_of, model_call, peak_flops_per_s
 from planner.dataflow.flow.priced_cluster import PricedCluster
 from planner.dataflow.flow.request import FlowRequest
 from planner.dataflow.flow.results import Alternative, CallPlan, Reason
@@ -46,7 +46,7 @@ def flow_reasons(
                 mean_tokens=mean,
                 carries_over=further,
                 runs_on=runs_on,
-                alternative=None if call.kind == EXTERNAL else _alternative(priced, compiled, found, call),
+                alternative=None if call.kind == EXTERNAL else _alternative(request, priced, compiled, found, call),
             )
         )
     return tuple(reasons)
@@ -67,6 +67,8 @@ def _decoding(request: FlowRequest, call: CallPlan, *, runs_on: bool) -> tuple[f
     if asked is None or asked.output is None or call.plan is None:
         return 0.0, 0.0, False
     further, mean = asked.carried_over, asked.output.mean
+    if call.experts is not None:
+        return call.experts.runs * asked.output.longest_of(call.experts.sequences), mean, False
     refilled = call.sequences * mean / (call.concurrent * call.plan.data_parallel)
     steps = refilled if runs_on else asked.output.longest_of(call.sequences)
     return (max(steps / (1 + further), refilled) if further else steps), mean, further > 0
@@ -78,7 +80,9 @@ def _pace_s(compiled: CompiledFlow, found: Solution, choice: IntArray) -> float:
     return float(duration_s(compiled.problem, found.graph, plans)[0])
 
 
-def _alternative(priced: PricedCluster, compiled: CompiledFlow, found: Solution, call: CallPlan) -> Alternative | None:
+def _alternative(
+    request: FlowRequest, priced: PricedCluster, compiled: CompiledFlow, found: Solution, call: CallPlan
+) -> Alternative | None:
     """The fastest candidate of a call, everything else as planned; None where it is hardly faster than planned."""
     index = compiled.names.index(call.name)
     candidates = compiled.problem.calls[index]
@@ -105,4 +109,5 @@ def _alternative(priced: PricedCluster, compiled: CompiledFlow, found: Solution,
         steady_s=_pace_s(compiled, found, choice[0]),
         fits=over <= 0 and hosted <= 1,
         over_bytes=max(over, 0.0),
+        experts=experts_of(request, request.graph.call(call.name), rows, row),
     )

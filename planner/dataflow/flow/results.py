@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from costmodels.energy_cost import Price, cost_usd
 from costmodels.plan import ExecutionPlan
+from planner.dataflow.compositions import HeldExperts
 from planner.dataflow.flow.infeasible import FlowInfeasible
 from planner.dataflow.flow.request import FlowRequest
 from planner.results import Note
@@ -33,6 +34,7 @@ class CallPlan:
         active_bytes: Per GPU, beyond that during a run.
         host_bytes: Per GPU, in host memory between runs.
         basis: Weakest basis of its prices.
+        experts: Where the experts of a composition lie; None of a single model.
     """
 
     name: str
@@ -55,6 +57,7 @@ class CallPlan:
     active_bytes: float
     host_bytes: float
     basis: str
+    experts: HeldExperts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +189,7 @@ class Alternative:
         steady_s: Seconds per iteration with it.
         fits: Whether the plan fits with it.
         over_bytes: By how much the fullest GPU is exceeded when it does not; 0 where it is host memory that lacks.
+        experts: Where the experts of a composition lie; None of a single model.
     """
 
     call: str
@@ -199,6 +203,7 @@ class Alternative:
     steady_s: float
     fits: bool
     over_bytes: float
+    experts: HeldExperts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

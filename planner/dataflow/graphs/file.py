@@ -32,7 +32,8 @@ from planner.dataflow.graphs.graph import (
     Call,
     Dataflow,
 )
-from planner.dataflow.graphs.roles import Role, RoleCopy
+from planner.dataflow.graphs.roles import MAX_SKEW, Role, RoleCopy
+from planner.dataflow.residency import MAX_EXPERTS
 from planner.question.lora import merged_fields
 from profiles.catalog import load_yaml
 from profiles.catalog_entries import Entry, validated
@@ -53,6 +54,8 @@ class RoleEntry(Entry):
     lora_rank: int | None = None
     lora_targets: str | list[Any] | None = None
     stays: bool = False
+    experts: int = Field(default=1, ge=1, le=MAX_EXPERTS)
+    skew: float = Field(default=0.0, ge=0, le=MAX_SKEW)
 
 
 class CallEntry(Entry):
@@ -120,7 +123,14 @@ def graph_from_mapping(mapping: Mapping[str, Any]) -> DescribedGraph:
         name=entry.name,
         roles=tuple(
             Role(
-                name=name, like=role.like, head=role.head, task=role.task, lora=_adapters(name, role), stays=role.stays
+                name=name,
+                like=role.like,
+                head=role.head,
+                task=role.task,
+                lora=_adapters(name, role),
+                stays=role.stays,
+                experts=role.experts,
+                skew=role.skew,
             )
             for name, role in entry.roles.items()
         ),

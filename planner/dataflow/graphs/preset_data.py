@@ -126,10 +126,12 @@ def distill_chain(settings: Settings) -> Dataflow:
 
 def composition_of_experts(settings: Settings) -> Dataflow:
     """A router reads the prompts; the expert it names answers them."""
-    del settings
     return Dataflow(
         name="coe",
-        roles=(Role(name="router", stays=True), Role(name="expert", stays=True)),
+        roles=(
+            Role(name="router", stays=True),
+            Role(name="expert", stays=settings.experts == 1, experts=settings.experts, skew=settings.skew),
+        ),
         calls=(
             Call(
                 name="router_inf",

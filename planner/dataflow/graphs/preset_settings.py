@@ -40,6 +40,8 @@ class Settings:
         tree_branches: Branches at each level.
         prefetch: Iterations a teacher may run ahead of its student.
         scores: Numbers a teacher hands on per token; 0 for the whole vocabulary.
+        experts: Models of one shape behind a router.
+        skew: Exponent of Zipf's law of how often each is needed; 0 for all alike.
     """
 
     group_size: int = 1
@@ -60,6 +62,8 @@ class Settings:
     tree_branches: int = 2
     prefetch: int = 1
     scores: int = 0
+    experts: int = 1
+    skew: float = 0.0
 
     def __post_init__(self) -> None:
         for name, most in (("group_size", MAX_FACTOR), ("mini_batches", MAX_SEQUENCES), ("tree_depth", 10)):

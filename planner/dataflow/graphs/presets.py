@@ -197,6 +197,8 @@ PRESETS: Mapping[str, Preset] = {
             summary="Composition of experts: a router reads the prompt, one of many expert models answers.",
             source="Prabhakar et al. 2024, arXiv:2405.07518 (SN40L): 150 experts behind a router",
             build=preset_data.composition_of_experts,
+            takes=("experts", "skew"),
+            defaults=Settings(experts=5),
         ),
     )
 }

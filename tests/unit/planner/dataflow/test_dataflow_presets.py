@@ -108,6 +108,8 @@ def test_every_setting_a_preset_takes_changes_its_graph(name: str) -> None:
         "tree_branches": 3,
         "prefetch": 5,
         "scores": 50,
+        "experts": 12,
+        "skew": 1.5,
     }
     preset = PRESETS[name]
     for setting in preset.takes:
