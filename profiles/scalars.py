@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from profiles.errors import SpecError, shown
+from profiles.errors import SpecError, out_of_bounds, shown
 
 _DEEPEST = 8  # levels of what a user describes
 
@@ -48,7 +48,8 @@ def whole_number(field: str, value: Any, *, least: int, most: int) -> int:
     """
     given = plain(value)
     if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= most:
-        raise SpecError(field, f"must be a whole number from {least} to {most}; got {shown(value)}")
+        problem = f"must be a whole number from {least} to {most}; got {shown(value)}"
+        raise SpecError(field, problem, out_of_bounds(field, given, least, most).hint)
     return given
 
 

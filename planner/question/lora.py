@@ -9,6 +9,7 @@ from profiles.adapter_parameters import MLP_TARGETS
 from profiles.errors import SpecError, meant_among, shown
 from profiles.hf_modules import module_names
 from profiles.model import ModelSpec
+from profiles.scalars import whole_number
 from profiles.stack import StackSpec
 
 MAX_RANK = 1 << 14
@@ -129,9 +130,7 @@ def read_rank(given: object, field: str) -> int:
     Raises:
         SpecError: If it is no whole number within bounds.
     """
-    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= MAX_RANK:
-        raise SpecError(field, f"must be a whole number from 1 to {MAX_RANK}; got {str(given)[:40]}")
-    return given
+    return whole_number(field, given, least=1, most=MAX_RANK)
 
 
 def read_targets(given: object, field: str) -> tuple[str, ...]:

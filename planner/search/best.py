@@ -43,7 +43,8 @@ class SearchBudget:
             object.__setattr__(self, name, plain(getattr(self, name)))
         number = isinstance(self.seconds, int | float) and not isinstance(self.seconds, bool)
         if not number or not 0 < self.seconds <= MAX_SECONDS:
-            raise SpecError("seconds", f"must be above 0 and at most {MAX_SECONDS:.0f}; got {str(self.seconds)[:40]}")
+            problem = f"must be above 0 and at most {MAX_SECONDS:.0f}; got {str(self.seconds)[:40]}"
+            raise SpecError("seconds", problem, out_of_bounds("seconds", self.seconds, 1, int(MAX_SECONDS)).hint)
         most = self.evaluations
         if most is not None and (
             not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= MAX_EVALUATIONS

@@ -32,7 +32,7 @@ from profiles.errors import SpecError, out_of_bounds, shown
 from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import ModelSpec
 from profiles.precision import parse_precision
-from profiles.scalars import plain
+from profiles.scalars import plain, whole_number
 from profiles.stack import StackSpec
 
 HYBRID, COLOCATED, DISAGGREGATED, ASYNC = "hybrid", "colocated", "disaggregated", "async"
@@ -316,9 +316,7 @@ def _check_options(options: FlowOptions) -> None:
         value = getattr(options, name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            problem = f"must be a whole number from {low} to {high}; got {str(value)[:40]}"
-            raise SpecError(name, problem, out_of_bounds(name, value, low, high).hint)
+        whole_number(name, value, least=low, most=high)
     check_kinds(options)
     check_oom_risk(options.max_oom_risk)
     if not 0.01 <= options.effort <= 100:

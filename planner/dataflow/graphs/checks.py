@@ -30,7 +30,7 @@ def check_one_of(where: str, value: str, known: tuple[str, ...]) -> None:
         raise SpecError(where, f"unknown value {value[:40]!r}", "use one of " + ", ".join(known))
 
 
-def check_between(where: str, value: int | Fraction, low: int, high: int) -> None:
+def check_between(where: str, value: float | Fraction, low: int, high: int) -> None:
     """Refuse a number out of bounds."""
     if not low <= value <= high:
         raise out_of_bounds(where, value, low, high)

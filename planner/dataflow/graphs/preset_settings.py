@@ -7,7 +7,8 @@ from typing import Any
 from costmodels.workload import ADAPTER_TASKS, TASKS
 from planner.dataflow.graphs.checks import check_between, check_one_of
 from planner.dataflow.graphs.graph import EXTERNAL, MAX_FACTOR, MAX_LATENCY_S, MAX_SCORES, MAX_SEQUENCES, TRAIN, Call
-from planner.dataflow.graphs.roles import LANGUAGE_HEAD, Role
+from planner.dataflow.graphs.roles import LANGUAGE_HEAD, MAX_SKEW, Role
+from planner.dataflow.residency import MAX_EXPERTS
 from planner.question.lora import adapters_of, merged_fields
 from profiles.errors import SpecError
 
@@ -68,6 +69,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name, most in (("group_size", MAX_FACTOR), ("mini_batches", MAX_SEQUENCES), ("tree_depth", 10)):
             check_between(f"job.{name}", getattr(self, name), 1, most)
+        check_between("job.experts", self.experts, 1, MAX_EXPERTS)
+        check_between("job.skew", self.skew, 0, MAX_SKEW)
         check_between("job.tree_branches", self.tree_branches, 2, 16)
         check_between("job.concurrency", self.concurrency, 1, MAX_SEQUENCES)
         check_between("job.copy_every", self.copy_every, 1, 1 << 20)

@@ -8,12 +8,12 @@ from costmodels.workload import TASKS
 from planner.dataflow.graphs.checks import check_between, check_changes, check_one_of
 from planner.dataflow.residency import MAX_EXPERTS
 from planner.question.lora import Adapters, adapters_of
-from profiles.errors import SpecError, did_you_mean, out_of_bounds
+from profiles.errors import SpecError, did_you_mean
 from profiles.model import ModelSpec
 
 LANGUAGE_HEAD, VALUE_HEAD = "language", "value"
 HEADS = (LANGUAGE_HEAD, VALUE_HEAD)
-MAX_SKEW = 4.0
+MAX_SKEW = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +84,7 @@ def check_role(role: Role, others: Sequence[str]) -> None:
     check_one_of(f"{where}.head", role.head, HEADS)
     check_one_of(f"{where}.task", role.task, TASKS)
     check_between(f"{where}.experts", role.experts, 1, MAX_EXPERTS)
-    if not 0 <= role.skew <= MAX_SKEW:
-        raise out_of_bounds(f"{where}.skew", role.skew, 0, MAX_SKEW)
+    check_between(f"{where}.skew", role.skew, 0, MAX_SKEW)
     words = f"compositions of experts, and {role.name} is one model"
     check_changes(f"{where}.skew", role.skew, 0.0, used=role.experts > 1, words=words)
     role.adapters()  # refuses what is out of bounds

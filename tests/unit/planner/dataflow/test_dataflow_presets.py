@@ -214,6 +214,8 @@ def test_names_are_found_whatever_their_spelling() -> None:
         ("ppo-ema", {"copy_share": 0.0}, "job.copy_share", "above 0 and at most 1"),
         ("grpo", {"latency_s": -1.0}, "job.latency_s", "between 0 and 86400"),
         ("coe", {"kl": True}, "job.kl", "has no effect on coe"),
+        ("coe", {"experts": 0}, "job.experts", "between 1 and 1024"),
+        ("coe", {"skew": -1.0}, "job.skew", "between 0 and 4"),
         ("grpo", {"latency_s": 50, "concurrency": 1}, "job.latency_s", "50.0 changes nothing"),
         ("grpo", {"reward": "external", "concurrency": 1}, "job.concurrency", "1 changes nothing"),
         ("rm-tree", {"concurrency": 2}, "job.concurrency", "2 changes nothing"),

@@ -53,7 +53,7 @@ def test_tensor_parallel_traffic_may_be_kept_from_running_under_products() -> No
         (
             "actor_train",
             {"tensor_parallel_overlap": 2},
-            "pins.actor_train.tensor_parallel_overlap: must be a whole number from 0 to 1; got 2",
+            "pins.actor_train.tensor_parallel_overlap: must be a whole number from 0 to 1; got 2. Hint: 1",
         ),
         (
             "ref_inf",
