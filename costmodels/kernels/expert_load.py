@@ -8,8 +8,7 @@ from costmodels.kernels.calls import FloatArray
 
 TILE_ROWS = 64.0  # smallest row tile of the grouped kernels
 _POWER = 1.2  # exponent of the skewed load that the published timings draw
-# A Poisson of so many tiles scatters by more than half of one, and hardly by more tiles than so many besides.
-_SMOOTH_TILES, _MORE_TILES = 24.0, 8.0
+_BLUR = 3  # tiles to both sides of the mean that the rows of an expert may end in; beyond, they are of any size
 _LARGEST_SHARE = 0.8  # of the tokens that the heaviest expert may see there
 
 
@@ -74,23 +73,35 @@ class RandomLoad:
 def seen_at_random(tokens: FloatArray, local: FloatArray | float, share: float) -> RandomLoad:
     """What (K,) numbers of tokens are to experts each of which sees one with the same probability.
 
-    Rows of an expert are a Poisson's; where they fill so many tiles that the last one's rest is of any size, half a
-    tile is added.
-
     Args:
         tokens: Of all devices that share the experts.
         local: Experts of one device.
         share: Of the tokens that one expert sees: experts per token over experts.
     """
-    from scipy.special import gammainc  # takes a third of what starting takes, and dense models do without
-
     active = np.maximum(-local * np.expm1(tokens * np.log1p(-min(share, 0.999999))), 1.0)
-    mean = tokens * share
-    tiles = np.arange(1.0, min(max(mean.max(initial=0.0), 1.0) / TILE_ROWS, _SMOOTH_TILES) + _MORE_TILES)
-    # The chance of more rows than so many tiles hold, summed up: tiles beyond the first, which every active expert has.
-    more = gammainc(tiles * TILE_ROWS + 1, mean[:, None]).sum(axis=1) * local
-    rounded = np.where(mean > _SMOOTH_TILES * TILE_ROWS, local * (mean / TILE_ROWS + 0.5), active + more)
-    return RandomLoad(active=active, padded=rounded * TILE_ROWS)
+    return RandomLoad(
+        active=active, padded=(active + local * tiles_beyond_first(tokens * share, TILE_ROWS)) * TILE_ROWS
+    )
+
+
+def tiles_beyond_first(rows: FloatArray, tile: float) -> FloatArray:
+    """Tiles to expect of experts that see (K,) rows on average, beyond the first, which all have that see any.
+
+    Rows that tokens drawn at random make are a Poisson's, about normal with a variance of their mean: half a row is
+    what a normal needs to count whole ones.
+
+    Args:
+        rows: Means.
+        tile: Rows of a tile.
+    """
+    from scipy.special import ndtr  # takes a third of what starting takes, and dense models do without
+
+    tiles = rows / tile
+    nearest, spread = np.rint(tiles), np.sqrt(rows) / tile
+    # The chance of more rows than so many tiles hold, summed up; the first tile is sure.
+    bounds = np.maximum(nearest + np.arange(-_BLUR, _BLUR + 1)[:, None], 0)
+    beyond = np.where(bounds > 0, ndtr((tiles - bounds - 0.5 / tile) / spread), 1.0)
+    return np.asarray(nearest - _BLUR - 1 + beyond.sum(axis=0))
 
 
 def _skewed(tokens: float, experts: int, topk: float, expert_parallel: int) -> ExpertLoad:

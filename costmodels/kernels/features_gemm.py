@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
 from costmodels.kernels.device_features import OPERAND_BYTES, DeviceFormat
+from costmodels.kernels.expert_load import tiles_beyond_first
 from costmodels.kernels.implementations import copies_of, is_bare, is_narrow
 from costmodels.kernels.roofline import kept_share
 from profiles.precision import GEMM_FORMATS
@@ -18,7 +19,6 @@ _SMALL_TILE_EXPONENT = 0.15  # loss of a smaller tile; only ranks the tiles (sta
 _MOST_WAVES = 8.0  # beyond, the unfinished last wave no longer shows
 _LAUNCH_S = 3e-6  # of a kernel, as A100, H100 and B200 show for empty work; scales ``size``
 _FP16 = GEMM_FORMATS.index("fp16")
-_BLUR = 3  # tiles to both sides that the rows of an expert may end in
 _MOST_ALIGNMENT = 8  # powers of two that matter: 256 elements, the widest tile
 
 
@@ -74,20 +74,10 @@ def gemm_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, 
 
 
 def _row_tiles(m: FloatArray, tile: int, grouped: NDArray[np.bool_]) -> FloatArray:
-    """Tiles of so many rows that a product has; of experts, whose rows are a mean, those to expect.
-
-    Rows that tokens drawn at random make are about normal, with a variance of their mean.
-    """
-    tiles = m / tile
-    if not grouped.any():
-        return np.ceil(tiles)
-    from scipy.special import ndtr  # takes a third of what starting takes, and dense models do without
-
-    nearest, spread = np.rint(tiles[grouped]), np.sqrt(m[grouped]) / tile
-    bounds = np.maximum(nearest + np.arange(-_BLUR, _BLUR + 1)[:, None], 0)
-    beyond = np.where(bounds > 0, ndtr((tiles[grouped] - bounds) / spread), 1.0)
-    found = np.ceil(tiles)
-    found[grouped] = nearest - _BLUR + beyond.sum(axis=0)
+    """Tiles of so many rows that a product has; of experts, whose rows are a mean, those to expect."""
+    found = np.ceil(m / tile)
+    if grouped.any():
+        found[grouped] = 1.0 + tiles_beyond_first(m[grouped], tile)
     return found
 
 
