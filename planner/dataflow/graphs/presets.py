@@ -195,7 +195,7 @@ PRESETS: Mapping[str, Preset] = {
         Preset(
             name="coe",
             summary="Composition of experts: a router reads the prompt, one of many expert models answers.",
-            source="Prabhakar et al. 2024, arXiv:2405.07518 (SN40L): 150 experts behind a router",
+            source="Prabhakar et al. 2024, arXiv:2405.07518 (SN40L): up to 150 experts; five in Samba-CoE 0.1",
             build=preset_data.composition_of_experts,
             takes=("experts", "skew"),
             defaults=Settings(experts=5),
