@@ -50,7 +50,8 @@ def reason_sentence(plan: FlowPlan, reason: Reason) -> str:
     if call.kind == GENERATE:
         longer = ""
         if call.experts is not None:
-            longer = f" of {call.experts.runs:.3g} experts, one after the other"
+            runs = f"{call.experts.runs:.3g}"
+            longer = " of one expert" if runs == "1" else f" of {runs} experts, one after the other"
         elif reason.carries_over:
             longer = f" (the mean response has {reason.mean_tokens:.0f}; what has not ended is carried over)"
         elif reason.runs_on:

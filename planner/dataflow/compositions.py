@@ -196,6 +196,6 @@ def held_experts(rows: CallRows, row: int, role: Role, prompts: int, *, group: i
         on_disk=role.experts - within_host,
         runs=share.runs,
         sequences=share.prompts * group,
-        hit_share=float(popularity(role)[:on_device].sum()),
+        hit_share=min(float(popularity(role)[:on_device].sum()), 1.0),
         fetch_s=float(rows.moved_s[row]),
     )

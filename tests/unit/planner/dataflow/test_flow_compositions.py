@@ -107,6 +107,8 @@ def test_every_place_takes_the_bytes_of_one_expert() -> None:
 def test_all_stay_where_they_fit_and_nothing_is_read() -> None:
     _, held = generating(planned(3))
     assert (held.on_device, held.hit_share, held.fetch_s) == (3, pytest.approx(1), 0)
+    assert popularity(role(3, 1.0)).sum() > 1  # by rounding
+    assert generating(planned(3, 1.0))[1].hit_share == 1
     call, many = generating(planned(12))
     assert 0 < many.fetch_s == call.host_traffic_s < call.time_s
     missed = busiest(role(12), 64, 1).needed[many.on_device :].sum()
