@@ -49,6 +49,7 @@ _TRAINER = "accelerate or deepspeed, whose settings it takes; docs/fine-tuning.m
 _FORMATS_OF = {
     **dict.fromkeys(("fsdp", "fsdp2"), "torchtitan or accelerate"),
     **dict.fromkeys(("huggingface", "hf-trainer", "ms-swift"), _TRAINER),
+    "llama-factory": "llama-factory",
     "nemo": "megatron-bridge",
     "torchtune": "torchtitan or accelerate; docs/fine-tuning.md has torchtune's own settings",
 }

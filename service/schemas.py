@@ -281,7 +281,9 @@ class SavedReplanRequest(SavedBody):
     )
 
 
-Format = Literal["megatron-lm", "megatron-bridge", "deepspeed", "torchtitan", "accelerate", "nanotron"]
+Format = Literal[
+    "megatron-lm", "megatron-bridge", "deepspeed", "torchtitan", "accelerate", "nanotron", "axolotl", "llama-factory"
+]
 
 
 class ExportRequest(EstimateRequest):

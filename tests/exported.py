@@ -32,6 +32,10 @@ QUESTIONS = (
     ("torchtitan", "qwen3-30b-a3b", "2x8xH100", "fsdp-eager"),
     ("nanotron", "llama-2-7b", "2x8xA100-80GB", "nanotron"),
     ("nanotron", "qwen2.5-7b", "8xH100", "nanotron"),
+    ("axolotl", "llama-2-7b", "8xA100-80GB", "huggingface"),
+    ("axolotl", "llama-2-7b", "2x8xA100-80GB", "deepspeed"),
+    ("llama_factory", "llama-2-7b", "8xA100-80GB", "huggingface"),
+    ("llama_factory", "llama-2-7b", "2x8xA100-80GB", "deepspeed"),
 )
 # Framework, model, cluster: questions whose best plans are of many kinds, of models that the formats know.
 BEST = (

@@ -27,7 +27,8 @@ _MAX_BYTES = 1 << 26  # of a saved answer
 _option = partial(option, panel=_PANEL)
 
 _FORMATS = (
-    "megatron-lm, megatron-bridge, deepspeed, torchtitan, accelerate or nanotron; with --job verl, nemo-rl or openrlhf."
+    "megatron-lm, megatron-bridge, deepspeed, torchtitan, accelerate, nanotron, axolotl or llama-factory; "
+    "with --job verl, nemo-rl or openrlhf."
 )
 Format = Annotated[str, _option("--format", _FORMATS)]
 Plan = Annotated[Path | None, _option("--plan", "Take the plan from an answer saved with --json instead.")]

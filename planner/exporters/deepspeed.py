@@ -5,6 +5,7 @@ tests feed DeepSpeed's own reader where it is installed. Stages and experts are 
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,6 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         request: Model, job, the devices that the plan uses, and the stack it was priced for.
     """
     trainer = request.stack.framework == HUGGINGFACE
-    configuration = _configuration(plan, request, trainer=trainer)
     if trainer:
         command = [*torchrun(request.cluster), ["train.py"]]
         command += [["--deepspeed", CONFIG], *trainer_arguments(plan, request)]
@@ -51,10 +51,15 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         plan,
         request,
         command=command,
-        files={CONFIG: json.dumps(configuration, indent=2) + "\n"},
+        files={CONFIG: written(configuration(plan, request, trainer=trainer))},
         gaps=unsupported(plan, request),
         left_to_you=(*script_notes(request), *(() if trainer else _in_script(plan, request)), *starts),
     )
+
+
+def written(configuration: Mapping[str, Any]) -> str:
+    """A configuration as the text of its file."""
+    return json.dumps(configuration, indent=2) + "\n"
 
 
 def _launcher(request: Request) -> list[list[str]]:
@@ -69,7 +74,14 @@ def _hosts(request: Request) -> tuple[str, ...]:
     return (f"{words}{request.cluster.node.devices_per_node}",) if request.cluster.num_nodes > 1 else ()
 
 
-def _configuration(plan: ExecutionPlan, request: Request, *, trainer: bool) -> dict[str, Any]:
+def configuration(plan: ExecutionPlan, request: Request, *, trainer: bool) -> dict[str, Any]:
+    """The file that DeepSpeed reads, or the Trainer hands to it.
+
+    Args:
+        plan: The plan.
+        request: What is trained.
+        trainer: Whether the Hugging Face Trainer fills in what is ``auto`` and makes optimizers DeepSpeed has not.
+    """
     job = request.job
     # DeepSpeedConfig checks it against all ranks, AutoTP's among them (deepspeed/runtime/config.py, _batch_assertion).
     found: dict[str, Any] = {"train_batch_size": job.global_batch_size} if plan.tensor_parallel == 1 else {}

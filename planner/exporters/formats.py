@@ -18,6 +18,8 @@ _MODULES = {
     "torchtitan": "torchtitan",
     "accelerate": "accelerate",
     "nanotron": "nanotron",
+    "axolotl": "axolotl",
+    "llama-factory": "llama_factory",
 }
 FORMATS = tuple(_MODULES)
 FLOW_FORMATS = ("verl", "nemo-rl", "openrlhf")  # of workflows: ``planner.exporters.flow_api``

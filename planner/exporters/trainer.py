@@ -7,6 +7,7 @@ import numpy as np
 
 from costmodels.eager_attention import beyond_sdpa
 from costmodels.plan import BoolArray, ExecutionPlan
+from costmodels.workload import TrainingJob
 from planner.exporters.adapters import adapter_note
 from planner.exporters.exported import Check, Gap, gaps, whole_steps
 from planner.question.attention import OF_TRANSFORMERS, asked_kernel
@@ -58,16 +59,27 @@ def trainer_arguments(plan: ExecutionPlan, request: Request, *, shards: bool = F
     ]
     if job.precision in ("bf16", "fp16", "tf32"):
         options.append([f"--{job.precision}", "true"])
-    asked = (job.optimizer, job.paged_optimizer)
-    if asked in _OPTIMIZERS:
-        options.append(["--optim", _OF_SHARDS.get(asked, _OPTIMIZERS[asked]) if shards else _OPTIMIZERS[asked]])
+    optimizer = optimizer_name(job, shards=shards)
+    if optimizer is not None:
+        options.append(["--optim", optimizer])
     steps = whole_steps(job)
     if steps is not None:
         options.append(["--max_steps", str(steps)])
     return options
 
 
-def _attention(request: Request, *, shared: bool) -> str | None:
+def optimizer_name(job: TrainingJob, *, shards: bool = False) -> str | None:
+    """What ``optim`` calls an optimizer; None for one that it does not have.
+
+    Args:
+        job: What is trained, and by which optimizer.
+        shards: Whether FSDP2 shards what it updates.
+    """
+    asked = (job.optimizer, job.paged_optimizer)
+    return _OF_SHARDS.get(asked, _OPTIMIZERS.get(asked)) if shards else _OPTIMIZERS.get(asked)
+
+
+def attention_implementation(request: Request, *, shared: bool = False) -> str | None:
     """The ``attn_implementation`` that runs as priced; None where there is none.
 
     Args:
@@ -90,7 +102,7 @@ def attention_check(request: Request, shared: BoolArray) -> Check:
         request: What is trained, on what.
         shared: (N,) whether Accelerate shares a context over the ranks of a plan.
     """
-    lacking = [_attention(request, shared=each) is None for each in (False, True)]
+    lacking = [attention_implementation(request, shared=each) is None for each in (False, True)]
     model, library = request.model, request.job.attention_library
     unknown = "knows no sinks" if model.has_sinks else "caps no logits"
     problem = f"{library} {unknown}" if beyond_sdpa(model) else "context ranks share PyTorch's attention alone (sdpa)"
@@ -101,9 +113,13 @@ def attention_check(request: Request, shared: BoolArray) -> Check:
 def trainer_gaps(request: Request) -> tuple[Gap, ...]:
     """What the Trainer has no argument for."""
     job = request.job
-    known = (job.optimizer, job.paged_optimizer) in _OPTIMIZERS
     return gaps(
-        (not known, "job.optimizer", f"there is no {'paged ' * job.paged_optimizer}{job.optimizer}", "adamw"),
+        (
+            optimizer_name(job) is None,
+            "job.optimizer",
+            f"there is no {'paged ' * job.paged_optimizer}{job.optimizer}",
+            "adamw",
+        ),
         (
             job.optimizer_in_backward,
             "job.optimizer_in_backward",
@@ -124,7 +140,7 @@ def script_notes(request: Request, *, shared: bool = False) -> tuple[str, ...]:
     found = [
         f"train.py: builds {model.name}, reads data in sequences of {job.sequence_length} tokens, sets learning rates"
     ]
-    attention = _attention(request, shared=shared)
+    attention = attention_implementation(request, shared=shared)
     found += [f"attention: attn_implementation {attention} in from_pretrained"] if attention else []
     if job.fuses_loss:
         kernel = "fused linear cross-entropy" if job.linear_cross_entropy else "fused cross-entropy"

@@ -192,6 +192,36 @@ def from_nanotron(exported: Exported, request: Request) -> dict[str, Any]:
     }
 
 
+def from_axolotl(exported: Exported, request: Request) -> dict[str, Any]:
+    config, read = yaml.safe_load(exported.files["axolotl.yaml"]), options(script_words(exported))
+    ranks, checkpoints = first(read, "--nnodes") * first(read, "--nproc-per-node"), config["gradient_checkpointing"]
+    return from_tool(exported, ranks, config["micro_batch_size"], config["gradient_accumulation_steps"]) | {
+        "recompute": Recompute.FULL if checkpoints else Recompute.NONE,
+        "offload_activations": checkpoints == "offload",
+    }
+
+
+def from_llama_factory(exported: Exported, request: Request) -> dict[str, Any]:
+    config, launched = yaml.safe_load(exported.files["llama_factory.yaml"]), exported.environment
+    ranks, b = int(launched["NNODES"]) * int(launched["NPROC_PER_NODE"]), config["per_device_train_batch_size"]
+    return from_tool(exported, ranks, b, config["gradient_accumulation_steps"]) | {
+        "recompute": Recompute.NONE if config["disable_gradient_checkpointing"] else Recompute.FULL,
+        "offload_activations": config.get("use_unsloth_gc", False),
+    }
+
+
+def from_tool(exported: Exported, ranks: int, micro_batch: int, accumulated: int) -> dict[str, Any]:
+    sharded = json.loads(exported.files.get("ds_config.json", "{}")).get("zero_optimization", {"stage": 0})
+    return {
+        **dict(zip(DEGREES, (1, 1, ranks, 1, 1), strict=True)),
+        "micro_batch_size": micro_batch,
+        "num_microbatches": accumulated,
+        "zero_stage": sharded["stage"],
+        "offload_optimizer": "offload_optimizer" in sharded,
+        "offload_parameters": "offload_param" in sharded,
+    }
+
+
 READERS = {
     "megatron_lm": from_megatron,
     "megatron_bridge": from_bridge,
@@ -199,6 +229,8 @@ READERS = {
     "accelerate": from_trainer,
     "torchtitan": from_torchtitan,
     "nanotron": from_nanotron,
+    "axolotl": from_axolotl,
+    "llama_factory": from_llama_factory,
 }
 
 
