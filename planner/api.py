@@ -25,7 +25,7 @@ from planner.answer.risks import oom_risks
 from planner.answer.switches import switches
 from planner.borrowed import borrowed
 from planner.exporters.formats import format_notes
-from planner.host_notes import host_notes, run_notes
+from planner.host_notes import host_notes, offload_notes, run_notes
 from planner.phrases import percent, plan_label, seconds
 from planner.question.jobs import wide_experts
 from planner.question.layouts import needs_layout
@@ -362,6 +362,7 @@ def warnings_about(request: Request, best: PlanEstimate | None) -> tuple[Note, .
         rest = "plans that shard weights (ZeRO-3) keep it in 16 bits, and their kernels take less time"
         warn("fp32_unquantised", "job.fp32_unquantised", f"what QLoRA leaves unquantised is fp32 here; {rest}")
     notes += host_notes([(part_of(request.cluster, best.num_devices), request.stack)])
+    notes += offload_notes(best.plan)
     notes += run_notes(best.run)
     usable = best.usable_memory_bytes
     # As risks of running out are told: without what publishers nobody has seen add to intervals.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from costmodels.plan import ExecutionPlan
 from planner.results import Note, RunEstimate
 from profiles.hardware import ClusterSpec
 from profiles.stack import StackSpec
@@ -32,6 +33,21 @@ def host_notes(used: Iterable[tuple[ClusterSpec, StackSpec]]) -> tuple[Note, ...
         message += ": faster networks gain nothing"
         notes.append(Note(code="framework_limit", field="framework", message=message))
     return tuple(notes)
+
+
+def offload_notes(plan: ExecutionPlan) -> tuple[Note, ...]:
+    """A warning where weights are updated on the host, which launchers leave to one core of each rank.
+
+    That may be why published runs with offloading took up to three times as long as priced (docs/unseen.md: the gist of
+    LLaMA-7B, Hugging Face's blog on Ulysses, Finetune_LLAMA), where others took as long as priced.
+    """
+    if not plan.offload_optimizer:
+        return ()
+    message = (
+        "the optimizer's step on the host is priced with all its cores; torchrun and accelerate start ranks with one "
+        "thread each unless OMP_NUM_THREADS says more, as scripts of planner export do"
+    )
+    return (Note(code="host_threads", field="plan.offload_optimizer", message=message),)
 
 
 def run_notes(run: RunEstimate | None) -> tuple[Note, ...]:

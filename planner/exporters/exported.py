@@ -189,7 +189,20 @@ def finished(
         environment=environment,
         files=files,
         defaults=defaults,
+        setup=_host_threads(plan, request.cluster),
     )
+
+
+def _host_threads(plan: ExecutionPlan, cluster: ClusterSpec) -> tuple[str, ...]:
+    """What gives every rank its share of the host's cores, where it updates weights there, unless the user says more.
+
+    Ranks have one thread each otherwise: torchrun sets it (``config_from_args`` of torch/distributed/run.py), and so
+    does Accelerate (``num_cpu_threads_per_process`` of its commands/launch.py).
+    """
+    if not plan.offload_optimizer:
+        return ()
+    ranks = cluster.node.devices_per_node
+    return (f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-$(( ($(nproc) + {ranks - 1}) / {ranks} ))}}"',)
 
 
 def scripted(
@@ -202,6 +215,7 @@ def scripted(
     environment: Mapping[str, str] | None = None,
     files: Mapping[str, str] | None = None,
     defaults: Sequence[str] = (),
+    setup: Sequence[str] = (),
 ) -> Exported:
     """The export with its script.
 
@@ -215,6 +229,7 @@ def scripted(
         environment: As in ``Exported``.
         files: Files besides the script.
         defaults: Arguments that the script takes where the user gives none.
+        setup: Lines of the script ahead of the launch, as the shell reads them.
     """
     variables = dict(sorted((environment or {}).items()))
     groups = [*command] if [REST] in command else [*command, [REST]]
@@ -223,6 +238,7 @@ def scripted(
     words += [f"Left to you: {sentence}" for sentence in left_to_you]
     script = ["#!/usr/bin/env bash", *comment(words), "set -euo pipefail"]
     script += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    script += setup
     if defaults:
         script += ["if [ $# -eq 0 ]; then", f"  set -- {shlex.join(defaults)}", "fi"]
     script.append(" \\\n  ".join(["exec " + lines[0], *lines[1:]]))

@@ -59,3 +59,12 @@ def test_a_run_that_is_long_enough_to_be_interrupted_says_how_often(tokens: str,
     if met:
         assert told[0].endswith(f" {answer.best.run.device_hours * 419 / (54 * 24 * 16384):,.0f}")
         assert "50,677" in told[0]
+
+
+@pytest.mark.parametrize(("offloaded", "told"), [(True, True), (False, False)])
+def test_who_updates_weights_on_the_host_is_told_of_threads(offloaded: bool, told: bool) -> None:
+    asked = {"model": "llama-3-8b", "cluster": "8xA100-80GB", "job": JOB | {"task": "full"}, "framework": "deepspeed"}
+    found = planner.estimate(**asked, plan={"zero_stage": 2, "offload_optimizer": offloaded})
+    messages = [note.message for note in found.warnings if note.code == "host_threads"]
+    assert len(messages) == told
+    assert all("OMP_NUM_THREADS" in message for message in messages)

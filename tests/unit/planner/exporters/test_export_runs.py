@@ -1,6 +1,9 @@
 """What exports say of how kernels run: optimizers, attention, queues."""
 
 import json
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,3 +196,24 @@ def test_megatron_core_keeps_weights_in_eight_bits_where_they_are_priced_so(
     reused = {f"{part}.reuse_grad_buf_for_mxfp8_param_ag" for part in ("ddp", "optimizer")}
     assert told == wanted | (reused if SHARES in (written or ()) else set())
     assert len([words for words in bridge.left_to_you if "live in 8 bits" in words]) == len(warned)
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, None), ({"OMP_NUM_THREADS": "3"}, 3)])
+@pytest.mark.parametrize("format", ["deepspeed", "accelerate", "axolotl", "llama_factory"])
+def test_ranks_that_update_on_the_host_have_its_cores(
+    format: str, given: dict[str, str], found: int | None, tmp_path: Path
+) -> None:
+    """torchrun and Accelerate would leave one thread to each."""
+    request = request_of("llama-3-8b", "2x8xA100-80GB", "huggingface", **JOB | {"task": "full"})
+    pins: dict[str, Any] = {"zero": 3, "offload_optimizer": True, "offload_parameters": True}
+    exported = export(format, plan_of(request, **pins), request)
+    (tmp_path / "train.sh").write_text(exported.files["train.sh"])
+    for name in ("torchrun", "accelerate", "llamafactory-cli"):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$OMP_NUM_THREADS"\n')
+        (tmp_path / name).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODE_RANK": "0", "MASTER_ADDR": "first"} | given
+    done = subprocess.run(["bash", "train.sh"], cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
+    cores = int(subprocess.run(["nproc"], capture_output=True, text=True, check=True).stdout)
+    assert int(done.stdout) == (found or -(-cores // 8))
+    whole = export(format, plan_of(request, zero=3), request)
+    assert "OMP_NUM_THREADS" not in whole.files["train.sh"]
