@@ -282,7 +282,15 @@ class SavedReplanRequest(SavedBody):
 
 
 Format = Literal[
-    "megatron-lm", "megatron-bridge", "deepspeed", "torchtitan", "accelerate", "nanotron", "axolotl", "llama-factory"
+    "megatron-lm",
+    "megatron-bridge",
+    "deepspeed",
+    "torchtitan",
+    "accelerate",
+    "nanotron",
+    "axolotl",
+    "llama-factory",
+    "trl",
 ]
 
 

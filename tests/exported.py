@@ -36,6 +36,8 @@ QUESTIONS = (
     ("axolotl", "llama-2-7b", "2x8xA100-80GB", "deepspeed"),
     ("llama_factory", "llama-2-7b", "8xA100-80GB", "huggingface"),
     ("llama_factory", "llama-2-7b", "2x8xA100-80GB", "deepspeed"),
+    ("trl", "llama-2-7b", "8xA100-80GB", "hf-trainer"),
+    ("trl", "llama-2-7b", "2x8xA100-80GB", "hf-trainer-compiled"),
 )
 # Framework, model, cluster: questions whose best plans are of many kinds, of models that the formats know.
 BEST = (

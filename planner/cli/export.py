@@ -27,7 +27,7 @@ _MAX_BYTES = 1 << 26  # of a saved answer
 _option = partial(option, panel=_PANEL)
 
 _FORMATS = (
-    "megatron-lm, megatron-bridge, deepspeed, torchtitan, accelerate, nanotron, axolotl or llama-factory; "
+    "megatron-lm, megatron-bridge, deepspeed, torchtitan, accelerate, nanotron, axolotl, llama-factory or trl; "
     "with --job verl, nemo-rl or openrlhf."
 )
 Format = Annotated[str, _option("--format", _FORMATS)]

@@ -27,6 +27,7 @@ from planner.exporters.trainer import attention_check, script_notes, trainer_arg
 from planner.results import Request
 from planner.rules.base import ACCELERATE_PRECISIONS, HUGGINGFACE
 from planner.rules.offload import moves_together
+from profiles.hardware import ClusterSpec
 
 TARGET = Target(
     name="accelerate",
@@ -52,23 +53,19 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         request: Model, job, the devices that the plan uses, and the stack it was priced for.
     """
     cluster = request.cluster
-    text = yaml.safe_dump(_configuration(plan, request), sort_keys=False)
-    line = [["accelerate", "launch", "--config_file", CONFIG]]
-    if cluster.num_nodes > 1:
-        line.append(["--machine_rank", '"${NODE_RANK}"', "--main_process_ip", '"${MASTER_ADDR}"'])
-        line.append(["--main_process_port", '"${MASTER_PORT:-29500}"'])
     checkpoints = plan.recompute == Recompute.FULL and plan.zero_stage == 0
     return finished(
         TARGET,
         plan,
         request,
         command=[
-            *line,
+            ["accelerate", "launch", "--config_file", CONFIG],
+            *placed(cluster),
             ["train.py"],
             *trainer_arguments(plan, request, shards=plan.zero_stage > 0),
             *([["--gradient_checkpointing", "true"]] if checkpoints else []),
         ],
-        files={CONFIG: "\n".join([*comment(header(TARGET, plan, request)), text])},
+        files={CONFIG: configuration(plan, request, TARGET)},
         gaps=unsupported(plan, request),
         left_to_you=(
             *script_notes(request, shared=plan.context_parallel > 1),
@@ -79,6 +76,28 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
             *on_every_node(cluster),
         ),
     )
+
+
+def placed(cluster: ClusterSpec) -> list[list[str]]:
+    """Which of several nodes this one is, and where the first is: arguments of ``accelerate launch``."""
+    if cluster.num_nodes == 1:
+        return []
+    return [
+        ["--machine_rank", '"${NODE_RANK}"', "--main_process_ip", '"${MASTER_ADDR}"'],
+        ["--main_process_port", '"${MASTER_PORT:-29500}"'],
+    ]
+
+
+def configuration(plan: ExecutionPlan, request: Request, target: Target) -> str:
+    """The text of Accelerate's file.
+
+    Args:
+        plan: The plan.
+        request: What is trained, on what.
+        target: What it is written for.
+    """
+    text = yaml.safe_dump(_configuration(plan, request), sort_keys=False)
+    return "\n".join([*comment(header(target, plan, request)), text])
 
 
 def _configuration(plan: ExecutionPlan, request: Request) -> dict[str, Any]:
@@ -164,7 +183,7 @@ def _moved_in_script(plan: ExecutionPlan) -> tuple[str, ...]:
 def unsupported(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
     """What a plan, its job or its model has that the target cannot express."""
     checks = plan_checks(PlanBatch.from_plans([plan]), request)
-    return (*gaps(*checks), *_job_gaps(request), *trainer_gaps(request))
+    return (*gaps(*checks), *unsupported_by_job(request))
 
 
 def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
@@ -196,10 +215,11 @@ def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
     )
 
 
-def _job_gaps(request: Request) -> tuple[Gap, ...]:
+def unsupported_by_job(request: Request) -> tuple[Gap, ...]:
+    """What it has not, of jobs."""
     job = request.job
     state = job.state_dtype != "fp32" and job.optimizer == "adamw"
-    return gaps(
+    found = gaps(
         (
             job.precision not in ACCELERATE_PRECISIONS,
             "job.precision",
@@ -210,3 +230,4 @@ def _job_gaps(request: Request) -> tuple[Gap, ...]:
         (job.master_dtype != "fp32", "job.master_dtype", "weights are loaded in fp32 and cast", "fp32"),
         (state, "job.state_dtype", "moments have the format of the weights", "fp32, or optimizer adamw8bit"),
     )
+    return (*found, *trainer_gaps(request))

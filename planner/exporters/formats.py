@@ -20,6 +20,7 @@ _MODULES = {
     "nanotron": "nanotron",
     "axolotl": "axolotl",
     "llama-factory": "llama_factory",
+    "trl": "trl",
 }
 FORMATS = tuple(_MODULES)
 FLOW_FORMATS = ("verl", "nemo-rl", "openrlhf")  # of workflows: ``planner.exporters.flow_api``

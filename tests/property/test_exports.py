@@ -130,7 +130,28 @@ def from_deepspeed(exported: Exported, request: Request) -> dict[str, Any]:
 
 
 def from_trainer(exported: Exported, request: Request) -> dict[str, Any]:
-    config, read = yaml.safe_load(exported.files["accelerate.yaml"]), options(script_words(exported))
+    read = options(script_words(exported))
+    return from_accelerate(exported) | {
+        "micro_batch_size": first(read, "--per_device_train_batch_size"),
+        "num_microbatches": first(read, "--gradient_accumulation_steps"),
+        **({"recompute": Recompute.FULL} if "--gradient_checkpointing" in read else {}),
+    }
+
+
+def from_trl(exported: Exported, request: Request) -> dict[str, Any]:
+    config = yaml.safe_load(exported.files["trl_sft.yaml"])
+    assert config["accelerate_config"] == "accelerate.yaml"
+    found = from_accelerate(exported)
+    return found | {
+        "micro_batch_size": config["per_device_train_batch_size"],
+        "num_microbatches": config["gradient_accumulation_steps"],
+        "offload_activations": found["offload_activations"] or config.get("activation_offloading", False),
+        **({"recompute": Recompute.FULL} if config["gradient_checkpointing"] else {}),
+    }
+
+
+def from_accelerate(exported: Exported) -> dict[str, Any]:
+    config = yaml.safe_load(exported.files["accelerate.yaml"])
     sizes = {name: size for name, size in config.get("parallelism_config", {}).items() if "size" in name}
     sizes = {name.removeprefix("parallelism_config_"): size for name, size in sizes.items()}
     fsdp = config.get("fsdp_config", {})
@@ -140,16 +161,12 @@ def from_trainer(exported: Exported, request: Request) -> dict[str, Any]:
     sharded = {True: 3, False: 2}.get(fsdp.get("fsdp_reshard_after_forward"), 0)
     return {
         **dict(zip(DEGREES, (t, 1, d, c, 1), strict=True)),
-        "micro_batch_size": first(read, "--per_device_train_batch_size"),
-        "num_microbatches": first(read, "--gradient_accumulation_steps"),
         "zero_stage": sharded,
         "zero_shard_degree": sizes["dp_shard_size"] * c if sizes.get("dp_replicate_size", 1) > 1 else 0,
         "offload_parameters": bool(fsdp.get("fsdp_offload_params")) and sharded == 3,
         "offload_activations": "fsdp_activation_checkpointing_offload" in fsdp
         or any("activation_offloading" in words for words in exported.left_to_you),
-        "recompute": Recompute.FULL
-        if fsdp.get("fsdp_activation_checkpointing") or "--gradient_checkpointing" in read
-        else Recompute.NONE,
+        "recompute": Recompute.FULL if fsdp.get("fsdp_activation_checkpointing") else Recompute.NONE,
     }
 
 
@@ -231,6 +248,7 @@ READERS = {
     "nanotron": from_nanotron,
     "axolotl": from_axolotl,
     "llama_factory": from_llama_factory,
+    "trl": from_trl,
 }
 
 

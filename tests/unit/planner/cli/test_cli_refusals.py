@@ -205,8 +205,9 @@ def test_replicas_are_refused_by_the_name_of_their_option(run: Any) -> None:
         (("replan", *MODEL, "--onto", "missing.yaml"), "--onto, missing.yaml: cannot be read", ""),
         (("plan", *MODEL, "--framework", "vllm"), "framework", "vllm serves models, and trains none: planner serving"),
         (("export", *MODEL, "--format", "fsdp"), "format", "torchtitan or accelerate"),
+        (("export", *MODEL, "--format", "llama_factory"), "format", "llama-factory"),
         (
-            ("export", *MODEL, "--format", "llama_factory"),
+            ("export", *MODEL, "--format", "ms-swift"),
             "format",
             "accelerate or deepspeed, whose settings it takes; docs/fine-tuning.md has its own",
         ),

@@ -181,7 +181,7 @@ def test_the_command_answers_as_documents_and_codes(run: Any) -> None:
     assert (document["kind"], len(document["trials"])) == ("portfolio", 2)
     assert (document["grounds"]["seed"], document["grounds"]["trial_steps"]) == (3, 7)
     code, _, err = run(*ASK, "--portfolio", "51")
-    assert (code, err) == (2, "error: --portfolio: must be a whole number from 1 to 50; got 51\n")
+    assert (code, err) == (2, "error: --portfolio: must be a whole number from 1 to 50; got 51. Hint: 50\n")
     code, out, _ = run("plan", "--model", "llama-3-70b", "--gpus", "8xA100", "--portfolio", "2")
     assert code == 3
     assert "Nothing fits" in out

@@ -394,7 +394,7 @@ def test_packs_are_left_to_who_makes_them() -> None:
 
 @pytest.mark.parametrize("given", [None, 3, ["nanotron"]])
 def test_a_format_that_is_no_name_is_told_the_names(given: Any) -> None:
-    with pytest.raises(SpecError, match=r"^format: must be a name; got .*\. Hint: one of megatron-.*, llama-factory$"):
+    with pytest.raises(SpecError, match=r"^format: must be a name; got .*\. Hint: one of megatron-.*, trl$"):
         planner.export("llama-2-7b", "8xA100-80GB", JOB, format=given)
     with pytest.raises(SpecError, match=r"^format: must be a name; got .*\. Hint: one of verl, nemo-rl, openrlhf$"):
         planner.export_dataflow("grpo", "llama-3.2-1b", "8xA100-80GB", format=given)
