@@ -30,6 +30,7 @@ from planner.exporters.trainer_tools import (
     in_files,
     job_gaps,
     nothing_in_fp32,
+    start_notes,
 )
 from planner.exporters.trainer_tools import plan_checks as trainer_plan_checks
 from planner.results import Request
@@ -68,6 +69,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         gaps=unsupported(plan, request),
         left_to_you=(
             f"base_model: the path or the name on the hub of {request.model.name}; {data}, learning_rate, output_dir",
+            *start_notes(request),
             *adapter_notes(request, "lora_target_modules"),
             *on_every_node(request.cluster),
         ),

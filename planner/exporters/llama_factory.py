@@ -21,6 +21,7 @@ from planner.exporters.trainer_tools import (
     in_files,
     job_gaps,
     nothing_in_fp32,
+    start_notes,
 )
 from planner.exporters.trainer_tools import plan_checks as trainer_plan_checks
 from planner.results import Request
@@ -58,6 +59,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
             f"model_name_or_path of {request.model.name}, dataset, template, output_dir, learning_rate: in {CONFIG} "
             "or behind train.sh, as dataset=NAME",
             *([packs] if job.sample_tokens else []),
+            *start_notes(request),
             *adapter_notes(request, "lora_target"),
             *on_every_node(cluster),
         ),

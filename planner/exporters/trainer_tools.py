@@ -115,6 +115,12 @@ def job_gaps(request: Request, names: Mapping[str, str]) -> tuple[Gap, ...]:
     )
 
 
+def start_notes(request: Request) -> tuple[str, ...]:
+    """What pre-training begins with, where tools load a checkpoint."""
+    words = "weights: training goes on from those of the checkpoint, unless the tool is told to draw new ones"
+    return (words,) if request.job.task == "pretrain" else ()
+
+
 def adapter_settings(request: Request, names: Sequence[str]) -> dict[str, Any]:
     """Rank and modules of the adapters; none where a job trains none.
 

@@ -26,7 +26,7 @@ from planner.exporters.exported import (
     whole_steps,
 )
 from planner.exporters.trainer import attention_implementation, optimizer_name
-from planner.exporters.trainer_tools import LIGER, adapter_notes, adapter_settings
+from planner.exporters.trainer_tools import LIGER, adapter_notes, adapter_settings, start_notes
 from planner.results import Request
 
 TARGET = Target(name="trl", title="TRL 1", stacks=("hf-trainer", LIGER, "hf-trainer-compiled"))
@@ -57,6 +57,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
             f"model_name_or_path of {request.model.name}, dataset_name, output_dir and learning_rate: in {CONFIG}, or "
             "behind train.sh",
             *([packs] if request.job.sample_tokens else []),
+            *start_notes(request),
             *adapter_notes(request, "lora_target_modules"),
             *on_every_node(request.cluster),
         ),
@@ -131,7 +132,6 @@ def _own_gaps(request: Request) -> tuple[Gap, ...]:
     attention = attention_implementation(request)
     named = attention is not None and "under" not in attention
     return gaps(
-        (job.task == "pretrain", "job.task", "tunes models that are there", "--task full"),
         (liger and not job.linear_cross_entropy, "job.linear_cross_entropy", "is part of Liger's", "--linear-loss"),
         (job.fused_cross_entropy, "job.fused_cross_entropy", "is no loss_type", "--linear-loss"),
         (

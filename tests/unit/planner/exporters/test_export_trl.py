@@ -78,7 +78,9 @@ def test_attention_packs_and_steps() -> None:
     assert written(sample_tokens=256)[1]["packing_strategy"] == "bfd"
     assert written(train_tokens=64 * 2048 * 50)[1]["max_steps"] == 50
     assert written(precision="fp16")[1]["bf16"] is False
-    assert fields(written(task="pretrain")[0]) == {"job.task"}
+    begun, _ = written(task="pretrain")
+    assert any("goes on from those of the checkpoint" in words for words in begun.left_to_you)
+    assert begun.unsupported == ()
 
 
 @pytest.mark.parametrize(
