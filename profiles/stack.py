@@ -90,8 +90,8 @@ class StackSpec:
             nodes as can be.
         captures_iterations: Whole iterations are captured as CUDA graphs: nothing that the host issues takes time, and
             nobody waits to learn how many tokens arrive.
-        expert_dispatch: How tokens get to their experts: ``permuted`` into their order, or ``masked``, multiplied by a
-            mask over the places of all experts.
+        expert_dispatch: How tokens get to their experts: ``permuted`` into their order, ``masked``, multiplied by a
+            mask over the places of all experts, or ``fused``, found by the kernel that multiplies them (engines).
         recompute_stops_early: Recomputing a whole layer ends once everything is there that its backward pass needs: its
             last product, whose result nothing needs, does not run again (PyTorch's checkpoint without reentrant
             autograd, since its pull request 96866, in PyTorch 2.1); otherwise all of the forward pass does.

@@ -12,6 +12,7 @@ from costmodels.lowering.attention import gathered_share, tensor_block_traffic
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.elementwise import activation, beside_product, norm_and_residual
 from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
+from costmodels.lowering.fused_experts import fused_experts
 from costmodels.lowering.parts import Part
 from costmodels.lowering.routing import masked_dispatch, permuted_dispatch, repeated_dispatch
 from costmodels.lowering.shapes import RankShape
@@ -40,7 +41,9 @@ def lower_dense_mlp(shape: RankShape, context: CostContext) -> CallList:
 
 
 def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
-    """Calls of the mixture-of-experts block for every distinct rank shape, tokens evenly routed.
+    """Calls of the mixture-of-experts block for every distinct rank shape.
+
+    Tokens are evenly routed where experts are kernels of their own, and at random where one kernel does all.
 
     The router multiplies in 16 bits, or the job's 32: so Megatron-Core unless ``--moe-router-dtype`` says otherwise,
     Transformers' mixtures but DeepSeek's, and engines, which leave the router out of narrower formats.
@@ -58,6 +61,37 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
     calls.linear(own_tokens, hidden, moe.num_experts, trained=trained, gemm_format=core_format(context))
     if moe.latent_size:
         latent_products(calls, own_tokens, hidden, moe.latent_size, trained=trained)
+    if context.stack.expert_dispatch == "fused":
+        fused_experts(calls, shape, context, tokens=own_tokens * shape.expert * shape.expert_tensor)
+    else:
+        _experts_apart(calls, shape, context, moe, own_tokens)
+    if moe.shared_ffn_hidden_size:
+        width = moe.shared_ffn_hidden_size / shape.tensor
+        calls.part = Part.SHARED
+        dense_matrices(calls, context, rows=shape.tokens, width=width, activated=Part.SHARED)
+        calls.part = None
+        _tensor_traffic(calls, shape, context)
+    if context.stack.leaf_experts:
+        _leaf_copies(calls, shape, moe.num_experts / shape.expert, moe.ffn_hidden_size / shape.expert_tensor)
+    sent = own_tokens * _copies(shape, context, moe) * outer
+    far = _between_nodes(shape, context)
+    there = np.where(far & context.sends_eight_bits, EIGHT_BIT_BYTES, element)
+    _dispatch_traffic(calls, shape, sent * there, sent * element)
+    return calls
+
+
+def _experts_apart(
+    calls: CallList, shape: RankShape, context: CostContext, moe: MoESpec, own_tokens: FloatArray
+) -> None:
+    """Experts whose products, activation and dispatch are kernels of their own; each sees as many rows as the others.
+
+    Args:
+        calls: Where the calls go.
+        shape: Of the expert layers.
+        context: Of a model with experts.
+        moe: Experts as the stack runs them.
+        own_tokens: (K,) that a rank routes.
+    """
     local_experts = moe.num_experts / shape.expert
     routed_rows = moe.experts_per_token * own_tokens * shape.expert_tensor
     dense_matrices(
@@ -65,7 +99,7 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
         context,
         rows=routed_rows / local_experts,
         width=moe.ffn_hidden_size / shape.expert_tensor,
-        hidden=outer,
+        hidden=context.model.expert_hidden_size,
         batch=local_experts,
         activated=Part.ACTIVATION,
     )
@@ -76,19 +110,6 @@ def lower_expert_mlp(shape: RankShape, context: CostContext) -> CallList:
     else:
         arrive = np.where((shape.expert > 1) & (local_experts > 1) & context.stack.sorts_arrivals, 1.0, 0.0)
         permuted_dispatch(calls, context, routed_rows, local_experts, tokens=own_tokens, arrive=arrive)
-    if moe.shared_ffn_hidden_size:
-        width = moe.shared_ffn_hidden_size / shape.tensor
-        calls.part = Part.SHARED
-        dense_matrices(calls, context, rows=shape.tokens, width=width, activated=Part.SHARED)
-        calls.part = None
-        _tensor_traffic(calls, shape, context)
-    if context.stack.leaf_experts:
-        _leaf_copies(calls, shape, local_experts, moe.ffn_hidden_size / shape.expert_tensor)
-    sent = own_tokens * _copies(shape, context, moe) * outer
-    far = _between_nodes(shape, context)
-    there = np.where(far & context.sends_eight_bits, EIGHT_BIT_BYTES, element)
-    _dispatch_traffic(calls, shape, sent * there, sent * element)
-    return calls
 
 
 def latent_products(calls: CallList, tokens: FloatArray, hidden: int, latent: int, *, trained: bool) -> None:

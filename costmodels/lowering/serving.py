@@ -14,7 +14,6 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelFamily, KernelOp
-from costmodels.kernels.expert_load import seen_at_random
 from costmodels.kernels.implementations import Library, library_of, with_library
 from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.attention import by_kind, head_widths, projections, tensor_block_traffic
@@ -22,13 +21,13 @@ from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.compressed_attention import compressed_projections, take_step
 from costmodels.lowering.elementwise import norm_and_residual
 from costmodels.lowering.formats import EIGHT_BIT_BYTES, core_format
+from costmodels.lowering.fused_experts import fused_experts
 from costmodels.lowering.linear_attention import linear_step
 from costmodels.lowering.mlp import dense_matrices, latent_products
 from costmodels.lowering.shapes import RankShape
 from costmodels.lowering.sparse_attention import chosen_core, indexer_calls
 from costmodels.plan import FloatArray
 from profiles.model import ModelSpec
-from profiles.precision import GEMM_FORMATS
 
 # Passes over fp32 logits of one sampling: the cast (half a read, a write), softmax with its sum (read, write), log of
 # the chosen one's probability (read), division by noise (read, write) and the largest (read).
@@ -134,56 +133,12 @@ def lower_served_experts(shape: RankShape, context: CostContext) -> CallList:
     calls.linear(shape.tokens, hidden, moe.num_experts, trained=False, gemm_format=core_format(context))
     if moe.latent_size:
         latent_products(calls, shape.tokens, hidden, moe.latent_size, trained=False)
-    tokens = shape.tokens * shape.attention_groups
-    local = np.maximum(moe.num_experts / shape.expert, 1.0)
-    rows = np.maximum(tokens * moe.experts_per_token / shape.expert, 1.0)
-    load = seen_at_random(tokens, local, moe.experts_per_token / moe.num_experts)
-    active = load.active
-    width, matrices = moe.ffn_hidden_size / shape.expert_tensor, model.mlp_matrices
-    packed_bytes = context.packed_bytes(experts=True)
-    calls.add(
-        Phase.FORWARD,
-        op=float(KernelOp.FUSED_EXPERTS),
-        gemm_format=float(GEMM_FORMATS.index(context.expert_format)),
-        m=rows,
-        n=width,
-        k=float(outer),
-        batch=active,
-        heads=np.maximum(rows / active, 1.0),
-        kv_heads=load.padded,
-        causal=matrices / 2,
-        flops=2.0 * matrices * rows * width * outer,
-        bytes=element * (active * matrices * width * outer + rows * (4.0 * outer + 3.0 * width)),
-        element_bytes=element,
-        scale_block=float(0 if packed_bytes else context.job.numerics.scale_block),
-        packed_bytes=packed_bytes,
-        implementation=_expert_kernels(shape, context),
-    )
+    fused_experts(calls, shape, context, tokens=shape.tokens * shape.attention_groups)
     if moe.shared_ffn_hidden_size:
         dense_matrices(calls, context, rows=shape.tokens, width=moe.shared_ffn_hidden_size / shape.tensor)
     tensor_block_traffic(calls, shape, hidden * element)
     _exchange(calls, shape, context, outer * element)
     return calls
-
-
-def _expert_kernels(shape: RankShape, context: CostContext) -> FloatArray:
-    """(K,) codes of the kernels of an expert layer.
-
-    Triton's in 16 bits. (vLLM of 2026 tries TensorRT-LLM's first on Blackwell in 16 bits too; published runs in them
-    are older.) In fewer bits data-centre Blackwell runs those that TensorRT-LLM generated; and experts that several
-    attention groups share run on grouped products of the tokens that came to them, DeepGEMM's or CUTLASS's, where the
-    others look through the tokens of all ranks.
-
-    Source:
-        The order in which vLLM tries kernels (fused_moe/oracle: fp8.py, nvfp4.py, unquantized.py); what SGLang's
-        server_args.py sets for sm100; SGLang's documentation of expert parallelism.
-    """
-    alone, shared = Library.TRITON, Library.TRITON
-    if context.expert_format in ("fp8", "fp4"):
-        shared = Library.CUTLASS
-        alone = Library.TRTLLM_GEN if context.cluster.device.architecture == "blackwell" else Library.TRITON
-    shared_code, alone_code = (float(with_library(context.implementation, each)) for each in (shared, alone))
-    return np.where(shape.attention_groups > 1, shared_code, alone_code)
 
 
 def _exchange(calls: CallList, shape: RankShape, context: CostContext, row_bytes: float) -> None:

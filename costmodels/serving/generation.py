@@ -164,7 +164,8 @@ def engine_context(
     if engine.kernels:
         settled: dict[str, Any] = dict.fromkeys(("step_time_scale", *TIME_SCALES), 1.0)
         settled |= dict.fromkeys(("norm", "rotary", "activation"), "fused")
-        settled |= {"grouped_experts": True, "expert_streams": 0, "expert_library": "", "expert_dispatch": "permuted"}
+        settled |= {"grouped_experts": True, "expert_streams": 0, "expert_library": ""}
+        settled |= {"expert_dispatch": "fused" if engine.fused_experts else "permuted"}
         settled |= {"routing": "fused", "scatters_boundaries": True}
         settled |= dict.fromkeys(("sorts_arrivals", "separate_products", "fixed_capacity", "repeats_key_values"), False)
         settled |= {"transformers_models": False, "widest_fused_head": 0}

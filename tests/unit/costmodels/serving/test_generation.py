@@ -243,7 +243,7 @@ def test_engines_run_their_own_layers_and_kernels_for_experts() -> None:
         "fixed_capacity": True,
         "repeats_key_values": True,
     }
-    plain = stack()
+    plain = stack(expert_dispatch="fused")
     where = context(model=mixture(), stack=stack(**own))
     engine = engine_context(where, find_engine("vllm"), where.job).stack
     assert {name: getattr(engine, name) for name in own} == {name: getattr(plain, name) for name in own}

@@ -269,7 +269,7 @@ PUBLISHED = [
             "pins": LAYOUT,
         },
         2.33477,
-        0.10,
+        0.02,
     ),
     # SGLang issue 2219, bench_latency without a server.
     ("qwen2-7b", "1xA30", {"prompt": 200, "concurrency": 1, "engine": "sglang-2025"}, 0.03508, 0.06),
@@ -279,7 +279,7 @@ PUBLISHED = [
         "8xH200-SXM-141GB",
         {"prompt": 512, "requests": 16, "engine": "sglang-2025", "pins": LAYOUT | {"dp": 1}},
         0.28894,
-        1.27,
+        0.82,
     ),
 ]
 
