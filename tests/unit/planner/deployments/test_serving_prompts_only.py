@@ -247,7 +247,7 @@ def test_the_command_line_takes_none(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 # What was published of requests that end with their prompt, looked up before any was priced, with the relative error of
-# the first price, which docs/serving.md tells.
+# prices of now; docs/serving.md tells the first too.
 H20, LAYOUT = "1xH20-SXM-96GB", {"tp": 8, "pp": 1, "ep": 1}
 PUBLISHED = [
     # novitalabs/pegaflow, docs/pd-bench-results.md: vLLM 0.19.1, one request at a time, output_len 1.
