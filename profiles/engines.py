@@ -92,6 +92,8 @@ class EngineSpec:
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
         groups_are_ranks: Where they do, a group is a single rank.
         cuts_spread_experts: Experts may be spread over a part of the tensor-parallel ranks and be cut over the others.
+        vocabulary_multiple: What it pads vocabularies to before tensor-parallel ranks share them out evenly; 0 where it
+            pads them for any number of ranks.
         own_all_reduce: Sums over the devices of a domain are a kernel of its own, not NCCL's
             (``costmodels.links.engine_reduce``).
         shares_prefixes: Prompts of several samples are read and kept once.
@@ -120,6 +122,7 @@ class EngineSpec:
         update_bytes_per_s: Rate at which it then gathers and loads all of them.
         apart_tensor_s, apart_bytes_per_s: The same where the trainer has GPUs of its own.
         unsupported: Architectures of devices that it does not run on (``DeviceSpec.architecture``).
+        dropped_in: By architecture, the first release that no longer runs on it.
         linear_attention: Kinds of linear attention whose models it runs (``profiles.linear_attention``).
         sparse_attention: Architectures of devices for which it has kernels of DeepSeek sparse attention; none where it
             has no code for indexers (``profiles.indexer``).
@@ -158,6 +161,7 @@ class EngineSpec:
     attention_data_parallel: bool = False
     groups_are_ranks: bool = False
     cuts_spread_experts: bool = False
+    vocabulary_multiple: int = 0
     own_all_reduce: bool = False
     shares_prefixes: bool = False
     drops_put_off: bool = False
@@ -185,6 +189,7 @@ class EngineSpec:
     apart_tensor_s: float = 0.0
     apart_bytes_per_s: float = inf
     unsupported: tuple[str, ...] = ()
+    dropped_in: Mapping[str, str] = field(default_factory=dict, hash=False)
     linear_attention: tuple[str, ...] = ()
     sparse_attention: tuple[str, ...] = ()
     sparse_cache_16_bits: tuple[str, ...] = ()

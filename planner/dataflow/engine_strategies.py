@@ -79,7 +79,8 @@ def _engine_accepts(model: ModelSpec, columns: Columns, engine: EngineSpec) -> B
 
     Source:
         vLLM ``ModelConfig.verify_with_parallel_config``: tp divides the attention heads; ``QKVParallelLinear``: tp
-        divides the key/value heads or is a multiple of them; ``divide`` of the MLP width. Vocabularies are padded.
+        divides the key/value heads or is a multiple of them; ``divide`` of the MLP width. Of vocabularies:
+        ``EngineSpec.vocabulary_multiple``.
         Linear attention: ``divide`` of its heads in ``mamba_utils.py``, where a single group of keys goes to all ranks.
         Experts: ``FusedMoEParallelConfig``: expert parallelism takes the whole tensor-parallel group, or none of it
         (elsewhere part of it too, ``EngineSpec.cuts_spread_experts``); with data-parallel attention, those of all
@@ -102,6 +103,8 @@ def _engine_accepts(model: ModelSpec, columns: Columns, engine: EngineSpec) -> B
         accepted &= columns["pipeline_parallel"] == 1
     if model.dense_mlp_layers:
         accepted &= model.ffn_hidden_size % t == 0
+    if engine.vocabulary_multiple:
+        accepted &= -(-model.vocab_size // engine.vocabulary_multiple) * engine.vocabulary_multiple % t == 0
     if model.moe is None:
         return accepted
     e, split = columns["expert_parallel"], columns["expert_tensor_parallel"]

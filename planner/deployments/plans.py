@@ -104,7 +104,14 @@ def serving(
         speculation=drafts,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored, machines.device, program, resolved.spec),
         price=price_of(options),
-        assumptions=(*_notes(resolved, machines, options), *note, *published, *_notes_of(drafts), *_waves(job)),
+        assumptions=(
+            *_notes(resolved, machines, options),
+            *_release(program, machines.device),
+            *note,
+            *published,
+            *_notes_of(drafts),
+            *_waves(job),
+        ),
     )
     return _answered(question, pins, top, disaggregated=disaggregated)
 
@@ -113,6 +120,15 @@ def _notes(model: ResolvedModel, machines: ClusterSpec, options: Options) -> lis
     """What was assumed of the model and of the machines, and whether the network named has an effect."""
     known = [*assumed_notes("model", model.assumptions), *assumed_notes("cluster", machines.assumptions)]
     return [*known, *fabric_notes(machines, options.fabric)]
+
+
+def _release(engine: EngineSpec, device: DeviceSpec) -> list[Note]:
+    """That releases of today no longer run on the device."""
+    dropped = engine.dropped_in.get(device.architecture)
+    if dropped is None:
+        return []
+    message = f"{engine.name} before {dropped}, which no longer runs on {device.name}"
+    return [Note(code="assumed_default", field="engine", message=message)]
 
 
 def _notes_of(drafts: Drafting | None) -> tuple[Note, ...]:
@@ -189,9 +205,11 @@ def _cache_format(
 
     FlashInfer's read them from compute capability 8.0 on, also where no tensor core does (vLLM pull request 45375);
     those in Triton, which older devices are left with, from 8.9 on (vLLM issues 47549 and 26431, "type fp8e4nv not
-    supported in this architecture"). Keys that an indexer chooses some engines read in 16 bits only
-    (``EngineSpec.sparse_cache_16_bits``). Compressed keys are kept in 8 bits with 16 for what is rotated, which kernels
-    of FlashMLA read and nothing else (vLLM, models/deepseek_v4/attention.py, ``_resolve_dsv4_kv_cache_dtype``).
+    supported in this architecture"). Latent keys are read by nothing but Triton's on Ampere (vllm-project/vllm,
+    v1/attention/backends/mla: all other backends ask for compute capability 9 or 10). Keys that an indexer chooses some
+    engines read in 16 bits only (``EngineSpec.sparse_cache_16_bits``). Compressed keys are kept in 8 bits with 16 for
+    what is rotated, which kernels of FlashMLA read and nothing else (vLLM, models/deepseek_v4/attention.py,
+    ``_resolve_dsv4_kv_cache_dtype``).
     """
     if model.compressed_attention is not None:
         if kv_cache_dtype is not None and not _is_one(kv_cache_dtype, ("auto", EIGHT_BITS)):
@@ -203,8 +221,9 @@ def _cache_format(
     if not _is_one(kv_cache_dtype, (EIGHT_BITS,)):
         problem = f"is auto, {precision} as the rest or {EIGHT_BITS}; got {shown(kv_cache_dtype)}"
         raise SpecError("kv_cache_dtype", problem, EIGHT_BITS)
-    if device.architecture in _WITHOUT_EIGHT_BIT_CACHE:
-        problem = f"{device.name} has no kernels of attention that read {EIGHT_BITS}"
+    latent = "latent " if device.architecture == "ampere" and model.latent_attention is not None else ""
+    if latent or device.architecture in _WITHOUT_EIGHT_BIT_CACHE:
+        problem = f"{device.name} has no kernels of {latent}attention that read {EIGHT_BITS}"
         raise SpecError("kv_cache_dtype", problem, "leave it out: 16 bits")
     if model.indexer is not None and device.architecture in engine.sparse_cache_16_bits:
         problem = f"{engine.name} attends to chosen keys of {model.name} in 16 bits on {device.name}"
