@@ -224,7 +224,8 @@ def _step(
         crossing_s=crossed_s,
         traffic=_host_traffic(looked, held, weights_s),
     )
-    traffic = stage_traffic(looked, weights_s=weights_s)
+    on_host = plans.optimizer_offload / OFFLOAD_PARTS if plans.optimizer_offload.any() else None
+    traffic = stage_traffic(looked, weights_s=weights_s, optimizer_on_host=on_host, num_microbatches=m[:, None])
     traffic = replace(
         traffic,
         gradients_s=traffic.gradients_s * used,

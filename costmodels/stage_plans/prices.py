@@ -23,7 +23,7 @@ from costmodels.memory.activations import layer_activations
 from costmodels.memory.communication import communicators, exchanged_bytes
 from costmodels.memory.stage_activations import activation_units
 from costmodels.memory.terms import gradients_leave, memory_terms
-from costmodels.optimizer import step_parts, updated_parameters
+from costmodels.optimizer import host_sums_from, step_parts, updated_parameters
 from costmodels.parameter_offload import gathers_once
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, RecomputeModule
 from costmodels.stage_plans.plan import StageConfigs
@@ -83,6 +83,7 @@ CONFIG_COLUMNS = (
     "hidden_gathers",
     "hidden_reductions",
     "gathers_once",
+    "host_sums_from",
     "leaves",
     "communicators",
     "exchanged_bytes",
@@ -306,6 +307,7 @@ def _priced_units(
         "hidden_gathers": traffic.hidden_gathers[:, 0],
         "hidden_reductions": traffic.hidden_reductions[:, 0],
         "gathers_once": 1.0 * gathers_once(plans),
+        "host_sums_from": host_sums_from(plans.zero_stage, context.stack),
         "leaves": 1.0 * gradients_leave(plans, context.stack),
         "communicators": communicators(plans),
         "exchanged_bytes": exchanged_bytes(plans, context),

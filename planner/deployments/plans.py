@@ -91,7 +91,7 @@ def serving(
     program = check_engine(serving_engine(engine, machines.device, **settings), resolved.spec, machines.device)
     _check_prompts_only(job, program, asked, disaggregated=disaggregated)
     stored, note = _format(precision, machines)
-    form, published = served_weights(weights, resolved.spec, program, machines.device)
+    form, held = served_weights(weights, resolved.spec, program, machines.device)
     drafts = drafting(asked, model=resolved.spec, engine=program, allow_files=options.allow_files)
     question = ServingResult(
         model=with_value_head(resolved.spec) if job.pools else resolved.spec,
@@ -104,22 +104,15 @@ def serving(
         speculation=drafts,
         kv_cache_dtype=_cache_format(kv_cache_dtype, stored, machines.device, program, resolved.spec),
         price=price_of(options),
-        assumptions=(
-            *_notes(resolved, machines, options),
-            *_release(program, machines.device),
-            *note,
-            *published,
-            *_notes_of(drafts),
-            *_waves(job),
-        ),
+        assumptions=(*_notes(resolved, machines, program, options), *note, *held, *_notes_of(drafts), *_waves(job)),
     )
     return _answered(question, pins, top, disaggregated=disaggregated)
 
 
-def _notes(model: ResolvedModel, machines: ClusterSpec, options: Options) -> list[Note]:
-    """What was assumed of the model and of the machines, and whether the network named has an effect."""
+def _notes(model: ResolvedModel, machines: ClusterSpec, engine: EngineSpec, options: Options) -> list[Note]:
+    """What was assumed of the model, the machines and the release, and whether the network named has an effect."""
     known = [*assumed_notes("model", model.assumptions), *assumed_notes("cluster", machines.assumptions)]
-    return [*known, *fabric_notes(machines, options.fabric)]
+    return [*known, *fabric_notes(machines, options.fabric), *_release(engine, machines.device)]
 
 
 def _release(engine: EngineSpec, device: DeviceSpec) -> list[Note]:

@@ -62,8 +62,14 @@ def once_s(
         np.broadcast_to(np.asarray(share) / OFFLOAD_PARTS, rows.shape)[:, None]
         for share in (optimizer_offload, parameter_offload)
     )
+    traffic = stage_traffic(
+        looked,
+        weights_s=looked["weights_bytes"] * parameters / looked["host_bytes_per_s"],
+        optimizer_on_host=optimizer,
+        num_microbatches=np.broadcast_to(num_microbatches, rows.shape)[:, None],
+    )
     exposed, _ = exposed_traffic_s(
-        stage_traffic(looked, weights_s=looked["weights_bytes"] * parameters / looked["host_bytes_per_s"]),
+        traffic,
         num_microbatches=num_microbatches,
         num_stages=num_stages,
         virtual_stages=virtual_stages,

@@ -61,7 +61,7 @@ VARIED = [
         micro_batch_size=2,
         sequence_parallel=t > 1,
         tensor_parallel_overlap=zero == 1,
-        offload_optimizer=zero == 2,
+        offload_optimizer=zero >= 2,
         offload_activations=zero == 1,
         offload_parameters=zero == 1 + m % 2 or zero == 3,
         overlap_grad_reduce=zero != 2,

@@ -44,6 +44,24 @@ def test_weights_come_in_for_every_pass_of_every_micro_batch():
     assert parts(MOVED, context())["offload"] == 0  # a second per FLOP hides everything
 
 
+@pytest.mark.parametrize(
+    ("zero_stage", "m", "ways"), [(1, 4, 0), (2, 1, 0), (2, 2, 3), (2, 64, 127), (3, 1, 2), (3, 4, 8)]
+)
+def test_sums_of_gradients_on_the_host_come_and_go_with_every_micro_batch(zero_stage, m, ways):
+    """DeepSpeed adds to them on the device, in 16 bits. The first of ZeRO-2 has nothing to add to."""
+    plan = ExecutionPlan(zero_stage=zero_stage, num_microbatches=m, offload_optimizer=True)
+    deepspeed = replace(FREE, stack=stack(framework="deepspeed"))
+    assert parts(plan, deepspeed)["data_parallel"] == pytest.approx(ways * 2 * P / LINK)
+    assert parts(replace(plan, offload_optimizer=False), deepspeed)["data_parallel"] == 0
+    assert parts(plan)["data_parallel"] == 0  # other frameworks sum on the device
+
+
+def test_sums_of_gradients_hide_under_the_backward_pass():
+    hides = stack(framework="deepspeed", data_parallel_overlap=0.5)
+    plan = ExecutionPlan(zero_stage=3, num_microbatches=4, offload_optimizer=True, overlap_grad_reduce=True)
+    assert parts(plan, replace(context(), stack=hides))["data_parallel"] == pytest.approx(8 * 2 * P / LINK / 2)
+
+
 def test_a_pass_hides_as_much_as_it_is_long():
     where = context(kernels=RateKernels(flops_per_s=1e15, bytes_per_s=1e15))
     forward = evaluate(PlanBatch.from_plans([replace(MOVED, offload_parameters=False)]), where)
