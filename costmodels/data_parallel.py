@@ -45,6 +45,7 @@ class DataParallelTraffic:
             is part of every reduction.
         shared_s: Sum of a tied embedding's gradients over the two stages that hold it, once per step, after all others:
             nothing hides it.
+        stalls_s: What every reduction waits for besides, and the pass with it.
         low_factor, high_factor: 90 % interval of all kinds together, over their seconds; 1 unless asked for.
     """
 
@@ -56,6 +57,7 @@ class DataParallelTraffic:
     hidden_reductions: FloatArray
     replicas_s: FloatArray = field(default_factory=lambda: np.zeros((1, 1)))
     shared_s: FloatArray = field(default_factory=lambda: np.zeros((1, 1)))
+    stalls_s: FloatArray = field(default_factory=lambda: np.zeros((1, 1)))
     low_factor: FloatArray = field(default_factory=lambda: np.ones((1, 1)))
     high_factor: FloatArray = field(default_factory=lambda: np.ones((1, 1)))
 
@@ -221,8 +223,8 @@ def exposed_traffic_s(
 
     exposed = gathers * shown_s(traffic.parameters_s, forward_s, traffic.hidden_gathers, gathers)
     each_s, each_shown_s = backward(traffic.gradients_s)
-    exposed = exposed + reduces * each_shown_s + traffic.shared_s
-    sent = gathers * traffic.parameters_s + reduces * each_s + traffic.shared_s
+    exposed = exposed + reduces * (each_shown_s + traffic.stalls_s) + traffic.shared_s
+    sent = gathers * traffic.parameters_s + reduces * (each_s + traffic.stalls_s) + traffic.shared_s
     if traffic.replicas_s.any():
         last_s, last_shown_s = backward(traffic.gradients_s + traffic.replicas_s)
         exposed, sent = exposed + (last_shown_s - each_shown_s), sent + (last_s - each_s)

@@ -141,37 +141,6 @@ class StepParts:
         return self.device_step_s * (1.0 - optimizer_on_host) + self.host_step_s * optimizer_on_host + moved_s
 
 
-def host_sums_from(zero_stage: IntArray, stack: StackSpec) -> FloatArray:
-    """(N,) micro-batches from which on an optimizer on the host has gradients cross with every one; 0 for never.
-
-    DeepSpeed keeps the sums of ZeRO-2, and of ZeRO-3 even of a single micro-batch, in host memory and adds to them on
-    the device (``host_sums_s``).
-    """
-    deepspeed = stack.framework == "deepspeed"
-    return deepspeed * np.select([zero_stage >= 3, zero_stage == 2], [1.0, 2.0], 0.0)
-
-
-def host_sums_s(way_s: FloatArray, sums_from: FloatArray, num_microbatches: IntArray) -> FloatArray:
-    """Seconds of a backward pass in which sums of gradients come from the host and go back, in the format of weights.
-
-    The first pass of ZeRO-2 has none to come. What the last sends in the format of the optimizer is that of a step on
-    the host (``host_step_s``).
-
-    Args:
-        way_s: Gradients of a rank, one way.
-        sums_from: As of ``host_sums_from``.
-        num_microbatches: Of a step.
-
-    Source:
-        deepspeedai/DeepSpeed, runtime/zero/stage_1_and_2.py, ``async_accumulate_grad_in_cpu_via_gpu`` (as its pull
-        request 7967 mended it; from 6550, of September 2024, to that, sums but the first were lost); stage3.py,
-        ``partition_grads``.
-    """
-    ways = np.where((sums_from > 0) & (num_microbatches >= sums_from), 2.0 - (sums_from - 1.0) / num_microbatches, 0.0)
-    seconds: FloatArray = way_s * ways
-    return seconds
-
-
 def step_parts(updated: FloatArray, held: FloatArray, context: CostContext, zero_stage: IntArray) -> StepParts:
     """Prices of an update.
 
@@ -181,17 +150,12 @@ def step_parts(updated: FloatArray, held: FloatArray, context: CostContext, zero
         context: Job, cluster and stack.
         zero_stage: (N,) ZeRO stages.
     """
-    weight_s = host_way_s(context)
+    weight_s = context.job.numerics.storage_bytes / context.cluster.node.host_copy_bytes_per_s
     return StepParts(
         device_step_s=device_step_s(updated, context, zero_stage),
         host_step_s=host_step_s(updated, context),
         ways=WeightWays(updated_s=updated * weight_s, held_s=held * weight_s),
     )
-
-
-def host_way_s(context: CostContext) -> float:
-    """Seconds in which a parameter, in the format of weights, crosses the host link one way."""
-    return context.job.numerics.storage_bytes / context.cluster.node.host_copy_bytes_per_s
 
 
 def updated_parameters(plans: PlanBatch, parameters: StageParameters) -> tuple[FloatArray, FloatArray]:

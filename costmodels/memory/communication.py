@@ -21,8 +21,10 @@ def communication_bytes(
 ) -> FloatArray:
     """(N, S) reduction buckets, gathered weights of ZeRO-3, gradients not yet reduced and pipeline receive buffers."""
     stack, storage = context.stack, context.job.numerics.storage_bytes
-    per_plan = np.where((plans.zero_stage > 0) & (plans.shard_degree > 1), stack.bucket_bytes, 0.0)
-    per_plan = per_plan + receive_bytes(plans, context)
+    # DeepSpeed's buckets are there for a single rank, too (ipg_buffer in backward of stage_1_and_2.py and
+    # __ipg_bucket_flat_buffer of stage3.py, runtime/zero).
+    sharded = (plans.zero_stage > 0) & ((plans.shard_degree > 1) | (stack.framework == "deepspeed"))
+    per_plan = np.where(sharded, stack.bucket_bytes, 0.0) + receive_bytes(plans, context)
     held = np.broadcast_to(per_plan[:, None], parameters.dense.shape)
     if stack.gradient_bucket_copies:
         held = held + parameters.trained * (stack.gradient_bucket_copies * storage)

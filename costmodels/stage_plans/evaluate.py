@@ -232,6 +232,7 @@ def _step(
         replicas_s=traffic.replicas_s * used,
         parameters_s=traffic.parameters_s * used,
         shared_s=shared_sums_s(plans, prices, traffic.shared_s * used),
+        stalls_s=traffic.stalls_s * used,
     )
     exposed, _ = exposed_traffic_s(
         traffic,

@@ -3,7 +3,8 @@
 from typing import Protocol
 
 from costmodels.data_parallel import DataParallelTraffic
-from costmodels.optimizer import StepParts, host_sums_s
+from costmodels.host_sums import with_host_sums
+from costmodels.optimizer import StepParts
 from costmodels.parameter_offload import WeightWays
 from costmodels.plan import FloatArray, IntArray
 
@@ -27,14 +28,11 @@ def stage_traffic(
         optimizer_on_host: Share of the optimizer that is offloaded; None for none. Sums of gradients may be there, too.
         num_microbatches: Of a step.
     """
-    parameters_s, gradients_s = prices["parameters_s"], prices["gradients_s"]
+    parameters_s = prices["parameters_s"]
     if weights_s is not None:
         parameters_s = parameters_s + weights_s * prices["gathers_once"]
-    if optimizer_on_host is not None:
-        ways_s = host_sums_s(prices["updated_way_s"], prices["host_sums_from"], num_microbatches)
-        gradients_s = gradients_s + ways_s * optimizer_on_host
-    return DataParallelTraffic(
-        gradients_s=gradients_s,
+    traffic = DataParallelTraffic(
+        gradients_s=prices["gradients_s"],
         parameters_s=parameters_s,
         reduces_per_microbatch=prices["reduces_per_microbatch"],
         gathers_per_microbatch=prices["gathers_per_microbatch"],
@@ -42,6 +40,16 @@ def stage_traffic(
         hidden_reductions=prices["hidden_reductions"],
         replicas_s=prices["replicas_s"],
         shared_s=prices["shared_s"],
+    )
+    if optimizer_on_host is None:
+        return traffic
+    return with_host_sums(
+        traffic,
+        prices["host_sum_s"],
+        spared=prices["spared_sums"],
+        stalls=prices["sums_stall"],
+        optimizer_on_host=optimizer_on_host,
+        num_microbatches=num_microbatches,
     )
 
 

@@ -19,11 +19,12 @@ import numpy as np
 from costmodels.boundary_transfers import boundary_transfers
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
+from costmodels.host_sums import host_sum_s, spared_sums, stalls
 from costmodels.memory.activations import layer_activations
 from costmodels.memory.communication import communicators, exchanged_bytes
 from costmodels.memory.stage_activations import activation_units
 from costmodels.memory.terms import gradients_leave, memory_terms
-from costmodels.optimizer import host_sums_from, step_parts, updated_parameters
+from costmodels.optimizer import step_parts, updated_parameters
 from costmodels.parameter_offload import gathers_once
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, RecomputeModule
 from costmodels.stage_plans.plan import StageConfigs
@@ -37,7 +38,7 @@ from costmodels.tied_gradients import shared_gradients_s
 from profiles.errors import SpecError
 
 # What is only read of stages that offload, of seconds and bytes of a whole stage.
-OFFLOAD_COLUMNS = ("host_step_s", "updated_way_s", "held_way_s", "staying_bytes", "streaming_bytes")
+OFFLOAD_COLUMNS = ("host_step_s", "host_sum_s", "updated_way_s", "held_way_s", "staying_bytes", "streaming_bytes")
 # How far prices may be off: of traffic between replicas; makes no stage better or worse.
 WIDTH_COLUMNS = ("traffic_low", "traffic_high")
 # Seconds and bytes of a stage as a whole, nothing recomputed or offloaded.
@@ -83,7 +84,8 @@ CONFIG_COLUMNS = (
     "hidden_gathers",
     "hidden_reductions",
     "gathers_once",
-    "host_sums_from",
+    "spared_sums",
+    "sums_stall",
     "leaves",
     "communicators",
     "exchanged_bytes",
@@ -253,7 +255,8 @@ def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, contex
     work = stage_seconds(plans, stages, costs, parameters, context)
     traffic = data_parallel_traffic(plans, stages, parameters, context)
     terms = memory_terms(plans, stages, parameters, context, streams=True)
-    step = step_parts(*updated_parameters(plans, parameters), context, plans.zero_stage)
+    updated, held = updated_parameters(plans, parameters)
+    step = step_parts(updated, held, context, plans.zero_stage)
     values = {
         "forward_s": work.forward_s,
         "input_gradient_s": work.input_gradient_s,
@@ -264,6 +267,7 @@ def _priced_contents(plans: PlanBatch, code: IntArray, costs: LayerCosts, contex
         "shared_s": traffic.shared_s,
         "device_step_s": step.device_step_s,
         "host_step_s": step.host_step_s,
+        "host_sum_s": host_sum_s(updated, context),
         "updated_way_s": step.ways.updated_s,
         "held_way_s": step.ways.held_s,
         "ends_bytes": terms.activations.ends,
@@ -307,7 +311,8 @@ def _priced_units(
         "hidden_gathers": traffic.hidden_gathers[:, 0],
         "hidden_reductions": traffic.hidden_reductions[:, 0],
         "gathers_once": 1.0 * gathers_once(plans),
-        "host_sums_from": host_sums_from(plans.zero_stage, context.stack),
+        "spared_sums": spared_sums(plans.zero_stage, context.stack),
+        "sums_stall": np.full(len(members), 1.0 * stalls(context.stack)),
         "leaves": 1.0 * gradients_leave(plans, context.stack),
         "communicators": communicators(plans),
         "exchanged_bytes": exchanged_bytes(plans, context),

@@ -12,9 +12,10 @@ import numpy as np
 from costmodels.arrays import at_column, largest, largest_column, total
 from costmodels.context import CostContext
 from costmodels.data_parallel import DataParallelTraffic, data_parallel_traffic, exposed_traffic_s
+from costmodels.host_sums import host_sum_s, spared_sums, stalls, with_host_sums
 from costmodels.lowering.grouping import Groups, group_rows
 from costmodels.lowering.parts import Part
-from costmodels.optimizer import host_sums_from, host_sums_s, host_way_s, optimizer_s, paging_s, updated_parameters
+from costmodels.optimizer import optimizer_s, paging_s, updated_parameters
 from costmodels.parameter_offload import gathers_once
 from costmodels.plan import FloatArray, IntArray, PlanBatch
 from costmodels.stages.parameters import StageParameters
@@ -311,21 +312,24 @@ def _at_stage(stages: StageTable, which: IntArray) -> Multiplicity:
 def _data_parallel_traffic(
     plans: PlanBatch, stages: StageTable, parameters: StageParameters, context: CostContext
 ) -> DataParallelTraffic:
-    """Traffic of data parallelism, with what the host has to do with it.
+    """Traffic of data parallelism; shards gathered once per step come from the host first where they are there.
 
-    Shards gathered once per step come from the host first where they are there; sums of gradients that are there come
-    and go.
+    Sums of gradients may be there, too.
     """
     first = plans.offload_parameters & gathers_once(plans)
-    sums_from = plans.offload_optimizer * host_sums_from(plans.zero_stage, context.stack)
-    on_host = bool((first | (sums_from > 0)).any())
+    on_host = bool((first | plans.offload_optimizer).any())
     traffic = data_parallel_traffic(plans, stages, parameters, context, each_stage=on_host)
     if not on_host:
         return traffic
     weights_s = offloaded_weights_s(plans, stages, parameters, context, first)
-    way_s = updated_parameters(plans, parameters)[0] * host_way_s(context)
-    sums_s = host_sums_s(way_s, sums_from[:, None], plans.num_microbatches[:, None])
-    return replace(traffic, parameters_s=traffic.parameters_s + weights_s, gradients_s=traffic.gradients_s + sums_s)
+    return with_host_sums(
+        replace(traffic, parameters_s=traffic.parameters_s + weights_s),
+        host_sum_s(updated_parameters(plans, parameters)[0], context),
+        spared=spared_sums(plans.zero_stage, context.stack)[:, None],
+        stalls=np.full((1, 1), 1.0 * stalls(context.stack)),
+        optimizer_on_host=plans.offload_optimizer[:, None].astype(np.float64),
+        num_microbatches=plans.num_microbatches[:, None],
+    )
 
 
 def per_step_overhead_s(known_s: FloatArray, *, nodes: FloatArray, stack: StackSpec) -> FloatArray:

@@ -214,11 +214,9 @@ def _zero(reading: Reading, degrees: Degrees) -> tuple[int, int]:
     found = wording.zero_stage_of(row)
     if degrees.data * degrees.context == 1:
         # With nothing to shard, DeepSpeed's ZeRO-3 still fetches and releases every module's parameters, any of its
-        # stages has the optimizer on the host, and KempnerForge's FSDP keeps whole gradients besides its only shard.
+        # stages offloads, and KempnerForge's FSDP keeps whole gradients besides its only shard.
         works = reading.defaults.stack.startswith(("deepspeed", "kempner-forge"))
-        named = re.search(r"zero-([1-3])", row.text("framework").lower())
-        told = found[0] if found else int(named.group(1)) if named else 0
-        return (told if works and (told == 3 or wording.offload_of(row)[0]) else 0), 0
+        return (found[0] if found and works and (found[0] == 3 or wording.offload_of(row)[0]) else 0), 0
     if found is None:
         stage = reading.defaults.zero_stage
         if re.search(r"Megatron-FSDP|use_megatron_fsdp=True", row.text("notes")):

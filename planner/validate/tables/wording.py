@@ -103,7 +103,8 @@ def zero_stage_of(row: Row) -> tuple[int, bool, str] | None:
     """ZeRO stage, whether it is hybrid (sharded within a node), and a remark; None when silent."""
     text = row.text("zero_stage").lower()
     if not text:
-        return None
+        named = re.search(r"zero-([1-3])\b", row.text("framework").lower())
+        return (int(named.group(1)), False, "") if named else None
     if text.startswith("hsdp"):
         return 3, True, ""
     if text.startswith("fsdp"):

@@ -19,7 +19,7 @@ from costmodels.stage_plans.prices import StagePrices
 from planner.render.plans import render_estimate
 from profiles.catalog import default_catalog
 from profiles.parameters import embedding_parameters, layer_parameters, total_parameters
-from tests.fakes import RateKernels, UnitKernels, context, gpt, stack
+from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, gpt, stack
 from tests.places import ROOT
 
 COPIES = ("host_to_device", "device_to_host")
@@ -60,6 +60,32 @@ def test_sums_of_gradients_hide_under_the_backward_pass():
     hides = stack(framework="deepspeed", data_parallel_overlap=0.5)
     plan = ExecutionPlan(zero_stage=3, num_microbatches=4, offload_optimizer=True, overlap_grad_reduce=True)
     assert parts(plan, replace(context(), stack=hides))["data_parallel"] == pytest.approx(8 * 2 * P / LINK / 2)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_backward_passes_wait_for_sums_that_the_host_adds_up(zero_stage):
+    """FSDP2's reductions hide under the first pass of four alone."""
+    ring = RingCollectives(inside_bytes_per_s=100e9, across_bytes_per_s=100e9)
+    fsdp = stack(framework="fsdp", data_parallel_overlap=1.0)
+    plan = ExecutionPlan(
+        data_parallel=8, zero_stage=zero_stage, num_microbatches=4, overlap_grad_reduce=True, overlap_param_gather=True
+    )
+    where = context(stack=fsdp, collectives=ring)
+    hidden = parts(plan, where)["data_parallel"]
+    shown = parts(replace(plan, overlap_grad_reduce=False), where)["data_parallel"] - hidden
+    adds = P / 8 * (4 / LINK + 8 * 12 / 112e9)
+    found = parts(replace(plan, offload_optimizer=True, offload_parameters=True), where)["data_parallel"]
+    assert shown > 0
+    assert found - hidden == pytest.approx(3 * adds + shown * 3 / 4, rel=1e-6)
+
+
+def test_where_sums_are_reduced_last_none_are_on_the_host():
+    later = stack(framework="fsdp", reduces_last=True)
+    plan = ExecutionPlan(data_parallel=8, zero_stage=3, num_microbatches=4, offload_optimizer=True)
+    with_host, without = (
+        parts(replace(plan, offload_optimizer=on), replace(FREE, stack=later)) for on in (True, False)
+    )
+    assert with_host["data_parallel"] == without["data_parallel"]
 
 
 def test_a_pass_hides_as_much_as_it_is_long():
@@ -165,7 +191,8 @@ def test_shards_gathered_once_per_step_come_from_the_host_once():
     assert found["data_parallel"] == pytest.approx(4 * P / 2 / 8 / LINK, rel=1e-3)  # fp32 shards of half the model
     alone = parts(replace(shards, pipeline_parallel=1), where)
     assert alone["offload"] == pytest.approx(6 * 2 * 4 * P / 8 / LINK)
-    assert alone["data_parallel"] == 0
+    # All but the first micro-batch send fp32 gradients, which the hosts of 8 ranks add: 12 bytes at 112 GB/s.
+    assert alone["data_parallel"] == pytest.approx(5 * P / 8 * (4 / LINK + 8 * 12 / 112e9))
 
 
 def eighths(schedule: Schedule = Schedule.ONE_F_ONE_B, **columns) -> StagePlanBatch:
