@@ -8,8 +8,8 @@ from costmodels.autocast import sharding_stack
 from costmodels.context import CostContext
 from costmodels.data_parallel import DataParallelTraffic
 from costmodels.gradient_formats import gradient_element_bytes
-from costmodels.optimizer import HOST_ADAM_BYTES_PER_S
-from costmodels.plan import FloatArray, IntArray
+from costmodels.optimizer import HOST_ADAM_BYTES_PER_S, updated_bytes
+from costmodels.plan import BoolArray, FloatArray, IntArray
 from profiles.stack import StackSpec
 
 # More than a step has backward passes.
@@ -54,6 +54,36 @@ def host_sum_s(updated: FloatArray, context: CostContext) -> FloatArray:
     return updated * (gradient_bytes * (1.0 / node.host_copy_bytes_per_s + added_s))
 
 
+def host_gradient_bytes(
+    accumulated_bytes: float, spared: FloatArray, num_microbatches: IntArray, context: CostContext
+) -> FloatArray:
+    """Bytes of gradients on the host per parameter that is updated there.
+
+    DeepSpeed has them in the format of what they update, and sums in that of the weights besides: 16 bytes for Adam in
+    fp32 with its states and master copy, as its estimate_zero2_model_states_mem_needs says, and 2.
+
+    Args:
+        accumulated_bytes: Of a gradient as it is accumulated, which is all that other frameworks have there.
+        spared: As ``spared_sums`` has it.
+        num_microbatches: Of a step.
+        context: Job and stack.
+
+    Source:
+        deepspeedai/DeepSpeed, runtime/zero/stage_1_and_2.py, ``initialize_optimizer_states`` and
+        ``accumulated_grads_in_cpu``; stage3.py, ``fp32_partitioned_groups_flat`` and ``grad_partitions_flat_buffer``.
+    """
+    job, stack = context.job, context.stack
+    if stack.framework != "deepspeed":
+        return np.full(spared.shape, accumulated_bytes)
+    return updated_bytes(job) + np.where(_adds(spared, num_microbatches), job.numerics.storage_bytes, 0.0)
+
+
+def _adds(spared: FloatArray, num_microbatches: IntArray) -> BoolArray:
+    """Whether a step has sums on the host to add to."""
+    adds: BoolArray = num_microbatches > np.ceil(spared)
+    return adds
+
+
 def with_host_sums(
     traffic: DataParallelTraffic,
     sum_s: FloatArray,
@@ -74,7 +104,7 @@ def with_host_sums(
         num_microbatches: (N, 1) of a step.
     """
     m = num_microbatches
-    share = np.where(m > np.ceil(spared), 1.0 - spared / m, 0.0) * traffic.reduces_per_microbatch
+    share = np.where(_adds(spared, m), 1.0 - spared / m, 0.0) * traffic.reduces_per_microbatch
     each_s = sum_s * share * optimizer_on_host
     return replace(
         traffic,

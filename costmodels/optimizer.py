@@ -78,7 +78,7 @@ def host_bytes_per_parameter(job: TrainingJob, stack: StackSpec) -> float:
     A100s (Alpa's benchmark of ZeRO-2), 1.5B on two (blogs/zenflow-corebinding of DeepSpeed), 72B on 32 (its issue
     6834), 11.6B (its pull request 735).
     """
-    updated = _updated_bytes(job)
+    updated = updated_bytes(job)
     around = 0.0
     if stack.framework == "deepspeed":
         storage = job.numerics.storage_bytes
@@ -86,7 +86,7 @@ def host_bytes_per_parameter(job: TrainingJob, stack: StackSpec) -> float:
     return 3 * updated + 2 * MOMENTS[job.optimizer] * moment_bytes(job) + around
 
 
-def _updated_bytes(job: TrainingJob) -> float:
+def updated_bytes(job: TrainingJob) -> float:
     """Bytes per parameter of what an update changes: the master copy, or weights that have none."""
     return float(ELEMENT_BYTES[job.master_dtype]) or job.numerics.storage_bytes
 
@@ -178,7 +178,7 @@ def host_step_s(updated: FloatArray, context: CostContext) -> FloatArray:
     job, stack = context.job, context.stack
     # DeepSpeed casts gradients on the device (async_inplace_copy_grad_to_fp32_buffer_from_gpu, partition_grads).
     cast = stack.framework == "deepspeed"
-    moved = updated * (_updated_bytes(job) if cast else gradient_element_bytes(job, sharding_stack(stack)))
+    moved = updated * (updated_bytes(job) if cast else gradient_element_bytes(job, sharding_stack(stack)))
     traffic = updated * node.devices_per_node * host_bytes_per_parameter(job, stack)
     on_host_s = traffic / HOST_ADAM_BYTES_PER_S[stack.update]
     return on_host_s + moved / node.host_copy_bytes_per_s

@@ -13,11 +13,12 @@ import numpy as np
 from costmodels.arrays import largest, total
 from costmodels.autocast import sharding_stack
 from costmodels.context import CostContext
+from costmodels.host_sums import host_gradient_bytes, spared_sums
 from costmodels.memory.communication import communicators, exchanged_bytes
 from costmodels.memory.model_state import model_state, state_bytes
 from costmodels.memory.stage_activations import held_activations, least_activations, stage_activations
 from costmodels.memory.terms import composed, logits_copies, memory_terms
-from costmodels.plan import BoolArray, FloatArray, PlanBatch
+from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch
 from costmodels.stages.layers import stage_layers
 from costmodels.stages.parameters import StageParameters, stage_parameters
 from costmodels.stages.table import StageTable
@@ -216,11 +217,18 @@ def paged_host_bytes(plans: PlanBatch, paged: FloatArray | None, context: CostCo
     return held
 
 
-def host_bytes_per_optimizer_byte(context: CostContext) -> float:
-    """Bytes on the host per byte of optimizer state that is offloaded, which is sharded: its gradients go with it."""
+def host_bytes_per_optimizer_byte(spared: FloatArray, num_microbatches: IntArray, context: CostContext) -> FloatArray:
+    """Bytes on the host per byte of optimizer state that is offloaded, which is sharded: its gradients go with it.
+
+    Args:
+        spared: As ``host_sums.spared_sums`` has it.
+        num_microbatches: Of a step.
+        context: Job and stack.
+    """
     each = state_bytes(context.job, sharding_stack(context.stack))
     kept = each.master + each.moments
-    return 1.0 + (each.gradient / kept if kept else 0.0)
+    gradient_bytes = host_gradient_bytes(each.gradient, spared, num_microbatches, context)
+    return 1.0 + (gradient_bytes / kept if kept else 0.0 * gradient_bytes)
 
 
 def _offloaded_bytes(
@@ -230,7 +238,9 @@ def _offloaded_bytes(
     per_rank = np.zeros_like(stages.in_flight)
     if (plans.offload_optimizer | plans.offload_parameters).any():
         state = model_state(plans, stages, parameters, context)
-        per_rank += plans.offload_optimizer[:, None] * state.optimizer * host_bytes_per_optimizer_byte(context)
+        spared = spared_sums(plans.zero_stage, context.stack)
+        with_gradients = host_bytes_per_optimizer_byte(spared, plans.num_microbatches, context)
+        per_rank += (plans.offload_optimizer * with_gradients)[:, None] * state.optimizer
         per_rank += plans.offload_parameters[:, None] * state.weights
     if plans.offload_activations.any():
         offloaded = stage_activations(plans, stages, context).offloaded

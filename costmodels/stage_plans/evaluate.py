@@ -371,7 +371,10 @@ def _host_bytes(
     ):
         return host
     share = plans.optimizer_offload / OFFLOAD_PARTS
-    host += looked["optimizer_bytes"] * share * host_bytes_per_optimizer_byte(prices.context)
+    with_gradients = host_bytes_per_optimizer_byte(
+        looked["spared_sums"], plans.num_microbatches[:, None], prices.context
+    )
+    host += looked["optimizer_bytes"] * share * with_gradients
     host += looked["weights_bytes"] * (plans.parameter_offload / OFFLOAD_PARTS)
     host += 0.0 if paged is None else paged
     if held.offloaded is not None:

@@ -56,6 +56,24 @@ def test_sums_of_gradients_on_the_host_come_and_go_with_every_micro_batch(zero_s
     assert parts(plan)["data_parallel"] == 0  # other frameworks sum on the device
 
 
+@pytest.mark.parametrize(
+    ("framework", "zero_stage", "m", "each"),
+    [
+        ("deepspeed", 1, 4, 4 + 8 + 4),
+        ("deepspeed", 2, 1, 4 + 8 + 4),
+        ("deepspeed", 2, 2, 4 + 8 + 4 + 2),
+        ("deepspeed", 3, 1, 4 + 8 + 4 + 2),
+        ("megatron", 1, 4, 4 + 8 + 4),
+        ("fsdp", 3, 4, 8 + 4),  # its masters are the weights
+    ],
+)
+def test_hosts_hold_states_and_gradients_and_sums_of_these(framework, zero_stage, m, each):
+    plan = ExecutionPlan(zero_stage=zero_stage, data_parallel=8, num_microbatches=m, offload_optimizer=True)
+    where = replace(FREE, stack=stack(framework=framework))
+    found = evaluate(PlanBatch.from_plans([plan]), where)
+    assert float(found.host_memory_bytes[0]) == pytest.approx(each * P)
+
+
 def test_sums_of_gradients_hide_under_the_backward_pass():
     hides = stack(framework="deepspeed", data_parallel_overlap=0.5)
     plan = ExecutionPlan(zero_stage=3, num_microbatches=4, offload_optimizer=True, overlap_grad_reduce=True)
