@@ -264,12 +264,6 @@ def test_fixed_buckets_belong_to_a_sharded_optimizer():
     assert parts(ExecutionPlan(zero_stage=1), where)["communication"] == 0
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_deepspeed_has_its_buckets_on_one_device_too(zero_stage):
-    where = context(stack=stack(framework="deepspeed", bucket_bytes=1e9))
-    assert parts(ExecutionPlan(zero_stage=zero_stage), where)["communication"] == (1e9 if zero_stage else 0)
-
-
 def test_bucket_copies_are_kept_in_storage_precision():
     where = context(stack=stack(gradient_bucket_copies=1))
     assert parts(ExecutionPlan(), where)["communication"] == 2 * P

@@ -56,3 +56,10 @@ def test_frozen_weights_gathered_for_a_step_lie_beside_their_shards(degree: int)
     kept, resharded = weights(2), weights(3)
     assert kept - resharded == pytest.approx(2 * P, rel=0.01)
     assert weights(2, shard_degree=1) == pytest.approx(2 * P, rel=0.01)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_deepspeed_has_its_buckets_on_one_device_too(zero_stage: int) -> None:
+    where = context(stack=stack(framework="deepspeed", bucket_bytes=1e9))
+    found = evaluate(PlanBatch.from_plans([ExecutionPlan(zero_stage=zero_stage)]), where)
+    assert float(found.memory_parts_bytes["communication"][0, 0]) == (1e9 if zero_stage else 0)
