@@ -137,6 +137,7 @@ class EngineSpec:
         weights_on: Formats of weights (``profiles.weights``) that it serves, each with the architectures of devices
             that it has kernels for; 16 bits it serves everywhere.
         kernels: Label of the timings whose kernels it runs (``costmodels.kernels.implementations``); empty: none.
+        kernels_on: The same by architecture, where that is another.
         residual_log_std: Standard deviation of log(measured / predicted) generation time.
         sources: Field name to citation.
     """
@@ -200,6 +201,7 @@ class EngineSpec:
     weights_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     expert_multiples: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict, hash=False)
     kernels: str = ""
+    kernels_on: Mapping[str, str] = field(default_factory=dict, hash=False)
     residual_log_std: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
 
@@ -256,6 +258,10 @@ class EngineSpec:
     def serves(self, weights: WeightFormat | None, device: DeviceSpec) -> bool:
         """Whether it runs weights of a format on a device; None is 16 bits."""
         return weights is None or device.architecture in self.weights_on.get(weights.name, ())
+
+    def kernels_for(self, device: DeviceSpec) -> str:
+        """Label of the timings whose kernels it runs on a device; empty: none."""
+        return self.kernels_on.get(device.architecture, self.kernels)
 
     def laid_out(self, weights: WeightFormat, device: DeviceSpec) -> WeightFormat:
         """A format as its kernels on a device hold it, padded where they ask for that."""

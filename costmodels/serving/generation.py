@@ -173,7 +173,7 @@ def engine_context(
     else:
         stack = replace(stack, norm="module", rotary="eager", activation="eager")
         job = replace(job, attention=context.job.attention)
-    code = implementation_of(engine.kernels) if engine.kernels else 0
+    code = implementation_of(engine.kernels_for(context.cluster.device)) if engine.kernels else 0
     return replace(
         context,
         job=job,
