@@ -92,8 +92,7 @@ class EngineSpec:
         attention_data_parallel: Whether groups of ranks, each with requests of its own, may share one set of experts.
         groups_are_ranks: Where they do, a group is a single rank.
         cuts_spread_experts: Experts may be spread over a part of the tensor-parallel ranks and be cut over the others.
-        vocabulary_multiple: What it pads vocabularies to before tensor-parallel ranks share them out evenly; 0 where it
-            pads them for any number of ranks.
+        vocabulary_multiple: What it pads vocabularies to before ranks share them out evenly; 0: to suit the ranks.
         own_all_reduce: Sums over the devices of a domain are a kernel of its own, not NCCL's
             (``costmodels.links.engine_reduce``).
         shares_prefixes: Prompts of several samples are read and kept once.
