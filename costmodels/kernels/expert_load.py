@@ -29,7 +29,9 @@ class ExpertLoad:
     padded: float
 
 
-def expert_load(tokens: float, experts: float, topk: float, expert_parallel: float, distribution: str) -> ExpertLoad:
+def expert_load(
+    tokens: float, experts: float, topk: float, expert_parallel: float, distribution: str, *, crowded: bool = False
+) -> ExpertLoad:
     """Load of one layer.
 
     Args:
@@ -39,14 +41,17 @@ def expert_load(tokens: float, experts: float, topk: float, expert_parallel: flo
         expert_parallel: Devices that the experts are spread over.
         distribution: ``balanced`` deals tokens out evenly; ``power_law_1.2`` draws the experts' popularity
             from a density that falls with its 1.2th power; anything else routes at random.
+        crowded: A token that comes to a device has all of its experts there, as some timings were made.
 
     Returns:
         Expected values; a power law's are those of its quantiles, dealt to the devices in turn, heaviest first.
     """
     local = max(experts / expert_parallel, 1.0)
     if distribution.startswith("power_law"):
-        return _skewed(tokens, int(experts), topk, max(round(expert_parallel), 1))
+        return _skewed(tokens, int(experts), topk, max(round(expert_parallel), 1), crowded=crowded)
     rows = max(tokens * topk / expert_parallel, 1.0)
+    if crowded:
+        rows = min(rows, tokens) * topk
     if distribution == "balanced":
         active = min(local, rows)
         each = max(rows / active, 1.0)
@@ -104,12 +109,14 @@ def tiles_beyond_first(rows: FloatArray, tile: float) -> FloatArray:
     return np.asarray(nearest - _BLUR - 1 + beyond.sum(axis=0))
 
 
-def _skewed(tokens: float, experts: int, topk: float, expert_parallel: int) -> ExpertLoad:
+def _skewed(tokens: float, experts: int, topk: float, expert_parallel: int, *, crowded: bool) -> ExpertLoad:
     places = (np.arange(experts) + 0.5) / experts
     largest = max(_LARGEST_SHARE * tokens, 2.0)
     popularity = (1 - places * (1 - largest ** (1 - _POWER))) ** (1 / (1 - _POWER))
     rows = np.minimum(popularity / popularity.sum() * tokens * topk, tokens)
     mine: FloatArray = np.sort(rows)[::-1][::expert_parallel]
+    if crowded:
+        mine = mine * (min(tokens / mine.sum(), 1.0) * topk)
     seen = -np.expm1(-mine)
     return ExpertLoad(
         rows=max(float(mine.sum()), 1.0),

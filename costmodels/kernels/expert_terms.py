@@ -3,7 +3,8 @@
 A ``FUSED_EXPERTS`` call counts in ``m`` the rows that arrive (tokens times experts per token), in ``n`` the
 intermediate width on this device, in ``k`` the hidden width, in ``batch`` the experts that see any row, in
 ``heads`` the rows of the fullest expert, in ``kv_heads`` the rows after rounding each expert's up to a tile;
-``causal`` is the matrices per expert over two (1.5 with a gate); ``flops`` and ``bytes`` count the wanted rows.
+``causal`` is the matrices per expert over two (1.5 with a gate); ``flops`` counts the wanted rows, ``bytes`` besides
+those that kernels carry along for experts of other devices (``carries_all``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,20 @@ def expert_weight_bytes(calls: KernelCallBatch) -> FloatArray:
     return np.asarray(calls.batch * 2.0 * calls.causal * calls.n * calls.k * operand)
 
 
+def carried_bytes(rows: FloatArray, width: FloatArray, hidden: FloatArray) -> FloatArray:
+    """(C,) bytes that rows move around both products, in 16 bits: in and out of each, and through the activation."""
+    return np.asarray(2.0 * rows * (4.0 * hidden + 3.0 * width))
+
+
+def carries_all(implementation: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(C,) whether a kernel carries along what tokens have of experts elsewhere, as Triton's of vLLM and SGLang do.
+
+    Their outputs have a row for every expert of every token, of which those elsewhere are left empty or set to zero
+    (vllm-project/vllm, model_executor/layers/fused_moe/fused_moe.py; the same file of sgl-project/sglang).
+    """
+    return np.asarray(library_of(implementation) == Library.TRITON)
+
+
 def expert_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
     """Seconds at ideal rates, columns of length C."""
     row_flops = 4.0 * calls.causal * calls.n * calls.k
@@ -36,7 +51,8 @@ def expert_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, F
         "arithmetic": calls.m * row_flops / device.flops_per_s,
         "padded": calls.kv_heads * row_flops / device.flops_per_s,
         "weights": expert_weight_bytes(calls) / device.bytes_per_s,
-        "rows": 2.0 * calls.m * (4.0 * calls.k + 3.0 * calls.n) / device.bytes_per_s,
+        "rows": np.maximum(calls.bytes - expert_weight_bytes(calls), carried_bytes(calls.m, calls.n, calls.k))
+        / device.bytes_per_s,
         "heaviest": np.ceil(calls.heads / _TILE) * _TILE * 4.0 * calls.causal * calls.k * _TILE
         / (device.flops_per_s / device.num_sms),
         "experts": calls.batch / device.num_sms * MICROSECOND,
@@ -46,7 +62,9 @@ def expert_terms(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, F
 
 def expert_features(calls: KernelCallBatch, device: DeviceFormat) -> Mapping[str, FloatArray]:
     """What the trees see; columns of length C. Of packed weights the trees know as much as of those of 16 bits."""
-    terms = expert_terms(replace(calls, packed_bytes=np.zeros(len(calls))), device)
+    wide = replace(calls, packed_bytes=np.zeros(len(calls)))
+    bytes_ = calls.bytes + (expert_weight_bytes(wide) - expert_weight_bytes(calls))
+    terms = expert_terms(replace(wide, bytes=bytes_), device)
     rows, active, padded, width, hidden = (
         np.maximum(values, 1.0) for values in (calls.m, calls.batch, calls.kv_heads, calls.n, calls.k)
     )

@@ -4,7 +4,9 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.kernels.calls import KernelOp
+from costmodels.kernels.device_features import OPERAND_BYTES
 from costmodels.kernels.expert_load import seen_at_random
+from costmodels.kernels.expert_terms import carried_bytes, carries_all
 from costmodels.kernels.implementations import Engine, Library, engine_of, with_library
 from costmodels.lowering.calls import CallList, Phase
 from costmodels.lowering.shapes import RankShape
@@ -29,11 +31,18 @@ def fused_experts(calls: CallList, shape: RankShape, context: CostContext, *, to
     load = seen_at_random(tokens, local, moe.experts_per_token / moe.num_experts)
     active, width, outer = load.active, moe.ffn_hidden_size / shape.expert_tensor, model.expert_hidden_size
     element, matrices = min(context.job.numerics.storage_bytes, 4.0), model.mlp_matrices
-    packed_bytes = context.packed_bytes(experts=True)
+    packed_bytes, format_ = context.packed_bytes(experts=True), GEMM_FORMATS.index(context.expert_format)
+    implementation = _kernels(shape, context)
+    # Where ranks share the experts of one batch, each has all of its tokens.
+    carried = np.where(
+        carries_all(implementation.astype(np.int64)) & (shape.attention_groups == 1),
+        tokens * moe.experts_per_token,
+        rows,
+    )
     calls.add(
         Phase.FORWARD,
         op=float(KernelOp.FUSED_EXPERTS),
-        gemm_format=float(GEMM_FORMATS.index(context.expert_format)),
+        gemm_format=float(format_),
         m=rows,
         n=width,
         k=float(outer),
@@ -42,11 +51,12 @@ def fused_experts(calls: CallList, shape: RankShape, context: CostContext, *, to
         kv_heads=load.padded,
         causal=matrices / 2,
         flops=2.0 * matrices * rows * width * outer,
-        bytes=element * (active * matrices * width * outer + rows * (4.0 * outer + 3.0 * width)),
+        bytes=(packed_bytes or OPERAND_BYTES[format_]) * active * matrices * width * outer
+        + carried_bytes(np.maximum(carried, rows), width, np.full(len(rows), float(outer))),
         element_bytes=element,
         scale_block=float(0 if packed_bytes else context.job.numerics.scale_block),
         packed_bytes=packed_bytes,
-        implementation=_kernels(shape, context),
+        implementation=implementation,
     )
 
 

@@ -269,6 +269,17 @@ def test_a_fused_expert_layer_is_one_call_of_its_device(tmp_path):
     assert rows.problem.codes.tolist() == [0, 0]
 
 
+def test_triton_s_experts_carry_along_what_tokens_have_elsewhere(tmp_path):
+    line = "here,{gpu},bf16,fused_moe,4096,64,32,2,8,1,4,balanced,{impl},9"
+    labels = ("sglang-0.5.14;sglang_fused_moe_triton", "trtllm-1.3.0rc20;moe_torch_flow_cutlass")
+    lines = [line.format(gpu="H100", impl=label) for label in labels]
+    lines.append(line.format(gpu="A100-SXM4-80GB", impl="sglang-0.5.10;sglang_fused_moe_triton"))
+    calls = mapped(tmp_path, "moe", *lines).calls
+    assert calls.m.tolist() == [2048, 2048, 4096]  # the last with both experts of every token that comes at hand
+    each, weights = 2 * (4 * 64 + 3 * 32), 2 * 2 * 3 * 64 * 32
+    assert calls.bytes.tolist() == [weights + 8192 * each, weights + 2048 * each, weights + 4096 * each]
+
+
 def test_tables_say_who_ran_a_kernel_and_that_it_was_replayed(tmp_path):
     line = "here,H100,bf16,prefill,2,1024,1024,8,2,64,0,{impl},10"
     calls = mapped(tmp_path, "attention", line.format(impl="vllm-0.24.0;vllm_flash_attn_fa3"), line.format(impl="?"))

@@ -51,3 +51,13 @@ def test_loads_are_consistent(tokens, experts, topk, parallel, name):
     assert 1 <= load.active <= max(experts, 1) + 1e-9
     assert load.heaviest <= tokens * topk + 1e-9
     assert load.padded >= min(load.rows, TILE_ROWS) - 1e-9
+
+
+@pytest.mark.parametrize(("parallel", "rows"), [(1, 8.0), (2, 8.0), (8, 8.0), (16, 4.0), (64, 1.0)])
+def test_a_crowded_device_has_all_experts_of_every_token_that_comes(parallel, rows):
+    """Tokens come to a device that has one of their eight experts: to 2 to 8 devices all, to 16 half."""
+    load = expert_load(4096.0, 64, 8, parallel, "balanced", crowded=True)
+    assert (load.rows, load.active) == (rows * 4096, 64 / parallel)
+    assert load.heaviest == pytest.approx(load.rows / load.active)
+    skewed = [expert_load(4096.0, 64, 8, parallel, "power_law_1.2", crowded=each) for each in (False, True)]
+    assert skewed[1].rows == pytest.approx(min(skewed[0].rows, 4096) * 8)
