@@ -265,12 +265,14 @@ def test_packed_products_read_less_and_are_trusted_less() -> None:
 def test_packed_experts_read_less() -> None:
     """Eight experts of 14,336 x 4,096, three matrices of each, that two rows see."""
     shape = {"m": 16, "n": 14336, "k": 4096, "batch": 8, "heads": 2, "kv_heads": 512, "causal": 1.5}
-    work = {"flops": 2.0 * 3 * 16 * 14336 * 4096, "bytes": 2.0 * 8 * 3 * 14336 * 4096, "element_bytes": 2.0}
+    work, weights = {"flops": 2.0 * 3 * 16 * 14336 * 4096, "element_bytes": 2.0}, 8 * 3 * 14336 * 4096
     code = code_of(Engine.VLLM, Library.TRITON)
     columns = {"op": KernelOp.FUSED_EXPERTS, "gemm_format": BF16, "implementation": code, **shape, **work}
     device = default_catalog().device("A100-SXM-80GB")
     plain, packed = (
-        kernel_model_of(device).predict(kernel_calls(1, **columns, packed_bytes=each), device).time_s[0]
+        kernel_model_of(device)
+        .predict(kernel_calls(1, **columns, packed_bytes=each, bytes=(each or 2.0) * weights), device)
+        .time_s[0]
         for each in (0.0, 0.5)
     )
     assert 0.25 < packed / plain < 0.5
