@@ -115,18 +115,20 @@ class Passes:
         """The same on stages that wait for what goes to the host and comes back.
 
         Copy engines move it while the stage works; what takes longer than the pass it belongs to, the stage waits
-        for. Links are full duplex: in the forward pass activations leave while weights come.
+        for. Links are full duplex: in the forward pass activations leave while weights come. Where the stage stalls
+        for activations, weights still come under its work, and, in the forward pass, meanwhile.
 
         Args:
             traffic: What goes and comes.
             defers: (N,) whether weight gradients are put off: what comes for the way back comes under the input
                 gradients alone.
         """
-        there_s, back_s = traffic.there_s, traffic.back_s
+        stalled_s = traffic.activations_s * traffic.stalls
+        there_s, back_s = traffic.there_s - stalled_s, traffic.back_s - stalled_s
         window_s = np.where(defers[:, None], self.input_gradient_s, self.backward_s)
         return Passes(
-            forward_s=self.forward_s + exposed_s(there_s, self.forward_s, 1.0),
-            input_gradient_s=self.input_gradient_s + exposed_s(back_s, window_s, 1.0),
+            forward_s=self.forward_s + stalled_s + exposed_s(there_s, self.forward_s, 1.0),
+            input_gradient_s=self.input_gradient_s + stalled_s + exposed_s(back_s, window_s, 1.0),
             weight_gradient_s=self.weight_gradient_s,
         )
 
@@ -138,10 +140,12 @@ class HostTraffic:
     Attributes:
         activations_s: Kept activations, there in the forward pass and back in the backward pass.
         weights_s: Offloaded weights, which come in each of both passes.
+        stalls: (N, 1) or (N, S) whether activations move on the stream of the kernels, which hide none of that.
     """
 
     activations_s: FloatArray
     weights_s: FloatArray
+    stalls: BoolArray | bool = False
 
     @property
     def there_s(self) -> FloatArray:

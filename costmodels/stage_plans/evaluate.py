@@ -299,6 +299,7 @@ def _host_traffic(looked: _Looked, held: StageActivations, weights_s: FloatArray
     return HostTraffic(
         activations_s=nothing if held.moved is None else held.moved * used / looked["host_bytes_per_s"],
         weights_s=nothing if weights_s is None else weights_s * used * (1.0 - looked["gathers_once"]),
+        stalls=looked["activations_stall"] > 0,
     )
 
 

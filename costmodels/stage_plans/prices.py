@@ -32,6 +32,7 @@ from costmodels.stages.layers import layer_kinds
 from costmodels.stages.parameters import stage_parameters
 from costmodels.stages.table import lone_stages, overlaps_passes
 from costmodels.step.layer_costs import LayerCosts, layer_costs
+from costmodels.step.passes import stalls_for_activations
 from costmodels.step.stage_seconds import module_s, recompute_units, stage_seconds
 from costmodels.step.trust import layer_opens
 from costmodels.tied_gradients import shared_gradients_s
@@ -87,6 +88,7 @@ CONFIG_COLUMNS = (
     "spared_sums",
     "sums_stall",
     "leaves",
+    "activations_stall",
     "communicators",
     "exchanged_bytes",
     "usable_bytes",
@@ -314,6 +316,7 @@ def _priced_units(
         "spared_sums": spared_sums(plans.zero_stage, context.stack),
         "sums_stall": np.full(len(members), 1.0 * stalls(context.stack)),
         "leaves": 1.0 * gradients_leave(plans, context.stack),
+        "activations_stall": 1.0 * stalls_for_activations(plans, context.stack),
         "communicators": communicators(plans),
         "exchanged_bytes": exchanged_bytes(plans, context),
         "usable_bytes": np.full(len(members), context.cluster.device.usable_memory_bytes),

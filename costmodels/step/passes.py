@@ -17,6 +17,7 @@ from costmodels.stages.parameters import StageParameters
 from costmodels.stages.table import StageTable
 from costmodels.step.layer_costs import LayerCosts
 from costmodels.step.stage_seconds import RecomputeUnits, StageSeconds, recomputation_s, recompute_units, stage_seconds
+from profiles.stack import StackSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +104,26 @@ def _host_traffic(
         moved = stage_activations(plans.take(rows), stages.take(rows), context).moved
         activations_s[rows] = 0.0 if moved is None else moved / context.cluster.node.host_copy_bytes_per_s
     return HostTraffic(
-        activations_s=activations_s, weights_s=offloaded_weights_s(plans, stages, parameters, context, streams)
+        activations_s=activations_s,
+        weights_s=offloaded_weights_s(plans, stages, parameters, context, streams),
+        stalls=stalls_for_activations(plans, context.stack)[:, None],
     )
+
+
+def stalls_for_activations(plans: PlanBatch, stack: StackSpec) -> BoolArray:
+    """(N,) whether passes wait for activations that go to the host and come back, instead of working meanwhile.
+
+    Accelerate's FSDP2 puts PyTorch's ``save_on_cpu`` around checkpoints: its copy to the host blocks, the one back is
+    queued on the stream of the kernels that need it. Others have a stream of their own for copies: Transformer Engine,
+    DeepSpeed, and where nothing is sharded Unsloth, torchtune and TRL.
+
+    Source:
+        huggingface/accelerate 1.15, utils/fsdp_utils.py, ``fsdp2_apply_ac``; pytorch/pytorch,
+        torch/distributed/algorithms/_checkpoint/checkpoint_wrapper.py, ``OffloadWrapper``, and torch/autograd/graph.py,
+        ``save_on_cpu``. deepspeedai/DeepSpeed, runtime/activation_checkpointing/offload_activations.py.
+    """
+    found: BoolArray = (plans.zero_stage > 0) & (stack.framework in ("fsdp", "huggingface"))
+    return found
 
 
 def offloaded_weights_s(

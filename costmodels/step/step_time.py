@@ -22,7 +22,7 @@ from costmodels.stages.parameters import StageParameters
 from costmodels.stages.table import StageTable
 from costmodels.step.block_seconds import COMPONENTS
 from costmodels.step.layer_costs import RECOMPUTED, LayerCosts
-from costmodels.step.passes import StepPasses, offloaded_weights_s, step_passes
+from costmodels.step.passes import StepPasses, offloaded_weights_s, stalls_for_activations, step_passes
 from costmodels.step.stage_seconds import Multiplicity, accumulates_whole, module_traffic_s
 from costmodels.step.trust import layer_opens, pipeline_opens, step_opens
 from profiles.stack import StackSpec
@@ -210,7 +210,7 @@ def _alike(plans: PlanBatch, stages: StageTable, costs: LayerCosts, context: Cos
         plans.num_microbatches,
         plans.data_parallel,
         plans.axis_order,
-        plans.offload_activations.astype(np.int64),
+        plans.offload_activations * (1 + stalls_for_activations(plans, context.stack)),
         plans.offload_parameters * (1 + plans.zero_stage),
         plans.offload_parameters * plans.shard_degree,
         accumulates_whole(plans, context.stack).astype(np.int64),

@@ -17,6 +17,7 @@ from costmodels.stage_plans.evaluate import evaluate_stages
 from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch, concatenate
 from costmodels.stage_plans.prices import StagePrices
 from planner.render.plans import render_estimate
+from planner.rules.base import DEEPSPEED
 from profiles.catalog import default_catalog
 from profiles.parameters import embedding_parameters, layer_parameters, total_parameters
 from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, gpt, stack
@@ -122,6 +123,34 @@ def test_links_are_full_duplex():
     assert whole.forward_s == pytest.approx(3.0)
     assert whole.backward_s == pytest.approx(3.0 + 2.0)
     assert (split.input_gradient_s[0, 0], split.weight_gradient_s[0, 0]) == (5.0, 1.0)
+    blocked = passes.waiting(replace(traffic, stalls=np.array([[True]])), defers=np.array([False]))
+    assert blocked.forward_s == pytest.approx(1.0 + 3.0)  # weights have come by then
+    assert blocked.backward_s == pytest.approx(2.0 + 3.0)  # weights come under the work
+
+
+@pytest.mark.parametrize(
+    ("framework", "zero_stage", "waits"),
+    [
+        ("fsdp", 3, 1),
+        ("fsdp", 0, 0),
+        ("huggingface", 3, 1),
+        ("huggingface", 0, 0),
+        ("deepspeed", 3, 0),
+        ("megatron", 0, 0),
+    ],
+)
+def test_passes_wait_for_checkpoints_that_save_on_cpu_moves(framework, zero_stage, waits):
+    """PyTorch's hook copies on the stream of the kernels, however long these are; elsewhere they hide everything."""
+    plan = ExecutionPlan(
+        data_parallel=8, zero_stage=zero_stage, num_microbatches=6, offload_activations=True, recompute=Recompute.FULL
+    )
+    copies = 2 * 8 * 2048 * 1024 * 2 / LINK  # both ways, eight layers
+    where = context(stack=stack(framework=framework), kernels=RateKernels(flops_per_s=1e13, bytes_per_s=1e13))
+    assert parts(plan, where)["offload"] == pytest.approx(waits * 6 * copies)
+    configs = StageConfigs(plans=PlanBatch.from_plans([plan]), group=np.zeros(1, dtype=np.int64))
+    staged = StagePlanBatch.from_columns([1], [[0]], [[8]], num_microbatches=6, full_dense=[[8]], offloaded=[[8]])
+    found = evaluate_stages(staged, StagePrices(configs=configs, contexts=(where,)))
+    assert found.time_parts_s["offload"] == pytest.approx([waits * 6 * copies])
 
 
 def test_offloaded_inputs_cross_the_host_link_there_and_back_under_the_work_of_a_stage():
@@ -258,7 +287,9 @@ def test_what_is_hidden_of_the_way_to_the_host_is_told():
     job = {"sequence_length": 4096, "global_batch_size": 128, "task": "full"}
     fixed = {"tp": 1, "zero": 3, "micro_batch": 2, "recompute": "full"}
     left, kept = (
-        planner.estimate("llama-3-8b", "8xA100-80GB", job, plan={**fixed, "offload_activations": on}, framework="fsdp")
+        planner.estimate(
+            "llama-3-8b", "8xA100-80GB", job, plan=fixed | {"offload_activations": on}, framework=DEEPSPEED
+        )
         for on in (True, False)
     )
     total, shown = left.best.communication_total_s["offload"], left.best.time_parts_s["offload"]
