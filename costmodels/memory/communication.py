@@ -8,7 +8,7 @@ from costmodels.frozen_weights import frozen_bytes, unit_bytes
 from costmodels.gradient_formats import reduced_element_bytes
 from costmodels.memory.activations import sequence_divisor, tokens_per_rank
 from costmodels.memory.model_state import gradient_bytes
-from costmodels.plan import BoolArray, FloatArray, PlanBatch
+from costmodels.plan import BoolArray, FloatArray, PlanBatch, chunks_per_stage
 from costmodels.stages.parameters import StageParameters, largest_matrix_parameters, unit_parameters
 from costmodels.stages.table import StageTable
 
@@ -24,8 +24,13 @@ def communication_bytes(
     # DeepSpeed's buckets are there for a single rank, too (ipg_buffer in backward of stage_1_and_2.py and
     # __ipg_bucket_flat_buffer of stage3.py, runtime/zero).
     sharded = (plans.zero_stage > 0) & ((plans.shard_degree > 1) | (stack.framework == "deepspeed"))
-    per_plan = np.where(sharded, stack.bucket_bytes, 0.0) + receive_bytes(plans, context)
-    held = np.broadcast_to(per_plan[:, None], parameters.dense.shape)
+    per_plan = np.where(sharded, stack.bucket_bytes, 0.0)
+    chunk = chunk_receive_bytes(plans, context)
+    if chunk is None:
+        held = np.broadcast_to((per_plan + receive_bytes(plans, context))[:, None], parameters.dense.shape)
+    else:  # the first chunk of a model receives nothing, its last no gradient
+        chunks = chunks_per_stage(plans.schedule, plans.virtual_stages)[:, None]
+        held = per_plan[:, None] + chunk[:, None] * (chunks - (1.0 * stages.has_embedding + stages.has_head) / 2)
     if stack.gradient_bucket_copies:
         held = held + parameters.trained * (stack.gradient_bucket_copies * storage)
     if stack.replica_bucket_copies:
@@ -44,6 +49,22 @@ def receive_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
     """(N,) bytes of the hidden states that a rank has from one neighbouring stage and for the other."""
     sent = context.job.numerics.storage_bytes * context.model.stream_width * tokens_per_rank(plans, context.job)
     return np.where(plans.pipeline_parallel > 1, 2 * sent / sequence_divisor(plans), 0.0)
+
+
+def chunk_receive_bytes(plans: PlanBatch, context: CostContext) -> FloatArray | None:
+    """(N,) bytes that a chunk of a stage holds for all micro-batches of a step; None where buffers come and go.
+
+    PyTorch's have a buffer each for what they receive and for the gradient of what they send. While a micro-batch is in
+    flight, its buffer is the input that layers keep anyway, but the output is kept for the backward pass beside it. The
+    first stage receives nothing: its outputs are among activations (``stage_activations.activation_units``).
+
+    Source:
+        pytorch/pytorch, torch/distributed/pipelining/stage.py, ``_prepare_forward_infra``, ``_prepare_backward_infra``
+        and ``fwd_cache``; its issue 136380, and pull request 196463, of September 2026, which would change it.
+    """
+    if context.stack.framework != "fsdp":
+        return None
+    return receive_bytes(plans, context) * plans.num_microbatches
 
 
 def _reduced_bytes(plans: PlanBatch, context: CostContext) -> FloatArray | float:

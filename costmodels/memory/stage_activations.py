@@ -14,6 +14,7 @@ from costmodels.memory.activations import (
     layer_activations,
     output_activations,
 )
+from costmodels.memory.communication import chunk_receive_bytes, receive_bytes
 from costmodels.plan import BoolArray, FloatArray, IntArray, PlanBatch, RecomputeModule, chosen_modules
 from costmodels.stages.layers import LayerGroup, StageLayers, layer_kinds, stage_layers
 from costmodels.stages.table import StageTable
@@ -108,6 +109,8 @@ def activation_units(
     ends = has_head * output_activations(plans, model, job)[:, None]
     if job.dropout:
         ends += has_embedding * embedding_activations(plans, model, job)[:, None]
+    if chunk_receive_bytes(plans, context) is not None:
+        ends += has_embedding * receive_bytes(plans, context)[:, None] / 2
     return ActivationUnits(layers=units, ends=ends)
 
 

@@ -20,7 +20,7 @@ from costmodels.memory.stage_activations import ActivationUnits, LayerUnits, Sta
 from costmodels.memory.terms import MemoryTerms, composed, logits_copies
 from costmodels.optimizer import paging_s
 from costmodels.pipeline.schedules import HostTraffic, Passes, Scheduled, in_flight_microbatches, scheduled
-from costmodels.plan import BoolArray, FloatArray, IntArray, chosen_modules
+from costmodels.plan import BoolArray, FloatArray, IntArray, chosen_modules, chunks_per_stage
 from costmodels.stage_plans.crossing import crossing_s, longest_crossing_s, shared_sums_s
 from costmodels.stage_plans.estimate import StageEstimateBatch
 from costmodels.stage_plans.once import stage_step_parts, stage_traffic
@@ -321,6 +321,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
     """What tensors take on every stage."""
     temporaries = looked["temporaries_bytes"]
     offloads, streams = plans.optimizer_offload.any(), plans.parameter_offload.any()
+    more_chunks = chunks_per_stage(plans.schedule, plans.virtual_stages)[:, None] - 1  # than a content's single one
     terms = MemoryTerms(
         activations=_activation_units(looked, context),
         weights=looked["weights_bytes"],
@@ -337,7 +338,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
         logits=looked["logits_bytes"],
         late_logits=looked["late_logits_bytes"],
         head=looked["head_bytes"],
-        communication=looked["communication_bytes"],
+        communication=looked["communication_bytes"] + more_chunks * looked["chunk_received_bytes"],
     )
     tensors = composed(
         terms,

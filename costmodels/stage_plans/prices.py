@@ -21,7 +21,7 @@ from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
 from costmodels.host_sums import host_sum_s, spared_sums, stalls
 from costmodels.memory.activations import layer_activations
-from costmodels.memory.communication import communicators, exchanged_bytes
+from costmodels.memory.communication import chunk_receive_bytes, communicators, exchanged_bytes
 from costmodels.memory.stage_activations import activation_units
 from costmodels.memory.terms import gradients_leave, memory_terms
 from costmodels.optimizer import step_parts, updated_parameters
@@ -90,6 +90,7 @@ CONFIG_COLUMNS = (
     "leaves",
     "activations_stall",
     "communicators",
+    "chunk_received_bytes",
     "exchanged_bytes",
     "usable_bytes",
     "host_bytes_per_s",
@@ -306,6 +307,7 @@ def _priced_units(
     parameters = stage_parameters(plans, stages, context.model, context.job)
     traffic = data_parallel_traffic(plans, stages, parameters, context)
     open_low, open_high = layer_opens(costs)
+    received = chunk_receive_bytes(plans, context)
     found = {
         "overlaps": 1.0 * overlaps_passes(plans, context.stack),
         "reduces_per_microbatch": traffic.reduces_per_microbatch[:, 0],
@@ -318,6 +320,7 @@ def _priced_units(
         "leaves": 1.0 * gradients_leave(plans, context.stack),
         "activations_stall": 1.0 * stalls_for_activations(plans, context.stack),
         "communicators": communicators(plans),
+        "chunk_received_bytes": np.zeros(len(members)) if received is None else received,
         "exchanged_bytes": exchanged_bytes(plans, context),
         "usable_bytes": np.full(len(members), context.cluster.device.usable_memory_bytes),
         "host_bytes_per_s": np.full(len(members), node.host_copy_bytes_per_s),
