@@ -15,6 +15,7 @@ from costmodels.autocast import sharding_stack
 from costmodels.context import CostContext
 from costmodels.host_sums import host_gradient_bytes, spared_sums
 from costmodels.memory.communication import communicators, exchanged_bytes
+from costmodels.memory.exchange_buffers import exchange_buffer_bytes
 from costmodels.memory.model_state import model_state, state_bytes
 from costmodels.memory.stage_activations import held_activations, least_activations, stage_activations
 from costmodels.memory.terms import composed, logits_copies, memory_terms
@@ -44,6 +45,7 @@ class TensorMemory:
         covered: (N, S) bytes of the optimizer's temporaries that come when those are gone, and count for nothing there.
         used: (N, S) whether the column is a stage.
         communicators: (N, 1) process groups with more than one rank that a rank takes part in.
+        exchange: (N, 1) bytes of buffers for the exchange of tokens with experts, past PyTorch's allocator.
         exchanged: (N, 1) or (N, S) bytes of one tensor that sequence parallelism gathers; see ``exchanged_bytes``.
         usable_bytes: (N, 1) device memory that programs can use.
         varied: (N, 1) whether micro-batches differ in length.
@@ -56,6 +58,7 @@ class TensorMemory:
     covered: FloatArray
     used: BoolArray
     communicators: FloatArray
+    exchange: FloatArray
     exchanged: FloatArray
     usable_bytes: FloatArray
     varied: BoolArray
@@ -76,6 +79,7 @@ def joined(tables: Sequence[TensorMemory]) -> TensorMemory:
         covered=stacked(table.covered for table in tables),
         used=stacked(table.used.astype(np.float64) for table in tables) > 0,
         communicators=np.concatenate([table.communicators for table in tables]),
+        exchange=np.concatenate([table.exchange for table in tables]),
         exchanged=np.concatenate([table.exchanged for table in tables]),
         usable_bytes=np.concatenate([table.usable_bytes for table in tables]),
         varied=np.concatenate([table.varied for table in tables]),
@@ -121,6 +125,7 @@ def tensor_memory(
         covered=tensors.covered,
         used=stages.count > 0,
         communicators=communicators(plans)[:, None],
+        exchange=exchange_buffer_bytes(plans, context)[:, None],
         exchanged=exchanged_bytes(plans, context)[:, None],
         usable_bytes=np.full((len(plans), 1), context.cluster.device.usable_memory_bytes),
         varied=np.full((len(plans), 1), context.job.varied_lengths),
@@ -143,7 +148,7 @@ def with_overheads(tensors: TensorMemory, stack: StackSpec) -> dict[str, FloatAr
     parts["activations"] = parts["activations"] + dynamic * stack.temporary_fraction
     reserve = dynamic * stack.fragmentation_fraction + stack.reserve_bytes
     parts["reserve"] = np.zeros_like(dynamic) if stack.static_memory else reserve
-    held = stack.context_bytes + stack.communicator_bytes * tensors.communicators
+    held = stack.context_bytes + stack.communicator_bytes * tensors.communicators + tensors.exchange
     parts["context"] = np.broadcast_to(held, dynamic.shape)
     share = np.where(tensors.varied, stack.varied_cache_fraction, stack.cache_fraction)
     if (share.any() or stack.waiting_tensors or stack.flat_temporaries) and not stack.static_memory:

@@ -17,6 +17,7 @@ from costmodels.flops import forward_flops_per_token
 from costmodels.frozen_weights import unquantised
 from costmodels.memory.activations import layer_activations
 from costmodels.memory.communication import communicators, exchanged_bytes, gathered_weight_bytes, receive_bytes
+from costmodels.memory.exchange_buffers import exchange_buffer_bytes
 from costmodels.memory.logits import logits_bytes
 from costmodels.memory.peaks import TensorMemory, with_overheads
 from costmodels.overlap import exposed_s
@@ -175,6 +176,7 @@ def _memory(
         covered=nothing,
         used=stages.count > 0,
         communicators=communicators(plans)[:, None],
+        exchange=exchange_buffer_bytes(plans, context)[:, None],
         exchanged=exchanged_bytes(plans, context)[:, None],
         usable_bytes=np.full((len(plans), 1), context.cluster.device.usable_memory_bytes),
         varied=np.full((len(plans), 1), job.varied_lengths),

@@ -354,6 +354,7 @@ def _tensors(plans: StagePlanBatch, looked: _Looked, held: StageActivations, con
         covered=tensors.covered,
         used=looked.used,
         communicators=looked["communicators"],
+        exchange=looked["exchange_buffer_bytes"],
         exchanged=looked["exchanged_bytes"],
         usable_bytes=looked["usable_bytes"],
         varied=np.full((len(plans), 1), context.job.varied_lengths),

@@ -22,6 +22,7 @@ from costmodels.data_parallel import data_parallel_traffic
 from costmodels.host_sums import host_sum_s, spared_sums, stalls
 from costmodels.memory.activations import layer_activations
 from costmodels.memory.communication import chunk_receive_bytes, communicators, exchanged_bytes
+from costmodels.memory.exchange_buffers import exchange_buffer_bytes
 from costmodels.memory.stage_activations import activation_units
 from costmodels.memory.terms import gradients_leave, memory_terms
 from costmodels.optimizer import step_parts, updated_parameters
@@ -91,6 +92,7 @@ CONFIG_COLUMNS = (
     "activations_stall",
     "communicators",
     "chunk_received_bytes",
+    "exchange_buffer_bytes",
     "exchanged_bytes",
     "usable_bytes",
     "host_bytes_per_s",
@@ -321,6 +323,7 @@ def _priced_units(
         "activations_stall": 1.0 * stalls_for_activations(plans, context.stack),
         "communicators": communicators(plans),
         "chunk_received_bytes": np.zeros(len(members)) if received is None else received,
+        "exchange_buffer_bytes": exchange_buffer_bytes(plans, context),
         "exchanged_bytes": exchanged_bytes(plans, context),
         "usable_bytes": np.full(len(members), context.cluster.device.usable_memory_bytes),
         "host_bytes_per_s": np.full(len(members), node.host_copy_bytes_per_s),
