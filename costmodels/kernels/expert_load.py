@@ -41,7 +41,8 @@ def expert_load(
         expert_parallel: Devices that the experts are spread over.
         distribution: ``balanced`` deals tokens out evenly; ``power_law_1.2`` draws the experts' popularity
             from a density that falls with its 1.2th power; anything else routes at random.
-        crowded: A token that comes to a device has all of its experts there, as some timings were made.
+        crowded: A token that comes to a device has all of its experts there, among those that see any row without
+            that: as some timings were made.
 
     Returns:
         Expected values; a power law's are those of its quantiles, dealt to the devices in turn, heaviest first.
@@ -49,11 +50,10 @@ def expert_load(
     local = max(experts / expert_parallel, 1.0)
     if distribution.startswith("power_law"):
         return _skewed(tokens, int(experts), topk, max(round(expert_parallel), 1), crowded=crowded)
-    rows = max(tokens * topk / expert_parallel, 1.0)
-    if crowded:
-        rows = min(rows, tokens) * topk
+    wanted = max(tokens * topk / expert_parallel, 1.0)
+    rows = min(wanted, tokens) * topk if crowded else wanted
     if distribution == "balanced":
-        active = min(local, rows)
+        active = min(local, wanted)
         each = max(rows / active, 1.0)
         padded = active * float(np.ceil(each / TILE_ROWS)) * TILE_ROWS
     else:
@@ -115,9 +115,9 @@ def _skewed(tokens: float, experts: int, topk: float, expert_parallel: int, *, c
     popularity = (1 - places * (1 - largest ** (1 - _POWER))) ** (1 / (1 - _POWER))
     rows = np.minimum(popularity / popularity.sum() * tokens * topk, tokens)
     mine: FloatArray = np.sort(rows)[::-1][::expert_parallel]
+    seen = -np.expm1(-mine)
     if crowded:
         mine = mine * (min(tokens / mine.sum(), 1.0) * topk)
-    seen = -np.expm1(-mine)
     return ExpertLoad(
         rows=max(float(mine.sum()), 1.0),
         active=max(float(seen.sum()), 1.0),

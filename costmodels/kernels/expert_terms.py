@@ -104,5 +104,6 @@ def expert_paths(calls: KernelCallBatch, device: DeviceFormat) -> Sequence[NDArr
 
 
 def expert_floor_s(calls: KernelCallBatch, device: DeviceFormat) -> FloatArray:
-    """(C,) arithmetic of the wanted rows at the peak."""
-    return np.asarray(calls.m * 4.0 * calls.causal * calls.n * calls.k / device.flops_per_s)
+    """(C,) arithmetic of the wanted rows at the peak, or reading the active experts: a model's outgrow any cache."""
+    arithmetic_s = calls.m * 4.0 * calls.causal * calls.n * calls.k / device.flops_per_s
+    return np.asarray(np.maximum(arithmetic_s, expert_weight_bytes(calls) / device.bytes_per_s))

@@ -18,6 +18,7 @@ from costmodels.tables.read import Table
 from costmodels.tables.rows import (
     KernelRows,
     Parts,
+    cache_bytes,
     dtype_problems,
     first_problem,
     formats_of,
@@ -25,8 +26,6 @@ from costmodels.tables.rows import (
     rows_with,
     stored_bytes,
 )
-from profiles.catalog import default_catalog
-from profiles.errors import SpecError
 
 # BLAS names the transposition of both operands, column-major: TN is y = x W^T of a linear layer, NN its input
 # gradient, NT its weight gradient.
@@ -121,19 +120,11 @@ def _tuned(note: str) -> int:
 
 def _copies(table: Table, weight_bytes: FloatArray) -> IntArray:
     """(K,) copies of the weights that a row's source ran in turn; 0 where it is not known to."""
-    cache_bytes = table.words["gpu"].map(_cache_bytes)
+    cached_bytes = table.words["gpu"].map(cache_bytes)
     counted = table.words["notes"].map(lambda note: note.startswith(_COUNTING))
-    outgrow = np.clip(np.ceil(cache_bytes / np.maximum(weight_bytes, 1.0)), 1, _MOST_COUNTED).astype(np.int64)
+    outgrow = np.clip(np.ceil(cached_bytes / np.maximum(weight_bytes, 1.0)), 1, _MOST_COUNTED).astype(np.int64)
     rotates = table.words["source"].map(lambda name: name == _ROTATING)
     return np.where(rotates, np.where(counted, outgrow, _COPIES), 0)
-
-
-def _cache_bytes(gpu: str) -> float:
-    """Last-level cache of a GPU of the tables; none if it is not in the catalogue."""
-    try:
-        return float(default_catalog().device(gpu).l2_bytes)
-    except SpecError:
-        return 0.0
 
 
 def _layout_of(note: str) -> int:

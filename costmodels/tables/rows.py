@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, concatenate, take
 from costmodels.tables.read import Table, Words
-from profiles.errors import did_you_mean
+from profiles.catalog import default_catalog
+from profiles.errors import SpecError, did_you_mean
 from profiles.importers.base import dtype_of
 from profiles.precision import GEMM_FORMATS
 from profiles.timings import LONGEST_S, MAX_DIMENSION
@@ -182,3 +183,11 @@ def first_problem(table: Table, *checks: tuple[NDArray[np.bool_], str]) -> Words
     for number, (failed, _) in enumerate(every):
         found[(found == 0) & failed] = number + 1
     return Words(values=("", *(words for _, words in every)), codes=found)
+
+
+def cache_bytes(gpu: str) -> float:
+    """Last-level cache of a GPU of the tables; none if it is not in the catalogue."""
+    try:
+        return float(default_catalog().device(gpu).l2_bytes)
+    except SpecError:
+        return 0.0

@@ -280,6 +280,25 @@ def test_triton_s_experts_carry_along_what_tokens_have_elsewhere(tmp_path):
     assert calls.bytes.tolist() == [weights + 8192 * each, weights + 2048 * each, weights + 4096 * each]
 
 
+@pytest.mark.parametrize(
+    ("source", "gpu", "tokens", "hidden", "kept"),
+    [
+        ("aiconfigurator", "L40S", 1, 2048, True),
+        ("aiconfigurator", "L40S", 4096, 2048, False),  # multiplying takes longer than reading
+        ("aiconfigurator", "L40S", 1, 8192, False),  # 151 MB, more than one and a half caches
+        ("here", "L40S", 1, 2048, False),
+        ("aiconfigurator", "H100", 1, 2048, False),
+    ],
+)
+def test_experts_that_a_cache_kept_are_no_timings_of_layers(tmp_path, source, gpu, tokens, hidden, kept):
+    """Two of them, three matrices each of 1,536 x ``hidden`` in 16 bits; an L40S caches 100 MB."""
+    line = f"{source},{gpu},bf16,fused_moe,{tokens},{hidden},1536,2,8,1,1,balanced,vllm;x,9"
+    rows = mapped(tmp_path, "moe", line)
+    problem = rows.problem.values[rows.problem.codes[0]]
+    assert ("cache kept" in problem) == kept
+    assert len(rows.calls) == (0 if kept else 1)
+
+
 def test_tables_say_who_ran_a_kernel_and_that_it_was_replayed(tmp_path):
     line = "here,H100,bf16,prefill,2,1024,1024,8,2,64,0,{impl},10"
     calls = mapped(tmp_path, "attention", line.format(impl="vllm-0.24.0;vllm_flash_attn_fa3"), line.format(impl="?"))

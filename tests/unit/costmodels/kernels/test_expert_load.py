@@ -61,3 +61,12 @@ def test_a_crowded_device_has_all_experts_of_every_token_that_comes(parallel, ro
     assert load.heaviest == pytest.approx(load.rows / load.active)
     skewed = [expert_load(4096.0, 64, 8, parallel, "power_law_1.2", crowded=each) for each in (False, True)]
     assert skewed[1].rows == pytest.approx(min(skewed[0].rows, 4096) * 8)
+
+
+@pytest.mark.parametrize("distribution", ["balanced", "power_law_1.2"])
+def test_a_crowded_device_reads_no_more_experts_than_another(distribution):
+    """Two tokens of eight experts each, of 256 over eight devices: the weights of two, not of sixteen."""
+    alone, crowded = (expert_load(2.0, 256, 8, 8, distribution, crowded=each) for each in (False, True))
+    assert crowded.active == alone.active
+    assert alone.active <= 2.0
+    assert crowded.rows == pytest.approx(8 * min(alone.rows, 2.0))
