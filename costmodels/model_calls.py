@@ -44,8 +44,9 @@ class ModelCall:
         samples_per_prompt: Sequences that share one prompt; their prompt can be read once (generation only).
         value_head: The model gives one number per token (critics, reward models; served, embeddings and the like).
         precision: Recipe name, see ``profiles.precision``.
-        task: ``full``, ``lora`` or ``qlora``: what is trained (training only).
-        lora: Adapters that ``lora`` and ``qlora`` train; nothing to ``full``.
+        task: ``full``, ``lora`` or ``qlora``: what is trained; of inference ``qlora`` where it runs on the 4-bit
+            weights beside which adapters train, else ``full``.
+        lora: Adapters of ``lora`` and ``qlora``; nothing to ``full``.
         carried_over: Further iterations a sequence may go on in after the one it began in, its cache computed anew
             with the weights of each (generation only); 0 where a call ends with its last sequence.
         in_flight: New weights arrive while sequences run, and the next call fills the slots that the last sequences

@@ -10,6 +10,7 @@ from profiles.precision import Precision, find_recipe
 MAX_GLOBAL_BATCH = 1 << 22
 TASKS = ("pretrain", "full", "lora", "qlora")
 ADAPTER_TASKS = ("lora", "qlora")
+QUANTISED_TASK = "qlora"  # whose frozen weights lie in 4 bits
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "sgd", "none")
 # Formats in which a training step can do its sums; 8 bits hold the moments of optimizers that scale them.
 GRADIENT_DTYPES = ("fp32", "bf16", "fp16")

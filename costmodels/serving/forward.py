@@ -5,20 +5,23 @@ and the same prices: no gradient is computed, kept, reduced or applied.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from costmodels.arrays import largest, total
+from costmodels.autocast import by_sharding, stream_bytes
 from costmodels.boundary_transfers import boundary_transfer_s
 from costmodels.context import CostContext
 from costmodels.data_parallel import data_parallel_traffic
 from costmodels.experts_run import as_run
 from costmodels.flops import forward_flops_per_token
-from costmodels.frozen_weights import unquantised
+from costmodels.frozen_weights import frozen_bytes, unquantised
 from costmodels.memory.activations import layer_activations
 from costmodels.memory.communication import communicators, exchanged_bytes, gathered_weight_bytes, receive_bytes
 from costmodels.memory.exchange_buffers import exchange_buffer_bytes
 from costmodels.memory.logits import logits_bytes
+from costmodels.memory.model_state import dequantised_bytes
 from costmodels.memory.peaks import TensorMemory, with_overheads
 from costmodels.overlap import exposed_s
 from costmodels.peak_rate import peak_flops_per_s, time_interval_s
@@ -28,6 +31,7 @@ from costmodels.stages.table import StageTable, stage_table
 from costmodels.step.layer_costs import LayerCosts, layer_costs
 from costmodels.step.step_time import per_step_overhead_s
 from costmodels.step.trust import half_widths, layer_opens, price_trust
+from costmodels.workload import QUANTISED_TASK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +119,11 @@ def weight_bytes(plans: PlanBatch, parameters: StageParameters, context: CostCon
     storage = context.job.numerics.storage_bytes
     sharded = plans.zero_stage >= 3
     expert = np.where(sharded, expert_shard_degree(plans, parameters), 1)[:, None]
+    if context.job.task == QUANTISED_TASK:  # what it leaves in 16 bits or casts to 32 is what a training call has of it
+        plain_bytes = by_sharding(context.job, context.stack, plans.zero_stage, partial(stream_bytes, context.job))
+        stages = stage_table(plans, context.model)
+        dense_held, expert_held = frozen_bytes(plans, stages, parameters, context, plain_bytes=plain_bytes)
+        return np.asarray(dense_held / plans.weight_shards[:, None] + expert_held / expert)
     held: FloatArray = storage * (parameters.dense / plans.weight_shards[:, None] + parameters.expert / expert)
     if context.weights is not None:
         dense = parameters.dense - unquantised(plans, stage_table(plans, context.model), context)
@@ -161,6 +170,7 @@ def _memory(
     shape = weights.shape
     activations = np.broadcast_to(working[:, None], shape)
     logits = stages.has_head * logits_bytes(plans, model, job, stack)[:, None]
+    activations = activations + dequantised_bytes(plans, stages, context)
     nothing = np.zeros(shape)
     tensors = TensorMemory(
         parts={

@@ -36,11 +36,11 @@ Columns = dict[str, IntArray]
 
 def training_job(call: ModelCall) -> TrainingJob:
     """One mini-batch of the call as a training job; of an inference or generation call, all its sequences."""
-    lora = call.lora if call.kind is CallKind.TRAIN and call.task != "full" else None
+    lora = call.lora if call.task != "full" else None
     return TrainingJob(
         sequence_length=call.sequence_tokens,
         global_batch_size=call.num_sequences // call.mini_batches,
-        task=call.task if lora is not None else "full",
+        task=call.task,
         precision=call.precision,
         lora=lora,
         linear_cross_entropy=call.linear_cross_entropy,

@@ -10,7 +10,7 @@ from costmodels.lowering.grouping import group_rows
 from costmodels.model_calls import CallKind, CallTable, ModelCall, concatenated
 from costmodels.plan import IntArray
 from costmodels.serving.generation import prompt_job
-from costmodels.workload import ADAPTER_TASKS, LoraSpec
+from costmodels.workload import ADAPTER_TASKS, QUANTISED_TASK, LoraSpec
 from planner.dataflow.call_costs import CallSetting, call_costs
 from planner.dataflow.compositions import HeldExperts, held_experts, in_turn, with_places
 from planner.dataflow.flow.payloads import payload
@@ -65,7 +65,10 @@ def model_call(request: FlowRequest, call: Call) -> ModelCall:
     if call.shared:
         # Branches that share what comes before them are fewer sequences' worth of tokens over as many steps.
         sequences = max(round(sequences * (1 - call.shared)), 1)
-    lora = role.adapters(request.models[call.role]).lora if call.kind == TRAIN else None
+    # Passes without gradients run the trainer's own weights: where these lie in 4 bits, in those, adapters on or off
+    # (TRL's DPOTrainer, null_ref_context). Other copies beside adapters are of 16 bits.
+    adapted = call.kind == TRAIN or (call.kind == INFERENCE and role.task == QUANTISED_TASK)
+    lora = role.adapters(request.models[call.role]).lora if adapted else None
     flies = in_flight(request, call.name)
     learning = call.kind == GENERATE and request.graph.trainable(call.role)
     score_bytes, vocabulary_bytes = _read_bytes(request, call.name)
@@ -187,6 +190,8 @@ def call_flops(request: FlowRequest, name: str) -> float:
         return 0.0
     asked = model_call(request, call)
     model = asked.model(request.models[call.role])
+    if call.kind != TRAIN:  # of which a third is the forward pass only where all weights are trained
+        asked = replace(asked, task="full")
     per_step = model_flops_per_step(model, training_job(asked), causal=True)
     if call.kind == TRAIN:
         return per_step * asked.mini_batches

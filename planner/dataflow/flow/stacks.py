@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from itertools import product
 
 from costmodels.plan import MODEL_AXES
-from costmodels.workload import ADAPTER_TASKS, TrainingJob
+from costmodels.workload import ADAPTER_TASKS, QUANTISED_TASK, TrainingJob
 from planner.dataflow.flow.pins import CallPin
 from planner.dataflow.graphs.graph import GENERATE, INFERENCE, TRAIN, Dataflow
 from planner.question.job_checks import check_attention_library, check_chosen_keys
@@ -30,8 +30,6 @@ from profiles.mixed_cluster import MixedCluster
 from profiles.model import ModelSpec
 from profiles.stack import StackSpec
 from profiles.stacks import default_stack, find_stack, in_reinforcement_learning, load_stacks
-
-_QUANTISED = "qlora"
 
 
 def stacks_of(
@@ -61,7 +59,7 @@ def stacks_of(
         notes = tuple(name_notes(framework, find_stack(framework)))
     stacks = {role.name: find_stack(framework, load_stacks(role.task)) for role in graph.roles}
     for role in graph.roles:
-        if role.task == _QUANTISED and stacks[role.name].framework == MEGATRON:
+        if role.task == QUANTISED_TASK and stacks[role.name].framework == MEGATRON:
             raise SpecError(f"job.roles.{role.name}.task", *NO_QLORA)
         if role.task in ADAPTER_TASKS and stacks[role.name].framework == NANOTRON:
             raise SpecError(f"job.roles.{role.name}.task", *NO_ADAPTERS)
@@ -92,11 +90,11 @@ def _usual(graph: Dataflow, pins: Mapping[str, CallPin]) -> tuple[str, str]:
     tasks = [graph.role(call.role).task for call in graph.calls if call.kind == TRAIN]
     if not tasks:
         return MEGATRON, ""
-    tuned = next((task for task in (_QUANTISED, *ADAPTER_TASKS) if task in tasks), tasks[0])
+    tuned = next((task for task in (QUANTISED_TASK, *ADAPTER_TASKS) if task in tasks), tasks[0])
     usual = default_stack(tuned)
     if usual.framework != HUGGINGFACE:
         return usual.name, ""
-    if tuned == _QUANTISED:
+    if tuned == QUANTISED_TASK:
         return usual.name, ""
     if any(_splits(graph, name, pin) for name, pin in pins.items()):
         return MEGATRON, f"; {usual.name} splits no model"

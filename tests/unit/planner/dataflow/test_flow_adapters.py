@@ -7,7 +7,7 @@ import pytest
 
 from costmodels.workload import LoraSpec
 from planner import api
-from planner.dataflow.flow.costs import model_call
+from planner.dataflow.flow.costs import call_flops, model_call
 from planner.dataflow.flow.payloads import payload
 from planner.dataflow.flow.request import FlowOptions, FlowRequest, resolve_flow
 from planner.dataflow.graphs.file import graph_from_mapping
@@ -48,6 +48,29 @@ def test_the_weights_of_a_reference_are_what_is_saved() -> None:
     assert apart is not None
     held = [max(gpu.peak_bytes for gpu in plan.memory) for plan in (shared, apart)]
     assert held[1] - held[0] > 0.8 * 13.5e9
+
+
+def test_a_reference_of_four_bits_is_read_in_four_bits() -> None:
+    """13B: 26 GB in 16 bits, which no RTX 4090 holds; the reference is the policy's 4-bit weights, adapters off."""
+    sizes: dict[str, Any] = {"batch": 16, "prompt": 256, "generate": 256}
+    plan = plan_dataflow("dpo", "llama-2-13b", "1xRTX4090", settings={"task": "qlora"}, **sizes).plan
+    assert plan is not None
+    calls = {call.name: call for call in plan.calls}
+    frozen, trained = calls["ref_inf"], calls["actor_train"]
+    assert 0.5 * 13e9 < frozen.static_bytes < 0.75 * 13e9
+    beside = trained.static_bytes - frozen.static_bytes  # adapters of 62.6M, their gradients and states
+    assert 0 < beside < 16 * 62.6e6
+    assert plan.memory[0].peak_bytes < trained.static_bytes + max(frozen.active_bytes, trained.active_bytes) + 1
+    # A forward pass restores each weight to 16 bits, as that of training does: no pass is half of a step's third.
+    assert frozen.time_s > 0.5 * trained.time_s / 3
+
+
+def test_adapters_do_not_count_as_work_of_a_reference() -> None:
+    flops = {
+        task: call_flops(asked("dpo", settings={"task": task}, framework="fsdp"), "ref_inf")
+        for task in ("lora", "qlora")
+    }
+    assert flops["qlora"] == flops["lora"] > 0
 
 
 def asked(job: str, cluster: str = "8xH100", **options: Any) -> FlowRequest:

@@ -340,7 +340,7 @@ def test_a_framework_that_splits_models_is_named_where_it_fits_the_gpus_that_are
     ("job", "model", "gpus", "more"),
     [
         ("dpo", "llama-3-70b", "8xH100", {}),  # Megatron-Core finds no room either
-        ("dpo", "llama-3-70b", "1xH100", {"settings": {"task": "qlora"}}),  # which it does not train
+        ("dpo", "llama-3-70b", "1xA100-SXM-40GB", {"settings": {"task": "qlora"}}),  # which it does not train
         ("sft", "llama-2-70b", "1xH100", {"framework": "megatron"}),
     ],
 )
