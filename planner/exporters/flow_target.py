@@ -299,14 +299,37 @@ def responses(request: FlowRequest) -> int:
     return int(request.graph.call("actor_train").factor)
 
 
-def memory_share(request: FlowRequest, item: Placed) -> float:
-    """Share of a GPU's memory that an engine may take for what the plan has of it, in hundredths, rounded up."""
-    device = request.cluster.groups[0].device
+def memory_share(request: FlowRequest, item: Placed, *, beside_bytes: float = 0.0) -> float:
+    """Share of a GPU's memory that an engine may take for what the plan has of it, in hundredths, rounded up.
+
+    SGLang's is of what is free before it loads weights, and for these and the cache alone, graphs and context beside
+    them (sgl-project/sglang, srt/model_executor/model_runner_kv_cache_mixin.py, profile_max_num_token). Trainers may
+    hold less by then than later, as Adam's moments come with the first step: whatever is free then, its share fits
+    beside all of that.
+
+    Args:
+        request: The question.
+        item: What the engine runs.
+        beside_bytes: Most that other calls keep on one of its GPUs meanwhile (``kept_beside``).
+    """
+    all_bytes = request.cluster.groups[0].device.reported_memory_bytes
     held = item.call.static_bytes + item.call.active_bytes
-    if item.call.engine == "sglang":  # whose share is of weights and cache, graphs and context beside them
+    share = held / all_bytes
+    if item.call.engine == "sglang":
         engine = find_engine(item.call.engine)
+        engine = engine.eager() if request.options.eager else engine
         held -= engine.graph_bytes + engine.context_bytes
-    return min(math.ceil(held / device.reported_memory_bytes * 100) / 100, 0.99)
+        free = max(all_bytes - beside_bytes - engine.context_bytes, held)
+        share = min(held / free, free / all_bytes)
+    return min(math.ceil(share * 100) / 100, 0.99)
+
+
+def kept_beside(plan: FlowPlan, item: Placed) -> float:
+    """Most bytes that other calls keep on a GPU of a call between their runs."""
+    first, stop = item.gpus
+    there = [part for part in plan.memory if part.first_gpu < stop and first < part.first_gpu + part.num_gpus]
+    kept = [sum(owner.static_bytes for owner in part.owners if owner.call != item.call.name) for part in there]
+    return max(kept, default=0.0)
 
 
 def prefill_tokens(item: Placed, running: int) -> int:

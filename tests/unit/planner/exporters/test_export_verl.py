@@ -11,13 +11,14 @@ import pytest
 
 import planner
 from costmodels.plan import ContextKind, Recompute
-from planner.dataflow.flow.results import FlowPlan
+from planner.dataflow.flow.results import FlowPlan, MemoryOwner
 from planner.exporters.exported import Exported
 from planner.exporters.flow_api import FlowExportResult, export_dataflow
 from planner.exporters.flow_document import flow_export_schema
 from planner.exporters.flow_target import merged, on_gpus
 from planner.exporters.verl import FLOW, TARGET, WORKFLOWS
 from planner.exporters.verl_checks import in_workers, placement_gaps
+from profiles.engines import find_engine
 from profiles.errors import SpecError
 from profiles.units import GIB
 from tests.command import Command, command_line
@@ -178,6 +179,33 @@ def test_memory_of_the_engine_is_the_plan_s() -> None:
     share = float(written(result)[ROLLOUT + "gpu_memory_utilization"])
     assert 0 <= share * reported - generation.static_bytes - generation.active_bytes <= 0.011 * reported
     assert reported > 70 * GIB
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    ("beside", "wanted", "share"),
+    [
+        (0.0, 0.3, 0.31),  # nothing else is there
+        (0.5, 0.1, 0.21),  # a tenth is a fifth of what the trainer leaves free when the engine starts
+        (0.5, 0.4, 0.5),  # were the trainer's states to come later, a larger share would leave them no room
+    ],
+)
+def test_share_of_sglang_is_of_what_is_free_as_it_starts(
+    beside: float, wanted: float, share: float, *, eager: bool
+) -> None:
+    result = grpo(mode="colocated", engine="sglang", eager=eager)
+    plan, request = plan_of(result), result.flow.request
+    reported = request.cluster.groups[0].device.reported_memory_bytes
+    engine = find_engine("sglang")
+    on_top = engine.context_bytes + (0.0 if eager else engine.graph_bytes)
+    calls = tuple(
+        replace(call, static_bytes=0.0, active_bytes=wanted * reported + on_top) if call.name == "actor_gen" else call
+        for call in plan.calls
+    )
+    owner = MemoryOwner(call="actor_train", static_bytes=beside * reported, active_bytes=0.1 * reported)
+    memory = tuple(replace(part, owners=(owner,)) for part in plan.memory)
+    found = overrides(FLOW.export(request, replace(plan, calls=calls, memory=memory)))
+    assert float(found[ROLLOUT + "gpu_memory_utilization"]) == share
 
 
 def test_graphs_are_captured_unless_that_was_asked_not_to_be() -> None:
