@@ -96,11 +96,14 @@ class Placed:
     call: CallPlan
     layout: ExecutionPlan
 
-    @property
-    def whole_micro_batch(self) -> int:
-        """The largest micro-batch up to that planned that divides a rank's sequences of one optimizer step."""
+    def whole_micro_batch(self, at_once: int = 1) -> int:
+        """The largest micro-batch up to that planned of which a rank has a multiple of ``at_once`` per optimizer step.
+
+        Where a rank has no such number of sequences, the largest that divides them.
+        """
         per_rank = max(self.call.sequences // self.call.mini_batches // self.layout.data_parallel, 1)
-        return max(size for size in range(1, self.layout.micro_batch_size + 1) if per_rank % size == 0)
+        whole = per_rank // at_once if per_rank % at_once == 0 else per_rank
+        return max(size for size in range(1, self.layout.micro_batch_size + 1) if whole % size == 0)
 
     @property
     def attention_groups(self) -> int:

@@ -7,7 +7,9 @@ first, so that under it all roles have one layout.
 Source:
     verl 0.9.1: ``PPOTrainer._init_resource_pool_mgr`` (trainer/ppo/v1/trainer_base.py) has one ``global_pool``;
     ``mpu.is_initialized`` in workers/engine/megatron/transformer_impl.py; workers/config/rollout.py refuses pipelines;
-    ``prepare_micro_batches`` (workers/engine/utils.py) cuts a rank's sequences into whole micro-batches.
+    ``prepare_micro_batches`` (workers/engine/utils.py) cuts a rank's sequences into whole micro-batches, of which
+    ``forward_backward_batch`` of that implementation asks, where stages are virtual, for a multiple of the pipeline's
+    degree (``microbatch_group_size_per_vp_stage``) of every pass, those without gradients too.
 """
 
 from collections.abc import Iterable, Iterator
@@ -155,7 +157,9 @@ def _micro_batches(plan: FlowPlan) -> Iterator[Gap]:
     for name, item in in_workers(plan).items():
         size = wanted.get(name, {}).get("micro_batch_size", item.layout.micro_batch_size)
         if size != item.layout.micro_batch_size:
-            problem = f"a rank's micro-batches are of one size; got {item.layout.micro_batch_size}"
+            groups = _at_once(plan)
+            together = f", a multiple of {groups} in number" if groups > 1 else ""
+            problem = f"a rank's micro-batches are of one size{together}; got {item.layout.micro_batch_size}"
             yield Gap(field=f"plan.{name}.micro_batch_size", problem=problem, hint=f"pin {name}.micro_batch={size}")
 
 
@@ -234,10 +238,16 @@ def engine_pins(request: FlowRequest, plan: FlowPlan) -> Pins:
     return pins
 
 
+def _at_once(plan: FlowPlan) -> int:
+    """Micro-batches that go through virtual stages together; all roles have those of the actor."""
+    lead = in_workers(plan)["actor_train"].layout
+    return lead.pipeline_parallel if lead.virtual_stages > 1 else 1
+
+
 def micro_batch_pins(plan: FlowPlan) -> Pins:
     """Micro-batches that divide, where they do not; a policy that is its own reference has one for both passes."""
     calls = in_workers(plan)
-    sizes = {name: item.whole_micro_batch for name, item in calls.items()}
+    sizes = {name: item.whole_micro_batch(_at_once(plan)) for name, item in calls.items()}
     if "ref_inf" in calls and calls["ref_inf"].call.role == "actor":
         scoring = "actor_inf" if "actor_inf" in calls else "actor_train"
         sizes["ref_inf"] = sizes[scoring] = min(sizes[scoring], sizes["ref_inf"])

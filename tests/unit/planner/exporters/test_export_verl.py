@@ -17,12 +17,12 @@ from planner.exporters.flow_api import FlowExportResult, export_dataflow
 from planner.exporters.flow_document import flow_export_schema
 from planner.exporters.flow_target import merged, on_gpus
 from planner.exporters.verl import FLOW, TARGET, WORKFLOWS
-from planner.exporters.verl_checks import in_workers, placement_gaps
+from planner.exporters.verl_checks import in_workers, micro_batch_pins, placement_gaps
 from profiles.engines import find_engine
 from profiles.errors import SpecError
 from profiles.units import GIB
 from tests.command import Command, command_line
-from tests.flow_exports import OUTSIDE, SMALL, exported_flow, plan_of
+from tests.flow_exports import OUTSIDE, SMALL, exported_flow, plan_of, with_layout
 
 asked = partial(exported_flow, "verl")
 ACTOR, ROLLOUT = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
@@ -295,6 +295,31 @@ def test_what_is_left_out_is_listed() -> None:
     assert result.exported is not None
     assert [gap.field for gap in result.exported.unsupported] == ["precision"]
     assert "# Not said, verl cannot: precision: it trains in bf16; got fp16" in result.exported.files["train.sh"]
+
+
+@pytest.mark.parametrize(("virtual", "fits"), [(1, 256), (2, 128)])
+def test_passes_without_gradients_fill_virtual_stages(virtual: int, fits: int) -> None:
+    """Of 512 responses a rank has 256: one micro-batch for two stages, unless these are interleaved."""
+    pins = json.dumps({"actor_train": {"tp": 1, "pp": 2, "vpp": virtual}})
+    result = grpo(mode="colocated", pins=pins)
+    whole = with_layout(plan_of(result), "inference", micro_batch_size=256, pipeline_parallel=2, data_parallel=2)
+    sizes = micro_batch_pins(whole)
+    assert sizes.get("actor_inf", {}).get("micro_batch_size", 256) == fits
+    found = [gap for gap in placement_gaps(result.flow.request, whole) if gap.field == "plan.ref_inf.micro_batch_size"]
+    assert [(gap.problem, gap.hint) for gap in found] == [
+        ("a rank's micro-batches are of one size, a multiple of 2 in number; got 256", "pin ref_inf.micro_batch=128")
+    ] * (virtual > 1)
+
+
+def test_virtual_stages_get_whole_rounds_of_every_pass() -> None:
+    """200 sequences of a rank in fours are 50, which four interleaved stages do not take."""
+    options: dict[str, Any] = {"batch": 50, "generate": 256, "mode": "colocated", "effort": 1.0}
+    pins = json.dumps({"actor_train": {"tp": 2, "pp": 4, "vpp": 16}})
+    result = asked("grpo", "qwen2.5-32b", "2x8xH100-80GB", json.dumps(OUTSIDE), pins=pins, **options)
+    assert written(result)
+    for item in in_workers(plan_of(result)).values():
+        per_rank = item.call.sequences // item.layout.data_parallel
+        assert per_rank % (item.layout.micro_batch_size * item.layout.pipeline_parallel) == 0
 
 
 def test_an_engine_has_weights_of_its_own() -> None:
