@@ -1,9 +1,7 @@
 """``planner export --format verl``: the overrides say the plan, and what they cannot say is refused or planned anew."""
 
 import json
-import shlex
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jsonschema_rs
@@ -11,43 +9,18 @@ import pytest
 
 import planner
 from costmodels.plan import ContextKind, Recompute
-from planner.dataflow.flow.results import FlowPlan, MemoryOwner
-from planner.exporters.exported import Exported
-from planner.exporters.flow_api import FlowExportResult, export_dataflow
+from planner.dataflow.flow.results import FlowPlan
+from planner.exporters.flow_api import export_dataflow
 from planner.exporters.flow_document import flow_export_schema
 from planner.exporters.flow_target import merged, on_gpus
 from planner.exporters.verl import FLOW, TARGET, WORKFLOWS
-from planner.exporters.verl_checks import in_workers, micro_batch_pins, placement_gaps
-from profiles.engines import find_engine
+from planner.exporters.verl_checks import in_workers, placement_gaps
 from profiles.errors import SpecError
-from profiles.units import GIB
 from tests.command import Command, command_line
-from tests.flow_exports import OUTSIDE, SMALL, exported_flow, plan_of, with_layout
+from tests.flow_exports import OUTSIDE, SMALL, plan_of
+from tests.verl_exports import ROLLOUT, asked, grpo, overrides, written
 
-asked = partial(exported_flow, "verl")
-ACTOR, ROLLOUT = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
-
-
-def overrides(exported: Exported) -> dict[str, str]:
-    """The Hydra overrides of a script, read back; ``+`` marks keys that the tree lacks."""
-    script = exported.files["train.sh"]
-    words = shlex.split(script[script.index("exec ") :].replace("\\\n", " "))
-    assert words[1:4] == ["python3", "-m", "verl.trainer.main_ppo"]
-    assert words[-1] == "$@"
-    pairs = [word.split("=", 1) for word in words[4:-1]]
-    found = dict(pairs)
-    assert len(found) == len(pairs)
-    return found
-
-
-def grpo(**options: Any) -> FlowExportResult:
-    return asked("grpo", "qwen2.5-1.5b", "4xH100-80GB", json.dumps(OUTSIDE), **options)
-
-
-def written(result: FlowExportResult) -> dict[str, str]:
-    assert result.exported is not None
-    assert result.exported.unsupported == ()
-    return overrides(result.exported)
+ACTOR = "actor_rollout_ref.actor."
 
 
 def check_megatron(found: dict[str, str], role: str, plan: FlowPlan, name: str) -> None:
@@ -165,49 +138,6 @@ def test_what_leaves_the_gpus_between_calls(holding: str, weights: bool, states:
     assert [found[f"{ACTOR}megatron.{name}"] for name in names] == [str(bool(weights)), str(bool(states))]
 
 
-def test_memory_of_the_engine_is_the_plan_s() -> None:
-    """Half of the memory that the driver reports, and with graphs and context for vLLM alone."""
-    result = grpo(mode="colocated", engine="vllm")
-    plan, request = plan_of(result), result.flow.request
-    reported = request.cluster.groups[0].device.reported_memory_bytes
-    calls = tuple(
-        replace(call, static_bytes=0.0, active_bytes=reported / 2) if call.name == "actor_gen" else call
-        for call in plan.calls
-    )
-    assert overrides(FLOW.export(request, replace(plan, calls=calls)))[ROLLOUT + "gpu_memory_utilization"] == "0.5"
-    generation = on_gpus(plan)["actor_gen"].call
-    share = float(written(result)[ROLLOUT + "gpu_memory_utilization"])
-    assert 0 <= share * reported - generation.static_bytes - generation.active_bytes <= 0.011 * reported
-    assert reported > 70 * GIB
-
-
-@pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize(
-    ("beside", "wanted", "share"),
-    [
-        (0.0, 0.3, 0.31),  # nothing else is there
-        (0.5, 0.1, 0.21),  # a tenth is a fifth of what the trainer leaves free when the engine starts
-        (0.5, 0.4, 0.5),  # were the trainer's states to come later, a larger share would leave them no room
-    ],
-)
-def test_share_of_sglang_is_of_what_is_free_as_it_starts(
-    beside: float, wanted: float, share: float, *, eager: bool
-) -> None:
-    result = grpo(mode="colocated", engine="sglang", eager=eager)
-    plan, request = plan_of(result), result.flow.request
-    reported = request.cluster.groups[0].device.reported_memory_bytes
-    engine = find_engine("sglang")
-    on_top = engine.context_bytes + (0.0 if eager else engine.graph_bytes)
-    calls = tuple(
-        replace(call, static_bytes=0.0, active_bytes=wanted * reported + on_top) if call.name == "actor_gen" else call
-        for call in plan.calls
-    )
-    owner = MemoryOwner(call="actor_train", static_bytes=beside * reported, active_bytes=0.1 * reported)
-    memory = tuple(replace(part, owners=(owner,)) for part in plan.memory)
-    found = overrides(FLOW.export(request, replace(plan, calls=calls, memory=memory)))
-    assert float(found[ROLLOUT + "gpu_memory_utilization"]) == share
-
-
 def test_graphs_are_captured_unless_that_was_asked_not_to_be() -> None:
     found = [written(grpo(mode="colocated", engine="vllm", eager=eager)) for eager in (False, True)]
     assert [options[ROLLOUT + "enforce_eager"] for options in found] == ["False", "True"]
@@ -295,46 +225,6 @@ def test_what_is_left_out_is_listed() -> None:
     assert result.exported is not None
     assert [gap.field for gap in result.exported.unsupported] == ["precision"]
     assert "# Not said, verl cannot: precision: it trains in bf16; got fp16" in result.exported.files["train.sh"]
-
-
-@pytest.mark.parametrize(("virtual", "fits"), [(1, 256), (2, 128)])
-def test_passes_without_gradients_fill_virtual_stages(virtual: int, fits: int) -> None:
-    """Of 512 responses a rank has 256: one micro-batch for two stages, unless these are interleaved."""
-    pins = json.dumps({"actor_train": {"tp": 1, "pp": 2, "vpp": virtual}})
-    result = grpo(mode="colocated", pins=pins)
-    whole = with_layout(plan_of(result), "inference", micro_batch_size=256, pipeline_parallel=2, data_parallel=2)
-    sizes = micro_batch_pins(whole)
-    assert sizes.get("actor_inf", {}).get("micro_batch_size", 256) == fits
-    found = [gap for gap in placement_gaps(result.flow.request, whole) if gap.field == "plan.ref_inf.micro_batch_size"]
-    assert [(gap.problem, gap.hint) for gap in found] == [
-        ("a rank's micro-batches are of one size, a multiple of 2 in number; got 256", "pin ref_inf.micro_batch=128")
-    ] * (virtual > 1)
-
-
-def test_virtual_stages_get_whole_rounds_of_every_pass() -> None:
-    """200 sequences of a rank in fours are 50, which four interleaved stages do not take."""
-    options: dict[str, Any] = {"batch": 50, "generate": 256, "mode": "colocated", "effort": 1.0}
-    pins = json.dumps({"actor_train": {"tp": 2, "pp": 4, "vpp": 16}})
-    result = asked("grpo", "qwen2.5-32b", "2x8xH100-80GB", json.dumps(OUTSIDE), pins=pins, **options)
-    assert written(result)
-    for item in in_workers(plan_of(result)).values():
-        per_rank = item.call.sequences // item.layout.data_parallel
-        assert per_rank % (item.layout.micro_batch_size * item.layout.pipeline_parallel) == 0
-
-
-def test_an_engine_has_weights_of_its_own() -> None:
-    """What the plan holds once for generation and training, verl holds twice."""
-    result = grpo(mode="colocated")
-    plan, request = plan_of(result), result.flow.request
-    (group,) = plan.memory
-    others = sum(owner.static_bytes for owner in group.owners if owner.call != "actor_gen")
-    for beyond, field in ((-1.0, []), (1.0, ["plan.actor_gen.tensor_parallel"])):
-        active = (group.usable_bytes - others) / 2 + beyond
-        calls = tuple(
-            replace(call, static_bytes=active, active_bytes=active) if call.name == "actor_gen" else call
-            for call in plan.calls
-        )
-        assert [gap.field for gap in placement_gaps(request, replace(plan, calls=calls))] == field
 
 
 def test_a_checkpoint_is_named_where_the_hub_is_known() -> None:
