@@ -22,6 +22,7 @@ from profiles.model import ModelSpec
 GENERATION, REWARD = "actor_gen", "reward_inf"
 DEGREES = ("tensor_parallel", "pipeline_parallel", "context_parallel")
 EXPERT_DEGREES = ("expert_parallel", "expert_tensor_parallel")
+SGLANG = "sglang"
 ENDS = ("first_stage_layers", "last_stage_layers")
 IN_LOSS = ("grpo",)  # whose divergence from the reference is a term of the loss (arXiv:2402.03300), not of the reward
 _PINNED_AS = {"micro_batch_size": "micro_batch"}  # where hints have a shorter name
@@ -302,7 +303,7 @@ def responses(request: FlowRequest) -> int:
     return int(request.graph.call("actor_train").factor)
 
 
-def memory_share(request: FlowRequest, item: Placed, *, beside_bytes: float = 0.0) -> float:
+def memory_share(request: FlowRequest, item: Placed, *, engine: str = "", beside_bytes: float = 0.0) -> float:
     """Share of a GPU's memory that an engine may take for what the plan has of it, in hundredths, rounded up.
 
     SGLang's is of what is free before it loads weights, and for these and the cache alone, graphs and context beside
@@ -313,16 +314,18 @@ def memory_share(request: FlowRequest, item: Placed, *, beside_bytes: float = 0.
     Args:
         request: The question.
         item: What the engine runs.
+        engine: The one whose setting it is, where the plan has the call run by a trainer.
         beside_bytes: Most that other calls keep on one of its GPUs meanwhile (``kept_beside``).
     """
     all_bytes = request.cluster.groups[0].device.reported_memory_bytes
     held = item.call.static_bytes + item.call.active_bytes
     share = held / all_bytes
-    if item.call.engine == "sglang":
-        engine = find_engine(item.call.engine)
-        engine = engine.eager() if request.options.eager else engine
-        held -= engine.graph_bytes + engine.context_bytes
-        free = max(all_bytes - beside_bytes - engine.context_bytes, held)
+    if (engine or item.call.engine) == SGLANG:
+        runs = find_engine(SGLANG)
+        runs = runs.eager() if request.options.eager else runs
+        if item.call.engine == SGLANG:
+            held -= runs.graph_bytes + runs.context_bytes
+        free = max(all_bytes - beside_bytes - runs.context_bytes, held)
         share = min(held / free, free / all_bytes)
     return min(math.ceil(share * 100) / 100, 0.99)
 

@@ -16,6 +16,7 @@ from planner.exporters.exported import Target
 from planner.exporters.flow_target import (
     IN_LOSS,
     REWARD,
+    SGLANG,
     FlowTarget,
     Placed,
     attention_of,
@@ -165,7 +166,7 @@ def _rollout(request: FlowRequest, plan: FlowPlan) -> Options:
     layout, groups = generation.layout, generation.attention_groups
     engine = find_engine(generation.call.engine)
     # vLLM counts the sequences of a group, SGLang those of all that share experts.
-    running = generation.call.concurrent * (groups if engine.name == "sglang" else 1)
+    running = generation.call.concurrent * (groups if engine.name == SGLANG else 1)
     options = _set(
         _ROLLOUT,
         name=engine.name,
@@ -180,7 +181,7 @@ def _rollout(request: FlowRequest, plan: FlowPlan) -> Options:
         enforce_eager=request.options.eager,
         free_cache_engine=True,
     )
-    if groups > 1 and engine.name == "sglang":
+    if groups > 1 and engine.name == SGLANG:
         options += _set(f"+{_ROLLOUT}.engine_kwargs.sglang", enable_dp_attention=True)
     return options
 
@@ -224,13 +225,13 @@ def _reward(request: FlowRequest, plan: FlowPlan) -> Options:
     item = on_gpus(plan).get(REWARD)
     if item is None:
         return []
-    where = "reward.reward_model"
+    where, engine = "reward.reward_model", on_gpus(plan)["actor_gen"].call.engine
     options = _set(where, enable=True) + _model(where, request.models[item.call.role], key="model_path")
     return options + _set(
         f"{where}.rollout",
-        name=on_gpus(plan)["actor_gen"].call.engine,
+        name=engine,
         tensor_model_parallel_size=item.layout.tensor_parallel,
-        gpu_memory_utilization=memory_share(request, item),
+        gpu_memory_utilization=memory_share(request, item, engine=engine, beside_bytes=kept_beside(plan, item)),
         max_model_len=request.prompt_tokens + longest_response(request),
         free_cache_engine=item.call.holding == HOLDING_NAMES[FETCHED],
     )

@@ -59,6 +59,22 @@ def test_share_of_sglang_is_of_what_is_free_as_it_starts(
     assert float(found[ROLLOUT + "gpu_memory_utilization"]) == share
 
 
+@pytest.mark.parametrize(("engine", "share"), [("vllm", 0.2), ("sglang", 0.41)])
+def test_a_reward_model_s_share_is_read_by_the_engine_that_runs_it(engine: str, share: float) -> None:
+    """A fifth of a GPU, half of which others keep: of what they and its context leave, two fifths and a little."""
+    result = asked("ppo", "qwen2.5-1.5b", "4xH100-80GB", mode="colocated", engine=engine)
+    plan, request = plan_of(result), result.flow.request
+    reported = request.cluster.groups[0].device.reported_memory_bytes
+    calls = tuple(
+        replace(call, static_bytes=0.0, active_bytes=0.2 * reported) if call.name == "reward_inf" else call
+        for call in plan.calls
+    )
+    owner = MemoryOwner(call="actor_train", static_bytes=0.5 * reported, active_bytes=0.1 * reported)
+    memory = tuple(replace(part, owners=(owner,)) for part in plan.memory)
+    found = overrides(FLOW.export(request, replace(plan, calls=calls, memory=memory)))
+    assert float(found["reward.reward_model.rollout.gpu_memory_utilization"]) == share
+
+
 @pytest.mark.parametrize(("virtual", "fits"), [(1, 256), (2, 128)])
 def test_passes_without_gradients_fill_virtual_stages(virtual: int, fits: int) -> None:
     """Of 512 responses a rank has 256: one micro-batch for two stages, unless these are interleaved."""
