@@ -28,7 +28,7 @@ def expert_weight_bytes(calls: KernelCallBatch) -> FloatArray:
     return np.asarray(calls.batch * 2.0 * calls.causal * calls.n * calls.k * operand)
 
 
-def carried_bytes(rows: FloatArray, width: FloatArray, hidden: FloatArray) -> FloatArray:
+def carried_bytes(rows: FloatArray, width: FloatArray, hidden: FloatArray | float) -> FloatArray:
     """(C,) bytes that rows move around both products, in 16 bits: in and out of each, and through the activation."""
     return np.asarray(2.0 * rows * (4.0 * hidden + 3.0 * width))
 

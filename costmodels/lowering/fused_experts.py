@@ -52,7 +52,7 @@ def fused_experts(calls: CallList, shape: RankShape, context: CostContext, *, to
         causal=matrices / 2,
         flops=2.0 * matrices * rows * width * outer,
         bytes=(packed_bytes or OPERAND_BYTES[format_]) * active * matrices * width * outer
-        + carried_bytes(np.maximum(carried, rows), width, np.full(len(rows), float(outer))),
+        + carried_bytes(np.maximum(carried, rows), width, outer),
         element_bytes=element,
         scale_block=float(0 if packed_bytes else context.job.numerics.scale_block),
         packed_bytes=packed_bytes,

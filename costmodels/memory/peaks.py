@@ -232,8 +232,9 @@ def host_bytes_per_optimizer_byte(spared: FloatArray, num_microbatches: IntArray
     """
     each = state_bytes(context.job, sharding_stack(context.stack))
     kept = each.master + each.moments
-    gradient_bytes = host_gradient_bytes(each.gradient, spared, num_microbatches, context)
-    return 1.0 + (gradient_bytes / kept if kept else 0.0 * gradient_bytes)
+    if not kept:
+        return np.ones_like(spared)
+    return 1.0 + host_gradient_bytes(each.gradient, spared, num_microbatches, context) / kept
 
 
 def _offloaded_bytes(

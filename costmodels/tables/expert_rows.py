@@ -1,10 +1,11 @@
 """Rows of fused expert layers as kernel calls."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp, kernel_calls, take
-from costmodels.kernels.device_features import OPERAND_BYTES
+from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp, kernel_calls
 from costmodels.kernels.expert_load import expert_load
 from costmodels.kernels.expert_terms import carried_bytes, carries_all, expert_weight_bytes
 from costmodels.kernels.implementations import REPLAYED, implementation_of
@@ -51,22 +52,24 @@ def expert_rows(table: Table) -> KernelRows:
     shapes = np.vstack([np.stack([tokens, experts, topk, ep])[:, rows], crowded])
     load = _loads(shapes, table.words["distribution"].take(rows))
     matrices = table.words["impl"].map(lambda impl: 1.0 if "nongated" in impl else 1.5)[rows]
-    weights = load["active"] * 2.0 * matrices * width * hidden * OPERAND_BYTES[index[rows]]
     implementation = table.words["impl"].map(implementation_of)[rows]
     carried = np.where(carries_all(implementation) & ~crowded, tokens[rows] * topk[rows], 0.0)
-    moved = weights + carried_bytes(np.maximum(load["rows"], carried), width, hidden)
     calls = kernel_calls(
         len(rows), op=KernelOp.FUSED_EXPERTS, gemm_format=index[rows], scale_block=block[rows], m=load["rows"],
         n=width, k=hidden, batch=load["active"], heads=load["heaviest"], kv_heads=load["padded"], causal=matrices,
-        flops=4.0 * matrices * load["rows"] * width * hidden, bytes=moved, element_bytes=2.0,
+        flops=4.0 * matrices * load["rows"] * width * hidden, element_bytes=2.0,
+        bytes=carried_bytes(np.maximum(load["rows"], carried), width, hidden),
         implementation=implementation + REPLAYED,
         packed_bytes=packed_bytes_of(table.words["dtype"])[rows],
     )  # fmt: skip
-    kept = _kept(table, rows, calls)
-    problem = Words(values=(*problem.values, "the cache kept the experts from run to run"), codes=problem.codes)
-    problem.codes[rows[kept]] = len(problem.values) - 1
-    parts = [(rows[~kept], take(calls, ~kept))]
-    return rows_with(table, op=table.words["op"], engine=table.words["impl"], problem=problem, parts=parts)
+    calls = replace(calls, bytes=calls.bytes + expert_weight_bytes(calls))
+    kept = np.zeros(len(table), dtype=np.bool_)
+    kept[rows] = _kept(table, rows, calls)
+    problem = Words(
+        values=(*problem.values, "the cache kept the experts from run to run"),
+        codes=np.where(kept, len(problem.values), problem.codes),
+    )
+    return rows_with(table, op=table.words["op"], engine=table.words["impl"], problem=problem, parts=[(rows, calls)])
 
 
 def _kept(table: Table, rows: NDArray[np.int64], calls: KernelCallBatch) -> NDArray[np.bool_]:

@@ -280,6 +280,15 @@ def test_triton_s_experts_carry_along_what_tokens_have_elsewhere(tmp_path):
     assert calls.bytes.tolist() == [weights + 8192 * each, weights + 2048 * each, weights + 4096 * each]
 
 
+def test_experts_of_packed_weights_are_read_packed(tmp_path):
+    """Two experts of three matrices of 64 x 32 each, in 4 bits and a half-precision scale for 128 of them."""
+    line = "here,H100,{dtype},fused_moe,4096,64,32,2,2,1,1,balanced,vllm;x,9"
+    calls = mapped(tmp_path, "moe", *(line.format(dtype=dtype) for dtype in ("bf16", "w4a16"))).calls
+    weights = 2 * 3 * 64 * 32
+    assert calls.bytes[0] - calls.bytes[1] == pytest.approx((2.0 - calls.packed_bytes[1]) * weights)
+    assert 0.5 <= calls.packed_bytes[1] < 0.6
+
+
 @pytest.mark.parametrize(
     ("source", "gpu", "tokens", "hidden", "kept"),
     [
