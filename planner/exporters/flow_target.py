@@ -231,6 +231,19 @@ def chosen_keys(request: FlowRequest, role: str) -> tuple[bool, str, str, str]:
     return request.models[role].indexer is not None, f"models.{role}", problem, "a model without an indexer"
 
 
+def length_check(request: FlowRequest, role: str) -> tuple[bool, str, str, str]:
+    """That an engine is to hold longer sequences than its model was built for, with which vLLM and SGLang do not start.
+
+    Source:
+        vLLM, config/model.py, ``_get_and_verify_max_len``; SGLang, srt/configs/model_config.py,
+        ``_derive_context_length``. Both have an environment variable that lets it pass.
+    """
+    model, longest = request.models[role], request.prompt_tokens + longest_response(request)
+    most = model.max_sequence_length
+    problem = f"engines refuse {longest:,} tokens of prompt and response, as {model.name} was built for {most:,}"
+    return 0 < most < longest, f"models.{role}", problem, f"prompt and response of {most:,} tokens, or a longer model"
+
+
 def _count(gpus: str | int) -> int:
     """GPUs of a range, as they are pinned."""
     first, _, last = str(gpus).partition("-")

@@ -33,6 +33,7 @@ from planner.exporters.flow_target import (
     has_experts,
     is_apart,
     layout_gaps,
+    length_check,
     library_check,
     mesh_gaps,
     on_gpus,
@@ -105,6 +106,7 @@ def _of_generation(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]
     names = {call.name for call in graph.calls}
     if GENERATION not in names:
         return
+    yield length_check(request, "actor")
     asked = options.engine or ENGINE
     yield asked != ENGINE, "engine", f"exports are written for {ENGINE}; got {asked}", f"engine {ENGINE}"
     modelled = any(call.name == REWARD and call.kind == INFERENCE for call in graph.calls)

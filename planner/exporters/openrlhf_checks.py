@@ -30,6 +30,7 @@ from planner.exporters.flow_target import (
     has_experts,
     is_apart,
     layout_gaps,
+    length_check,
     library_check,
     mesh_gaps,
     on_gpus,
@@ -69,6 +70,7 @@ def question_gaps(request: FlowRequest) -> tuple[Gap, ...]:
 def _of(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
     graph, options = request.graph, request.options
     yield library_check(request, "actor", chosen=True)
+    yield length_check(request, "actor")
     asked = options.engine or ENGINE
     yield asked != ENGINE, "engine", f"it generates with {ENGINE}; got {asked}", f"engine {ENGINE}"
     problem = "its reference has weights of its own, and the plan's is the policy without adapters"

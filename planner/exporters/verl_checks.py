@@ -28,6 +28,7 @@ from planner.exporters.flow_target import (
     Placed,
     chosen_keys,
     has_experts,
+    length_check,
     library_check,
     on_gpus,
     pin_gaps,
@@ -80,6 +81,8 @@ def _of_roles(request: FlowRequest) -> Iterator[tuple[bool, str, str, str]]:
     other = models.get("ref", models["actor"]) != models["actor"]
     yield other, "models.ref", "the reference is the actor as it was at first", "leave it out"
     yield chosen_keys(request, "actor")
+    engines = ("actor", "reward") if any(call.name == REWARD for call in request.graph.calls) else ("actor",)
+    yield from (length_check(request, name) for name in engines if name in models)
     for name in ("actor", "critic"):
         if name in models:
             yield library_check(request, name, chosen=request.stack.framework != MEGATRON)

@@ -101,6 +101,7 @@ def test_engines_that_it_does_not_run() -> None:
         ("dapo", {"settings": {}, "mode": "async"}, "mode"),
         ("grpo", {"framework": "deepspeed"}, "framework"),
         ("grpo", {"precision": "fp16"}, "precision"),
+        ("grpo", {"prompt": 131072, "generate": 1, "batch": 8}, "models.actor"),
         ("grpo", {"engine": "sglang"}, "engine"),
         ("rm", {"settings": {}, "framework": "megatron-core"}, "framework"),
         ("sft", {"settings": {"task": "lora"}, "framework": "megatron-core"}, "settings.task"),

@@ -251,6 +251,7 @@ def test_layouts_that_differ() -> None:
         ("grpo", {"attention_library": "cudnn"}, "attention_library"),
         ("grpo", {"framework": "megatron"}, "framework"),
         ("grpo", {"precision": "fp16"}, "precision"),
+        ("grpo", {"prompt": 131072, "generate": 1, "batch": 8}, "models.actor"),
         ("grpo", {"engine": "sglang"}, "engine"),
     ],
 )

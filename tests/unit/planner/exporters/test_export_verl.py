@@ -12,9 +12,9 @@ from costmodels.plan import ContextKind, Recompute
 from planner.dataflow.flow.results import FlowPlan
 from planner.exporters.flow_api import export_dataflow
 from planner.exporters.flow_document import flow_export_schema
-from planner.exporters.flow_target import merged, on_gpus
+from planner.exporters.flow_target import longest_response, merged, on_gpus
 from planner.exporters.verl import FLOW, TARGET, WORKFLOWS
-from planner.exporters.verl_checks import in_workers, placement_gaps
+from planner.exporters.verl_checks import in_workers, placement_gaps, question_gaps
 from profiles.errors import SpecError
 from tests.command import Command, command_line
 from tests.flow_exports import OUTSIDE, SMALL, plan_of
@@ -197,6 +197,7 @@ def test_pins_of_the_user_stand() -> None:
         ("grpo", {"framework": "fsdp"}, "framework"),
         ("grpo", {"engine": "trainer"}, "plan.actor_gen.engine"),
         ("grpo", {"precision": "fp16"}, "precision"),
+        ("grpo", {"prompt": 131072, "generate": 1, "batch": 8}, "models.actor"),
         ("grpo", {"settings": {**OUTSIDE, "mini_batches": 128}}, "settings.mini_batches"),
         ("dapo", {"settings": {"reward": "model"}}, "settings.reward"),
         ("dapo", {"settings": {"oversampling": 1.5}}, "settings.oversampling"),
@@ -209,6 +210,21 @@ def test_what_verl_cannot_do_is_refused(job: str, change: dict[str, Any], field:
         export_dataflow(job, "qwen2.5-1.5b", "4xH100-80GB", format="verl", **question)
     assert caught.value.field == field
     assert "\n" not in str(caught.value)
+
+
+def test_an_engine_holds_what_its_model_was_built_for() -> None:
+    """Up to the last token: vLLM refuses one more, of a reward model as of the policy."""
+    result = grpo(mode="colocated")
+    request = replace(result.flow.request, prompt_tokens=131072 - 512)
+    assert longest_response(request) == 512
+    assert question_gaps(request) == ()
+    (gap,) = question_gaps(replace(request, prompt_tokens=131073 - 512))
+    assert gap.field == "models.actor"
+    assert "131,073 tokens of prompt and response, as qwen2.5-1.5b was built for 131,072" in gap.problem
+    asked_ppo = asked("ppo", "qwen2.5-1.5b", "2x8xH100-80GB", mode="hybrid").flow.request
+    short = replace(asked_ppo.models["reward"], max_sequence_length=767)
+    (gap,) = question_gaps(replace(asked_ppo, models={**asked_ppo.models, "reward": short}))
+    assert gap.field == "models.reward"
 
 
 def test_adapters_on_experts_are_asked_for_where_verl_has_them() -> None:
