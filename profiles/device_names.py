@@ -18,7 +18,7 @@ _NOISE = frozenset({
     "dlc", "volta", "ampere", "hopper", "blackwell", "hbm2", "hbm2e", "hbm3", "hbm3e",
 })  # fmt: skip
 _MEMORY = re.compile(r"\b([0-9]{1,6})\s*g(?:i?b)?\b")
-_GLUED = re.compile(r"((?:sxm|pcie)[2-6](?![0-9])|sxm|pcie|nvl72|nvl(?![0-9])|rtx)")
+_GLUED = re.compile(r"((?:sxm|pcie)[2-6](?![0-9])|sxm|pcie|nvl72|nvl(?![0-9])|rtx|(?<=[0-9]{4})ti(?![a-z]))")
 
 
 def _ordered_words(text: str) -> list[str]:

@@ -14,9 +14,17 @@ FAMILIES = {
     "A40": "ga102",
     "RTX-A6000": "ga102",
     "A10": "ga102",
+    "RTX-3060-12GB": "half-rate",
+    "RTX-3080": "half-rate",
     "RTX-3090": "half-rate",
+    "RTX-3090-Ti": "half-rate",
     "A10G": "half-rate",
+    "RTX-4060-Ti-16GB": "half-rate",
+    "RTX-4080": "half-rate",
     "RTX-4090": "half-rate",
+    "RTX-5060-Ti-16GB": "half-rate",
+    "RTX-5070-Ti": "half-rate",
+    "RTX-5080": "half-rate",
     "RTX-5090": "half-rate",
     "RTX-2080-Ti": "half-rate",
     "L40S": "ad102",
@@ -50,4 +58,17 @@ FAMILIES = {
     "MI355X": "gfx942",
 }
 # Measured on another architecture than their own.
-BORROWED = frozenset({"RTX-4090", "RTX-5090", "RTX-2080-Ti", "MI350X", "MI355X"})
+BORROWED = frozenset(
+    {
+        "RTX-2080-Ti",
+        "RTX-4060-Ti-16GB",
+        "RTX-4080",
+        "RTX-4090",
+        "RTX-5060-Ti-16GB",
+        "RTX-5070-Ti",
+        "RTX-5080",
+        "RTX-5090",
+        "MI350X",
+        "MI355X",
+    }
+)

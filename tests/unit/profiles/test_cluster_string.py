@@ -146,7 +146,7 @@ def test_node_override_settles_the_device() -> None:
         ("4090x8", {}, "cluster: cannot read '4090x8'. Hint: 8x4090"),
         ("3090x2", {}, "cluster: cannot read '3090x2'. Hint: 2x3090"),
         ("L40x0", {}, "cluster.device: unknown name 'L40x0'. Hint: did you mean 'L40' or 'L40S' or 'L4'?"),
-        ("4090x0", {}, "cluster.device: unknown name '0'. Hint: did you mean 'L40' or 'H20' or 'A40'?"),
+        ("4090x0", {}, "cluster.device: unknown name '0'. Hint: did you mean 'L40' or 'L20' or 'H20'?"),
         ("8xH10O", {}, "cluster.device: unknown name 'H10O'. Hint: did you mean 'H100' or 'H20' or 'A10'?"),
         ("0xH100", {}, f"cluster.num_devices: must be between 1 and {MAX_DEVICES}; got 0. Hint: 1"),
         ("H100:0", {}, f"cluster.num_devices: must be between 1 and {MAX_DEVICES}; got 0. Hint: 1"),

@@ -135,8 +135,14 @@ def test_only_links_without_peer_to_peer_say_so(catalog: Catalog) -> None:
     assert {link.name for link in catalog.links.values() if link.one_host} == {"pcie4-congested"}
 
 
+GEFORCE = (
+    "RTX-2080-Ti", "RTX-3060-12GB", "RTX-3080", "RTX-3090", "RTX-3090-Ti", "RTX-4060-Ti-16GB", "RTX-4080", "RTX-4090",
+    "RTX-5060-Ti-16GB", "RTX-5070-Ti", "RTX-5080", "RTX-5090",
+)  # fmt: skip
+
+
 def test_geforce_cards_have_no_peer_access_and_professional_ones_have(catalog: Catalog) -> None:
-    for name in ("RTX-3090", "RTX-4090", "RTX-5090", "RTX-2080-Ti"):
+    for name in GEFORCE:
         assert not catalog.nodes[catalog.device(name).default_node].scale_up.peer_to_peer, name
     for name in ("L40S", "L4", "A10G", "T4", "A40", "RTX-A6000", "RTX-6000-Ada", "A100-PCIe-80GB", "V100-PCIe-32GB"):
         assert catalog.nodes[catalog.device(name).default_node].scale_up.peer_to_peer, name
@@ -216,11 +222,33 @@ def test_figures_agree_with_the_public_table(catalog: Catalog) -> None:
         ("AMD Instinct MI300X OAM", "MI300X"),
         ("mi250x", "MI250X-GCD"),
         ("2080ti", "RTX-2080-Ti"),
+        ("RTX3090Ti", "RTX-3090-Ti"),
+        ("GeForce RTX 4060 Ti", "RTX-4060-Ti-16GB"),
+        ("5070ti", "RTX-5070-Ti"),
+        ("3080-10GB", "RTX-3080"),
+        ("NVIDIA L20", "L20"),
         ("V100-SXM2-16GB", "V100-SXM-16GB"),
     ],
 )
 def test_spellings(catalog: Catalog, written: str, meant: str) -> None:
     assert catalog.device(written).name == meant
+
+
+def test_geforce_cards_of_one_generation_multiply_alike_per_cycle(catalog: Catalog) -> None:
+    """An SM of theirs does 128 multiply-adds a cycle in fp32, and in 16 bits, with 32-bit sums, 256 (Turing: 64)."""
+    for name in GEFORCE:
+        device = catalog.device(name)
+        lanes = 64 if device.architecture == "turing" else 128
+        clock_hz = device.peak_flops_per_s["fp32"] / (2 * lanes * device.num_sms)
+        assert 1.5e9 < clock_hz < 2.7e9, name
+        wide = 2 * device.peak_flops_per_s["fp32"] * (128 / lanes)
+        assert device.peak_flops_per_s["fp16"] == pytest.approx(wide, rel=0.01), name
+
+
+def test_a_name_without_its_memory_is_told(catalog: Catalog) -> None:
+    assert [device.name for device in catalog.device_matches("4060 Ti")] == ["RTX-4060-Ti-16GB"]
+    with pytest.raises(SpecError, match="RTX-4060-Ti-16GB"):
+        catalog.device("RTX 4060 Ti 8GB")
 
 
 def test_every_canonical_name_means_itself_alone(catalog: Catalog) -> None:

@@ -25,7 +25,9 @@ def test_boost_clocks_of_data_sheets_follow_from_their_peaks(name, ghz):
 
 def test_an_h20_multiplies_at_a_quarter_of_what_its_chip_can_and_a_geforce_at_half():
     assert held_back(CATALOG.device("H20-SXM-96GB")) == 4
-    assert {held_back(CATALOG.device(f"RTX-{name}")) for name in ("2080-Ti", "3090", "4090", "5090")} == {2.0}
+    assert {
+        held_back(CATALOG.device(f"RTX-{name}")) for name in ("2080-Ti", "3080", "3090", "4080", "4090", "5080", "5090")
+    } == {2.0}
     whole = ("H100-SXM-80GB", "H100-PCIe-80GB", "H200-SXM-141GB", "A100-SXM-80GB", "A30", "RTX-A6000", "B200-SXM-180GB")
     others = ("T4", "L40S", "RTX-6000-Ada", "RTX-PRO-6000-WS-96GB", "V100-SXM-16GB", "P100-PCIe-16GB", "MI308X")
     assert {held_back(CATALOG.device(name)) for name in (*whole, *others)} == {1.0}
