@@ -78,10 +78,10 @@ def test_packaged_engines_keep_their_own_share() -> None:
         ("vllm", "A100-SXM-80GB", 2048, 256),
         ("vllm", "L40S", 2048, 256),
         ("vllm-2024", "A100-SXM-80GB", 4096, 256),
-        ("sglang", "L4", 2048, 512),
-        ("sglang", "A100-SXM-40GB", 4096, 512),
-        ("sglang", "H200-SXM-141GB", 8192, 512),
-        ("sglang", "B200-SXM-180GB", 16384, 512),
+        ("sglang", "L4", 2048, 2048),
+        ("sglang", "A100-SXM-40GB", 4096, 2048),
+        ("sglang", "H200-SXM-141GB", 8192, 2048),
+        ("sglang", "B200-SXM-180GB", 16384, 2048),
         ("tensorrt-llm", "A10", 8192, 2048),
     ],
 )
@@ -96,6 +96,16 @@ def test_limits_that_are_given_go_before_those_of_the_device() -> None:
     assert (engine.prefill_tokens, engine.max_sequences) == (4096, 300)
     usual = planner.serving("llama-3.1-8b", "1xA100-SXM-80GB", prompt=500, generate=100)
     assert (usual.engine.prefill_tokens, usual.plans[0].most_requests) == (2048, 256)
+
+
+def test_sglang_runs_more_at_once_than_its_graphs_are_of() -> None:
+    """1,000 requests that come together all find a place, so that their first tokens wait for prompts alone."""
+    asked = {"prompt": 220, "generate": 200, "requests": 1000, "engine": "sglang", "pins": {"tp": 1}}
+    plan = planner.serving("llama-3.1-8b", "1xH100-SXM-80GB", **asked).plans[0]
+    limited = planner.serving("llama-3.1-8b", "1xH100-SXM-80GB", max_num_seqs=512, **asked).plans[0]
+    assert plan.most_requests >= 1000
+    assert plan.ttft_s < 0.6 * limited.ttft_s
+    assert plan.tpot_s > 1.6 * limited.tpot_s
 
 
 def test_logits_of_most_sequences_are_kept_free_where_they_are_measured() -> None:
