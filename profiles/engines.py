@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiles.catalog import load_yaml_directory
+from profiles.engine_defaults import DeviceDefaults
 from profiles.errors import SpecError, did_you_mean
 from profiles.hardware import DeviceSpec
 from profiles.linear_attention import LINEAR_KINDS, LinearAttention
 from profiles.model import ModelSpec
-from profiles.units import GIB
 from profiles.weights import WeightFormat
 
 FloatArray = NDArray[np.float64]
@@ -38,33 +38,13 @@ _SHARES = (OF_ALL, OF_ALL_BUT_GRAPHS, OF_WEIGHTS_AND_CACHE, OF_FREE)
 # Fields that are lists in YAML.
 _TUPLES = (
     *("unsupported", "linear_attention", "sparse_attention", "sparse_cache_16_bits", "compressed_attention"),
-    *("cuts_four_bit_experts", "speculates", "speculates_ungrouped"),
+    *("cuts_four_bit_experts", "speculates", "speculates_ungrouped", "prefill_launched_on"),
 )
 _FITTED_AS = "fitted_as"  # in YAML: another engine, whose fits are this one's, too
 _HOST_TIMES = (
     *("kernel_launch_s", "prefill_launch_s", "eager_launch_s", "collective_launch_s"),
     *("step_overhead_s", "sequence_overhead_s", "rollout_step_s"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceDefaults:
-    """Settings that an engine has on some devices unless told otherwise.
-
-    Attributes:
-        below_gib: Devices that report less memory.
-        named: Devices whose names have this in them.
-        prefill_tokens, max_sequences: As of ``EngineSpec``; None where they are the engine's.
-    """
-
-    below_gib: float = inf
-    named: str = ""
-    prefill_tokens: int | None = None
-    max_sequences: int | None = None
-
-    def of(self, device: DeviceSpec) -> bool:
-        """Whether the device is one of them."""
-        return device.reported_memory_bytes < self.below_gib * GIB and self.named in device.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +82,8 @@ class EngineSpec:
         kernel_launch_s: Host time to issue one kernel of a step outside a graph.
         prefill_launch_s: The same of a pass that reads prompts, with the Python around it.
         prefill_graph_tokens: Most tokens of such a pass that are replayed as graphs, if any are.
+        latent_graph_tokens: The same of models with latent attention; None where they are as the others.
+        prefill_launched_on: Architectures on which no such pass is a graph.
         eager_launch_s: Host time to issue one kernel or collective, with the Python around it, where it captures no
             graphs at all; 0 where that is not known, and ``eager`` refuses.
         collective_launch_s: Host time to issue one collective outside a graph.
@@ -170,6 +152,8 @@ class EngineSpec:
     kernel_launch_s: float = 0.0
     prefill_launch_s: float = 0.0
     prefill_graph_tokens: int = 0
+    latent_graph_tokens: int | None = None
+    prefill_launched_on: tuple[str, ...] = ()
     eager_launch_s: float = 0.0
     collective_launch_s: float = 0.0
     step_overhead_s: float = 0.0
@@ -212,14 +196,17 @@ class EngineSpec:
         """The engine on a host whose code takes so many times as long (``NodeSpec.host_time_scale``)."""
         return replace(self, **{name: time_scale * getattr(self, name) for name in _HOST_TIMES})
 
-    def launch_s(self, read_tokens: float) -> float:
+    def launch_s(self, read_tokens: float, *, latent: bool = False, architecture: str = "") -> float:
         """Host time per kernel of a step, or of a pass that reads so many tokens of prompts; 0 where it is a graph's.
 
-        Without graphs both take the same.
+        Without graphs both take the same. Passes of models with latent attention may be others (``latent``).
         """
         if not self.captures_graphs:
             return self.kernel_launch_s
-        return self.prefill_launch_s if read_tokens > self.prefill_graph_tokens else 0.0
+        own = self.latent_graph_tokens if latent else None
+        most = self.prefill_graph_tokens if own is None else own
+        launched = read_tokens > 0 and architecture in self.prefill_launched_on
+        return self.prefill_launch_s if launched or read_tokens > most else 0.0
 
     def serving_on(self, device: DeviceSpec) -> "EngineSpec":
         """The engine as its server starts on a device."""

@@ -143,9 +143,11 @@ def engine_context(
         vllm-project/vllm, vllm/distributed/parallel_state.py, send_tensor_dict, which its workers call with
         all_gather_group=get_tp_group(); sgl-project/sglang, managers/scheduler_pp_mixin.py, likewise.
     """
+    latent = context.model.latent_attention is not None
+    launch_s = engine.launch_s(read_tokens, latent=latent, architecture=context.cluster.device.architecture)
     stack = replace(
         context.stack,
-        kernel_launch_s=engine.launch_s(read_tokens),
+        kernel_launch_s=launch_s,
         collective_launch_s=0.0 if engine.captures_graphs else engine.collective_launch_s,
         expert_layer_s=0.0,
         expert_issue_s=0.0,
