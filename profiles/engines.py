@@ -217,6 +217,7 @@ class EngineSpec:
             self,
             prefill_tokens=found.prefill_tokens or self.prefill_tokens,
             max_sequences=found.max_sequences or self.max_sequences,
+            memory_utilization=found.share(device) or self.memory_utilization,
         )
 
     def eager(self) -> "EngineSpec":

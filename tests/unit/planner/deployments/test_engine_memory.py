@@ -55,12 +55,13 @@ def test_an_unknown_share_is_refused() -> None:
 
 
 def test_packaged_engines_keep_their_own_share() -> None:
-    """Llama-3.1-70B on two H100s: what is free beside 66 GiB of weights is most of the cache under TensorRT-LLM."""
+    """Qwen2.5-32B on two H100s: what is free beside 31 GiB of weights is most of the cache under TensorRT-LLM."""
     reported = default_catalog().device("H100-SXM-80GB").reported_memory_bytes
     for name in ("vllm", "sglang", "tensorrt-llm"):
         asked = {"prompt": 500, "generate": 100, "concurrency": 4, "engine": name, "pins": {"tp": 2, "pp": 1}}
-        memory = planner.serving("llama-3.1-70b", "2xH100-SXM-80GB", **asked).plans[0].memory
-        share, beside = find_engine(name).memory_utilization, memory.activations + memory.fixed
+        found = planner.serving("qwen2.5-32b", "2xH100-SXM-80GB", **asked)
+        memory, share = found.plans[0].memory, found.engine.memory_utilization
+        beside = memory.activations + memory.fixed
         cache = {
             "vllm": share * reported - memory.weights - beside,
             "sglang": share * (reported - find_engine(name).context_bytes) - memory.weights,
@@ -90,6 +91,17 @@ def test_servers_start_with_limits_by_device(name: str, gpu: str, tokens: int, r
     assert (engine.prefill_tokens, engine.max_sequences) == (tokens, running)
 
 
+@pytest.mark.parametrize(
+    ("gpu", "share"),
+    [("T4", 0.73), ("A10G", 0.82), ("L40S", 0.84), ("H100-SXM-80GB", 0.83), ("H200-SXM-141GB", 0.90), ("MI300X", 0.86)],
+)
+def test_sglang_leaves_free_what_a_chunk_and_graphs_take(gpu: str, share: float) -> None:
+    """By hand for an H100: 512 + 8192 x 1.5 + 256 x 2 + 128 + 58 x 8 = 13,904 of 81,091 MiB."""
+    device = default_catalog().device(gpu)
+    assert find_engine("sglang").serving_on(device).memory_utilization == pytest.approx(share, abs=0.006)
+    assert find_engine("sglang-2025").serving_on(device).memory_utilization == 0.88
+
+
 def test_limits_that_are_given_go_before_those_of_the_device() -> None:
     asked = {"prompt": 500, "generate": 100, "max_num_seqs": 300, "max_num_batched_tokens": 4096}
     engine = planner.serving("llama-3.1-8b", "1xA100-SXM-80GB", **asked).engine
@@ -101,8 +113,8 @@ def test_limits_that_are_given_go_before_those_of_the_device() -> None:
 def test_sglang_runs_more_at_once_than_its_graphs_are_of() -> None:
     """1,000 requests that come together all find a place, so that their first tokens wait for prompts alone."""
     asked = {"prompt": 220, "generate": 200, "requests": 1000, "engine": "sglang", "pins": {"tp": 1}}
-    plan = planner.serving("llama-3.1-8b", "1xH100-SXM-80GB", **asked).plans[0]
-    limited = planner.serving("llama-3.1-8b", "1xH100-SXM-80GB", max_num_seqs=512, **asked).plans[0]
+    plan = planner.serving("llama-3.1-8b", "1xH200-SXM-141GB", **asked).plans[0]
+    limited = planner.serving("llama-3.1-8b", "1xH200-SXM-141GB", max_num_seqs=512, **asked).plans[0]
     assert plan.most_requests >= 1000
     assert plan.ttft_s < 0.6 * limited.ttft_s
     assert plan.tpot_s > 1.6 * limited.tpot_s
