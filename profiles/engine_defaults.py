@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from math import inf
 
 from profiles.hardware import DeviceSpec
-from profiles.units import GIB
-
-MIB = GIB / 1024
+from profiles.units import GIB, MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -217,12 +217,13 @@ def test_what_is_proven_does_not_hang_on_the_iterations_shown() -> None:
 def test_where_plans_are_equally_fast_idle_gpus_help_what_might_take_longer() -> None:
     """Generation sets the pace; training on two of four GPUs would be as fast, and far slower if prices are off."""
     plan = waits_for_generation(staleness=2)
-    calls = {call.name: call for call in plan.calls}
-    assert calls["actor_gen"].time_s == pytest.approx(plan.steady_s, rel=2e-3)
-    assert calls["actor_train"].num_gpus + calls["actor_gen"].num_gpus == 8
-    assert calls["actor_train"].time_s < 0.6 * plan.steady_s
+    calls = {call.name: call for call in plan.calls if call.num_gpus}
+    generates = calls.pop("actor_gen")
+    assert generates.time_s == pytest.approx(plan.steady_s, rel=2e-3)
+    others = {gpu for call in calls.values() for gpu in range(call.first_gpu, call.first_gpu + call.num_gpus)}
+    assert generates.num_gpus + len(others) == 8
+    assert max(call.time_s for call in calls.values()) < 0.65 * plan.steady_s
     assert plan.steady_high_s < 1.8 * plan.steady_s
-    assert plan.first_s < 1.8 * plan.steady_s
 
 
 def test_a_batch_may_end_before_the_next_begins_although_it_need_not() -> None:
