@@ -16,6 +16,11 @@ Source:
     ``update_llm_args_with_extra_dict``) and ``max_batch_size`` is of a micro-batch (``_torch/pyexecutor/_util.py``,
     ``max_num_sequences``). Before, ``Eagle3`` was ``Eagle`` (pull request 10124), ``speculative_model`` had other
     names, and chunked prefill no option on the command line (issue 4947).
+
+    Graphs are captured for the plan's batches where they are not by themselves. SGLang's are of 8 to 512 sequences, by
+    the device (``server_args.py``, ``_handle_gpu_memory_settings``; newer releases call the option
+    ``--cuda-graph-max-bs-decode`` and take the older name, too); TensorRT-LLM's of every number up to 32, of 64 and of
+    128 (``llmapi/llm_args.py``, ``CudaGraphConfig``).
 """
 
 from collections.abc import Callable, Mapping
@@ -31,6 +36,8 @@ _NGRAM = 4  # tokens that are looked up, the longest of vLLM's example
 _SGLANG_DRAFTS = {"eagle3": "EAGLE3", "eagle": "EAGLE", "mtp": "EAGLE", "ngram": "NGRAM", DRAFT_MODEL: "STANDALONE"}
 _TENSORRT_DRAFTS = {"eagle3": "Eagle3", "mtp": "MTP", "ngram": "NGram", DRAFT_MODEL: "Draft_Target"}
 _COMPRESSED_BLOCK = "256"  # tokens of a block of compressed keys (vllm-project/recipes, DeepSeek-V4)
+_MOST_CAPTURED = 512  # sequences of the largest graph that SGLang and vLLM capture by themselves; more need none
+_EACH_CAPTURED = 32  # TensorRT-LLM has a graph of every number of sequences up to this
 _CAST = "fp8"  # weights that engines make of 16 bits themselves
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 Words = list[str]
@@ -66,6 +73,12 @@ def most_running(plan: ServingPlan, result: ServingResult) -> int:
 def _most_in_stage(plan: ServingPlan, result: ServingResult) -> int:
     """Requests of one attention group's micro-batch; as many of these as stages are in flight."""
     return ceil(most_running(plan, result) / plan.pipeline_parallel)
+
+
+def _captured(plan: ServingPlan, result: ServingResult) -> int:
+    """Sequences of the largest batch that is to be replayed as a graph; 0 where no tokens are decoded, or none is."""
+    decodes = result.engine.captures_graphs and not result.job.ends_with_prompt
+    return min(_most_in_stage(plan, result), _MOST_CAPTURED) if decodes else 0
 
 
 def _share(plan: ServingPlan, result: ServingResult) -> str:
@@ -142,6 +155,8 @@ def _sglang(plan: ServingPlan, result: ServingResult) -> Words:
     if result.weights is not None and result.weights.beside:  # SGLang documentation, DeepSeek-V4
         hopper = result.cluster.device.architecture == "hopper"
         words += ["--moe-runner-backend", "marlin" if hopper else "flashinfer_mxfp4"]
+    captured = _captured(plan, result)
+    words += ["--cuda-graph-max-bs", f"{captured}"] if captured else []
     words += [] if result.engine.captures_graphs else ["--disable-cuda-graph"]
     words += [] if result.speculation is None else _sglang_drafts(result.speculation)
     if nodes > 1:
@@ -165,6 +180,8 @@ def _tensorrt_llm(plan: ServingPlan, result: ServingResult) -> Words:
     options = ["enable_attention_dp: true"] if groups > 1 else []
     if result.speculation is not None:
         options += [f"speculative_config: {{{_tensorrt_drafts(result.speculation)}}}"]
+    if (captured := _captured(plan, result)) > _EACH_CAPTURED:
+        options += [f"cuda_graph_config: {{enable_padding: true, max_batch_size: {captured}}}"]
     if options or narrow:
         cache = f"free_gpu_memory_fraction: {share}" + (", dtype: fp8" if narrow else "")
         cache += ", tokens_per_block: 128" if result.model.compressed_attention is not None else ""

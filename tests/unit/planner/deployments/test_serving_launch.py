@@ -84,14 +84,28 @@ def test_attention_groups_in_the_words_of_each_engine() -> None:
     assert value(trtllm, "--extra_llm_api_options") == "options.yaml"
 
 
+@pytest.mark.parametrize(("concurrency", "captured"), [(1, 1), (100, 100), (2000, 512)])
+def test_graphs_are_captured_for_as_many_sequences_as_the_plan_runs(concurrency: int, captured: int) -> None:
+    """An L40S with SGLang's own has graphs of up to 32 sequences, and TensorRT-LLM none of 100."""
+    asked: dict[str, Any] = {"prompt": 20, "generate": 20, "concurrency": concurrency, "pins": {"tp": 1}}
+    sglang = run(served("1xL40S", "llama-3.2-1b", engine="sglang", **asked))
+    assert value(sglang, "--cuda-graph-max-bs") == str(captured)
+    trtllm = run(served("1xL40S", "llama-3.2-1b", engine="tensorrt-llm", **asked))
+    graphs = f"file: cuda_graph_config: {{enable_padding: true, max_batch_size: {captured}}}"
+    assert (graphs in trtllm) == (captured > 32)
+    eager = run(served("1xL40S", "llama-3.2-1b", engine="sglang", eager=True, **asked))
+    assert "--cuda-graph-max-bs" not in eager
+    assert "--disable-cuda-graph" in eager
+
+
 def test_the_file_of_tensorrt_llm_has_the_share_too() -> None:
     """Its kv_cache_config replaces that of the command line, share and all."""
     share, option = "free_gpu_memory_fraction: 0.9", "--kv_cache_free_gpu_memory_fraction"
-    plain = run(served(pins={"tp": 8, "ep": 8}, engine="tensorrt-llm"))
+    plain = run(served(pins={"tp": 8, "ep": 8}, engine="tensorrt-llm", concurrency=16))
     assert value(plain, option) == "0.9"
-    grouped = run(served(pins={"tp": 1, "ep": 8}, engine="tensorrt-llm"))
+    grouped = run(served(pins={"tp": 1, "ep": 8}, engine="tensorrt-llm", concurrency=16))
     assert grouped[-2:] == ["file: enable_attention_dp: true", f"file: kv_cache_config: {{{share}}}"]
-    narrow = run(served(pins={"tp": 8, "ep": 8}, engine="tensorrt-llm", kv_cache_dtype="fp8"))
+    narrow = run(served(pins={"tp": 8, "ep": 8}, engine="tensorrt-llm", concurrency=16, kv_cache_dtype="fp8"))
     assert narrow[-1:] == [f"file: kv_cache_config: {{{share}, dtype: fp8}}"]
     assert option not in grouped + narrow
 
