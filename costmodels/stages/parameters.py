@@ -164,11 +164,15 @@ def _shared_parameters(share: _Shares, model: ModelSpec, job: TrainingJob) -> Fl
 def _adapters(share: _Shares, model: ModelSpec, lora: LoraSpec) -> tuple[FloatArray, FloatArray]:
     """(K, S) adapter parameters per rank beside dense and beside routed matrices.
 
-    One matrix of each pair is split over t, the other replicated; both are counted as halves.
+    Both matrices of a pair are split over t.
+
+    Source:
+        NVIDIA-NeMo/Megatron-Bridge, src/megatron/bridge/peft/utils.py, ParallelLinearAdapter: ``linear_in`` is a
+        ColumnParallelLinear over the rank, gathered behind it, or a RowParallelLinear, ``linear_out`` a
+        ColumnParallelLinear. NVIDIA-NeMo/Automodel, ColwiseParallelLora and RowwiseParallelLora shard both too.
     """
-    half_split = 0.5 + 0.5 / share.tensor
     plain = lora_parameters(model, lora.rank, lora.targets, moe=False)
-    dense: FloatArray = share.plain_layers * plain * half_split
+    dense: FloatArray = share.plain_layers * plain / share.tensor
     if model.moe is None:
         return dense, np.zeros_like(dense)
     everywhere = lora_parameters(model, lora.rank, lora.targets, moe=True)
@@ -176,7 +180,7 @@ def _adapters(share: _Shares, model: ModelSpec, lora: LoraSpec) -> tuple[FloatAr
     unshared = replace(model, moe=replace(model.moe, shared_ffn_hidden_size=0))
     routed = lora_parameters(unshared, lora.rank, in_mlp, moe=True)
     expert: FloatArray = share.moe_layers * routed / (share.expert * share.expert_tensor)
-    return dense + share.moe_layers * (everywhere - routed) * half_split, expert
+    return dense + share.moe_layers * (everywhere - routed) / share.tensor, expert
 
 
 def unit_parameters(plans: PlanBatch, model: ModelSpec) -> FloatArray:
