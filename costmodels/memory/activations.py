@@ -262,14 +262,36 @@ def _add_norms(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackS
     if moe:  # a router reads it in any case
         mlp_input = max(mlp_input, job.numerics.linear_input_bytes)
     mlp_input *= with_mlp
-    shared = model.parallel_residual and norms == 1
-    kept.sequence += (max(attention_input, mlp_input) if shared else attention_input + mlp_input) * h
+    if model.parallel_residual and norms == 1:  # one tensor
+        attention_input, mlp_input = max(attention_input, mlp_input), 0.0
     adapted = dropped_bytes(job, *_READ_TOGETHER, joint=stack.joint_projection) * adapted_share(model, job)
-    kept.sequence += (adapted + (
-        0.0 if moe else with_mlp * dropped_bytes(job, "gate", "up")
-    )) * h  # fmt: skip
+    adapted_mlp = 0.0 if moe else with_mlp * dropped_bytes(job, "gate", "up")
+    of_attention, of_mlp = _keeps_gathered(model, job, stack, moe=moe)
+    for kept_bytes, whole in ((attention_input + adapted, of_attention), (mlp_input + adapted_mlp, of_mlp)):
+        if whole:
+            kept.replicated += kept_bytes * h
+        else:
+            kept.sequence += kept_bytes * h
     if job.dropout:
         kept.sequence += 2 * MASK * h if not model.layer_pattern else MASK * h
+
+
+def _keeps_gathered(model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> tuple[bool, bool]:
+    """Whether the inputs of attention and of the MLP stay as tensor-parallel ranks gathered them, and not in parts.
+
+    Autograd keeps what a product has read: gathered tensors of DTensor, and of adapters, which Transformer Engine hands
+    the norm's output gathered, or which gather it themselves. Megatron's own layers keep parts (module docstring);
+    routers and compressions of latent attention are given parts.
+
+    Source:
+        pytorch/torchtitan, ``PrepareModuleInput`` to Replicate() before the products of either block (apply_tp of
+        torchtitan/models/llama3/parallelize.py). NVIDIA-NeMo/Megatron-Bridge, src/megatron/bridge/peft/utils.py:
+        ``return_layernorm_output_gathered``, or gather_from_sequence_parallel_region in ParallelLinearAdapter.forward,
+        whose ``linear_in`` is without sequence parallelism.
+    """
+    if job.lora is None or stack.framework == "fsdp":
+        return (stack.framework == "fsdp",) * 2
+    return model.latent_attention is None, not moe
 
 
 def _add_mlp(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:
