@@ -7,7 +7,7 @@ from costmodels.context import CostContext
 from costmodels.frozen_weights import frozen_bytes, unit_bytes
 from costmodels.gradient_formats import reduced_element_bytes
 from costmodels.memory.activations import sequence_divisor, tokens_per_rank
-from costmodels.memory.model_state import gradient_bytes
+from costmodels.memory.model_state import gradient_bytes, unreduced_gradient_bytes
 from costmodels.plan import BoolArray, FloatArray, PlanBatch, chunks_per_stage
 from costmodels.stages.parameters import StageParameters, largest_matrix_parameters, unit_parameters
 from costmodels.stages.table import StageTable
@@ -41,7 +41,7 @@ def communication_bytes(
         held = held + gathered_bytes(plans, stages, parameters, context)
     if stack.framework == "fsdp" and (plans.zero_stage == 2).any():
         whole = (plans.zero_stage == 2) & (plans.shard_degree > 1) & _keeps_whole(plans)
-        held = held + np.where(whole[:, None], parameters.trained * as_column(gradient_bytes(plans, context)), 0.0)
+        held = held + np.where(whole[:, None], parameters.trained * _reduced_bytes(plans, context), 0.0)
     return held
 
 
@@ -71,7 +71,7 @@ def _reduced_bytes(plans: PlanBatch, context: CostContext) -> FloatArray | float
     """(N, 1) bytes per trained parameter of gradients on their way to being reduced, or one number for all."""
     if context.stack.reduce_dtype:
         return reduced_element_bytes(context.job, context.stack)
-    return as_column(gradient_bytes(plans, context))
+    return as_column(unreduced_gradient_bytes(plans, context))
 
 
 def _keeps_whole(plans: PlanBatch) -> BoolArray:

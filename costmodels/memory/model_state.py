@@ -15,7 +15,7 @@ import numpy as np
 from costmodels.autocast import by_sharding, stream_bytes
 from costmodels.context import CostContext
 from costmodels.frozen_weights import frozen_bytes
-from costmodels.gradient_formats import gradient_element_bytes
+from costmodels.gradient_formats import gradient_element_bytes, reduced_element_bytes
 from costmodels.memory.narrow_weights import narrow_weight_bytes
 from costmodels.optimizer import MOMENTS, moment_bytes
 from costmodels.plan import FloatArray, IntArray, PlanBatch
@@ -89,8 +89,10 @@ def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
     if casts and master:  # the master copy, cast when it is used
         weight, master = master, 0.0
     gradient = gradient_element_bytes(job, stack)
-    if weight >= 4:  # in whatever format it was reduced, a parameter's gradient has the parameter's
-        gradient = max(gradient, weight)
+    # In whatever format it was reduced, a parameter's gradient has the parameter's: what FSDP sums in fp32 is cast
+    # (foreach_reduce of torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py: orig_dtype).
+    if weight >= 4 or stack.framework == "fsdp":
+        gradient = weight if stack.framework == "fsdp" else max(gradient, weight)
     copy = master if stack.master_gradients == "kept" and gradient < master else 0.0
     moments = MOMENTS[job.optimizer] * moment_bytes(job)
     if moment_bytes(job) == 1:
@@ -149,6 +151,14 @@ def model_state(plans: PlanBatch, stages: StageTable, parameters: StageParameter
 def gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray | float:
     """(N,) bytes per trained parameter of gradients as accumulated, or one number for all."""
     return _each(plans, context, lambda state: state.gradient)
+
+
+def unreduced_gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray | float:
+    """(N,) bytes per trained parameter of gradients on their way to being reduced, or one number for all."""
+    held = gradient_bytes(plans, context)
+    if context.stack.framework != "fsdp":
+        return held
+    return np.maximum(held, reduced_element_bytes(context.job, context.stack))
 
 
 def _each(plans: PlanBatch, context: CostContext, part: Callable[[StateBytes], float]) -> FloatArray | float:
@@ -224,7 +234,7 @@ def end_gradient_bytes(plans: PlanBatch, context: CostContext) -> FloatArray:
     """
     if context.job.trains_adapters_only:
         return np.zeros(len(plans))
-    gradient = gradient_bytes(plans, context)
+    gradient = unreduced_gradient_bytes(plans, context)
     storage = context.job.numerics.storage_bytes
     each = storage + np.where(gradient > storage, gradient, 0.0)
     return each * embedding_parameters(context.model) / plans.tensor_parallel

@@ -21,7 +21,6 @@ from planner.question.jobs import (
     expert_notes,
     gradient_notes,
     resolve_job,
-    said,
     state_notes,
     with_attention,
     with_loss,
@@ -29,6 +28,7 @@ from planner.question.jobs import (
 from planner.question.machines import ClusterInput, fabric_notes, resolve_cluster, with_own_reserve
 from planner.question.option_kinds import check_kinds, check_oom_risk
 from planner.question.pins import check_values, parse_pins
+from planner.question.states import with_states
 from planner.ranking import check_objective
 from planner.results import RISKY, Note, Request, assumed_notes
 from planner.rules.base import FRAMEWORKS, HUGGINGFACE, MEGATRON, Setting
@@ -40,7 +40,7 @@ from profiles.model import ModelSpec
 from profiles.model_presets import ResolvedModel, resolve_model
 from profiles.scalars import plain
 from profiles.stack import StackSpec
-from profiles.stack_names import keeps_sixteen_bits, taken_as
+from profiles.stack_names import taken_as
 from profiles.stacks import default_stack, find_stack, fitted_in, load_stacks, with_fit
 
 ModelInput = str | Path | Mapping[str, Any] | ModelSpec
@@ -126,7 +126,7 @@ def resolve_request(
     check_on_stack(training, job, stack, resolved.spec)
     training, attention_notes = with_attention(training, job, stack, machines, resolved.spec)
     training, loss_notes = with_loss(training, job, stack)
-    training, kept_notes = _with_states_of_tool(training, job, options.framework or "")
+    training, kept_notes = with_states(training, job, options.framework or "", stack)
     return Request(
         model=resolved.spec,
         cluster=with_own_reserve(machines, options.memory_reserve_bytes),
@@ -153,18 +153,6 @@ def resolve_request(
         ),
         asked=job,
     )
-
-
-def _with_states_of_tool(job: TrainingJob, given: JobInput, framework: str) -> tuple[TrainingJob, tuple[Note, ...]]:
-    """The job with the formats in which a tool that was named keeps model states, unless one was said."""
-    named = any(said(name, given) for name in ("master_dtype", "state_dtype", "gradient_dtype"))
-    if job.task != "full" or job.precision != "bf16" or named or not keeps_sixteen_bits(framework):
-        return job, ()
-    message = f"weights and gradients in bf16, without a master copy, as {framework.strip()} has them"
-    kept = replace(job, master_dtype="none", gradient_dtype="bf16")
-    if job.optimizer != "adamw8bit":
-        kept, message = replace(kept, state_dtype="bf16"), f"{message}; so are optimizer states"
-    return kept, (Note(code="assumed_default", field="job.master_dtype", message=message),)
 
 
 def price_of(options: Options) -> Price | None:

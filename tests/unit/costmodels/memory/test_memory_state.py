@@ -55,7 +55,7 @@ def per_parameter(plan: ExecutionPlan, where: CostContext) -> tuple[float, float
         ({"optimizer": "adafactor"}, {}, (2, 4, 4)),
         ({"optimizer": "sgd"}, {}, (2, 4, 8)),
         ({}, {"framework": "fsdp"}, (4, 4, 8)),
-        ({"master_dtype": "none"}, {"framework": "fsdp"}, (2, 4, 8)),
+        ({"master_dtype": "none"}, {"framework": "fsdp"}, (2, 2, 8)),
     ],
     ids=str,
 )

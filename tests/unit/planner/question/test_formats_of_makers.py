@@ -28,6 +28,22 @@ def test_torchtune_keeps_all_states_in_16_bits_unless_told_otherwise() -> None:
     assert planner.plan("llama-3-8b", "1xA100-80GB", job, framework="fsdp", top=1).request.job.master_dtype == "fp32"
 
 
+@pytest.mark.parametrize(("framework", "format_"), [("trl", "bf16"), ("fsdp", "bf16"), ("deepspeed", "fp32")])
+def test_torchs_adam_keeps_moments_in_the_format_of_what_it_updates(framework, format_) -> None:
+    """Weights, gradients and two moments of 2 bytes on one GPU, unless DeepSpeed has an option of its own for them."""
+    job = {"task": "full", "sequence_length": 2048, "global_batch_size": 16, "master_dtype": "none"}
+    found = planner.estimate("llama-3-8b", "1xH100-80GB", job, framework=framework, plan={"micro_batch_size": 1})
+    assert found.request.job.state_dtype == format_
+    told = [note.message for note in found.assumptions if note.field == "job.state_dtype"]
+    assert told == ["optimizer states in bf16, the format of the weights (not given)"] * (format_ == "bf16")
+    parts = found.plans[0].stages[0].memory_parts_bytes
+    if format_ == "bf16":
+        weights = parts["weights"]
+        assert (parts["gradients"], parts["optimizer"]) == pytest.approx((weights, 2 * weights))
+    kept = planner.estimate("llama-3-8b", "1xH100-80GB", {**job, "state_dtype": "fp32"}, framework=framework)
+    assert kept.request.job.state_dtype == "fp32"
+
+
 def test_mxfp4_is_amds_and_transformer_engines() -> None:
     """16 billion weights' products at twice the rate of mxfp8, which shows in the step."""
     job = {"sequence_length": 8192, "global_batch_size": 32}
