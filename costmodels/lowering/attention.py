@@ -10,7 +10,7 @@ import numpy as np
 
 from costmodels.compressed_work import mean_met
 from costmodels.context import CostContext
-from costmodels.eager_attention import runs_fused
+from costmodels.eager_attention import runs_fused, unfused_by_default
 from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.calls import Axis, CallList, Phase
@@ -37,6 +37,7 @@ from profiles.timing_ops import ATTENTION_BACKWARD_BYTES, ATTENTION_BACKWARD_FLO
 # What every operand's address, width and stride must be a multiple of for tensor cores to be used well (cuBLAS library
 # documentation, section "Tensor Core Usage").
 _ALIGNED_BYTES = 16
+_CAUSAL = 0.5  # of a square of scores
 
 
 def score_share(model: ModelSpec, sequence_length: int) -> float:
@@ -44,12 +45,32 @@ def score_share(model: ModelSpec, sequence_length: int) -> float:
 
     One half for causal attention; a window of w keeps w*s - w^2/2 of s^2 scores, and so does a choice of w keys.
     """
-    causal = 0.5
     window, share = model.bounded_keys
     if not window or window >= sequence_length:
-        return causal
+        return _CAUSAL
     windowed = mean_met(sequence_length, window) / sequence_length
-    return causal * (1 - share) + windowed * share
+    return _CAUSAL * (1 - share) + windowed * share
+
+
+def _computed_share(context: CostContext, attended: int) -> float:
+    """Share of the scores that fused attention works out: of layers whose window is a mask to it, all of them.
+
+    Hugging Face's models hand PyTorch's ``scaled_dot_product_attention``, which knows no window, a mask of the whole
+    square; its kernels skip nothing of that, not even the half that causality rules out. FlashAttention is told the
+    window, and so is FlexAttention. What reading a mask costs besides nobody timed here: a user's Mistral 7B lost a
+    quarter of its throughput at 4096 tokens and three eighths at 8192 when its window of 4096 became a mask.
+
+    Source:
+        transformers 5.24, masking_utils.py: sdpa_mask, _ignore_causal_mask_sdpa (none is left out from as many keys as
+        the window has on), integrations/sdpa_attention.py; its issue 30461.
+    """
+    model, stack = context.model, context.stack
+    window, windowed = model.bounded_keys
+    library = context.job.attention_library or stack.attention_library
+    masked = stack.transformers_models and library == "cudnn" and not unfused_by_default(model, stack)
+    if not masked or model.indexer is not None or not 0 < window <= attended:
+        return score_share(model, attended)
+    return _CAUSAL * (1 - windowed) + windowed
 
 
 def lower_attention(shape: RankShape, context: CostContext) -> CallList:
@@ -190,7 +211,7 @@ def _fused_core(calls: CallList, shape: RankShape, context: CostContext) -> None
     attended = context.job.attended_tokens
     samples = context.job.sequence_length / attended
     sequences, queries, keys = shape.sequences * steps * samples, queries / samples, attended / steps
-    share = score_share(context.model, attended)
+    share = _computed_share(context, attended)
     element = min(context.job.numerics.storage_bytes, 4.0)
     flops = 2 * (qk_width + v_width) * sequences * heads * queries * keys * share
     traffic = element * sequences * (heads * queries + kv_heads * keys) * (qk_width + v_width)
