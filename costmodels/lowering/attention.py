@@ -11,6 +11,7 @@ import numpy as np
 from costmodels.compressed_work import mean_met
 from costmodels.context import CostContext
 from costmodels.eager_attention import runs_fused, unfused_by_default
+from costmodels.gathered_inputs import products_keep_gathered
 from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.adapters import lora_pair
 from costmodels.lowering.calls import Axis, CallList, Phase
@@ -340,8 +341,8 @@ def tensor_block_traffic(
         transfer(axis, CollectiveOp.ALL_REDUCE, plain, sums)
         transfer(axis, CollectiveOp.ALL_GATHER, inputs, gathers)
         transfer(axis, CollectiveOp.REDUCE_SCATTER, scattered, sums)
-    # The saved input is sharded, so the weight gradient gathers it once more.
-    transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_GATHER, inputs, products)
+    if not products_keep_gathered(calls.context.stack):  # the weight gradient gathers its input once more
+        transfer(Axis.TENSOR_BACKWARD, CollectiveOp.ALL_GATHER, inputs, products)
 
 
 def _context_traffic(calls: CallList, shape: RankShape, context: CostContext) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from costmodels.autocast import caches_casts, casts_weights, fp32_stream, output_bytes, run_apart, stream_bytes
 from costmodels.eager_attention import unfused_kinds
 from costmodels.experts_run import as_run
+from costmodels.gathered_inputs import kept_gathered
 from costmodels.linear_work import gradient_elements
 from costmodels.memory.attention_activations import (
     MASK,
@@ -266,7 +267,7 @@ def _add_norms(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackS
         attention_input, mlp_input = max(attention_input, mlp_input), 0.0
     adapted = dropped_bytes(job, *_READ_TOGETHER, joint=stack.joint_projection) * adapted_share(model, job)
     adapted_mlp = 0.0 if moe else with_mlp * dropped_bytes(job, "gate", "up")
-    of_attention, of_mlp = _keeps_gathered(model, job, stack, moe=moe)
+    of_attention, of_mlp = kept_gathered(model, job, stack, moe=moe)
     for kept_bytes, whole in ((attention_input + adapted, of_attention), (mlp_input + adapted_mlp, of_mlp)):
         if whole:
             kept.replicated += kept_bytes * h
@@ -274,24 +275,6 @@ def _add_norms(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackS
             kept.sequence += kept_bytes * h
     if job.dropout:
         kept.sequence += 2 * MASK * h if not model.layer_pattern else MASK * h
-
-
-def _keeps_gathered(model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> tuple[bool, bool]:
-    """Whether the inputs of attention and of the MLP stay as tensor-parallel ranks gathered them, and not in parts.
-
-    Autograd keeps what a product has read: gathered tensors of DTensor, and of adapters, which Transformer Engine hands
-    the norm's output gathered, or which gather it themselves. Megatron's own layers keep parts (module docstring);
-    routers and compressions of latent attention are given parts.
-
-    Source:
-        pytorch/torchtitan, ``PrepareModuleInput`` to Replicate() before the products of either block (apply_tp of
-        torchtitan/models/llama3/parallelize.py). NVIDIA-NeMo/Megatron-Bridge, src/megatron/bridge/peft/utils.py:
-        ``return_layernorm_output_gathered``, or gather_from_sequence_parallel_region in ParallelLinearAdapter.forward,
-        whose ``linear_in`` is without sequence parallelism.
-    """
-    if job.lora is None or stack.framework == "fsdp":
-        return (stack.framework == "fsdp",) * 2
-    return model.latent_attention is None, not moe
 
 
 def _add_mlp(kept: PerToken, model: ModelSpec, job: TrainingJob, stack: StackSpec, *, moe: bool) -> None:

@@ -18,7 +18,9 @@ _VOCABULARY_GPT2 = 50257
 _EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "expert_num", "experts")
 _TOP_K = ("num_experts_per_tok", "topk", "top_k")
 _EXPERT_WIDTH = ("moe_intermediate_size", "moe_ffn_hidden_size")
-_FIRST_DENSE = ("dense_layers", "first_k_dense_replace")
+_FIRST_DENSE = ("dense_layers", "first_k_dense_replace", "first_k_dense")
+_SHARED_WIDTH = ("moe_shared_expert_intermediate_size", "shared_expert_intermediate_size")
+_SHARED_COUNT = ("n_shared_experts", "shared_experts")
 _ROPE_DIM = ("qk_rope_head_dim", "qk_pos_emb_head_dim")
 _NOPE_DIM = ("qk_nope_head_dim", "qk_head_dim")
 _DIMENSIONS = {"num_layers": "layers", "hidden_size": "hidden", "num_attention_heads": "heads",
@@ -276,7 +278,7 @@ def _experts(row: Row, pairs: Mapping[str, int], ffn: int, layers: int) -> MoESp
     if not experts or not top_k or "simplifies" in notes:
         raise CannotScore("mixture of experts, but its dimensions are not given")
     width = _first(pairs, _EXPERT_WIDTH) or ffn
-    shared = pairs.get("moe_shared_expert_intermediate_size", pairs.get("n_shared_experts", 0) * width)
+    shared = _first(pairs, _SHARED_WIDTH) or (_first(pairs, _SHARED_COUNT) or 0) * width
     return MoESpec(
         num_experts=experts,
         experts_per_token=top_k,

@@ -176,27 +176,6 @@ def test_share_of_a_window_counts_the_same_as_brute_force():
     assert score_share(gpt(sliding_window=w, windowed_layers=8), s) == pytest.approx(exact, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("library", "asked", "window", "share"),
-    [
-        ("cudnn", "", 512, 0.25 * 0.5 + 0.75),
-        ("cudnn", "", S, 0.25 * 0.5 + 0.75),  # a mask from as many keys as the window has on
-        ("cudnn", "", 2 * S, 0.5),
-        ("cudnn", "flash_2", 512, score_share(gpt(sliding_window=512, windowed_layers=6), S)),
-        ("flash_2", "", 512, score_share(gpt(sliding_window=512, windowed_layers=6), S)),
-    ],
-)
-def test_windows_are_masks_of_the_whole_square_to_pytorchs_attention(library, asked, window, share) -> None:
-    """Six of eight layers: Hugging Face's models under ``sdpa``; FlashAttention is told the window."""
-    model, using = gpt(sliding_window=window, windowed_layers=6), stack(attention_library=library)
-    hugging = replace(using, transformers_models=True)
-    on = job(attention_library=asked)
-    done = work("attention", ExecutionPlan(), context(model=model, job=on, stack=hugging), ops=ATTENTION)
-    assert done[Phase.CORE] == pytest.approx(4 * S * S * H * share)
-    own = work("attention", ExecutionPlan(), context(model=model, job=on, stack=using), ops=ATTENTION)
-    assert own[Phase.CORE] == pytest.approx(4 * S * S * H * score_share(model, S))
-
-
 def test_fused_attention_call_names_its_shape():
     calls = seen(
         "attention",

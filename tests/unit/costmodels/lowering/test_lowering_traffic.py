@@ -85,6 +85,18 @@ def test_sequence_parallelism_splits_them_in_two_and_gathers_the_saved_input_aga
     }
 
 
+@pytest.mark.parametrize("block", ["attention", "dense_mlp"])
+def test_dtensors_keep_the_input_that_they_gathered(block):
+    """Five transfers per block, where Megatron's own layers have six."""
+    found = sent(
+        block, ExecutionPlan(tensor_parallel=4, sequence_parallel=True), context(stack=stack(framework="fsdp"))
+    )
+    assert found == {
+        Axis.TENSOR_FORWARD: {AG: ROWS, RS: ROWS},
+        Axis.TENSOR_BACKWARD: {AG: ROWS, RS: ROWS},
+    }
+
+
 @pytest.mark.parametrize(
     ("precision", "share"),
     [

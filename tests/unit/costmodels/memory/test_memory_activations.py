@@ -380,30 +380,3 @@ def test_whole_layers_leave_where_nothing_is_recomputed():
 def test_llama_layer_matches_its_parts():
     f = 2816
     assert whole(model=llama()) == pytest.approx(TOKENS * (2 * 6 * H + 4 * 4 * 64 + 4 * A + 3 * 2 * f))
-
-
-@pytest.mark.parametrize(
-    ("using", "on", "gathered"),
-    [
-        (stack(), job(), 0),
-        (stack(framework="fsdp"), job(), 2),
-        (stack(), job(task="lora", lora=LoraSpec()), 2),
-        (stack(), job(task="lora", lora=LoraSpec(targets=("v", "down"))), 1),
-        (stack(framework="fsdp"), job(task="lora", lora=LoraSpec(targets=("up",))), 1),
-    ],
-)
-def test_what_products_read_gathered_stays_whole_but_for_megatrons_own(using, on, gathered) -> None:
-    """16-bit inputs of queries, keys and values, and of gate and up; sequence parallelism spreads all else."""
-    split = ExecutionPlan(micro_batch_size=2, tensor_parallel=4, sequence_parallel=True)
-    spread = whole(model=llama(), on=on, using=using) / 4
-    added = whole(split, model=llama(), on=on, using=using) - spread
-    assert added == pytest.approx(gathered * TOKENS * 2 * H * (1 - 1 / 4))
-
-
-@pytest.mark.parametrize(("model", "target", "moe"), [(mixture(), "up", True), (latent(), "q", False)])
-def test_routers_and_compressions_of_latent_attention_read_parts(model, target, moe) -> None:
-    """Of Megatron's layers: neither has gathered tokens for an adapter to keep."""
-    split = ExecutionPlan(micro_batch_size=2, tensor_parallel=4, sequence_parallel=True)
-    lora = job(task="lora", lora=LoraSpec(targets=(target,)))
-    kept = whole(split, model=model, on=lora, moe=moe)
-    assert kept == pytest.approx(whole(model=model, on=lora, moe=moe) / 4)

@@ -170,12 +170,21 @@ def test_norms_of_queries_and_keys_are_read_where_no_name_tells(notes: str, norm
     assert mapped(gated_mlp="yes", ffn_hidden="16384", notes=notes).model.qk_norm is normed
 
 
-def test_experts_from_quoted_configuration_keys() -> None:
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "n_shared_experts=1 first_k_dense_replace=3",
+        "shared_experts=1 first_k_dense=3",
+        "moe_shared_expert_intermediate_size=2048 dense_layers=3",
+        "shared_expert_intermediate_size=2048 first_k_dense_replace=3",
+    ],
+)
+def test_experts_from_quoted_configuration_keys(beside: str) -> None:
     row = mapped(
         model="some-moe", gated_mlp="yes", ffn_hidden="18432", tp="1", dp="8", ep="8", global_batch_seqs="32",
         framework="Megatron-Core",
-        notes="moe: n_routed_experts=256 num_experts_per_tok=8 moe_intermediate_size=2048 n_shared_experts=1 "
-        "first_k_dense_replace=3 q_lora_rank=1536 kv_lora_rank=512 qk_nope_head_dim=128 qk_rope_head_dim=64 "
+        notes=f"moe: n_routed_experts=256 num_experts_per_tok=8 moe_intermediate_size=2048 {beside} "
+        "q_lora_rank=1536 kv_lora_rank=512 qk_nope_head_dim=128 qk_rope_head_dim=64 "
         "v_head_dim=128",
     )  # fmt: skip
     moe, latent = row.model.moe, row.model.latent_attention
