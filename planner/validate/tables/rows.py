@@ -33,6 +33,8 @@ UNSEEN_ROUNDS = {
     "unseen_ninth_tuning.csv": 9,
     "unseen_tenth.csv": 10,
     "unseen_tenth_tuning.csv": 10,
+    "unseen_eleventh.csv": 11,
+    "unseen_eleventh_tuning.csv": 11,
 }
 NEVER_FITTED = frozenset(UNSEEN_ROUNDS)
 _REASONS_TOLD = 3
