@@ -81,6 +81,11 @@ PACKAGED_THEN: Mapping[int, Mapping[str, float | Mapping[str, float]]] = {
         "tuning": {"deepspeed": 0.6043, "fsdp": 0.5612, "huggingface": 0.3335, "megatron": 0.5612, "nanotron": 0.5612},
         PEAKS: {"deepspeed": 0.3158, "fsdp": 0.5865, "huggingface": 0.3286, "megatron": 0.3795, "nanotron": 0.3694},
     },
+    11: {
+        "pretrain": {"deepspeed": 0.3938, "fsdp": 0.4368, "huggingface": 0.417, "megatron": 0.2831, "nanotron": 0.3938},
+        "tuning": {"deepspeed": 0.6046, "fsdp": 0.4324, "huggingface": 0.3302, "megatron": 0.5576, "nanotron": 0.4324},
+        PEAKS: {"deepspeed": 0.3158, "fsdp": 0.5865, "huggingface": 0.3023, "megatron": 0.4685, "nanotron": 0.3669},
+    },
 }
 MEMORY_COMMIT = "84afd51"  # of the first round's memory of training
 _NOTHING = ("", "", "")

@@ -40,6 +40,7 @@ BLIND_COMMITS = {
     8: "f5dad45",
     9: "add695f",
     10: "3394093",
+    11: "c057c02",
 }
 _BLIND = re.compile(r"blind (?:(time|memory) )?([+-][0-9.]+) %, (inside|outside)")
 _VERDICT = re.compile(r"blind verdict (right|wrong)")
