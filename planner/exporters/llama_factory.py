@@ -30,7 +30,6 @@ TARGET = Target(name="llama-factory", title="LLaMA-Factory 0.9", stacks=STACKS)
 CONFIG = "llama_factory.yaml"
 # ``flash_attn`` (model_args.py, AttentionFunction of extras/constants.py).
 _ATTENTION = {"sdpa": "sdpa", "flash_attention_2": "fa2", "flash_attention_3": "fa3", "eager": "disabled"}
-_ZERO_OF_WEIGHTS = 3
 
 
 def export(plan: ExecutionPlan, request: Request) -> Exported:
