@@ -59,9 +59,9 @@ def known(name: str) -> bool:
     return name in _READERS
 
 
-def _rows(call: Call, index: int = 0) -> tuple[int, int] | None:
-    """Rows and width of an argument of any rank."""
-    shape = call.dims[index] if index < len(call.dims) else ()
+def _rows(call: Call) -> tuple[int, int] | None:
+    """Rows and width of the first argument, of any rank."""
+    shape = call.dims[0] if call.dims else ()
     if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
         return None
     return math.prod(shape[:-1]), shape[-1]
@@ -117,11 +117,11 @@ def _attention(op: str, query: int, *, causal: int, heads_last: bool = False) ->
     return read
 
 
-def _rowwise(op: str, index: int = 0) -> Callable[[Call], Columns | None]:
-    """A bandwidth-bound operator over the rows of one argument."""
+def _rowwise(op: str) -> Callable[[Call], Columns | None]:
+    """A bandwidth-bound operator over the rows of its first argument."""
 
     def read(call: Call) -> Columns | None:
-        rows, dtype = _rows(call, index), call.dtype(index)
+        rows, dtype = _rows(call), call.dtype(0)
         if rows is None or dtype not in ELEMENT_BYTES:
             return None
         moved = pointwise_bytes(op, rows[0] * rows[1], dtype)

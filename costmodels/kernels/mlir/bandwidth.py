@@ -15,9 +15,9 @@ _GELU_A, _GELU_B, _GELU_3B = float_literal(0.7978845608028654), float_literal(0.
 _HALF = float_literal(0.5)
 
 
-def _rows(kernel: Kernel, body: Body, element: str = "") -> Value:
+def _rows(kernel: Kernel, body: Body) -> Value:
     """The next (m, n) argument, in 32 bits."""
-    return body.convert(body.argument((kernel.m, kernel.n), element or kernel.element), "f32")
+    return body.convert(body.argument((kernel.m, kernel.n), kernel.element), "f32")
 
 
 def _row_vector(kernel: Kernel, body: Body) -> Value:
