@@ -80,7 +80,7 @@ class Trained:
     text: str
 
 
-def train(rows: TrainingRows, *, rounds: int = ROUNDS, parameters: Mapping[str, Any] = PARAMETERS) -> Trained:
+def train(rows: TrainingRows, *, rounds: int = ROUNDS) -> Trained:
     """A model of one operation class from its rows."""
     reference = fit_reference(rows)
     columns = feature_columns(rows)
@@ -94,24 +94,18 @@ def train(rows: TrainingRows, *, rounds: int = ROUNDS, parameters: Mapping[str, 
             str(f): np.stack([matrix[classes == f].min(axis=0), matrix[classes == f].max(axis=0)], axis=1)
             for f in np.unique(classes)
         },
-        text=grown(matrix, target, rows.weights(), list(columns), rounds=rounds, parameters=parameters),
+        text=grown(matrix, target, rows.weights(), list(columns), rounds=rounds),
     )
 
 
 def grown(
-    matrix: FloatArray,
-    target: FloatArray,
-    weights: FloatArray,
-    names: list[str],
-    *,
-    rounds: int = ROUNDS,
-    parameters: Mapping[str, Any] = PARAMETERS,
+    matrix: FloatArray, target: FloatArray, weights: FloatArray, names: list[str], *, rounds: int = ROUNDS
 ) -> str:
     """The text of boosted trees that map (K, F) columns of those names to (K,) targets."""
     import lightgbm
 
     data = lightgbm.Dataset(matrix, target, weight=weights, feature_name=names, free_raw_data=False)
-    return slimmed(lightgbm.train(dict(parameters), data, rounds).model_to_string())
+    return slimmed(lightgbm.train(dict(PARAMETERS), data, rounds).model_to_string())
 
 
 def fit_reference(rows: TrainingRows) -> dict[str, dict[str, dict[str, float]]]:
