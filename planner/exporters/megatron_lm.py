@@ -4,6 +4,7 @@ Target: Megatron-LM of megatron-core 0.19, whose parser (``megatron/training/arg
 installed. The model's shape is in ``megatron_model``.
 """
 
+from costmodels.gradient_formats import gradient_format
 from costmodels.plan import AxisOrder, ExecutionPlan, PlanBatch
 from planner.exporters.exported import (
     Check,
@@ -187,7 +188,7 @@ def _formats(plan: ExecutionPlan, request: Request) -> list[list[str]]:
     job, sharded = request.job, plan.zero_stage in _SHARDING
     options = [*_PRECISION.get(job.precision, []), *_narrow_weights(plan, request)]
     options.append(["--optimizer", "sgd" if job.optimizer == "sgd" else "adam"])
-    gradients = _gradients(request)
+    gradients = gradient_format(request.job, request.stack)
     if sharded:
         options.append(["--megatron-fsdp-main-grads-dtype", gradients])
     elif weights_format(request.job) == "bf16" and gradients == "bf16":
@@ -279,11 +280,6 @@ def queues(plan: ExecutionPlan, request: Request) -> dict[str, str]:
     ordered &= plan.expert_parallel == 1 or request.stack.expert_parallel_overlap == 0
     newer = request.cluster.device.architecture.startswith("blackwell")
     return {"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if ordered and not newer else {}
-
-
-def _gradients(request: Request) -> str:
-    """Format that gradients accumulate in."""
-    return request.job.gradient_dtype or request.stack.gradient_format(request.job.precision)
 
 
 def _precision_aware(plan: ExecutionPlan, request: Request) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from costmodels.gradient_formats import gradient_format
 from costmodels.plan import BoolArray, ExecutionPlan, PlanBatch, Recompute, Schedule
 from costmodels.stages.balance import balanced_stage_layers
 from costmodels.stages.table import stage_table
@@ -148,11 +149,7 @@ def _optimizer(plan: ExecutionPlan, request: Request) -> dict[str, Any]:
 
 def _accumulates_longer(request: Request) -> bool:
     """Whether 16-bit weights have gradients and a copy in fp32: nanotron has both or neither."""
-    return weights_format(request.job) != "fp32" and _gradients(request) == "fp32"
-
-
-def _gradients(request: Request) -> str:
-    return request.job.gradient_dtype or request.stack.gradient_format(request.job.precision)
+    return weights_format(request.job) != "fp32" and gradient_format(request.job, request.stack) == "fp32"
 
 
 def unsupported(plan: ExecutionPlan, request: Request) -> tuple[Gap, ...]:
