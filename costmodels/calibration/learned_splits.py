@@ -111,16 +111,15 @@ def folds(whole: TrainingRows, thinned: TrainingRows, *, few_shot: bool = True) 
         if count < FEWEST_ROWS or few_formats(thinned, mine, ~mine):
             continue
         kin = [d for d in devices if d != device and chips.get(str(d), "") == chips.get(str(device), "-")]
-        yield from _by_situation(f"device {device}", thinned, mine, known_of(thinned, mine, kin), few_shot=few_shot)
+        yield from _by_situation(f"device {device}", thinned, mine, known_of(thinned, kin), few_shot=few_shot)
 
 
-def known_of(rows: TrainingRows, judged: NDArray[np.bool_], kin: Sequence[str]) -> NDArray[np.bool_]:
+def known_of(rows: TrainingRows, kin: Sequence[str]) -> NDArray[np.bool_]:
     """(K,) rows whose arithmetic was timed on a relative: what the model says of them rests on the same chip.
 
     Args:
         rows: All rows.
-        judged: (K,) those of the device.
-        kin: Other devices with its chip.
+        kin: Other devices with the chip of the one that is judged.
     """
     arithmetic = arithmetics(rows.format)
     names, counts = np.unique(arithmetic[np.isin(rows.device, kin)], return_counts=True)
