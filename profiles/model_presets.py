@@ -97,13 +97,12 @@ def resolve_model(
     return found
 
 
-def model_from_entry(name: str, entry: Mapping[str, Any], source: str = "") -> ModelSpec:
+def model_from_entry(name: str, entry: Mapping[str, Any]) -> ModelSpec:
     """The model of one catalogue entry.
 
     Args:
         name: Preset name.
         entry: Its raw mapping: ``ModelSpec`` fields plus ``aliases``, ``default_for`` and ``text_part``.
-        source: The file the entry comes from, used when the entry has no ``source`` of its own.
 
     Raises:
         SpecError: If the entry is not a valid model; the field names the entry.
@@ -114,7 +113,7 @@ def model_from_entry(name: str, entry: Mapping[str, Any], source: str = "") -> M
     if not isinstance(entry.get("text_part", False), bool):
         raise SpecError(f"{field}.text_part", f"must be true or false; got {shown(entry['text_part'])}")
     values = {key: value for key, value in entry.items() if key not in _ENTRY_KEYS}
-    return model_from_fields(name, values, field=field, source=source)[0]
+    return model_from_fields(name, values, field=field)[0]
 
 
 def list_models(catalog: ModelCatalog) -> tuple[ModelSpec, ...]:

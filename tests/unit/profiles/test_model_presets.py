@@ -305,10 +305,9 @@ def test_arbitrary_text_gives_a_model_or_a_spec_error(text):
 
 def test_entry_errors_name_the_entry():
     with pytest.raises(SpecError, match=r"^models\.mine\.num_layers: must be between 1 and 4096; got 9999"):
-        model_from_entry("mine", {**OWN_FIELDS, "num_layers": 9999}, "mine.yaml")
+        model_from_entry("mine", {**OWN_FIELDS, "num_layers": 9999})
     with pytest.raises(SpecError, match=r"^models\.mine: must be a mapping; got an empty list"):
         model_from_entry("mine", [])
-    assert model_from_entry("mine", OWN_FIELDS, "mine.yaml").source == "mine.yaml"
 
 
 def test_config_file_and_its_folder_resolve(tmp_path):
