@@ -67,17 +67,16 @@ class Mapped:
     unscorable: tuple[UnscorableRow, ...]
 
 
-def scorable_rows(paths: Sequence[Path], *, users_own: bool = False) -> list[ScorableRow]:
-    """The rows of the given files or folders that can be priced.
+def scorable_rows(paths: Sequence[Path]) -> list[ScorableRow]:
+    """The rows of published tables that can be priced.
 
     Args:
         paths: Files or folders.
-        users_own: As for ``map_files``.
 
     Raises:
         SpecError: If a file is malformed.
     """
-    return list(map_files(paths, users_own=users_own).scorable)
+    return list(map_files(paths).scorable)
 
 
 def map_files(
