@@ -90,12 +90,11 @@ def is_mixed(description: str | Mapping[str, Any]) -> bool:
     return "+" in description if isinstance(description, str) else "groups" in description
 
 
-def parse_mixed_cluster(text: str, *, between: str | None = None) -> MixedCluster:
+def parse_mixed_cluster(text: str) -> MixedCluster:
     """The cluster a text with ``+`` between its groups describes; without one, a single group.
 
     Args:
         text: Forms of ``cluster_string.parse_cluster``, joined by ``+``.
-        between: Link of one network adapter between nodes of different groups.
 
     Raises:
         SpecError: If a part has another form, a name is unknown or a count out of bounds.
@@ -108,7 +107,7 @@ def parse_mixed_cluster(text: str, *, between: str | None = None) -> MixedCluste
         raise SpecError("cluster", f"cannot read {text[:60]!r}", "write groups as '4x8xA100-80GB+4x8xH100'")
     if len(parts) > MAX_GROUPS:
         raise SpecError("cluster.groups", f"must be between 1 and {MAX_GROUPS} groups; got {len(parts)}")
-    return _joined(text.strip(), [parse_cluster(part, catalog) for part in parts], between, catalog)
+    return _joined(text.strip(), [parse_cluster(part, catalog) for part in parts], None, catalog)
 
 
 def mixed_cluster_from_mapping(mapping: Mapping[str, Any]) -> MixedCluster:

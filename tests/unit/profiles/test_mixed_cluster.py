@@ -40,7 +40,8 @@ def test_groups_talk_over_the_slower_network_and_it_is_said():
 
 
 def test_the_link_between_groups_can_be_said():
-    found = parse_mixed_cluster("8xA100-80GB+8xH100", between="ib-hdr-200")
+    groups = [{"device": "A100-80GB", "num_devices": 8}, {"device": "H100", "num_devices": 8}]
+    found = mixed_cluster_from_mapping({"groups": groups, "between": "ib-hdr-200"})
     assert found.joint(0, 1).node.nic.name == "ib-hdr-200"
     assert found.groups[1].node.nic.name != "ib-hdr-200"
     assert not any(line.startswith("between") for line in found.assumptions)
