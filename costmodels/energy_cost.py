@@ -6,7 +6,7 @@ Prices and tariffs are always the caller's, with their date; nothing here has a 
 from dataclasses import dataclass
 
 from costmodels.workload import TrainingJob
-from profiles.errors import out_of_bounds
+from profiles.errors import check_between
 from profiles.hardware import DeviceSpec
 from profiles.units import SECONDS_PER_HOUR
 
@@ -26,8 +26,7 @@ class Price:
     date: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.usd_per_device_hour <= MAX_PRICE_USD:
-            raise out_of_bounds("price_per_device_hour_usd", self.usd_per_device_hour, 0, MAX_PRICE_USD)
+        check_between("price_per_device_hour_usd", self.usd_per_device_hour, 0, MAX_PRICE_USD)
 
 
 def steps_in_run(job: TrainingJob) -> float | None:

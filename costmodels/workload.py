@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from profiles.adapter_parameters import MLP_TARGETS
-from profiles.errors import SpecError, out_of_bounds
+from profiles.errors import SpecError, check_between
 from profiles.model import MAX_SEQUENCE
 from profiles.precision import Precision, find_recipe
 
@@ -113,8 +113,8 @@ class TrainingJob:
     fp8_attention: bool = False
 
     def __post_init__(self) -> None:
-        _between("job.sequence_length", self.sequence_length, 1, MAX_SEQUENCE)
-        _between("job.global_batch_size", self.global_batch_size, 1, MAX_GLOBAL_BATCH)
+        check_between("job.sequence_length", self.sequence_length, 1, MAX_SEQUENCE)
+        check_between("job.global_batch_size", self.global_batch_size, 1, MAX_GLOBAL_BATCH)
         _one_of("job.task", self.task, TASKS)
         _one_of("job.optimizer", self.optimizer, OPTIMIZERS)
         _one_of("job.attention", self.attention, ATTENTION_KERNELS)
@@ -129,7 +129,7 @@ class TrainingJob:
                 problem = f"needs flash attention; attention is {self.attention!r}"
                 raise SpecError(f"job.{name}", problem, "attention flash, or leave it out")
         if self.sample_tokens is not None:
-            _between("job.sample_tokens", self.sample_tokens, 1, self.sequence_length)
+            check_between("job.sample_tokens", self.sample_tokens, 1, self.sequence_length)
             if self.attention != "flash":
                 problem = f"needs flash attention, which skips other samples; attention is {self.attention!r}"
                 raise SpecError("job.sample_tokens", problem, "attention flash, or leave it out")
@@ -170,11 +170,6 @@ class TrainingJob:
     def trains_adapters_only(self) -> bool:
         """Whether base weights are frozen."""
         return self.task in ADAPTER_TASKS
-
-
-def _between(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise out_of_bounds(name, value, low, high)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

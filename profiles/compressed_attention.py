@@ -18,7 +18,7 @@ Source:
 from dataclasses import dataclass, fields
 
 from profiles.bounds import MAX_DIMENSION, MAX_LENGTH
-from profiles.errors import SpecError, out_of_bounds
+from profiles.errors import SpecError, check_between
 from profiles.indexer import Indexer
 
 WINDOW_RATIOS = (0, 1)  # tokens per entry of layers without entries, as files say it
@@ -136,8 +136,7 @@ def check_compressed(
     for item in fields(compressed):
         value, layers = getattr(compressed, item.name), item.name in ("sparse_layers", "heavy_layers")
         most = num_layers if layers else MAX_LENGTH if item.name in _LONG else MAX_DIMENSION
-        if not (0 if layers else 1) <= value <= most:
-            raise out_of_bounds(f"{where}.{item.name}", value, 0 if layers else 1, most)
+        check_between(f"{where}.{item.name}", value, 0 if layers else 1, most)
     if compressed.sparse_layers + compressed.heavy_layers > num_layers:
         count = compressed.sparse_layers + compressed.heavy_layers
         problem = f"and sparse_layers are {count} together, more than num_layers={num_layers}"

@@ -77,6 +77,22 @@ def out_of_bounds(field: str, value: object, least: float, most: float) -> SpecE
     return SpecError(field, f"must be between {low} and {high}; got {str(value)[:40]}", high if beyond else low)
 
 
+def check_between(field: str, value: float | Fraction, least: float, most: float) -> None:
+    """Refuse a number that is not between two bounds.
+
+    Args:
+        field: Of the value.
+        value: What the user wrote.
+        least: The smallest one allowed.
+        most: The largest one allowed.
+
+    Raises:
+        SpecError: As ``out_of_bounds`` words it.
+    """
+    if not least <= value <= most:
+        raise out_of_bounds(field, value, least, most)
+
+
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5, most: int = 12) -> str:
     """Hint naming the known words closest to ``name``, three at most, or listing a few when none is close.
 

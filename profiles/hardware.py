@@ -7,7 +7,7 @@ the fast links (NVLink, xGMI); it equals the node except on rack-scale machines 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from profiles.errors import SpecError, out_of_bounds
+from profiles.errors import SpecError, check_between
 
 MAX_NODES = 1 << 17
 MAX_DEVICES_PER_NODE = 72
@@ -177,8 +177,7 @@ class NodeSpec:
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.devices_per_node <= MAX_DEVICES_PER_NODE:
-            raise out_of_bounds("cluster.gpus_per_node", self.devices_per_node, 1, MAX_DEVICES_PER_NODE)
+        check_between("cluster.gpus_per_node", self.devices_per_node, 1, MAX_DEVICES_PER_NODE)
         if self.domain_devices < 1 or self.domain_devices % self.devices_per_node:
             problem = f"must be a multiple of gpus_per_node={self.devices_per_node}; got {self.domain_devices}"
             raise SpecError("cluster.domain_devices", problem)
@@ -213,8 +212,7 @@ class ClusterSpec:
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_nodes <= MAX_NODES:
-            raise out_of_bounds("cluster.num_nodes", self.num_nodes, 1, MAX_NODES)
+        check_between("cluster.num_nodes", self.num_nodes, 1, MAX_NODES)
         if self.num_devices > MAX_DEVICES:
             raise SpecError("cluster", f"at most {MAX_DEVICES} devices; got {self.num_devices}")
 

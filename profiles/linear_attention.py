@@ -19,7 +19,7 @@ Hugging Face implementations. Left out on purpose: mixers side by side with atte
 from dataclasses import dataclass, fields
 
 from profiles.bounds import MAX_DIMENSION
-from profiles.errors import SpecError, did_you_mean, out_of_bounds
+from profiles.errors import SpecError, check_between, did_you_mean
 
 DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2 = "gated_delta_net", "kimi_delta", "lightning", "mamba2"
 LINEAR_KINDS = (DELTA_NET, KIMI_DELTA, LIGHTNING, MAMBA2)
@@ -167,8 +167,7 @@ def check_linear(linear: LinearAttention, *, num_layers: int, windows: bool) -> 
         if item.name in ("kind", "layers", "float32_states"):
             continue
         value, smallest = getattr(linear, item.name), int(item.name not in ("conv_kernel_dim", "chunk_tokens"))
-        if not smallest <= value <= MAX_DIMENSION:
-            raise out_of_bounds(f"{where}.{item.name}", value, smallest, MAX_DIMENSION)
+        check_between(f"{where}.{item.name}", value, smallest, MAX_DIMENSION)
     if linear.num_value_heads % linear.num_key_heads:
         problem = f"must divide num_value_heads={linear.num_value_heads}; got {linear.num_key_heads}"
         raise SpecError(f"{where}.num_key_heads", problem)

@@ -9,7 +9,7 @@ from math import gcd
 
 from profiles.bounds import MAX_DIMENSION
 from profiles.compressed_attention import CompressedAttention, check_compressed
-from profiles.errors import SpecError, out_of_bounds
+from profiles.errors import SpecError, check_between
 from profiles.hyper_connections import HyperConnections, check_connections
 from profiles.indexer import Indexer, check_indexer, indexer_parameters
 from profiles.layer_pattern import ATTENTION, EXPERTS, MLP, check_pattern
@@ -157,9 +157,7 @@ class ModelSpec:
             "vocab_size": 1 << 26,
         }
         for name, largest in bounds.items():
-            value = getattr(self, name)
-            if not 1 <= value <= largest:
-                raise out_of_bounds(f"model.{name}", value, 1, largest)
+            check_between(f"model.{name}", getattr(self, name), 1, largest)
         self._check_optional()
         if self.checkpoint_weights not in ("", *WEIGHT_FORMATS):
             problem = f"must be one of {', '.join(WEIGHT_FORMATS)}; got {self.checkpoint_weights[:40]!r}"
@@ -225,15 +223,12 @@ class ModelSpec:
             "full_attention_every": MAX_LAYERS,  # a draft keeps that of the model it drafts for
         }
         for name, largest in bounds.items():
-            value = getattr(self, name)
-            if not 0 <= value <= largest:
-                raise out_of_bounds(f"model.{name}", value, 0, largest)
+            check_between(f"model.{name}", getattr(self, name), 0, largest)
         if self.latent_attention is not None:
             for item in fields(self.latent_attention):
                 value = getattr(self.latent_attention, item.name)
                 smallest = 0 if item.name in ("q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim") else 1
-                if not smallest <= value <= MAX_DIMENSION:
-                    raise out_of_bounds(f"model.latent_attention.{item.name}", value, smallest, MAX_DIMENSION)
+                check_between(f"model.latent_attention.{item.name}", value, smallest, MAX_DIMENSION)
 
     @property
     def bounded_keys(self) -> tuple[int, float]:

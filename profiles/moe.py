@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from profiles.bounds import MAX_DIMENSION
-from profiles.errors import SpecError, out_of_bounds
+from profiles.errors import SpecError, check_between
 
 MAX_EXPERTS = 1 << 14
 
@@ -65,18 +65,14 @@ def check_moe(moe: MoESpec, *, num_layers: int) -> None:
         "hash_layers": (0, num_layers),
     }
     for name, (smallest, largest) in bounds.items():
-        value = getattr(moe, name)
-        if not smallest <= value <= largest:
-            raise out_of_bounds(f"model.moe.{name}", value, smallest, largest)
+        check_between(f"model.moe.{name}", getattr(moe, name), smallest, largest)
     if not 1 <= moe.experts_per_token <= moe.num_experts:
         raise SpecError(
             "model.moe.experts_per_token",
             f"must be between 1 and num_experts={moe.num_experts}; got {moe.experts_per_token}",
         )
-    if not 0 <= moe.first_dense_layers <= num_layers:
-        raise out_of_bounds("model.moe.first_dense_layers", moe.first_dense_layers, 0, num_layers)
-    if not 1 <= moe.layer_interval <= num_layers:
-        raise out_of_bounds("model.moe.layer_interval", moe.layer_interval, 1, num_layers)
+    check_between("model.moe.first_dense_layers", moe.first_dense_layers, 0, num_layers)
+    check_between("model.moe.layer_interval", moe.layer_interval, 1, num_layers)
     if not 1 <= moe.router_groups <= moe.num_experts or moe.num_experts % moe.router_groups:
         raise SpecError(
             "model.moe.router_groups", f"must divide num_experts={moe.num_experts}; got {moe.router_groups}"

@@ -7,7 +7,7 @@ more query heads. The heads of the other layers are those of the model.
 from dataclasses import dataclass, fields
 
 from profiles.bounds import MAX_DIMENSION
-from profiles.errors import SpecError, out_of_bounds
+from profiles.errors import SpecError, check_between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +45,8 @@ def check_windowed(windowed: WindowedAttention, *, layers: tuple[int, int], alon
     """
     where = "model.windowed_attention"
     for item in fields(windowed):
-        value = getattr(windowed, item.name)
-        if item.name != "attention_sinks" and not 1 <= value <= MAX_DIMENSION:
-            raise out_of_bounds(f"{where}.{item.name}", value, 1, MAX_DIMENSION)
+        if item.name != "attention_sinks":
+            check_between(f"{where}.{item.name}", getattr(windowed, item.name), 1, MAX_DIMENSION)
     if windowed.num_attention_heads % windowed.num_key_value_heads:
         problem = f"must divide num_attention_heads={windowed.num_attention_heads}; got {windowed.num_key_value_heads}"
         raise SpecError(f"{where}.num_key_value_heads", problem)

@@ -22,7 +22,7 @@ from planner.question.job_checks import MAX_TRAIN_TOKENS, check_job, check_quant
 from planner.question.lora import adapters_of
 from planner.results import Note
 from planner.rules.base import divisors
-from profiles.errors import SpecError, meant_among, out_of_bounds, shown
+from profiles.errors import SpecError, check_between, meant_among, shown
 from profiles.hardware import ClusterSpec, DeviceSpec
 from profiles.model import ModelSpec
 from profiles.precision import format_name
@@ -319,8 +319,7 @@ def _batch_of_tokens(
     values: dict[str, Any], tokens: float, cluster: ClusterSpec, pins: Mapping[str, int], notes: list[Note]
 ) -> None:
     sequence = values["sequence_length"]
-    if not 1 <= tokens <= MAX_TRAIN_TOKENS:
-        raise out_of_bounds("job.global_batch_tokens", tokens, 1, MAX_TRAIN_TOKENS)
+    check_between("job.global_batch_tokens", tokens, 1, MAX_TRAIN_TOKENS)
     batch, rest = divmod(tokens, sequence) if sequence > 0 else (0, 1)
     if "global_batch_size" in values:
         if values["global_batch_size"] * sequence != tokens:

@@ -28,7 +28,7 @@ from planner.question.option_kinds import check_kinds, check_oom_risk, in_small_
 from planner.question.request import ModelInput
 from planner.results import RISKY, Note
 from profiles.engines import TRAINER
-from profiles.errors import SpecError, out_of_bounds, shown
+from profiles.errors import SpecError, check_between, shown
 from profiles.mixed_cluster import MixedCluster, alone
 from profiles.model import ModelSpec
 from profiles.precision import parse_precision
@@ -319,8 +319,7 @@ def _check_options(options: FlowOptions) -> None:
         whole_number(name, value, least=low, most=high)
     check_kinds(options)
     check_oom_risk(options.max_oom_risk)
-    if not 0.01 <= options.effort <= 100:
-        raise out_of_bounds("effort", options.effort, 0.01, 100)
+    check_between("effort", options.effort, 0.01, 100)
     if options.staleness is not None and options.mode != ASYNC:
         raise SpecError("staleness", f"has a meaning in mode async only; mode is {options.mode}", "mode async")
     check_rollout(

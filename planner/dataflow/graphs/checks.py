@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from fractions import Fraction
 
-from profiles.errors import SpecError, out_of_bounds
+from profiles.errors import SpecError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
@@ -28,12 +28,6 @@ def check_one_of(where: str, value: str, known: tuple[str, ...]) -> None:
     """Refuse a word that is not known."""
     if value not in known:
         raise SpecError(where, f"unknown value {value[:40]!r}", "use one of " + ", ".join(known))
-
-
-def check_between(where: str, value: float | Fraction, low: int, high: int) -> None:
-    """Refuse a number out of bounds."""
-    if not low <= value <= high:
-        raise out_of_bounds(where, value, low, high)
 
 
 def check_changes(where: str, value: object, usual: object, *, used: bool, words: str) -> None:

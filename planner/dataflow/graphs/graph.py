@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, fields
 from fractions import Fraction
 
 from planner.dataflow.graphs.checks import (
-    check_between,
     check_changes,
     check_names,
     check_one_of,
@@ -21,7 +20,7 @@ from planner.dataflow.graphs.checks import (
     whole,
 )
 from planner.dataflow.graphs.roles import VALUE_HEAD, Role, RoleCopy, check_role, check_training
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, check_between, did_you_mean
 
 MAX_CALLS = 32
 MAX_ROLES = 32

@@ -5,12 +5,12 @@ from fractions import Fraction
 from typing import Any
 
 from costmodels.workload import ADAPTER_TASKS, TASKS
-from planner.dataflow.graphs.checks import check_between, check_one_of
+from planner.dataflow.graphs.checks import check_one_of
 from planner.dataflow.graphs.graph import EXTERNAL, MAX_FACTOR, MAX_LATENCY_S, MAX_SCORES, MAX_SEQUENCES, TRAIN, Call
 from planner.dataflow.graphs.roles import LANGUAGE_HEAD, MAX_SKEW, Role
 from planner.dataflow.residency import MAX_EXPERTS
 from planner.question.lora import adapters_of, merged_fields
-from profiles.errors import SpecError
+from profiles.errors import SpecError, check_between
 
 MODEL_REWARD = "model"
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from costmodels.workload import TASKS
-from planner.dataflow.graphs.checks import check_between, check_changes, check_one_of
+from planner.dataflow.graphs.checks import check_changes, check_one_of
 from planner.dataflow.residency import MAX_EXPERTS
 from planner.question.lora import Adapters, adapters_of
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, check_between, did_you_mean
 from profiles.model import ModelSpec
 
 LANGUAGE_HEAD, VALUE_HEAD = "language", "value"

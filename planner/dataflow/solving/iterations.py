@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from costmodels.model_calls import MAX_BATCHES_IN_FLIGHT
 from planner.dataflow.graphs.graph import GENERATE, TRAIN, Dataflow
-from profiles.errors import SpecError, out_of_bounds
+from profiles.errors import SpecError, check_between
 
 BARRIER, VERSION, STALE = "barrier", "version", "stale"
 DEPENDENCIES = (BARRIER, VERSION, STALE)
@@ -52,8 +52,7 @@ def iteration_edges(graph: Dataflow, *, dependency: str = VERSION, staleness: in
     """
     if dependency not in DEPENDENCIES:
         raise SpecError("dependency", f"unknown mode {dependency[:40]!r}", "use one of " + ", ".join(DEPENDENCIES))
-    if not 0 <= staleness <= MAX_STALENESS:
-        raise out_of_bounds("staleness", staleness, 0, MAX_STALENESS)
+    check_between("staleness", staleness, 0, MAX_STALENESS)
     if staleness and dependency != STALE:
         raise SpecError("staleness", f"is {staleness}, but dependency {dependency} allows none", "mode async")
     if dependency == BARRIER:
