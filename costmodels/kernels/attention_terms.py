@@ -240,11 +240,24 @@ def attention_paths(calls: KernelCallBatch, device: DeviceFormat) -> Sequence[ND
     """Groups of coefficients: number format, library, engine, generation of the device."""
     library, engine = resolved(calls, device)
     narrow = [f"q{q:g}k{k:g}" for q, k in zip(OPERAND_BYTES[calls.gemm_format], key_bytes(calls), strict=True)]
-    formats = np.array(narrow, dtype="<U48")
+    return nested_paths(np.array(narrow, dtype="<U48"), library, engine, device.generation)
+
+
+def nested_paths(
+    formats: NDArray[np.str_], library: NDArray[np.int64], engine: NDArray[np.int64], generation: float
+) -> tuple[NDArray[np.str_], ...]:
+    """(C,) names of groups, each within the one before: formats, library, engine, kin and own generation of the device.
+
+    Args:
+        formats: (C,) names of the number formats.
+        library: (C,) ``Library`` codes.
+        engine: (C,) ``Engine`` codes.
+        generation: Of the device, in ``device_features.GENERATIONS``.
+    """
     by_library = joined(formats, np.array([Library(code).name.lower() for code in library], dtype="<U48"))
     by_engine = joined(by_library, np.array([Engine(code).name.lower() for code in engine], dtype="<U48"))
-    nearest = np.floor(device.generation)  # of workstation Blackwell, which has a half, Ada
-    kin, own = (joined(by_engine, np.full(len(calls), f"g{value:g}")) for value in (nearest, device.generation))
+    nearest = np.floor(generation)  # of workstation Blackwell, which has a half, Ada
+    kin, own = (joined(by_engine, np.full(len(formats), f"g{value:g}")) for value in (nearest, generation))
     return formats, by_library, by_engine, kin, own
 
 

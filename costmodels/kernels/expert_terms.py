@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.attention_terms import joined
+from costmodels.kernels.attention_terms import nested_paths
 from costmodels.kernels.calls import FloatArray, KernelCallBatch
 from costmodels.kernels.device_features import OPERAND_BYTES, DeviceFormat
-from costmodels.kernels.implementations import Engine, Library, engine_of, library_of
+from costmodels.kernels.implementations import Library, engine_of, library_of
 from profiles.units import MICROSECOND
 
 _TILE = 128.0  # output tile of the grouped kernels
@@ -94,13 +94,8 @@ def expert_paths(calls: KernelCallBatch, device: DeviceFormat) -> Sequence[NDArr
         [f"q{q:g}s{s:g}" for q, s in zip(OPERAND_BYTES[calls.gemm_format], calls.scale_block, strict=True)],
         dtype="<U48",
     )
-    libraries = [Library(code).name.lower() for code in library_of(calls.implementation)]
-    engines = [Engine(code).name.lower() for code in engine_of(calls.implementation)]
-    by_library = joined(formats, np.array(libraries, dtype="<U48"))
-    by_engine = joined(by_library, np.array(engines, dtype="<U48"))
-    nearest = np.floor(device.generation)  # of workstation Blackwell, which has a half, Ada
-    kin, own = (joined(by_engine, np.full(len(calls), f"g{value:g}")) for value in (nearest, device.generation))
-    return formats, by_library, by_engine, kin, own
+    library, engine = library_of(calls.implementation), engine_of(calls.implementation)
+    return nested_paths(formats, library, engine, device.generation)
 
 
 def expert_floor_s(calls: KernelCallBatch, device: DeviceFormat) -> FloatArray:
