@@ -157,7 +157,7 @@ def select_trials(request: Request, mapped: Mapped) -> Trials:
         predictions = predictor.predict({request.stack.name: request.stack})
     check_units([row for row in kept if row.step_time_s], predictions.step_time_s[_timed(kept)])
     check_peaks(kept, predictions.memory_bytes)
-    keys = [_world(request), *(_world_of(row) for row in kept)]
+    keys = [_world(request), *(_world(row) for row in kept)]
     return Trials(
         rows=tuple(kept),
         stack=request.stack,
@@ -203,17 +203,10 @@ def _unused(row: ScorableRow, reason: str) -> UnscorableRow:
     return UnscorableRow(file=row.file, line=row.line, source=row.source, model_name=row.model_name, reason=reason)
 
 
-def _world(request: Request) -> tuple[object, ...]:
-    return _key(request.model, request.cluster.num_devices, request.job.precision, request.job.task)
-
-
-def _world_of(row: ScorableRow) -> tuple[object, ...]:
-    return _key(row.model, row.cluster.num_devices, row.job.precision, row.job.task)
-
-
-def _key(model: object, num_devices: int, precision: str, task: str) -> tuple[object, ...]:
-    shape = tuple(getattr(model, name) for name in _SHAPE)
-    return (*shape, num_devices, precision, task)
+def _world(of: Request | ScorableRow) -> tuple[object, ...]:
+    """What trials must have in common to tell of one another: model, devices, precision and task."""
+    shape = tuple(getattr(of.model, name) for name in _SHAPE)
+    return (*shape, of.cluster.num_devices, of.job.precision, of.job.task)
 
 
 _SHAPE = (
@@ -230,5 +223,5 @@ def _adapted(lora: LoraSpec | None) -> tuple[int, frozenset[str]] | None:
 def _is_same_job(request: Request, row: ScorableRow) -> bool:
     """Whether a trial is one of the plans the question is about."""
     ours, theirs = request.job, row.job
-    same = _world(request) == _world_of(row) and _adapted(ours.lora) == _adapted(theirs.lora)
+    same = _world(request) == _world(row) and _adapted(ours.lora) == _adapted(theirs.lora)
     return same and (ours.sequence_length, ours.global_batch_size) == (theirs.sequence_length, theirs.global_batch_size)
