@@ -16,10 +16,9 @@ from planner.exporters.exported import (
     Gap,
     Target,
     always_overlaps,
-    comment,
     finished,
     gaps,
-    header,
+    headed,
     on_every_node,
     sharding,
 )
@@ -97,7 +96,7 @@ def configuration(plan: ExecutionPlan, request: Request, target: Target) -> str:
         target: What it is written for.
     """
     text = yaml.safe_dump(_configuration(plan, request), sort_keys=False)
-    return "\n".join([*comment(header(target, plan, request)), text])
+    return headed(text, target, plan, request)
 
 
 def _configuration(plan: ExecutionPlan, request: Request) -> dict[str, Any]:

@@ -259,6 +259,11 @@ def warned(exported: Exported, words: str) -> Exported:
     return replace(exported, files={**exported.files, SCRIPT: script})
 
 
+def headed(text: str, target: Target, plan: ExecutionPlan, request: Request) -> str:
+    """A file behind comment lines that say what it is."""
+    return "\n".join([*comment(header(target, plan, request)), text])
+
+
 def header(target: Target, plan: ExecutionPlan, request: Request) -> list[str]:
     """What a file is: its target, and the plan in words."""
     model, cluster = request.model.name, request.cluster

@@ -14,7 +14,7 @@ from planner.exporters.adapters import adapted, kinds_of
 from planner.exporters.deepspeed import CONFIG as DEEPSPEED_CONFIG
 from planner.exporters.deepspeed import configuration as deepspeed_configuration
 from planner.exporters.deepspeed import written
-from planner.exporters.exported import Check, Gap, Target, always_overlaps, comment, gaps, header
+from planner.exporters.exported import Check, Gap, Target, always_overlaps, gaps, headed
 from planner.exporters.trainer import attention_implementation, trainer_gaps
 from planner.results import Request
 from planner.rules.base import HUGGINGFACE
@@ -39,7 +39,7 @@ def in_files(
         request: What is trained.
     """
     text = yaml.safe_dump(dict(settings), sort_keys=False)
-    files = {name: "\n".join([*comment(header(target, plan, request)), text])}
+    files = {name: headed(text, target, plan, request)}
     if plan.zero_stage:
         files[DEEPSPEED_CONFIG] = written(deepspeed_configuration(plan, request, trainer=True))
     return files

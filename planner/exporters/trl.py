@@ -18,10 +18,9 @@ from planner.exporters.exported import (
     Exported,
     Gap,
     Target,
-    comment,
     finished,
     gaps,
-    header,
+    headed,
     on_every_node,
     whole_steps,
 )
@@ -49,7 +48,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         request,
         command=[["trl", "sft", "--config", CONFIG], *placed(request.cluster)],
         files={
-            CONFIG: "\n".join([*comment(header(TARGET, plan, request)), text]),
+            CONFIG: headed(text, TARGET, plan, request),
             ACCELERATE_CONFIG: accelerate_configuration(plan, request, TARGET),
         },
         gaps=unsupported(plan, request),
