@@ -81,9 +81,3 @@ def first_revisions() -> Mapping[str, Revision]:
     """Recipe to what was said of its change first."""
     found = packaged_rows(FIRST)
     return {row["recipe"]: Revision(**{name: float(row[name] or "nan") for name in _FIGURES}) for row in found}
-
-
-def cells(recipe: str, told: Revision) -> tuple[str, ...]:
-    """What is said, as cells of the table of what was said first, after the commit."""
-    values = (getattr(told, name) for name in _FIGURES)
-    return (recipe, *(f"{value:.5g}" if np.isfinite(value) else "" for value in values))
