@@ -31,6 +31,7 @@ from costmodels.plan import BoolArray, FloatArray
 from planner.validate.own_runs import own_rows
 from planner.validate.predict import RowPredictor, counted_parts
 from planner.validate.refit import fold_of, left_out_together
+from planner.validate.stack_fit import huber
 from planner.validate.tables.mapping import scorable_rows
 from planner.validate.tables.rows import MemoryKind, ScorableRow, refuse_unseen
 from planner.validate.widths import residual_log_std
@@ -295,7 +296,7 @@ def _loss_of(problem: MemoryRows, stack: StackSpec, *, without: str = "") -> Cal
     def loss(vector: FloatArray) -> float:
         predicted, everything = problem.log_peaks(_with(stack, vector))
         size = np.abs(np.where(measured, problem.log_measured - predicted, 0.0))
-        peaks = np.where(size < HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER)) / MEASUREMENT_STD**2
+        peaks = huber(size, HUBER) / MEASUREMENT_STD**2
         right = ndtr(sign * (capacity - everything) / VERDICT_STD)
         verdicts = -np.log(WRONG_VERDICTS + (1 - WRONG_VERDICTS) * right)
         return float((peak_weights * peaks).sum() + (verdict_weights * verdicts).sum())

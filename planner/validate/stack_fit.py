@@ -72,14 +72,17 @@ class StackFit:
             tell nothing of it, close to 1 where they alone settle it.
         held_out: Source to the stacks fitted without it; those it has no rows of are as in ``stacks``.
         held_out_s: (n,) step time predicted for each row with its source left out.
-        fitted_s: (n,) step time predicted with nothing left out.
     """
 
     stacks: dict[str, StackSpec]
     told: dict[str, dict[str, float]]
     held_out: dict[str, dict[str, StackSpec]]
     held_out_s: FloatArray
-    fitted_s: FloatArray
+
+
+def huber(size: FloatArray, turn: float) -> FloatArray:
+    """Half the squares of absolute errors up to ``turn``; beyond, they count linearly."""
+    return np.where(size < turn, 0.5 * size**2, turn * (size - 0.5 * turn))
 
 
 def to_vector(stack: StackSpec, names: Sequence[str]) -> FloatArray:
@@ -149,13 +152,11 @@ def fit_stacks(
     for source, kept in folds.items():
         judged = np.flatnonzero(sources == source)
         held_out_s[judged] = predict(kept, judged)
-    everything = np.arange(len(measured_s))
     return StackFit(
         stacks=fitted,
         told=dict(zip(whole, told, strict=True)),
         held_out=folds,
         held_out_s=held_out_s,
-        fitted_s=predict(fitted, everything),
     )
 
 
@@ -299,8 +300,7 @@ class Problem:
 
     def objective(self, here: FloatArray, predicted: FloatArray) -> float:
         """Huber loss of the rows, each source weighing alike, plus the prior's."""
-        size = np.abs(self.log_measured - predicted)
-        loss = np.where(size < HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER)) / self.noise_std**2
+        loss = huber(np.abs(self.log_measured - predicted), HUBER) / self.noise_std**2
         strain = (here - self.prior) / self.prior_std
         return float((self._weights() * loss).sum() + 0.5 * (strain**2).sum())
 

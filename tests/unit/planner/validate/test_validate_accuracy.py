@@ -50,7 +50,7 @@ def test_publisher() -> None:
 def test_page_has_every_section_and_source() -> None:
     report = validate()
     report = replace(report, means=replace(report.means, rank=0.87))  # the packaged rows need not hold such groups
-    nothing = StackFit(stacks={}, told={}, held_out={}, held_out_s=np.empty(0), fitted_s=np.empty(0))
+    nothing = StackFit(stacks={}, told={}, held_out={}, held_out_s=np.empty(0))
     fit = Refit(rows=(), folds=(), measured_s=np.empty(0), price_half_width=np.empty(0), fit=nothing)
     memory = MemoryFit(common={}, stacks={}, held_out={}, errors=np.empty(0), rows={}, sources={})
     wide = replace(report.means, time_covered=0.97, memory_covered=0.96)
@@ -76,7 +76,7 @@ def test_page_has_every_section_and_source() -> None:
 def test_time_intervals_are_as_wide_as_errors_of_other_sources() -> None:
     pair = tuple(replace(ROW, file=name, source=name, stack="megatron-core") for name in ("A", "B"))
     stacks = dict(load_priors())
-    fit = StackFit(stacks=stacks, told={}, held_out={}, held_out_s=np.ones(2), fitted_s=np.ones(2))
+    fit = StackFit(stacks=stacks, told={}, held_out={}, held_out_s=np.ones(2))
     result = Refit(rows=pair, folds=("A", "B"), measured_s=np.exp([0.1, 0.3]), price_half_width=np.zeros(2), fit=fit)
     for without, size, sources in (("A", 0.3, 1), ("B", 0.1, 1), ("", 0.3, 2)):
         found = with_residuals(stacks, result, without=without)
