@@ -79,8 +79,6 @@ LLAMA_8B_4_LAYERS = ModelShape(
 LLAMA_70B_1_LAYER = ModelShape(
     name="llama-like-70b-1-layer", layers=1, hidden=8192, heads=64, kv_heads=8, ffn=28672, vocab=32000, gated=True
 )
-TINY = ModelShape(name="llama-like-tiny", layers=2, hidden=64, heads=4, kv_heads=2, ffn=128, vocab=256, gated=True)
-TINY_GPT = ModelShape(name="gpt-tiny", layers=2, hidden=64, heads=4, kv_heads=4, ffn=256, vocab=256, gated=False)
 
 SEEN = (GPT_SMALL, GPT_LARGE, LLAMA_1B, LLAMA_8B_4_LAYERS, LLAMA_70B_1_LAYER)
 

@@ -21,7 +21,7 @@ from profiles.measure.cases import Case  # noqa: E402
 from profiles.measure.collect import collect  # noqa: E402
 from profiles.measure.decoder import Decoder  # noqa: E402
 from profiles.measure.dense import gemm_workload  # noqa: E402
-from profiles.measure.models import TINY, TINY_GPT, ModelShape, block_step, generation, train_step  # noqa: E402
+from profiles.measure.models import ModelShape, block_step, generation, train_step  # noqa: E402
 from profiles.measure.optimizers import LEARNING_RATE, MasterAdamW  # noqa: E402
 from profiles.measure.pointwise import rotate  # noqa: E402
 from profiles.measure.probe import probe  # noqa: E402
@@ -32,6 +32,8 @@ from profiles.timing_files import read_timings  # noqa: E402
 from profiles.timing_ops import COLLECTIVES  # noqa: E402
 from tests.places import ROOT  # noqa: E402
 
+TINY = ModelShape(name="llama-like-tiny", layers=2, hidden=64, heads=4, kv_heads=2, ffn=128, vocab=256, gated=True)
+TINY_GPT = ModelShape(name="gpt-tiny", layers=2, hidden=64, heads=4, kv_heads=4, ffn=256, vocab=256, gated=False)
 SMALL = (
     *cases.linear("bf16", 32, 64, 48),
     cases.gemm("NN", "fp32", 32, 48, 64, batch=3),
