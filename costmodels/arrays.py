@@ -39,6 +39,13 @@ def largest_column(table: FloatArray) -> IntArray:
     return column
 
 
+def smooth_maximum(first: FloatArray, second: FloatArray, sharpness: float) -> FloatArray:
+    """The p-norm of two columns of seconds; ``sharpness`` p = infinity is the plain maximum."""
+    larger, smaller = np.maximum(first, second), np.minimum(first, second)
+    share = np.divide(smaller, larger, out=np.zeros_like(larger), where=larger > 0)
+    return np.asarray(larger * np.power(1 + np.power(share, sharpness), 1 / sharpness), dtype=float)
+
+
 def at_column(table: NDArray[Any], column: IntArray) -> NDArray[Any]:
     """(N,) the value of each row of an (N, S) table in the given column."""
     picked: NDArray[Any] = np.take(table.ravel(), np.arange(len(table)) * table.shape[1] + column)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.arrays import smooth_maximum
 from costmodels.kernels.attention_terms import QUERY_TILE
 from costmodels.kernels.calls import (
     COLUMNS,
@@ -114,14 +115,6 @@ def _waves(tiles: FloatArray, num_sms: int, quantisation: float) -> FloatArray:
     return quantisation * np.ceil(rounds - 1e-9) + (1 - quantisation) * rounds
 
 
-def _join(arithmetic_s: FloatArray, memory_s: FloatArray, sharpness: float) -> FloatArray:
-    """Smooth maximum: the p-norm of two times; sharpness p = infinity is the plain maximum."""
-    larger = np.maximum(arithmetic_s, memory_s)
-    smaller = np.minimum(arithmetic_s, memory_s)
-    share = np.divide(smaller, larger, out=np.zeros_like(larger), where=larger > 0)
-    return np.asarray(larger * np.power(1 + np.power(share, sharpness), 1 / sharpness), dtype=float)
-
-
 def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatArray:
     """Seconds of each (grouped) GEMM: tiles in waves over the multiprocessors, or memory, plus a floor.
 
@@ -169,11 +162,11 @@ def gemm_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatA
     unpacking_s = calls.batch * calls.k * calls.n / (rates.num_sms * UNPACKED_PER_SM_S)
     weight_s = np.where(unpacked, np.maximum(weight_s, unpacking_s), weight_s)
     memory_s = weight_s + activation_bytes * slowdown / bytes_per_s
-    found = fit["floor_s"] + _join(arithmetic_s, memory_s, fit["sharpness"])
+    found = fit["floor_s"] + smooth_maximum(arithmetic_s, memory_s, fit["sharpness"])
     if quantises.any():
         moved_s = fit["quantise_bytes"] * quantised * slowdown / bytes_per_s
         converted_s = quantised / (rates.num_sms * fit["quantise_rate"])
-        found += np.where(quantises, fit["quantise_floor_s"], 0.0) + _join(converted_s, moved_s, _CORNER)
+        found += np.where(quantises, fit["quantise_floor_s"], 0.0) + smooth_maximum(converted_s, moved_s, _CORNER)
     return np.asarray(found, dtype=float)
 
 
@@ -234,7 +227,7 @@ def attention_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> F
     stretch = backward_stretch(calls, rates.flops_per_s, rates.num_sms)
     block_s = stretch * calls.flops * padding * ramp / blocks / (rates.flops_per_s * efficiency / rates.num_sms)
     memory_s = calls.bytes / (rates.bytes_per_s * fit["memory_efficiency"])
-    return fit["floor_s"] + _join(waves * block_s, memory_s, fit["sharpness"])
+    return fit["floor_s"] + smooth_maximum(waves * block_s, memory_s, fit["sharpness"])
 
 
 def memory_time_s(calls: KernelCallBatch, fit: Parameters, rates: Rates) -> FloatArray:

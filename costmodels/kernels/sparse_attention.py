@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from costmodels.arrays import smooth_maximum
 from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
 
 # Share of the 16-bit peak that FlashMLA's sparse kernels reach at most: 640 TFLOP/s reading and 410 decoding on an H800
@@ -55,9 +56,6 @@ def sparse_time_s(op: KernelOp, calls: KernelCallBatch, fit: Mapping[str, float]
     efficiency = _CHOSEN_EFFICIENCY.get(op, fit["efficiency_128"])
     arithmetic_s = calls.flops / (rates.flops_per_s * efficiency)
     memory_s = calls.bytes / (rates.bytes_per_s * fit["memory_efficiency"])
-    larger, smaller = np.maximum(arithmetic_s, memory_s), np.minimum(arithmetic_s, memory_s)
     if op in _CHOSEN_EFFICIENCY:
-        return np.asarray(fit["floor_s"] + larger)
-    ratio = np.divide(smaller, larger, out=np.zeros_like(larger), where=larger > 0)
-    sharpness = fit["sharpness"]
-    return np.asarray(fit["floor_s"] + larger * np.power(1 + np.power(ratio, sharpness), 1 / sharpness))
+        return np.asarray(fit["floor_s"] + np.maximum(arithmetic_s, memory_s))
+    return np.asarray(fit["floor_s"] + smooth_maximum(arithmetic_s, memory_s, fit["sharpness"]))
