@@ -1,6 +1,6 @@
 """Columns, sums and extremes of few, what lies between two bounds: the same to the last bit for many plans."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from typing import Any
 
@@ -50,6 +50,15 @@ def at_column(table: NDArray[Any], column: IntArray) -> NDArray[Any]:
     """(N,) the value of each row of an (N, S) table in the given column."""
     picked: NDArray[Any] = np.take(table.ravel(), np.arange(len(table)) * table.shape[1] + column)
     return picked
+
+
+def alike(columns: NDArray[Any]) -> Iterator[tuple[NDArray[Any], IntArray]]:
+    """Every distinct column of a (C, N) table, ascending, with the places where it stands."""
+    keys, of_place = np.unique(columns, axis=1, return_inverse=True)
+    order = np.argsort(of_place, kind="stable")
+    bounds = np.searchsorted(of_place[order], np.arange(keys.shape[1] + 1))
+    for number, key in enumerate(keys.T):
+        yield key, order[bounds[number] : bounds[number + 1]]
 
 
 def halved(

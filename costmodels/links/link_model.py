@@ -49,6 +49,7 @@ OP_NAMES = {
     CollectiveOp.SEND_RECV: "send_recv",
     CollectiveOp.BROADCAST: "broadcast",
 }
+OP_OF_NAME = {name: op for op, name in OP_NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.arrays import alike
 from costmodels.kernels.calls import Basis, FloatArray, Prediction
 from costmodels.links.collectives import LARGE_BYTES, CollectiveCallBatch, CollectiveOp
-from costmodels.links.link_model import OP_NAMES, LinkCollectiveModel, beats_link
+from costmodels.links.link_model import OP_OF_NAME, LinkCollectiveModel, beats_link
 from costmodels.tables.read import Table, Words, positive
 from planner.score.collective_links import Placement, place
-from planner.score.results import GroupScore, Unpriced
+from planner.score.results import GroupScore, Unpriced, basis_shares
 from planner.validate.metrics import error_summary
 from profiles.catalog import Catalog
 from profiles.errors import SpecError
@@ -20,7 +21,6 @@ from profiles.units import MICROSECOND
 
 MOST_RANKS = 1 << 20
 
-_OPS = {name: op for op, name in OP_NAMES.items()}
 _OTHER_LIBRARY = "an inference library's own kernel, not a collective library's"
 
 
@@ -56,9 +56,9 @@ def price_collective_rows(table: Table, fits: CollectiveFits, catalog: Catalog) 
     basis, reason = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     reasons = [""]
     sound = positive(table.numbers["size_bytes"]) & positive(table.numbers["time_us"])
-    for alike, words, ranks, nodes in _alike(table):
-        rows = alike[sound[alike]]
-        reason[alike[~sound[alike]]] = _number(reasons, "sizes and times must be positive numbers")
+    for every, words, ranks, nodes in _alike(table):
+        rows = every[sound[every]]
+        reason[every[~sound[every]]] = _number(reasons, "sizes and times must be positive numbers")
         try:
             priced = _price(table, rows, words, ranks, nodes, fits, catalog)
         except SpecError as error:
@@ -107,7 +107,6 @@ def _score(
     )  # fmt: skip
     if errors is None:
         raise ValueError("a group has at least one row")
-    shares = np.bincount(priced.basis[rows], minlength=len(Basis)) / len(rows)
     return GroupScore(
         gpu=gpu,
         device=gpu,
@@ -115,7 +114,7 @@ def _score(
         dtype=shape,
         errors=errors,
         long_errors=large_errors,
-        basis={name.name.lower(): float(shares[name]) for name in Basis if shares[name] > 0},
+        basis=basis_shares(priced.basis[rows]),
     )
 
 
@@ -128,12 +127,9 @@ def _alike(
     columns_of = [table.words.get(name, unnoted) for name in names]
     codes = [column.codes for column in columns_of]
     columns = np.stack([*codes, table.numbers["num_gpus"], table.numbers["num_nodes"]])
-    keys, inverse = np.unique(columns, axis=1, return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    bounds = np.searchsorted(inverse[order], np.arange(keys.shape[1] + 1))
-    for number, key in enumerate(keys.T):
+    for key, rows in alike(columns):
         words = tuple(column.values[int(code)] for column, code in zip(columns_of, key, strict=False))
-        yield order[bounds[number] : bounds[number + 1]], words, float(key[-2]), float(key[-1])
+        yield rows, words, float(key[-2]), float(key[-1])
 
 
 def _price(
@@ -146,8 +142,8 @@ def _price(
         SpecError: If they have none.
     """
     gpu, link, name, notes = words
-    if name not in _OPS:
-        raise SpecError("op", f"no collective {name!r}", "use one of " + ", ".join(sorted(_OPS)))
+    if name not in OP_OF_NAME:
+        raise SpecError("op", f"no collective {name!r}", "use one of " + ", ".join(sorted(OP_OF_NAME)))
     if not (2 <= ranks <= MOST_RANKS and ranks == int(ranks) and 1 <= nodes <= ranks and nodes == int(nodes)):
         raise SpecError("num_gpus", f"{ranks:g} ranks on {nodes:g} nodes make no group")
     if notes.startswith("custom"):
@@ -158,13 +154,13 @@ def _price(
     model = LinkCollectiveModel(fits, in_switch_sums="int8" not in notes and not notes.startswith("xla"))
     count = len(rows)
     calls = CollectiveCallBatch(
-        op=np.full(count, int(_OPS[name])),
+        op=np.full(count, int(OP_OF_NAME[name])),
         size_bytes=size_bytes,
         group_size=np.full(count, int(ranks)),
         ranks_per_domain=np.full(count, placement.local),
     )
     priced = model.predict(calls, placement.cluster)
-    time_of = np.where(_impossible(_OPS[name], size_bytes, time_s, ranks, placement), np.nan, priced.time_s)
+    time_of = np.where(_impossible(OP_OF_NAME[name], size_bytes, time_s, ranks, placement), np.nan, priced.time_s)
     low_s, high_s, basis = priced.low_s, priced.high_s, priced.basis
     if placement.guessed:
         low_s, high_s = _guessed(fits, size_bytes, priced)

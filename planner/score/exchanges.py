@@ -5,11 +5,12 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.calls import Basis, FloatArray
+from costmodels.arrays import alike
+from costmodels.kernels.calls import FloatArray
 from costmodels.links.expert_exchange import KINDS, USUAL_MULTIPROCESSORS, Exchanges, price_exchanges
 from costmodels.tables.read import Table, positive
 from planner.score.collective_links import place
-from planner.score.results import GroupScore, Unpriced
+from planner.score.results import GroupScore, Unpriced, basis_shares
 from planner.validate.metrics import error_summary
 from profiles.catalog import Catalog
 from profiles.errors import SpecError
@@ -44,8 +45,8 @@ def score_exchanges(table: Table, fits: CollectiveFits, catalog: Catalog) -> tup
         )
     chosen = np.flatnonzero(exchange & sound)
     keys = np.stack([gpu.codes[chosen], op.codes[chosen], ranks[chosen], nodes[chosen]])
-    for key in np.unique(keys, axis=1).T if len(chosen) else ():
-        rows = chosen[np.all(keys == key[:, None], axis=0)]
+    for key, places in alike(keys) if len(chosen) else ():
+        rows = chosen[places]
         device, kind = gpu.values[int(key[0])], op.values[int(key[1])]
         shape = f"{key[2]:g} ranks on {key[3]:g} nodes"
         try:
@@ -79,10 +80,9 @@ def _score(
     )  # fmt: skip
     if errors is None:
         raise ValueError("a group has at least one row")
-    shares = np.bincount(priced.basis, minlength=len(Basis)) / len(rows)
     return GroupScore(
         gpu=gpu, device=gpu, op=kind, dtype=shape, errors=errors, long_errors=long_errors,
-        basis={name.name.lower(): float(shares[name]) for name in Basis if shares[name] > 0},
+        basis=basis_shares(priced.basis),
     )  # fmt: skip
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.arrays import alike
 from costmodels.calibration.few_shot import calibrate
 from costmodels.calibration.informative import informative
 from costmodels.kernels.calibrated import FEWEST_POINTS, CalibratedKernelModel
-from costmodels.kernels.calls import Basis, FloatArray, IntArray, KernelCallBatch, KernelCostModel, KernelOp, take
+from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, KernelCostModel, KernelOp, take
 from costmodels.kernels.device_features import BLOCK_SCALING, GENERATIONS
 from costmodels.tables.rows import LAUNCH_RANGE, KernelRows
-from planner.score.results import GroupScore, Unpriced
+from planner.score.results import GroupScore, Unpriced, basis_shares
 from planner.validate.metrics import error_summary
 from profiles.catalog import Catalog
 from profiles.errors import SpecError
@@ -132,7 +133,6 @@ def _score(
     if errors is None:
         raise ValueError("a group has at least one row")
     long = rows.time_s > LONG_S
-    shares = np.bincount(basis, minlength=len(Basis)) / len(rows)
     return GroupScore(
         gpu=gpu,
         device=device.name,
@@ -140,7 +140,7 @@ def _score(
         dtype=dtype,
         errors=errors,
         long_errors=error_summary(time_s[long], rows.time_s[long], low=low_s[long], high=high_s[long]),
-        basis={name.name.lower(): float(shares[name]) for name in Basis if shares[name] > 0},
+        basis=basis_shares(basis),
     )
 
 
@@ -158,11 +158,8 @@ def _grouped(rows: KernelRows, chosen: IntArray) -> Iterable[tuple[tuple[str, st
     """GPU, operation, dtype and problem code of every group of the chosen rows, and the group's rows."""
     words = (rows.gpu, rows.op, rows.dtype)
     columns = np.stack([*(column.codes for column in words), rows.problem.codes])[:, chosen]
-    keys, inverse = np.unique(columns, axis=1, return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    bounds = np.searchsorted(inverse[order], np.arange(keys.shape[1] + 1))
     found = []
-    for number, key in enumerate(keys.T.tolist()):
-        gpu, op, dtype = (column.values[code] for column, code in zip(words, key[:3], strict=True))
-        found.append(((gpu, op, dtype, key[3]), chosen[order[bounds[number] : bounds[number + 1]]]))
+    for key, places in alike(columns):
+        gpu, op, dtype = (column.values[code] for column, code in zip(words, key[:3].tolist(), strict=True))
+        found.append(((gpu, op, dtype, int(key[3])), chosen[places]))
     return sorted(found, key=lambda item: item[0])

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernels.calls import Basis
 from planner.validate.metrics import ErrorSummary
 
 
@@ -30,6 +34,16 @@ class GroupScore:
     long_errors: ErrorSummary | None
     basis: Mapping[str, float]
     calibrated_with: int = 0
+
+
+def basis_shares(basis: NDArray[np.int64]) -> dict[str, float]:
+    """Share of the rows by basis of their price; those that none has are left out.
+
+    Args:
+        basis: (K,) ``Basis`` codes, at least one.
+    """
+    shares = np.bincount(basis, minlength=len(Basis)) / len(basis)
+    return {name.name.lower(): float(shares[name]) for name in Basis if shares[name] > 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
