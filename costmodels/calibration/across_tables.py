@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from costmodels.calibration.collective_tables import read_collectives, thinned
 from costmodels.links.collectives import CollectiveOp
-from costmodels.links.link_model import OP_NAMES, Groups, wire_factor
+from costmodels.links.link_model import OP_NAMES, OP_OF_NAME, Groups, wire_factor
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.hardware import NodeSpec
@@ -52,7 +52,6 @@ _NANOTRON_COLUMNS = {
     "all_gather": "AllGather (GB/s)",
     "reduce_scatter": "ReduceScatter (GB/s)",
 }
-_OPS = {name: op for op, name in OP_NAMES.items()}
 HEALTHY_SHARE = 0.6  # of the best run with as many nodes; the others ran with the setting described above
 
 
@@ -148,7 +147,8 @@ def across_timings(folder: Path, logs: Path | None = None) -> list[AcrossTimings
     names = ["source", "kind", "node", "op", "ranks", "local", "size_bytes", "busbw"]
     table: Any = pd.DataFrame([*PUBLISHED, *_nanotron(folder), *_nccl_tests(folder)], columns=names)
     factor = [
-        float(wire_factor(_OPS[row.op], np.array(float(row.ranks)))) / row.busbw / GIGA for row in table.itertuples()
+        float(wire_factor(OP_OF_NAME[row.op], np.array(float(row.ranks)))) / row.busbw / GIGA
+        for row in table.itertuples()
     ]
     nodes = [_node(row.node, PUBLISHED_NICS.get(row.source), row.kind) for row in table.itertuples()]
     table = table.assign(node=nodes, time_s=table.size_bytes * np.array(factor))

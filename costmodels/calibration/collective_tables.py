@@ -140,9 +140,8 @@ def inside_timings(folder: Path, *, judged: bool = False) -> list[LinkTimings]:
         table = pd.concat([table, rack.assign(source=RACK_SOURCE, adds=True)], ignore_index=True)
     table = pd.concat([table, host_rows(JUDGED if judged else FITTED)], ignore_index=True)
     table = thinned(table[[not _impossible(row) for row in table.itertuples()]])
-    names = {name: op for op, name in OP_NAMES.items()}
     found = []
-    for name, op in names.items():
+    for op, name in OP_NAMES.items():
         part = table[table.op == name]
         if len(part):
             bandwidth = [default_catalog().link(link).bandwidth_bytes_per_s for link in part.name]

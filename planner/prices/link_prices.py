@@ -7,14 +7,13 @@ import numpy as np
 
 from costmodels.kernels.calls import IntArray
 from costmodels.links.collectives import CollectiveCallBatch, CollectiveCostModel, CollectiveOp
-from costmodels.links.link_model import OP_NAMES
+from costmodels.links.link_model import OP_OF_NAME
 from costmodels.links.measured_links import Key, LinkRatios, MeasuredCollectiveModel, crosses, places_of
 from profiles.cluster_string import cluster_from_mapping
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec
 from profiles.timings import FloatArray, TimingTable
 
-_OPS = {name: op for op, name in OP_NAMES.items()}
 # A profiler's durations include waiting for other ranks, a host's clock the host.
 _BENCHMARKS = ("nccl_tests", "events", "graph")
 _NARROW = "int8"  # which switches cannot add, and no plan sends
@@ -49,7 +48,8 @@ def _runs(table: TimingTable) -> Iterator[tuple[IntArray, CollectiveOp, ClusterS
     nodes = np.maximum(table.num_nodes, 1)
     usable = (table.kind == "collective") & (table.time_s > 0) & (table.size_bytes > 0) & (table.group_size > 1)
     usable &= np.isin(table.method.astype(str), _BENCHMARKS)
-    usable &= np.isin(table.op.astype(str), list(_OPS)) & (table.dtype != _NARROW) & (table.group_size % nodes == 0)
+    usable &= np.isin(table.op.astype(str), list(OP_OF_NAME)) & (table.dtype != _NARROW)
+    usable &= table.group_size % nodes == 0
     rows = np.flatnonzero(usable)
     alike: dict[tuple[str, str, str, int, int], list[int]] = {}
     for row in rows.tolist():
@@ -59,7 +59,7 @@ def _runs(table: TimingTable) -> Iterator[tuple[IntArray, CollectiveOp, ClusterS
     for (device, link, op, count, local), mine in sorted(alike.items()):
         cluster = _cluster(device, link, nodes=count, local=local)
         if cluster is not None:
-            yield np.asarray(mine), _OPS[op], cluster
+            yield np.asarray(mine), OP_OF_NAME[op], cluster
 
 
 def _cluster(device: str, link: str, *, nodes: int, local: int) -> ClusterSpec | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from costmodels.links.collectives import CollectiveCallBatch, CollectiveCostModel
-from costmodels.links.link_model import OP_NAMES
+from costmodels.links.link_model import OP_OF_NAME
 from costmodels.plan import BoolArray, FloatArray
 from planner.prices.price_lists import default_collective_model
 from planner.validate.tables.published import optional_int, packaged_rows
@@ -28,7 +28,6 @@ from profiles.units import MICROSECOND
 LOGS, CALLS = "collective_logs.csv", "collective_calls.csv"
 BLIND_COMMIT = "cc8db82e"  # whose price list gave the first prices
 _FIRST = ("first_us", "first_low_us", "first_high_us")
-_OPS = {name: op for op, name in OP_NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +156,7 @@ def judged_calls(model: CollectiveCostModel | None = None) -> JudgedCalls:
     chosen = default_collective_model() if model is None else model
     rows = packaged_rows(CALLS)
     logs = tuple(collective_logs()[row["log"]] for row in rows)
-    op = np.array([_OPS[row["op"]] for row in rows], dtype=np.int64)
+    op = np.array([OP_OF_NAME[row["op"]] for row in rows], dtype=np.int64)
     ranks, size_bytes, measured_us = (
         np.array([float(row[name]) for row in rows]) for name in ("ranks", "size_bytes", "time_us")
     )
