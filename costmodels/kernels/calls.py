@@ -135,6 +135,11 @@ def concatenate(parts: Sequence[KernelCallBatch]) -> KernelCallBatch:
     return KernelCallBatch(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS})
 
 
+def is_product(calls: KernelCallBatch) -> NDArray[np.bool_]:
+    """(C,) whether calls multiply matrices, one pair or one for each of several groups."""
+    return np.asarray((calls.op == int(KernelOp.GEMM)) | (calls.op == int(KernelOp.GROUPED_GEMM)))
+
+
 def keys_of(calls: KernelCallBatch) -> list[bytes]:
     """One key per call, equal for equal calls."""
     table = _table(calls)

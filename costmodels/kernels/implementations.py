@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, KernelOp
+from costmodels.kernels.calls import FloatArray, IntArray, KernelCallBatch, KernelOp, is_product
 from profiles.precision import GEMM_FORMATS
 
 
@@ -111,8 +111,7 @@ def code_of(engine: Engine, library: Library) -> int:
 
 def is_narrow(calls: KernelCallBatch) -> NDArray[np.bool_]:
     """(C,) products in fewer than 16 bits."""
-    gemm = (calls.op == int(KernelOp.GEMM)) | (calls.op == int(KernelOp.GROUPED_GEMM))
-    return np.asarray(gemm & _NARROW[calls.gemm_format], dtype=np.bool_)
+    return np.asarray(is_product(calls) & _NARROW[calls.gemm_format], dtype=np.bool_)
 
 
 def is_bare(calls: KernelCallBatch) -> NDArray[np.bool_]:

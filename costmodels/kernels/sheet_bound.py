@@ -7,7 +7,7 @@ the sheet's bandwidth.
 
 import numpy as np
 
-from costmodels.kernels.calls import FloatArray, KernelCallBatch, KernelOp
+from costmodels.kernels.calls import FloatArray, KernelCallBatch, is_product
 from costmodels.kernels.device_features import device_format
 from costmodels.kernels.roofline import moved_bytes
 from profiles.hardware import DeviceSpec
@@ -30,9 +30,8 @@ def product_floor_s(calls: KernelCallBatch, device: DeviceSpec, *, timed: bool) 
     Example:
         The weights of 128,256 x 4,096 in bf16, 1.05 GB, take an A10G with 600 GB/s 1.751 ms, however few the rows.
     """
-    product = (calls.op == int(KernelOp.GEMM)) | (calls.op == int(KernelOp.GROUPED_GEMM))
     other_bytes, weight_bytes = moved_bytes(calls, calls.batch * calls.m * calls.k)
     outgrown = np.where(weight_bytes > _OUTGROWN * device.l2_bytes, weight_bytes, 0.0)
     read = np.maximum(outgrown, other_bytes + weight_bytes - 2.0 * device.l2_bytes)
     arithmetic_s = calls.flops / device_format(calls, device).flops_per_s / (TOLERANCE if timed else 1.0)
-    return np.where(product, np.maximum(arithmetic_s, read / device.memory_bandwidth_bytes_per_s), 0.0)
+    return np.where(is_product(calls), np.maximum(arithmetic_s, read / device.memory_bandwidth_bytes_per_s), 0.0)

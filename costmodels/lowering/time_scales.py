@@ -3,7 +3,7 @@
 import numpy as np
 
 from costmodels.context import CostContext
-from costmodels.kernels.calls import KernelCallBatch, KernelOp
+from costmodels.kernels.calls import KernelCallBatch, KernelOp, is_product
 from costmodels.kernels.sparse_attention import is_sparse
 from costmodels.plan import FloatArray
 from profiles.hardware import DeviceSpec
@@ -38,13 +38,12 @@ def kernel_time_scale(calls: KernelCallBatch, context: CostContext) -> FloatArra
     attention = stack.attention_time_scale
     if architecture == "hopper":
         attention *= stack.hopper_attention_time_scale
-    is_gemm = (calls.op == int(KernelOp.GEMM)) | (calls.op == int(KernelOp.GROUPED_GEMM))
     is_unscaled = np.isin(calls.op, _UNSCALED)
     if not context.implementation:
         board = context.cluster.device.training_time_scale
         by_format, attention = by_format * board, attention * board
     other = np.where(calls.op == int(KernelOp.MEMORY), stack.memory_time_scale, np.where(is_unscaled, 1.0, attention))
-    return np.where(is_gemm, by_format[calls.gemm_format], other)
+    return np.where(is_product(calls), by_format[calls.gemm_format], other)
 
 
 def _sustained_scale(context: CostContext) -> float:

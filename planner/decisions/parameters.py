@@ -12,7 +12,7 @@ import numpy as np
 
 from costmodels.context import CostContext
 from costmodels.evaluate import evaluate
-from costmodels.kernels.calls import KernelCallBatch, KernelCostModel, KernelOp, Prediction
+from costmodels.kernels.calls import KernelCallBatch, KernelCostModel, KernelOp, Prediction, is_product
 from costmodels.links.collectives import CollectiveCallBatch, CollectiveCostModel
 from costmodels.plan import BoolArray, PlanBatch
 from costmodels.uncertainty import NORMAL_90
@@ -99,7 +99,7 @@ class _KernelProbe:
     def predict(self, calls: KernelCallBatch, device: DeviceSpec) -> Prediction:
         """Seconds for each call on one device."""
         priced = self.base.predict(calls, device)
-        product = (calls.op == KernelOp.GEMM) | (calls.op == KernelOp.GROUPED_GEMM)
+        product = is_product(calls)
         memory = calls.op == KernelOp.MEMORY
         wide = product.copy()
         for name in _NARROW:
