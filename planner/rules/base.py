@@ -234,6 +234,11 @@ def accelerate_runs(plans: PlanBatch, setting: Setting) -> BoolArray:
 ALL_OR_NONE = "all layers are recomputed or none"
 
 
+def recomputes_layers(plans: PlanBatch) -> BoolArray:
+    """(N,) whether whole layers are recomputed: all, or some of each stage."""
+    return mask((plans.recompute == int(Recompute.FULL)) | (plans.recompute == int(Recompute.BLOCK)))
+
+
 def all_recomputed_or_none(plans: PlanBatch, _setting: Setting) -> BoolArray:
     """Whether all layers are recomputed or none: where frameworks have one switch for all of them."""
     return mask((plans.recompute == int(Recompute.NONE)) | (plans.recompute == int(Recompute.FULL)))

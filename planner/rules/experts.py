@@ -22,6 +22,7 @@ from planner.rules.base import (
     mask,
     must_divide,
     one_of,
+    recomputes_layers,
 )
 from planner.rules.layout import unsplit_sequence
 
@@ -75,9 +76,8 @@ def _shares_complaint(plan: ExecutionPlan, _setting: Setting) -> tuple[str, str]
 
 
 def _repeats_exchange(plans: PlanBatch) -> BoolArray:
-    whole = (plans.recompute == int(Recompute.FULL)) | (plans.recompute == int(Recompute.BLOCK))
     experts = (plans.recompute == int(Recompute.SELECTIVE)) & ((plans.recompute_modules & int(RecomputeModule.MOE)) > 0)
-    return mask(whole | experts)
+    return mask(recomputes_layers(plans) | experts)
 
 
 def _expert_complaint(plan: ExecutionPlan, _setting: Setting) -> tuple[str, str]:

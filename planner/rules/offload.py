@@ -19,12 +19,9 @@ from planner.rules.base import (
     accelerate_wants,
     columns,
     mask,
+    recomputes_layers,
 )
 from planner.rules.formats import of_fsdp
-
-
-def _recomputes_layers(plans: PlanBatch) -> BoolArray:
-    return mask((plans.recompute == int(Recompute.FULL)) | (plans.recompute == int(Recompute.BLOCK)))
 
 
 def moves_together(plans: PlanBatch) -> BoolArray:
@@ -124,7 +121,7 @@ OFFLOAD_RULES = (
         text="offloaded activations are the checkpoints of full or block recomputation",
         source="DeepSpeed activation_checkpointing.cpu_checkpointing; torch save_on_cpu around checkpointed blocks",
         columns=columns("recompute", "offload_activations"),
-        holds=lambda plans, _setting: ~plans.offload_activations | _recomputes_layers(plans),
+        holds=lambda plans, _setting: ~plans.offload_activations | recomputes_layers(plans),
         complaint=lambda _plan, setting: (
             f"needs recompute full{' or block:N' * (setting.framework == DEEPSPEED)}",
             "recompute full",
