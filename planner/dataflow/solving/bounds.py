@@ -21,7 +21,7 @@ import numpy as np
 from costmodels.plan import FloatArray, IntArray
 from planner.dataflow.solving.orders import TaskGraph
 from planner.dataflow.solving.problem import DataflowProblem
-from planner.dataflow.solving.schedule import slot_times
+from planner.dataflow.solving.schedule import slot_times, spans
 from planner.dataflow.solving.waits import Unrolled, between, unrolled
 
 _MOST_GROUPS = 600  # groups over all iterations that are looked at; fewer only weaken a bound
@@ -119,8 +119,7 @@ def choice_bound(problem: DataflowProblem, chains: Chains, choice: IntArray) -> 
 def _loads(problem: DataflowProblem, chains: Chains, choice: IntArray) -> FloatArray:
     """Time of every group under complete plans. [P, groups]."""
     calls = len(problem.calls)
-    start = np.stack([call.start[choice[:, index]] for index, call in enumerate(problem.calls)])
-    stop = np.stack([call.stop[choice[:, index]] for index, call in enumerate(problem.calls)])
+    start, stop = spans(problem, choice)
     times = slot_times(problem, choice)[:calls]
     passing = between(problem)
     passing_s = [one.times.price(choice[:, one.parent], choice[:, one.child]) for one in passing]

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from costmodels.plan import BoolArray, FloatArray, IntArray
-from planner.dataflow.solving.turns import Turns, Waits
+from planner.dataflow.solving.turns import Turns, Waits, holding
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +161,15 @@ def _longest_ways(
     rows = 1 + slots + found.ends
     column = np.arange(plans)
     took_s = times[found.slot[:, order], column]
-    pairs = conflict[:slots, :slots].reshape(-1, plans)
-    competes = np.concatenate([pairs, np.ones((1, plans), dtype=np.bool_)]).T.copy()
-    own, base = (column * competes.shape[1])[:, None], column * rows
+    holds = holding(conflict, slots)
+    own, base = (column * holds.shape[1])[:, None], column * rows
     table = np.full((rows, used), -np.inf)
     table[1 + slots + found.used, np.arange(used)] = 0.0
     ways = np.repeat(table[None], plans, axis=0)
     flat = ways.reshape(-1, used)
     for step, turn in enumerate(found.turns):
         wait = turn.ends[order]
-        wait *= competes.take(turn.reason[order] + own)
+        wait *= holds.take(turn.reason[order] + own)
         longest = np.maximum.reduce(flat.take(wait.T + base, axis=0), axis=0)
         if turn.early is not None and turn.lead is not None:
             released = flat.take(turn.early[order].T + base, axis=0)

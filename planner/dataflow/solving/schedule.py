@@ -13,6 +13,7 @@ import numpy as np
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from planner.dataflow.solving.orders import TaskGraph
 from planner.dataflow.solving.problem import DataflowProblem
+from planner.dataflow.solving.turns import holding
 
 CHUNK_PLANS = 4096  # rows simulated at once; fits the cache, and more do not run faster
 _MIXED_PLANS = 512  # with orders of their own played at once: more do not fit the cache
@@ -104,10 +105,16 @@ def lead_times(problem: DataflowProblem, choice: IntArray) -> FloatArray:
     return np.stack(found) if found else np.zeros((0, len(choice)))
 
 
-def overlaps(problem: DataflowProblem, choice: IntArray, times: FloatArray) -> BoolArray:
-    """Which slots (calls, then transfers) compete for a GPU; a transfer without time never does. [slots, slots, P]."""
+def spans(problem: DataflowProblem, choice: IntArray) -> tuple[IntArray, IntArray]:
+    """First GPU of every call, and one past its last. [calls, P] each."""
     start = np.stack([call.start[choice[:, index]] for index, call in enumerate(problem.calls)])
     stop = np.stack([call.stop[choice[:, index]] for index, call in enumerate(problem.calls)])
+    return start, stop
+
+
+def overlaps(problem: DataflowProblem, choice: IntArray, times: FloatArray) -> BoolArray:
+    """Which slots (calls, then transfers) compete for a GPU; a transfer without time never does. [slots, slots, P]."""
+    start, stop = spans(problem, choice)
     calls, plans = start.shape
     slots = len(times)
     both = np.zeros((slots, slots, plans), dtype=np.bool_)
@@ -171,10 +178,8 @@ def _run_mixed(
     tasks, plans = len(graph.slot), len(order)
     column = np.arange(plans)
     took_s = times[turns.slot[:, order], column]
-    # Whether each slot competes with each other, and last the wait that does not depend on it.
-    pairs = conflict[: turns.slots, : turns.slots].reshape(-1, plans)
-    competes = np.concatenate([pairs, np.ones((1, plans), dtype=np.bool_)]).T.copy()
-    own = (column * competes.shape[1])[:, None]
+    holds = holding(conflict, turns.slots)
+    own = (column * holds.shape[1])[:, None]
     # By position; the first, which ends at once, stands in for what there is not to wait for.
     end_s = np.zeros((tasks + 1, plans))
     flat = end_s.reshape(-1)
@@ -185,7 +190,7 @@ def _run_mixed(
         until = max(int(np.searchsorted(waits.first, most, side="right")) - 1, begin + 1)
         part = slice(waits.first[begin], waits.first[until])
         position = waits.position[order, part]
-        position *= competes.take(waits.reason[order, part] + own)
+        position *= holds.take(waits.reason[order, part] + own)
         place = position.T * np.int64(plans)
         place += column
         bounds = (waits.first[begin : until + 1] - part.start).tolist()

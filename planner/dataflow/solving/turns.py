@@ -78,6 +78,18 @@ def turns_of(
     return Turns(slots, slot[sequence], position, ends, early)
 
 
+def holding(conflict: BoolArray, slots: int) -> BoolArray:
+    """Whether each reason of ``Turns`` holds, of every plan: its two slots compete, or it always does. [P, reasons].
+
+    Args:
+        conflict: Whether slots compete for a GPU. [all slots, all slots, P]
+        slots: Of these, the first that have a task in a round.
+    """
+    plans = conflict.shape[-1]
+    pairs = conflict[:slots, :slots].reshape(-1, plans)
+    return np.concatenate([pairs, np.ones((1, plans), dtype=np.bool_)]).T.copy()
+
+
 def _ancestors(parents: Sequence[Sequence[int]], order: IntArray) -> BoolArray:
     """Whether each task waits for each other, directly or not. [tasks, tasks]."""
     before = np.zeros((len(parents), len(parents)), dtype=np.bool_)
