@@ -168,7 +168,7 @@ class ReallocationModel:
         Experts that were spread over more ranks come from as many as hold together what one holds then, to the nearest
         number: stages of unlike lengths are no shards that others hold.
         """
-        one_mesh = (source.start[:, None] == target.start) & (source.size[:, None] == target.size)
+        one_mesh = _on_one_mesh(source, target)
         time_s = np.full(one_mesh.shape, np.inf)
         row, column = np.divmod(np.flatnonzero(one_mesh), len(target))
         held, wanted = source.take(row), target.take(column)
@@ -237,7 +237,7 @@ class ReallocationModel:
             last[:, None] == (target.start + target.size - 1) // each
         )
         one_node &= (first == last)[:, None]
-        same = (source.start[:, None] == target.start) & (source.size[:, None] == target.size)
+        same = _on_one_mesh(source, target)
         same &= source.pipeline_parallel[:, None] == target.pipeline_parallel
         same &= source.data_parallel[:, None] == target.data_parallel
         across_s = self._across_s(share * self._devices_per_card)
@@ -276,7 +276,7 @@ class ReallocationModel:
 
     def _alone(self, source: PlacedLayouts, target: PlacedLayouts) -> BoolArray:
         """Pairs of single GPUs that are the same one."""
-        alone: BoolArray = (source.size[:, None] == 1) & (target.size == 1) & (source.start[:, None] == target.start)
+        alone: BoolArray = _on_one_mesh(source, target) & (target.size == 1)
         return alone
 
     def _missing_shard(self, source: PlacedLayouts, target: PlacedLayouts) -> FloatArray:
@@ -317,6 +317,12 @@ class ReallocationModel:
             total[pairs] += missing
             nodes[pairs] += missing > 0
         return inflow, total, nodes
+
+
+def _on_one_mesh(source: PlacedLayouts, target: PlacedLayouts) -> BoolArray:
+    """Pairs of layouts on the same GPUs."""
+    found: BoolArray = (source.start[:, None] == target.start) & (source.size[:, None] == target.size)
+    return found
 
 
 def _blocks(source: PlacedLayouts, target: PlacedLayouts) -> Iterator[PlacedLayouts]:
