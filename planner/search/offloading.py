@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from costmodels.lowering.grouping import group_rows
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from costmodels.stage_plans.estimate import StageEstimateBatch
 from costmodels.stage_plans.evaluate import evaluate_stages
@@ -161,7 +162,7 @@ def _useful(
     optimizer's temporaries; a wait for the host is the longer of work and traffic. A way that is no worse than another
     with nothing and with everything offloaded is therefore no worse with any share.
     """
-    group = np.unique(np.column_stack([config, columns["dense"], columns["moe"]]), axis=0, return_inverse=True)[1]
+    group = group_rows(config, columns["dense"], columns["moe"]).of_row
     place = np.zeros(len(config), dtype=np.int64)
     place[rows] = np.arange(len(rows))
     kept = np.zeros_like(at_once)
@@ -178,7 +179,7 @@ def _useful(
         needed = [priced.stage_memory_bytes[some, stage], priced.host_memory_bytes[some, stage]]
         needed.append(away.stage_memory_bytes[place[some], stage])
         values += [np.where(now, 0.0, bytes_) for bytes_ in needed]
-        kept[some[nondominated(group.reshape(-1)[some], np.column_stack(values))], stage] = True
+        kept[some[nondominated(group[some], np.column_stack(values))], stage] = True
     return at_once & kept, hopeful & kept
 
 

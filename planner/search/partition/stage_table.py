@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from costmodels.lowering.grouping import group_rows
 from costmodels.plan import FloatArray, IntArray, Recompute
 from costmodels.stage_plans.estimate import StageEstimateBatch
 from costmodels.stage_plans.plan import StagePlanBatch
@@ -288,8 +289,7 @@ def _shortest(
     fits = fits_device(priced) & fits_host(priced) & (priced.stages.work_s <= most_s)
     if family.cells is not None:
         fits &= family.cells.admits(np.searchsorted(family.configs, config), columns["dense"], columns["moe"])
-    group = np.unique(np.column_stack([config, columns["dense"], columns["moe"]]), axis=0, return_inverse=True)[1]
-    group, backward_s = group.reshape(-1), priced.stages.backward_s
+    group, backward_s = group_rows(config, columns["dense"], columns["moe"]).of_row, priced.stages.backward_s
     ways, stages = [], []
     for stage in range(backward_s.shape[1]):
         rows = np.flatnonzero(fits[:, stage])
