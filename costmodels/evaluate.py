@@ -41,7 +41,7 @@ class Peaks:
     peak_memory_bytes: FloatArray
     host_memory_bytes: FloatArray
     fits: BoolArray
-    paged_bytes: FloatArray | None = None
+    paged_bytes: FloatArray | None
 
     def take(self, rows: IntArray) -> "Peaks":
         """What the selected plans need."""

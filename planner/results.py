@@ -63,15 +63,15 @@ class Request:
     stack: StackSpec
     pins: Mapping[str, int]
     objective: str = "step_time"
-    max_oom_risk: float = RISKY
+    max_oom_risk: float
     stack_fitted: bool = False
-    offload: bool = False
-    named_modules: bool = False
-    variants: bool = False
+    offload: bool
+    named_modules: bool
+    variants: bool
     price: Price | None = None
-    memory_reserve_bytes: float = 0.0
+    memory_reserve_bytes: float
     assumptions: tuple[Note, ...] = ()
-    asked: TrainingJob | Mapping[str, Any] | None = None
+    asked: TrainingJob | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,7 +213,7 @@ def _node_named(match: re.Match[str], catalog: Catalog) -> NodeSpec | None:
     raise SpecError("cluster", problem, f"{count}x{short} or {count}x{each}x{short}")
 
 
-def _matches(text: str, catalog: Catalog, *, counts: Sequence[int] = ()) -> tuple[DeviceSpec, ...]:
+def _matches(text: str, catalog: Catalog, *, counts: Sequence[int]) -> tuple[DeviceSpec, ...]:
     """Every device the text can mean; who writes the count behind it is told where it goes.
 
     Args:

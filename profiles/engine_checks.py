@@ -7,7 +7,7 @@ from profiles.linear_attention import KIND_TITLES
 from profiles.model import ModelSpec
 
 
-def check_engine(engine: EngineSpec, model: ModelSpec, device: DeviceSpec | None = None) -> EngineSpec:
+def check_engine(engine: EngineSpec, model: ModelSpec, device: DeviceSpec | None) -> EngineSpec:
     """The engine, which has code for what a model attends to, and kernels on the device.
 
     Raises:

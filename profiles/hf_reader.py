@@ -1,7 +1,7 @@
 """Typed access to one Hugging Face config.json, under whichever names a family keeps its dimensions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from profiles.errors import SpecError, shown
@@ -39,7 +39,7 @@ class Reader:
 
     config: Mapping[str, Any]
     family: Family
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     def raw(self, *keys: str) -> Any:
         """The first of these keys that is present and not null."""

@@ -157,7 +157,7 @@ def across_timings(folder: Path, logs: Path | None = None) -> list[AcrossTimings
     return _timings(table.assign(op=table.op.replace("reduce_scatter", "all_gather")))
 
 
-def _node(name: str, nics: int | None = None, kind: str = "") -> NodeSpec:
+def _node(name: str, nics: int | None, kind: str = "") -> NodeSpec:
     """A node of the catalogue, with another number of adapters, or RDMA over Ethernet of the same rate, if told so."""
     node = default_catalog().node(name)
     nic = default_catalog().link(f"roce-{node.nic.name.rsplit('-', 1)[1]}") if kind == "roce" else node.nic

@@ -36,8 +36,8 @@ class Refits:
         starts: By group, seconds that each call takes longer, whatever its size.
     """
 
-    before: Mapping[int, Parameters] = field(default_factory=dict)
-    after: Mapping[int, Parameters] = field(default_factory=dict)
+    before: Mapping[int, Parameters]
+    after: Mapping[int, Parameters]
     level: float = 0.0
     starts: Mapping[int, float] = field(default_factory=dict)
 

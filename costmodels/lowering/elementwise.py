@@ -245,9 +245,7 @@ def positions_and_norms(
                 calls.issued(phase, kernels)
 
 
-def activation(
-    calls: CallList, rows: FloatArray, width: FloatArray | float, *, pieces: FloatArray | float = 1.0
-) -> None:
+def activation(calls: CallList, rows: FloatArray, width: FloatArray | float, *, pieces: FloatArray | float) -> None:
     """Activation function between the MLP matrices, over ``width`` per row, in so many ``pieces``."""
     code, element = calls.context.stack.activation, output_bytes(calls.context.job, calls.context.stack)
     if calls.context.model.gated_mlp:

@@ -36,7 +36,7 @@ def attention_library(context: CostContext) -> str:
     return "cudnn" if named == "flash_3" else named
 
 
-def eight_bit_product(context: CostContext, gemm_format: str = "") -> int:
+def eight_bit_product(context: CostContext, gemm_format: str) -> int:
     """Code of an engine's product of operands that are in 8 bits; 0 of all other products.
 
     Engines make its input in one kernel, with a scale per token or one that the checkpoint has, or along with what

@@ -40,7 +40,7 @@ class LayerUnits:
     layer_input: FloatArray
     backward: FloatArray
     casts: FloatArray | None
-    waiting: FloatArray | None = None
+    waiting: FloatArray | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,7 +79,7 @@ class GenerationMemory:
     working_bytes: FloatArray
     logits_bytes: FloatArray
     fixed_bytes: float
-    aside_bytes: float = 0.0
+    aside_bytes: float
 
     @property
     def beside_bytes(self) -> FloatArray:

@@ -78,7 +78,7 @@ def _with_draft(
     )
 
 
-def cached_token_bytes(plans: PlanBatch, context: CostContext, speculation: Speculation | None = None) -> FloatArray:
+def cached_token_bytes(plans: PlanBatch, context: CostContext, speculation: Speculation | None) -> FloatArray:
     """(N,) bytes of one token in the cache of the fullest rank, those of a draft included."""
     return total(
         bytes_per_cached_token(plans, each.model, each.cache_element_bytes) for each in _cached_by(context, speculation)

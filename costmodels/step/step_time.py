@@ -85,7 +85,7 @@ def step_time_s(
     parameters: StageParameters,
     context: CostContext,
     *,
-    paged_bytes: FloatArray | None = None,
+    paged_bytes: FloatArray | None,
 ) -> FloatArray:
     """(N,) seconds of ``step_time``, which takes the same arguments, without what they are spent on."""
     return _composed(plans, stages, costs, parameters, context, paged_bytes).step_s * context.stack.step_time_scale

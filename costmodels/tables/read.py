@@ -95,7 +95,7 @@ class Table:
     schema: str
     words: Mapping[str, Words]
     numbers: Mapping[str, NDArray[np.float64]]
-    assumed: tuple[str, ...] = ()
+    assumed: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.numbers["time_us"])

@@ -34,7 +34,7 @@ _SAME = 0.0005  # relative differences below this are not told
 _NOTICEABLE = 0.005  # a wish must promise more than this share of the step
 
 
-def explain(best: PlanEstimate, priced: Priced, *, objective: str = "step_time") -> Explanation:
+def explain(best: PlanEstimate, priced: Priced, *, objective: str) -> Explanation:
     """Explain a plan against every other plan that was priced.
 
     Args:

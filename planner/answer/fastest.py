@@ -22,7 +22,7 @@ from planner.results import RISKY
 _FIRST_ROWS = 8192  # plans looked at first; then twice as many, and so on
 
 
-def price_fastest(plans: PlanBatch, context: CostContext, *, count: int, most_risk: float = 1.0) -> Priced:
+def price_fastest(plans: PlanBatch, context: CostContext, *, count: int, most_risk: float) -> Priced:
     """Of a space those plans priced that are likely to live and are the best; where none fits, those that come nearest.
 
     Where the plan that needs the least memory is not likely to live, none is taken to be, and the best are of those

@@ -180,7 +180,7 @@ def _staying(places: IntArray, experts: int) -> IntArray:
     return np.where(places >= experts, experts, places - 1)
 
 
-def held_experts(rows: CallRows, row: int, role: Role, prompts: int, *, group: int = 1) -> HeldExperts:
+def held_experts(rows: CallRows, row: int, role: Role, prompts: int, *, group: int) -> HeldExperts:
     """Where the experts lie in one row of ``with_places``, of calls with so many sequences to a prompt."""
     entry = int(rows.row[row])
     each = float(rows.table.static_bytes[entry])

@@ -133,7 +133,7 @@ class Running:
 
 
 def running_choices(
-    memory: GenerationMemory, engine: EngineSpec, per_replica: IntArray, room_bytes: FloatArray, *, batches: int = 1
+    memory: GenerationMemory, engine: EngineSpec, per_replica: IntArray, room_bytes: FloatArray, *, batches: int
 ) -> Running:
     """How many sequences to run at once: all or as many as fit, and halves of that, which leave memory to other calls.
 

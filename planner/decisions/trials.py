@@ -72,7 +72,7 @@ class Trials:
 TrialInput = str | Path | Mapping[str, Any]
 
 
-def read_trials(given: TrialInput | Sequence[TrialInput], *, allow_files: bool = True) -> Mapped:
+def read_trials(given: TrialInput | Sequence[TrialInput], *, allow_files: bool) -> Mapped:
     """Trials from tables, or given row by row.
 
     Args:

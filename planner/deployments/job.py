@@ -46,8 +46,8 @@ class ServingJob:
 
     prompt_tokens: int
     output: OutputLengths
-    pools: bool = False
-    cached_tokens: int = 0
+    pools: bool
+    cached_tokens: int
     rate_per_s: float | None = None
     concurrency: int | None = None
     requests: int | None = None

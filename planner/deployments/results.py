@@ -248,7 +248,7 @@ class ServingResult:
     kv_cache_dtype: str
     price: Price | None
     weights: WeightFormat | None = None
-    idle_head: bool = False
+    idle_head: bool
     speculation: Drafting | None = None
     plans: tuple[ServingPlan, ...] = ()
     frontier: tuple[ServingPlan, ...] = ()

@@ -39,7 +39,7 @@ class Gap:
 
     field: str
     problem: str
-    hint: str = ""
+    hint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +213,7 @@ def scripted(
     gaps: tuple[Gap, ...],
     left_to_you: tuple[str, ...],
     environment: Mapping[str, str] | None = None,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None,
     defaults: Sequence[str] = (),
     setup: Sequence[str] = (),
 ) -> Exported:

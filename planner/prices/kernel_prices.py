@@ -36,7 +36,7 @@ class KernelPrice:
     high_s: float
     basis: Basis
     extrapolated: bool
-    opaque: bool = False
+    opaque: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from planner.results import PlanEstimate
 _WIDE = 100  # columns from which on there is room for the first beside plans
 
 
-def render_replan(result: ReplanResult, console: Console, *, quiet: bool = False) -> None:
+def render_replan(result: ReplanResult, console: Console, *, quiet: bool) -> None:
     """Print a whole answer; ``quiet`` leaves out assumptions."""
     heading(result.request, console)
     console.print(f"continued on [bold]{result.onto.num_devices} x {result.onto.device.name}[/]\n", highlight=False)

@@ -19,7 +19,7 @@ _PADDING = (0, 1)
 _LEFT_OUT = ("MFU %", "(90 %)")  # of a narrow table
 
 
-def render_sizing(result: SizingResult, console: Console, *, quiet: bool = False) -> None:
+def render_sizing(result: SizingResult, console: Console, *, quiet: bool) -> None:
     """Print a whole answer; ``quiet`` leaves out assumptions."""
     request = result.kinds[0].request
     model, job = request.model, request.job

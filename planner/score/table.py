@@ -32,7 +32,7 @@ _NO_TABLES = (".parquet", ".json", ".gz", ".sqlite", ".log")  # what can be no C
 
 
 def score_tables(
-    paths: Sequence[Path], *, few_shot: FewShot | None = None, kernels: KernelCostModel | None = None
+    paths: Sequence[Path], *, few_shot: FewShot | None, kernels: KernelCostModel | None
 ) -> list[TableScore]:
     """Every table priced row by row.
 

@@ -43,7 +43,7 @@ def capacity(
     freedom: Freedom,
     *,
     perfect_s: FloatArray,
-    below_s: float = np.inf,
+    below_s: float,
     check_time: Callable[[], None] = lambda: None,
 ) -> Capacity:
     """What the families can still reach, memory considered.

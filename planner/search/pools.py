@@ -185,7 +185,7 @@ class Pool:
 
 def pool(
     prices: StagePrices, configs: IntArray, runs: Runs, freedom: Freedom, *, devices: tuple[int, ...], longest_s: float,
-    num_stages: int, num_microbatches: int, check_time: Callable[[], None] = lambda: None,
+    num_stages: int, num_microbatches: int, check_time: Callable[[], None],
 ) -> Pool | None:  # fmt: skip
     """Configurations as a pool; None where none is quick enough.
 

@@ -17,7 +17,7 @@ END_CODES = (0, 1, 2, 3)
 _WORTH = 1.1  # parameters on the fullest stage of an even split, over those with few layers at the ends
 
 
-def chunks_fit(columns: Columns, layers: int, *, even: bool, free_layout: bool = False) -> BoolArray:
+def chunks_fit(columns: Columns, layers: int, *, even: bool, free_layout: bool) -> BoolArray:
     """Whether the layers of every stage divide into its chunks, and the schedule interleaves them.
 
     Args:

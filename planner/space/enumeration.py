@@ -78,7 +78,7 @@ class Space:
 
     plans: PlanBatch
     rejected: dict[str, int]
-    thinned: int = 0
+    thinned: int
 
 
 def plan_space(

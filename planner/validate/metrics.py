@@ -35,7 +35,7 @@ class ErrorSummary:
     median: float
     p90: float
     bias: float
-    covered: float | None = None
+    covered: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

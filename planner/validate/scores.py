@@ -58,7 +58,7 @@ class SourceScore:
     memory: ErrorSummary | None
     memory_by_kind: Mapping[str, ErrorSummary]
     oom: OomSummary
-    trend: bool = False
+    trend: bool
     apart: bool = False
 
 

@@ -48,7 +48,7 @@ class Move:
     target: str
     role: str
     lag: int
-    every: int = 1
+    every: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ def engines_of(
     *,
     asked: str | None,
     interrupts: bool,
-    eager: bool = False,
+    eager: bool,
 ) -> tuple[str, ...]:
     """Engines of calls that pin none: the one asked for, or the usual ones; where none of these runs, the trainer.
 

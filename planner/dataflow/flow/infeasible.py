@@ -39,5 +39,5 @@ class FlowInfeasible:
     looked_at_gpus: int
     minimum_steady_s: float | None
     framework: str = ""
-    framework_steady_s: float | None = None
-    linear_loss_steady_s: float | None = None
+    framework_steady_s: float | None
+    linear_loss_steady_s: float | None

@@ -29,7 +29,7 @@ class Payload:
 
     tensors: int
     total_bytes: float
-    share: float = 1.0
+    share: float
 
 
 def payload(request: FlowRequest, source: str, target: str) -> Payload:

@@ -228,8 +228,8 @@ class Reason:
     decode_steps: float
     mean_tokens: float
     alternative: Alternative | None
-    carries_over: bool = False
-    runs_on: bool = False
+    carries_over: bool
+    runs_on: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ _BOUNDLESS = 1e18  # bytes of a host with plenty of memory
 _MOST_TIMES = 64  # how many times larger a cluster is looked at
 
 
-def explain_shortage(request: FlowRequest, split: FlowRequest | None = None) -> FlowInfeasible:
+def explain_shortage(request: FlowRequest, split: FlowRequest | None) -> FlowInfeasible:
     """What stands in the way, and the minimum that would do.
 
     Args:

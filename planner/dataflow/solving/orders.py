@@ -44,7 +44,7 @@ class TaskGraph:
     parents: tuple[tuple[int, ...], ...]
     orders: IntArray
     complete: bool
-    leads: tuple[tuple[tuple[int, int], ...], ...] = ()
+    leads: tuple[tuple[tuple[int, int], ...], ...]
     rounds: "Rounds | None" = None
     _turns: list[Turns] = field(init=False, repr=False, compare=False, default_factory=list)
     _recurrence: list[Recurrence] = field(init=False, repr=False, compare=False, default_factory=list)

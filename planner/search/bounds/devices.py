@@ -48,9 +48,7 @@ class Behind:
     only: int | None
 
 
-def behind(
-    pool: Pool, below_s: float, *, only: int | None = None, check_time: Callable[[], None] = lambda: None
-) -> Behind:
+def behind(pool: Pool, below_s: float, *, only: int | None, check_time: Callable[[], None] = lambda: None) -> Behind:
     """Works the bounds out for every number of stages that the pool has room for.
 
     Args:

@@ -41,7 +41,7 @@ class MixedFurther:
 
     mixed: Mixed
     freedom: Freedom
-    check_time: Callable[[], None] = lambda: None
+    check_time: Callable[[], None]
     _done: int = field(default=0, init=False)
 
     @property

@@ -62,7 +62,7 @@ class Memory:
 
     bytes: float
     kind: MemoryKind
-    first_stage: bool = False
+    first_stage: bool
     reserved_bytes: float | None = None
 
 
@@ -106,9 +106,7 @@ def flops_per_step(convention: FlopConvention, model: ModelSpec, job: TrainingJo
     return (passes * forward + 6 * head) * job.tokens_per_step
 
 
-def step_time_s(
-    row: Row, model: ModelSpec, cluster: ClusterSpec, job: TrainingJob, *, users_own: bool = False
-) -> float | None:
+def step_time_s(row: Row, model: ModelSpec, cluster: ClusterSpec, job: TrainingJob, *, users_own: bool) -> float | None:
     """Seconds per optimizer step; None where the row measured no time.
 
     Args:
