@@ -24,13 +24,11 @@ class Replay:
         estimate: The plans' prices.
         formula_s: (N,) step time by the formulas alone.
         in_flight: (N, S) most micro-batches that each stage held, 0 in unused columns.
-        played: What happened in each.
     """
 
     estimate: StageEstimateBatch
     formula_s: FloatArray
     in_flight: FloatArray
-    played: tuple[Played, ...]
 
     @property
     def difference(self) -> FloatArray:
@@ -46,7 +44,7 @@ def replay(plans: StagePlanBatch, prices: StagePrices) -> Replay:
         prices: Prices of their stages.
     """
     by_formula = evaluate_stages(plans, prices)
-    played = tuple(_play(plans, by_formula, row) for row in range(len(plans)))
+    played = [_play(plans, by_formula, row) for row in range(len(plans))]
     seconds = np.asarray([each.pipeline_s for each in played], dtype=np.float64)
     held = np.zeros(plans.config.shape)
     for row, each in enumerate(played):
@@ -55,7 +53,6 @@ def replay(plans: StagePlanBatch, prices: StagePrices) -> Replay:
         estimate=evaluate_stages(plans, prices, played_s=seconds),
         formula_s=by_formula.step_time_s,
         in_flight=held,
-        played=played,
     )
 
 

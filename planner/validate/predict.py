@@ -36,7 +36,6 @@ class Predictions:
         step_time_low_s, step_time_high_s: (n,) 90 % interval.
         memory_bytes: (n,) peak as the row's source counts it (kind and stage).
         memory_low_bytes, memory_high_bytes: (n,) 90 % interval, on that scale.
-        allocated_bytes: (n,) peak of live tensors.
         peak_memory_bytes: (n,) peak of the fullest device, everything counted.
         fits: (n,) OOM verdict.
         problems: Row number to reason, for rows that cannot be priced.
@@ -48,7 +47,6 @@ class Predictions:
     memory_bytes: FloatArray
     memory_low_bytes: FloatArray
     memory_high_bytes: FloatArray
-    allocated_bytes: FloatArray
     peak_memory_bytes: FloatArray
     fits: BoolArray
     problems: Mapping[int, str]
@@ -138,8 +136,8 @@ class RowPredictor:
         columns = {
             name: np.full(count, np.nan)
             for name in (
-                "step_time_s", "step_time_low_s", "step_time_high_s", "memory_bytes", "memory_low_bytes",
-                "memory_high_bytes", "allocated_bytes", "peak_memory_bytes",
+                "step_time_s", "step_time_low_s", "step_time_high_s",
+                "memory_bytes", "memory_low_bytes", "memory_high_bytes", "peak_memory_bytes",
             )
         }  # fmt: skip
         fits = np.zeros(count, dtype=np.bool_)
@@ -221,7 +219,6 @@ class RowPredictor:
         peaks = {
             kind: _peak(estimate.memory_parts_bytes, counted_parts(kind), group.first_stage) for kind in MemoryKind
         }
-        columns["allocated_bytes"][at] = peaks[MemoryKind.ALLOCATED]
         kinds = self._kinds[at]
         counted = np.select([kinds == kind.value for kind in peaks], list(peaks.values()))
         columns["memory_bytes"][at] = counted

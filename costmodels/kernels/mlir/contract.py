@@ -39,7 +39,6 @@ class Product:
         layout: Which operand is read along k, as ``GemmLayout``.
         format: Arithmetic format.
         left, right: Values.
-        result: Value.
     """
 
     batch: float
@@ -50,7 +49,6 @@ class Product:
     format: str
     left: int
     right: int
-    result: int
 
     @property
     def flops(self) -> float:
@@ -97,7 +95,7 @@ def product_of(flat: Flat, program: FlatProgram) -> Product:
         batch=float(extents[0]), m=float(free[0]), n=float(free[1]), k=float(extents[1]),
         layout=_layout(ends[0], ends[1]),
         format=_format(flat, a, b),
-        left=left, right=right, result=flat.results[0],
+        left=left, right=right,
     )  # fmt: skip
 
 
@@ -212,7 +210,7 @@ def _ragged(flat: Flat, a: TensorType, b: TensorType) -> Product:
     return Product(
         batch=float(b.dims[0]), m=a.dims[0] / b.dims[0], n=float(b.dims[2]), k=float(a.dims[1]),
         layout=GemmLayout.INPUT_GRADIENT, format=_format(flat, a, b),
-        left=flat.operands[0], right=flat.operands[1], result=flat.results[0],
+        left=flat.operands[0], right=flat.operands[1],
     )  # fmt: skip
 
 
@@ -227,5 +225,5 @@ def _convolution(flat: Flat, program: FlatProgram, a: TensorType, b: TensorType)
     return Product(
         batch=1.0, m=math.prod(out.dims) / width, n=float(width), k=math.prod(b.dims) / width,
         layout=GemmLayout.FORWARD, format=_format(flat, a, b),
-        left=flat.operands[0], right=flat.operands[1], result=flat.results[0],
+        left=flat.operands[0], right=flat.operands[1],
     )  # fmt: skip

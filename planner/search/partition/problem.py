@@ -39,7 +39,6 @@ class StageOptions:
         path_s: (K,) seconds that one micro-batch takes on its way past the stage without occupying it.
         kind: (K,) group of devices, as ``PartitionInstance.hand_over_s`` counts them.
         devices: (K, G) devices taken from each group.
-        source: (K,) the caller's own number of the option.
     """
 
     stage: IntArray
@@ -53,7 +52,6 @@ class StageOptions:
     path_s: FloatArray
     kind: IntArray
     devices: IntArray
-    source: IntArray
 
     def __len__(self) -> int:
         return len(self.stage)
@@ -66,7 +64,6 @@ class StageOptions:
         rows = len(stage)
         defaults: dict[str, Any] = {
             "first_layer": ANYWHERE, "weight_s": 0.0, "once_s": 0.0, "update_s": 0.0, "path_s": 0.0, "kind": 0,
-            "source": np.arange(rows),
         }  # fmt: skip
         given = {"stage": stage, "layers": layers, "forward_s": forward_s, "backward_s": backward_s}
         built: dict[str, NDArray[Any]] = {}

@@ -41,10 +41,8 @@ class ExpertPlan:
     Attributes:
         recipe: Name of the preset.
         address: Where it stands.
-        model: Name of the model.
         family: Of the model, for people.
         gpu: Short name of the GPU.
-        precision: Format of the products.
         offloaded_layers: Layers whose activations go to the host; None where none do.
         framework: Stack that runs it.
         question: ``model``, ``cluster`` and ``job`` as ``planner.plan`` takes them.
@@ -54,10 +52,8 @@ class ExpertPlan:
 
     recipe: str
     address: str
-    model: str
     family: str
     gpu: str
-    precision: str
     offloaded_layers: int | None
     framework: str
     question: Mapping[str, Any]
@@ -78,10 +74,8 @@ def _plan(cells: Mapping[str, str]) -> ExpertPlan:
     return ExpertPlan(
         recipe=cells["recipe"],
         address=cells["address"],
-        model=model,
         family=next(name for word, name in _FAMILIES.items() if model.startswith(word)),
         gpu=cells["gpu"],
-        precision=cells["precision"],
         offloaded_layers=optional["offloaded_layers"],
         framework=_framework(cells),
         question={

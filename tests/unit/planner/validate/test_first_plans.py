@@ -20,7 +20,7 @@ def judged(predicted_s: list[float], fits: list[bool] | None = None) -> dict[int
     times = np.array(predicted_s)
     predictions = Predictions(
         step_time_s=times, step_time_low_s=times, step_time_high_s=times, memory_bytes=times, memory_low_bytes=times,
-        memory_high_bytes=times, allocated_bytes=times, peak_memory_bytes=times, fits=np.array(fits or [True] * 6),
+        memory_high_bytes=times, peak_memory_bytes=times, fits=np.array(fits or [True] * 6),
         problems={},
     )  # fmt: skip
     return {item.count: item for item in first_plans(rows, predictions)}
@@ -68,6 +68,6 @@ def test_small_groups_are_not_judged() -> None:
     times = np.ones(4)
     predictions = Predictions(
         step_time_s=times, step_time_low_s=times, step_time_high_s=times, memory_bytes=times, memory_low_bytes=times,
-        memory_high_bytes=times, allocated_bytes=times, peak_memory_bytes=times, fits=times > 0, problems={},
+        memory_high_bytes=times, peak_memory_bytes=times, fits=times > 0, problems={},
     )  # fmt: skip
     assert first_plans(rows, predictions) == ()

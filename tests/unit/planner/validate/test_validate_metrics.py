@@ -25,7 +25,7 @@ def predictions(step_time_s: list[float], fits: list[bool]) -> Predictions:
     times = np.array(step_time_s)
     return Predictions(
         step_time_s=times, step_time_low_s=times, step_time_high_s=times, memory_bytes=times, memory_low_bytes=times,
-        memory_high_bytes=times, allocated_bytes=times, peak_memory_bytes=times, fits=np.array(fits), problems={},
+        memory_high_bytes=times, peak_memory_bytes=times, fits=np.array(fits), problems={},
     )  # fmt: skip
 
 
