@@ -7,7 +7,7 @@ import pytest
 
 from profiles import timing_store
 from profiles.timing_store import TimingStore
-from tests.command import command_line
+from tests.command import Command, command_line
 
 
 @pytest.fixture
@@ -24,4 +24,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TimingStore:
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, store: TimingStore) -> Any:
     """Runs a command on that store: exit code, what it printed, and what it said of errors."""
     del store
+    return command_line(capsys, monkeypatch)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs a command on the user's store: exit code, what it printed, and what it said of errors."""
     return command_line(capsys, monkeypatch)

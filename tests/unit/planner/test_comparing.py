@@ -216,11 +216,6 @@ def test_what_is_wrong_is_named(
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return command_line(capsys, monkeypatch)
-
-
-@pytest.fixture
 def files(tmp_path: Path, wide: PlanResult, ranked: PlanResult) -> tuple[str, str]:
     paths = tmp_path / "old[1].json", tmp_path / "new.json"
     for path, result in zip(paths, (wide, ranked), strict=True):

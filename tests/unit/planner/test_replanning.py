@@ -17,7 +17,7 @@ from planner.render.replan import render_replan
 from planner.replanning import LAYOUT, LOADS, Continuation, ReplanResult
 from planner.rules.base import FRAMEWORKS, NANOTRON
 from profiles.errors import SpecError
-from tests.command import Command, command_line
+from tests.command import Command
 
 JOB = {"sequence_length": 4096, "global_batch_size": 512}
 BASE = (
@@ -40,11 +40,6 @@ BASE = (
 def lost() -> ReplanResult:
     """One of eight machines has gone."""
     return planner.replan("llama-3-70b", "8x8xH100", "7x8xH100", JOB, plan={"tp": 4, "pp": 4})
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return command_line(capsys, monkeypatch)
 
 
 def way(option: Continuation) -> tuple[bool, bool]:
@@ -124,10 +119,10 @@ def test_what_loads_in_another_layout_is_known_of_frameworks() -> None:
     assert set(LOADS) == set(FRAMEWORKS) - {NANOTRON}
 
 
-def test_what_is_read_into_the_new_devices_is_assumed_too(run: Command) -> None:
+def test_what_is_read_into_the_new_devices_is_assumed_too(command: Command) -> None:
     asked = ("replan", "--model", "llama-2-7b", "--gpus", "8xA100-SXM-80GB", "--onto", "8xA100")
-    assert "continued on: device: 'A100' is taken as A100-SXM-80GB" in run(*asked)[1]
-    fields = {note["field"] for note in json.loads(run(*asked, "--json")[1])["assumptions"]}
+    assert "continued on: device: 'A100' is taken as A100-SXM-80GB" in command(*asked)[1]
+    fields = {note["field"] for note in json.loads(command(*asked, "--json")[1])["assumptions"]}
     assert "onto" in fields
 
 
@@ -170,7 +165,7 @@ def test_a_saved_answer_brings_its_price_and_what_is_considered() -> None:
     assert (saved.offload, saved.memory_reserve_bytes) == (True, 1e9)
 
 
-def test_errors_about_a_saved_answer_name_what_was_given(run: Command, tmp_path: Path) -> None:
+def test_errors_about_a_saved_answer_name_what_was_given(command: Command, tmp_path: Path) -> None:
     document = planner.to_document(planner.estimate("llama-2-7b", "8xA100-80GB", JOB))
     for rank, field in ((2, "rank"), (0, "rank")):
         with pytest.raises(SpecError) as caught:
@@ -178,20 +173,20 @@ def test_errors_about_a_saved_answer_name_what_was_given(run: Command, tmp_path:
         assert caught.value.field == field
     saved = tmp_path / "answer.json"
     saved.write_text("{}")
-    code, _, err = run("replan", "--plan", str(saved), "--onto", "4xA100-80GB")
+    code, _, err = command("replan", "--plan", str(saved), "--onto", "4xA100-80GB")
     assert code == 2
     assert err.startswith("error: --plan: is not an answer")
     document["request"]["cluster"]["fabric"] = "string"
     saved.write_text(json.dumps(document))
-    code, _, err = run("replan", "--plan", str(saved), "--onto", "4xA100-80GB")
+    code, _, err = command("replan", "--plan", str(saved), "--onto", "4xA100-80GB")
     assert code == 2
     assert err.startswith("error: --plan, request.cluster.fabric: unknown link 'string'")
 
 
-def test_a_saved_answer_goes_on_alike(run: Command, tmp_path: Path, lost: ReplanResult) -> None:
+def test_a_saved_answer_goes_on_alike(command: Command, tmp_path: Path, lost: ReplanResult) -> None:
     saved = tmp_path / "answer.json"
-    run("estimate", *BASE, "--output", str(saved))
-    code, out, err = run("replan", "--plan", str(saved), "--onto", "7x8xH100", "--json")
+    command("estimate", *BASE, "--output", str(saved))
+    code, out, err = command("replan", "--plan", str(saved), "--onto", "7x8xH100", "--json")
     assert (code, err) == (0, "")
     document = json.loads(out)
     jsonschema_rs.validate(replan_schema(), document)
@@ -200,13 +195,13 @@ def test_a_saved_answer_goes_on_alike(run: Command, tmp_path: Path, lost: Replan
     assert document["running"] == asked["running"]
 
 
-def test_the_table(run: Command) -> None:
-    code, out, err = run("replan", *BASE, "--onto", "7x8xH100")
+def test_the_table(command: Command) -> None:
+    code, out, err = command("replan", *BASE, "--onto", "7x8xH100")
     assert (code, err) == (0, "")
     rows = {line.split("  ")[0]: line.split() for line in out.splitlines()}
     assert {"runs", "another layout", "same layout, another batch", "same layout"} <= set(rows)
     assert "another layout: distributed checkpoints (--ckpt-format torch_dist)" in out
-    quiet = run("replan", *BASE, "--onto", "8x8xH100", "--quiet")[1]
+    quiet = command("replan", *BASE, "--onto", "8x8xH100", "--quiet")[1]
     assert "batch" not in quiet.splitlines()[3]
     assert "Assumed" not in quiet
 
@@ -221,8 +216,10 @@ def test_a_narrow_table_keeps_room_for_plans(lost: ReplanResult) -> None:
     assert len(runs.split("tp4", 1)[1].split()) >= 2
 
 
-def test_nothing_fits_is_an_answer(run: Command) -> None:
-    code, out, _ = run("replan", "--model", "llama-2-13b", "--gpus", "8xA100-80GB", "--onto", "1xA100-80GB", "--json")
+def test_nothing_fits_is_an_answer(command: Command) -> None:
+    code, out, _ = command(
+        "replan", "--model", "llama-2-13b", "--gpus", "8xA100-80GB", "--onto", "1xA100-80GB", "--json"
+    )
     document = json.loads(out)
     assert (code, document["fits"], document["options"]) == (3, False, [])
     assert document["infeasible"]["remedies"]
@@ -260,8 +257,8 @@ def test_what_is_wrong_is_named(changed: dict[str, Any], field: str) -> None:
         (("--plan", "missing.json", "--onto", "4xH100"), "--plan"),
     ],
 )
-def test_options_that_do_not_go_together(run: Command, words: tuple[str, ...], flag: str) -> None:
-    code, _, err = run("replan", *words)
+def test_options_that_do_not_go_together(command: Command, words: tuple[str, ...], flag: str) -> None:
+    code, _, err = command("replan", *words)
     assert code == 2
     assert err.startswith(f"error: {flag}")
 
@@ -301,19 +298,19 @@ def test_new_devices_that_cannot_be_are_named_as_such() -> None:
     assert told.value.field == "onto.num_devices"
 
 
-def test_there_is_no_plan_of_rank_0(run: Command, tmp_path: Path) -> None:
+def test_there_is_no_plan_of_rank_0(command: Command, tmp_path: Path) -> None:
     saved = tmp_path / "plan.json"
     job = {"sequence_length": 2048, "global_batch_size": 64}
     saved.write_text(json.dumps(planner.to_document(planner.plan("llama-2-7b", "8xA100-80GB", job, top=1))))
     for asked in (("replan", "--onto", "4xA100-80GB"), ("export", "--format", "megatron-lm")):
-        code, _, err = run(*asked, "--plan", str(saved), "--rank", "0")
+        code, _, err = command(*asked, "--plan", str(saved), "--rank", "0")
         assert code == 2
         assert "there is no plan 0" in err
 
 
-def test_a_layout_that_cannot_go_on_is_told(run: Command) -> None:
+def test_a_layout_that_cannot_go_on_is_told(command: Command) -> None:
     asked = ("--model", "llama-3-8b", "--gpus", "2x8xH100", "--seq", "4096", "--global-batch", "64")
-    _, out, _ = run("replan", *asked, "--tp", "2", "--pp", "8", "--onto", "8xH100")
+    _, out, _ = command("replan", *asked, "--tp", "2", "--pp", "8", "--onto", "8xH100")
     assert "same layout: fits on no number of whole replicas" in " ".join(out.split())
 
 
@@ -335,9 +332,9 @@ def test_no_batch_larger_than_the_largest_is_tried() -> None:
     assert max(batches) <= MAX_GLOBAL_BATCH
 
 
-def test_the_risk_of_running_out_of_memory_is_told_of_every_way(run: Command) -> None:
+def test_the_risk_of_running_out_of_memory_is_told_of_every_way(command: Command) -> None:
     asked = ("replan", "--model", "llama-2-7b", "--gpus", "8xA100-SXM-80GB", "--onto", "6xA100-SXM-80GB")
-    out = run(*asked)[1]
+    out = command(*asked)[1]
     result = planner.replan("llama-2-7b", "8xA100-SXM-80GB", "6xA100-SXM-80GB")
     assert "risk" in out
     for option in result.options:

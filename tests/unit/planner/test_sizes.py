@@ -13,7 +13,7 @@ from planner.document_sizing import sizing_schema
 from planner.question.pins import ALIASES
 from planner.sizes import KindSizes, Size, SizingResult, _beside_cheapest
 from profiles.errors import SpecError
-from tests.command import Command, command_line
+from tests.command import Command
 
 JOB = {"sequence_length": 2048, "train_tokens": 1e11}
 
@@ -21,11 +21,6 @@ JOB = {"sequence_length": 2048, "train_tokens": 1e11}
 @pytest.fixture(scope="module")
 def one() -> SizingResult:
     return planner.sizing("llama-2-7b", "12x8xA100-80GB", JOB, days=12)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return command_line(capsys, monkeypatch)
 
 
 def best_of(size: Size | None) -> planner.PlanResult:
@@ -153,8 +148,8 @@ def test_numbers_of_machines_between_are_looked_at() -> None:
     assert fits[64]
 
 
-def test_nothing_fits_is_an_answer(run: Command) -> None:
-    code, out, _ = run("sizing", "--model", "deepseek-v3", "--gpus", "2x8xH100", "--json")
+def test_nothing_fits_is_an_answer(command: Command) -> None:
+    code, out, _ = command("sizing", "--model", "deepseek-v3", "--gpus", "2x8xH100", "--json")
     document = json.loads(out)
     assert code == 3
     assert (document["fits"], document["kinds"][0]["fewest"]) == (False, None)
@@ -235,9 +230,9 @@ def test_what_is_wrong_is_named(changed: dict[str, Any], field: str) -> None:
     assert wrong.value.field == field
 
 
-def test_the_table_marks_what_stands_out(run: Command) -> None:
+def test_the_table_marks_what_stands_out(command: Command) -> None:
     asked = ("--model", "llama-2-7b", "--seq", "2048", "--tokens", "100B", "--days", "12")
-    code, out, err = run("sizing", *asked, "--gpus", "8x8xA100-80GB@1.5, 2x8xH100@3")
+    code, out, err = command("sizing", *asked, "--gpus", "8x8xA100-80GB@1.5, 2x8xH100@3")
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
     marked = [line for line in out.splitlines() if "cheapest" in line and " x " not in line]
@@ -247,19 +242,19 @@ def test_the_table_marks_what_stands_out(run: Command) -> None:
     assert "nothing fits on 1; on 1 the nearest plan needs" in out
     assert "in 12 days" in out
     assert "Assumed" in out
-    assert "Assumed" not in run("sizing", *asked, "--gpus", "2x8xH100", "--quiet")[1]
+    assert "Assumed" not in command("sizing", *asked, "--gpus", "2x8xH100", "--quiet")[1]
 
 
-def test_what_was_asked_and_cannot_be_is_said(run: Command) -> None:
-    _, out, _ = run(
+def test_what_was_asked_and_cannot_be_is_said(command: Command) -> None:
+    _, out, _ = command(
         "sizing", "--model", "llama-2-7b", "--gpus", "2x8xA100", "--seq", "2048", "--tokens", "1T", "--days", "1"
     )
     assert "no size is done in 1 day up to" in out
 
 
-def test_json_is_the_document(run: Command) -> None:
+def test_json_is_the_document(command: Command) -> None:
     asked = ("--model", "llama-3.2-1b", "--seq", "1024", "--gpus", "A100-80GB,H100@2")
-    document = json.loads(run("sizing", *asked, "--json")[1])
+    document = json.loads(command("sizing", *asked, "--json")[1])
     jsonschema_rs.validate(sizing_schema(), document)
     result = planner.sizing("llama-3.2-1b", ["A100-80GB", "H100@2"], {"sequence_length": 1024})
     assert document == json.loads(json.dumps(planner.to_document(result)))
@@ -303,22 +298,22 @@ def test_sizes_beside_the_cheapest_are_those_beside_the_one_that_is_told(one: Si
     assert _beside_cheapest(one.kinds[0].request.cluster, 1, {8: replace(known[8], best=None)}) == []
 
 
-def test_short_runs_and_kinds_where_all_fits_read_well(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_runs_and_kinds_where_all_fits_read_well(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ("--model", "llama-3.2-1b", "--seq", "1024", "--tokens", "100M", "--global-batch", "64", "--quiet")
-    code, out, _ = run("sizing", *asked, "--gpus", "8xA100-80GB,2x8xH100", "--days", "0.0000001")
+    code, out, _ = command("sizing", *asked, "--gpus", "8xA100-80GB,2x8xH100", "--days", "0.0000001")
     assert code == 3
     assert " 0.0 " not in out
     assert "\n\n\n" not in out
     assert "no size is done in 1e-07 days up to 16 GPUs; more: --gpus NODESx8xGPU" in " ".join(out.split())
     monkeypatch.setenv("COLUMNS", "60")
-    _, out, _ = run("sizing", *asked, "--gpus", "2x8xH100@3")
+    _, out, _ = command("sizing", *asked, "--gpus", "2x8xH100@3")
     assert "\u2026" not in out
 
 
-def test_sizes_on_which_no_plan_is_legal_do_not_lack_memory(run: Command) -> None:
+def test_sizes_on_which_no_plan_is_legal_do_not_lack_memory(command: Command) -> None:
     """A trainer has a sequence for every rank."""
     arguments = ("--model", "llama-3-8b", "--task", "lora", "--gpus", "8xA100-80GB", "--seq", "2048")
-    code, out, _ = run("sizing", *arguments, "--global-batch", "64", "--quiet")
+    code, out, _ = command("sizing", *arguments, "--global-batch", "64", "--quiet")
     assert code == 0
     words = " ".join(out.split())
     assert "no plan is legal on 128, 256, 512, 1,024: more than there are sequences in a step, 64" in words

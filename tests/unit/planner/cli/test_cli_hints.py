@@ -7,12 +7,7 @@ import pytest
 
 from planner.cli.hints import in_options, worded
 from profiles.errors import SpecError
-from tests.command import Command, command_line
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return command_line(capsys, monkeypatch)
+from tests.command import Command
 
 
 @pytest.mark.parametrize(
@@ -67,44 +62,44 @@ def test_columns_of_a_file_are_no_options() -> None:
     assert worded(error) is error
 
 
-def test_fields_of_a_file_are_no_options(run: Command, tmp_path: Path) -> None:
+def test_fields_of_a_file_are_no_options(command: Command, tmp_path: Path) -> None:
     file = tmp_path / "flow.yaml"
     file.write_text(
         "roles: {actor: {model: llama-3.2-1b, task: lora, lora_rnk: 8}}\n"
         "calls: {sft: {role: actor, kind: train, inputs: [prompts]}}\n"
     )
-    code, _, told = run("plan", "--job", str(file), "--gpus", "1xH100")
+    code, _, told = command("plan", "--job", str(file), "--gpus", "1xH100")
     assert code == 2
     assert told == (
         "error: job.roles.actor.lora_rnk: unknown field. Hint: did you mean 'lora_rank' or 'lora' or 'lora_targets'?\n"
     )
     file.write_text(file.read_text().replace("lora_rnk", "lora_rank").replace("kind", "kynd"))
-    _, _, told = run("plan", "--job", str(file), "--gpus", "1xH100")
+    _, _, told = command("plan", "--job", str(file), "--gpus", "1xH100")
     assert told == "error: job.calls.sft.kynd: unknown field. Hint: did you mean 'kind'?\n"
 
 
-def test_the_task_of_a_workflow_is_a_setting(run: Command) -> None:
+def test_the_task_of_a_workflow_is_a_setting(command: Command) -> None:
     error = SpecError("job.lora_rank", "is given, but the task is full", "task lora or qlora")
     assert worded(error).hint == "--task lora or qlora"
     asked = ("plan", "--job", "grpo", "-m", "llama-3.2-1b", "-g", "8xH100", "--framework", "megatron")
     sizes = ("--batch", "64", "--prompt", "256", "--generate", "256", "--set", "task=qlora")
-    assert run(*asked, *sizes)[2].endswith("Hint: --set task=lora, or --framework hf-trainer\n")
+    assert command(*asked, *sizes)[2].endswith("Hint: --set task=lora, or --framework hf-trainer\n")
 
 
-def test_a_loss_without_logits_is_of_jobs_and_of_workflows(run: Command) -> None:
+def test_a_loss_without_logits_is_of_jobs_and_of_workflows(command: Command) -> None:
     asked = ("plan", "--job", "sft", "-m", "llama-3.2-1b", "-g", "1xH100", "--framework", "hf-fsdp", "--linear-loss")
-    code, out, _ = run(*asked, "--batch", "8", "--prompt", "256", "--generate", "256", "--json")
+    code, out, _ = command(*asked, "--batch", "8", "--prompt", "256", "--generate", "256", "--json")
     assert code == 0
     assert json.loads(out)["request"]["linear_loss"] is True
 
 
-def test_people_and_programs_read_options(run: Command) -> None:
+def test_people_and_programs_read_options(command: Command) -> None:
     asked = ("export", "--format", "megatron-lm", "-m", "gemma-3-27b", "-g", "8xH100")
-    code, _, told = run(*asked)
+    code, _, told = command(*asked)
     assert code == 2
     other = "no other format says all of this plan; --format accelerate or deepspeed plans the model anew"
     assert told.endswith(f"got 4. Hint: {other}; or --allow-partial\n")
-    assert json.loads(run(*asked, "--json")[1])["errors"][0]["hint"] == f"{other}; or --allow-partial"
+    assert json.loads(command(*asked, "--json")[1])["errors"][0]["hint"] == f"{other}; or --allow-partial"
 
 
 MIXTRAL = ("plan", "--model", "mixtral-8x7b", "--gpus", "8xH100", "--tp", "2")
@@ -141,17 +136,17 @@ SPLIT = "the sequence length 4097 does not split over cp 1 x tp 2"
     ],
 )
 def test_hints_are_legal_where_they_are_followed(
-    run: Command, asked: tuple[str, ...], told: str, followed: tuple[str, ...]
+    command: Command, asked: tuple[str, ...], told: str, followed: tuple[str, ...]
 ) -> None:
-    code, _, error = run(*asked)
+    code, _, error = command(*asked)
     assert code == 2
     assert told in error
-    assert run(*followed)[0] != 2
+    assert command(*followed)[0] != 2
 
 
-def test_a_device_beside_groups_is_no_unknown_field(run: Command, tmp_path: Path) -> None:
+def test_a_device_beside_groups_is_no_unknown_field(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text("device: H100\ngroups:\n- {device: A100, num_nodes: 1}\n")
-    code, _, error = run("search", "--model", "7b", "--gpus", str(path))
+    code, _, error = command("search", "--model", "7b", "--gpus", str(path))
     words = "cluster.device: excludes groups, each of which has its own. Hint: leave device or groups out"
     assert (code, error) == (2, f"error: {words}\n")

@@ -15,7 +15,7 @@ from planner.exporters.flow_document import flow_export_schema
 from planner.exporters.flow_target import is_apart, on_gpus
 from planner.exporters.nemo_rl import FLOW, configuration
 from planner.exporters.nemo_rl_checks import trained
-from tests.command import Command, command_line
+from tests.command import Command
 from tests.flow_exports import OUTSIDE, SMALL, plan_of, with_layout
 from tests.nemo_rl import PIPELINE, asked, grpo
 
@@ -284,25 +284,20 @@ def test_adapters() -> None:
     assert found["policy"]["dtensor_cfg"]["lora_cfg"] == {"enabled": True, "match_all_linear": True, "dim": 32}
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return command_line(capsys, monkeypatch)
-
-
 BASE = ("--model", "actor=qwen2.5-1.5b", "--gpus", "4xH100-80GB", "--batch", "64")
 
 
-def test_the_command_line_says_the_same(run: Command) -> None:
+def test_the_command_line_says_the_same(command: Command) -> None:
     words = ("export", "--format", "nemo-rl", "--job", "grpo", *BASE, "--set", "reward=external", "--json")
-    code, out, _ = run(*words)
+    code, out, _ = command(*words)
     assert code == 0
     document = json.loads(out)
     jsonschema_rs.validate(flow_export_schema(), document)
     assert yaml.safe_load(document["files"]["planned.yaml"])["grpo"]["num_prompts_per_step"] == 64
 
 
-def test_the_command_line_refuses(run: Command) -> None:
-    code, _, err = run("export", "--format", "nemo-rl", "--job", "grpo", *BASE)
+def test_the_command_line_refuses(command: Command) -> None:
+    code, _, err = command("export", "--format", "nemo-rl", "--job", "grpo", *BASE)
     assert code == 2
     assert err.startswith("error: settings.reward: NeMo-RL 0.7 cannot express it: a reward model has GPUs of its own")
     assert "Hint: --set reward=external" in err

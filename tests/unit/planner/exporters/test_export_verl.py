@@ -16,7 +16,7 @@ from planner.exporters.flow_target import longest_response, merged, on_gpus
 from planner.exporters.verl import FLOW, TARGET, WORKFLOWS
 from planner.exporters.verl_checks import in_workers, placement_gaps, question_gaps
 from profiles.errors import SpecError
-from tests.command import Command, command_line
+from tests.command import Command
 from tests.flow_exports import OUTSIDE, SMALL, plan_of
 from tests.verl_exports import ROLLOUT, asked, grpo, overrides, written
 
@@ -286,16 +286,11 @@ def test_every_workflow_is_written() -> None:
         )
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return command_line(capsys, monkeypatch)
-
-
 BASE = ("--model", "actor=qwen2.5-1.5b", "--gpus", "4xH100-80GB", "--batch", "64", "--set", "reward=external")
 
 
-def test_the_command_line_says_the_same(run: Command) -> None:
-    code, out, _ = run("export", "--format", "verl", "--job", "grpo", *BASE, "--json")
+def test_the_command_line_says_the_same(command: Command) -> None:
+    code, out, _ = command("export", "--format", "verl", "--job", "grpo", *BASE, "--json")
     assert code == 0
     document = json.loads(out)
     jsonschema_rs.validate(flow_export_schema(), document)
@@ -305,9 +300,11 @@ def test_the_command_line_says_the_same(run: Command) -> None:
     assert document["files"] == json.loads(json.dumps(planner.to_document(result)))["files"]
 
 
-def test_the_command_line_says_in_words_that_nothing_fits(run: Command) -> None:
+def test_the_command_line_says_in_words_that_nothing_fits(command: Command) -> None:
     """Scripts are printed as they are, and so was the markup of this answer."""
-    code, out, _ = run("export", "--format", "verl", "--job", "grpo", "--model", "llama-3.1-8b", "--gpus", "1xRTX4090")
+    code, out, _ = command(
+        "export", "--format", "verl", "--job", "grpo", "--model", "llama-3.1-8b", "--gpus", "1xRTX4090"
+    )
     assert code == 3
     assert "\nNothing fits.\n" in out
     assert "[/]" not in out
@@ -326,8 +323,8 @@ def test_the_command_line_says_in_words_that_nothing_fits(run: Command) -> None:
         (("verl", "--job", "grpo", *BASE, "--plan", "x.json"), "error: --plan: has no effect on a workflow"),
     ],
 )
-def test_the_command_line_refuses(run: Command, arguments: tuple[str, ...], words: str) -> None:
-    code, _, err = run("export", "--format", *arguments)
+def test_the_command_line_refuses(command: Command, arguments: tuple[str, ...], words: str) -> None:
+    code, _, err = command("export", "--format", *arguments)
     assert (code, err[: len(words)]) == (2, words)
 
 
