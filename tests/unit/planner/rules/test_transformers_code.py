@@ -8,8 +8,7 @@ import pytest
 from costmodels.plan import ContextKind, Recompute
 from planner.rules.base import DEEPSPEED
 from tests.fakes import job, mixture
-from tests.legal import violations
-from tests.unit.planner.space.test_constraints import broken, setting, split
+from tests.legal import broken, setting, split, violations
 
 
 @pytest.mark.parametrize(("stage", "tensor", "refused"), [(3, 2, True), (2, 2, False), (3, 1, False)])

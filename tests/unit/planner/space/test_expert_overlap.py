@@ -8,20 +8,14 @@ import pytest
 from costmodels.evaluate import evaluate
 from costmodels.plan import PlanBatch, Recompute, RecomputeModule
 from planner.rules.base import MEGATRON, Setting
-from planner.space.constraints import legal, rules_for
+from planner.space.constraints import legal
 from planner.space.enumeration import plan_space
 from tests.fakes import context, gpt, job, mixture, stack
-from tests.legal import violations
-from tests.unit.planner.space.test_constraints import split
+from tests.legal import broken, split, violations
 
 OVERLAPS = Setting(
     model=mixture(num_layers=8), job=job(), num_devices=8, framework=MEGATRON, free_layout=True, overlaps_experts=True
 )
-
-
-def broken(plan, where=OVERLAPS):
-    batch = PlanBatch.from_plans([plan])
-    return {rule.name for rule in rules_for(where.framework) if not rule.holds(batch, where)[0]}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +48,7 @@ def broken(plan, where=OVERLAPS):
     ],
 )
 def test_what_overlap_asks_of_a_plan(plan, expected):
-    assert broken(plan) == expected
+    assert broken(plan, OVERLAPS) == expected
     without = Setting(model=OVERLAPS.model, job=OVERLAPS.job, num_devices=8, framework=MEGATRON)
     assert broken(plan, without) == set()
     assert all(error.hint for error in violations(plan, OVERLAPS))
