@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from costmodels.context import CostContext
 from costmodels.flops import attention_core_flops_per_token, forward_flops_per_token, hardware_flops_per_step
 from costmodels.kernels.calls import KernelOp
 from costmodels.kv_cache import bytes_per_cached_token, kept_tokens, tokens_together
@@ -15,7 +14,6 @@ from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.prices import price_parts
 from costmodels.lowering.serving import lower_decode_attention
-from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.memory.activations import layer_activations
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch, Recompute, RecomputeModule
 from costmodels.serving.generation import engine_context
@@ -26,6 +24,7 @@ from profiles.engines import find_engine
 from profiles.model import ModelSpec
 from profiles.windowed_attention import WindowedAttention
 from tests.fakes import GEMMS, UnitCollectives, UnitKernels, context, job, llama, stack
+from tests.lowered import shapes_of
 
 S, H, L = 2048, 1024, 8  # of fakes.job and fakes.llama, which has 16 heads of 64 and 4 of keys and values
 SAME = WindowedAttention(num_attention_heads=16, num_key_value_heads=4, head_dim=64)
@@ -47,10 +46,6 @@ def windowed(own: WindowedAttention | None = None, **changes: Any) -> ModelSpec:
 
 # Two layers of 8 heads of 128, one key/value head without values of its own, and six of 16 of 64 and 4.
 APART = windowed(SAME, num_attention_heads=8, num_key_value_heads=1, head_dim=128, keys_are_values=True)
-
-
-def shapes_of(plan: ExecutionPlan, where: CostContext) -> RankShape:
-    return rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
 
 
 def spent(calls: CallList) -> np.ndarray:

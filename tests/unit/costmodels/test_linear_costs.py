@@ -18,7 +18,6 @@ from costmodels.links.collectives import CollectiveOp
 from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.calls import Axis, Phase
 from costmodels.lowering.prices import price_parts
-from costmodels.lowering.shapes import rank_shapes
 from costmodels.memory.activations import LayerActivations, layer_activations
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
@@ -33,6 +32,7 @@ from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
 from profiles.precision import GEMM_FORMATS
 from tests.fakes import GEMMS, UnitCollectives, UnitKernels, context, hybrid, job, llama, stack
+from tests.lowered import shapes_of
 
 S, H, L = 2048, 1024, 8
 LINEAR = (KernelOp.LINEAR_ATTENTION,)
@@ -51,7 +51,7 @@ def spent(plan: ExecutionPlan, where: CostContext, ops: tuple[KernelOp, ...], qu
     """Of the attention block of one rank for one micro-batch, by phase: forward, and both of backward."""
     kernels = UnitKernels(ops=ops, quantity=quantity)
     where = replace(where, kernels=kernels)
-    shapes = rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
+    shapes = shapes_of(plan, where)
     seconds = price_parts([lower_attention(shapes, where)])[0].kernel_s[:, 0]
     return [float(seconds[phase]) for phase in (Phase.FORWARD, Phase.INPUT_GRADIENT, Phase.WEIGHT_GRADIENT)]
 
@@ -98,7 +98,7 @@ def test_ranks_that_cut_a_sequence_exchange_tokens_for_heads(context_parallel: i
     collectives = UnitCollectives(op=CollectiveOp.ALL_TO_ALL)
     plan = ExecutionPlan(context_parallel=context_parallel, context_kind=ContextKind.ALL_GATHER)
     where = context(model=hybrid(), collectives=collectives)
-    shapes = rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
+    shapes = shapes_of(plan, where)
     costs = price_parts([lower_attention(shapes, where)])[0]
     tokens = S / context_parallel
     expected = SHARE * 2 * tokens * ((4 * 512 + 2 * 16) + 512)

@@ -12,7 +12,6 @@ from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.prices import price_parts
 from costmodels.lowering.serving import lower_decode_attention
-from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.memory.activations import layer_activations, output_activations
 from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.serving.generation import engine_context
@@ -22,6 +21,7 @@ from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
 from profiles.weights import WEIGHT_FORMATS
 from tests.fakes import GEMMS, UnitCollectives, UnitKernels, compressed, context, job, stack
+from tests.lowered import shapes_of
 
 S, H, HEADS, D, RANK = 2048, 1024, 16, 64, 384  # of fakes.job and fakes.compressed
 MODEL = compressed()
@@ -35,10 +35,6 @@ ALL = S / 128 / 2
 MET = SPARSE * (WINDOW + CHOSEN) + HEAVY * (WINDOW + ALL) + ALONE * WINDOW
 ONE = ExecutionPlan()
 ENGINE = replace(find_engine("vllm"), prefill_graph_tokens=0)
-
-
-def shapes_of(plan: ExecutionPlan, where: CostContext) -> RankShape:
-    return rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
 
 
 def spent(calls: CallList) -> list[float]:

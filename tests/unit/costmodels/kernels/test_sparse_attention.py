@@ -15,7 +15,6 @@ from costmodels.lowering.attention import lower_attention
 from costmodels.lowering.calls import Axis, CallList, Phase
 from costmodels.lowering.prices import price_parts
 from costmodels.lowering.serving import lower_decode_attention
-from costmodels.lowering.shapes import RankShape, rank_shapes
 from costmodels.memory.activations import layer_activations
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
 from costmodels.serving.decode import decode_prices
@@ -29,6 +28,7 @@ from profiles.indexer import Indexer
 from profiles.model import ModelSpec
 from profiles.precision import GEMM_FORMATS
 from tests.fakes import GEMMS, UnitCollectives, UnitKernels, context, job, latent, stack
+from tests.lowered import shapes_of
 
 S, H, L = 2048, 1024, 8  # of fakes.job and fakes.latent: 16 heads, ranks 384 and 256, heads of 64 + 32 and 64
 KEPT = Indexer(num_heads=4, head_dim=32, chosen_keys=512, layers=4)
@@ -40,10 +40,6 @@ SEEN = 512 - 512**2 / (2 * S)  # keys that a query of S attends to, on average
 WIDTHS = 256 + 32 + 256
 ALONE = ExecutionPlan()
 ENGINE = replace(find_engine("vllm"), prefill_graph_tokens=0)
-
-
-def shapes_of(plan: ExecutionPlan, where: CostContext) -> RankShape:
-    return rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
 
 
 def spent(where: CostContext, calls: CallList, axis: Axis | None = None) -> list[float]:

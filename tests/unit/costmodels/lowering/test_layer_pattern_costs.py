@@ -16,7 +16,6 @@ from costmodels.lowering.calls import Axis, Phase
 from costmodels.lowering.mlp import lower_expert_mlp
 from costmodels.lowering.prices import price_parts
 from costmodels.lowering.serving import lower_served_experts
-from costmodels.lowering.shapes import rank_shapes
 from costmodels.memory.activations import layer_activations
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute
 from costmodels.stages.parameters import layer_unit_parameters, stage_parameters
@@ -28,6 +27,7 @@ from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
 from profiles.parameters import total_parameters
 from tests.fakes import GEMMS, UnitCollectives, UnitKernels, context, job, llama, mixture, stack
+from tests.lowered import shapes_of
 
 MAMBA: dict[str, Any] = {
     "kind": "mamba2", "num_key_heads": 8, "num_value_heads": 16, "key_head_dim": 64, "value_head_dim": 32,
@@ -145,7 +145,7 @@ LATENT = mixture(moe={"latent_size": 256})
 
 def forward(plan: ExecutionPlan, where: CostContext, lower: Any = lower_expert_mlp) -> tuple[float, float]:
     """Of a mixture on one rank: seconds of products, and of exchanges with other ranks."""
-    shapes = rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
+    shapes = shapes_of(plan, where)
     costs = price_parts([lower(shapes, where)])[0]
     return float(costs.kernel_s[Phase.FORWARD, 0]), float(costs.collective_s[Axis.EXPERT_FORWARD, 0])
 

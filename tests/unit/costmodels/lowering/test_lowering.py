@@ -8,31 +8,17 @@ import pytest
 from costmodels.context import CostContext
 from costmodels.kernels.calls import Basis, GemmLayout, KernelCallBatch, KernelFamily, KernelOp
 from costmodels.kernels.implementations import Engine, Library, code_of
-from costmodels.lowering.attention import lower_attention, score_share
-from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import PartCosts, Phase
+from costmodels.lowering.attention import score_share
+from costmodels.lowering.calls import Phase
 from costmodels.lowering.grouping import group_rows
-from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
-from costmodels.lowering.prices import price_parts
 from costmodels.lowering.shapes import rank_shapes
 from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
 from costmodels.workload import LoraSpec
 from profiles.precision import GEMM_FORMATS
 from tests.fakes import ATTENTION, GEMMS, RateKernels, UnitKernels, context, gpt, job, latent, llama, mixture, stack
+from tests.lowered import LOWER, lowered
 
 S, H = 2048, 1024
-LOWER = {
-    "attention": lower_attention,
-    "dense_mlp": lower_dense_mlp,
-    "expert_mlp": lower_expert_mlp,
-    "embedding": lower_embedding,
-    "head": lower_head,
-}
-
-
-def lowered(block: str, plan: ExecutionPlan, where: CostContext) -> PartCosts:
-    shapes = rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
-    return price_parts([LOWER[block](shapes, where)])[0]
 
 
 def work(block: str, plan: ExecutionPlan, where: CostContext, ops: tuple[KernelOp, ...] = GEMMS) -> dict[Phase, float]:

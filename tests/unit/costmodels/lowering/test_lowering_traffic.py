@@ -8,25 +8,14 @@ import pytest
 
 from costmodels.context import CostContext
 from costmodels.links.collectives import CollectiveOp
-from costmodels.lowering.attention import lower_attention
-from costmodels.lowering.boundary import lower_embedding, lower_head
-from costmodels.lowering.calls import Axis, PartCosts
-from costmodels.lowering.mlp import lower_dense_mlp, lower_expert_mlp
-from costmodels.lowering.prices import price_parts
-from costmodels.lowering.shapes import rank_shapes
-from costmodels.plan import ContextKind, ExecutionPlan, PlanBatch
+from costmodels.lowering.calls import Axis
+from costmodels.plan import ContextKind, ExecutionPlan
 from profiles.weights import WEIGHT_FORMATS
 from tests.fakes import RingCollectives, UnitCollectives, context, gpt, job, latent, llama, mixture, stack
+from tests.lowered import LOWER, lowered
 
 S, H = 2048, 1024
 ROWS = 2 * S * H  # bytes of one (s, h) tensor in 16 bits
-LOWER = {
-    "attention": lower_attention,
-    "dense_mlp": lower_dense_mlp,
-    "expert_mlp": lower_expert_mlp,
-    "embedding": lower_embedding,
-    "head": lower_head,
-}
 AR, AG, RS, A2A, P2P = (
     CollectiveOp.ALL_REDUCE,
     CollectiveOp.ALL_GATHER,
@@ -34,11 +23,6 @@ AR, AG, RS, A2A, P2P = (
     CollectiveOp.ALL_TO_ALL,
     CollectiveOp.SEND_RECV,
 )
-
-
-def lowered(block: str, plan: ExecutionPlan, where: CostContext) -> PartCosts:
-    shapes = rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
-    return price_parts([LOWER[block](shapes, where)])[0]
 
 
 def sent(block: str, plan: ExecutionPlan, where: CostContext | None = None) -> dict[Axis, dict[CollectiveOp, float]]:

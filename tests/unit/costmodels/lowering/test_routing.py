@@ -10,10 +10,10 @@ from costmodels.lowering.calls import Phase
 from costmodels.lowering.mlp import lower_expert_mlp
 from costmodels.lowering.prices import price_parts
 from costmodels.lowering.routing import ARRIVALS, ROUTINGS
-from costmodels.lowering.shapes import rank_shapes
-from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.plan import ExecutionPlan
 from profiles.stacks import load_priors
 from tests.fakes import UnitKernels, context, mixture, stack
+from tests.lowered import shapes_of
 
 S, H, TOP_K, EXPERTS = 2048, 1024, 2, 8
 ROW_BYTES = 2 * S * TOP_K * H  # all routed rows of a micro-batch in 16 bits, read or written once
@@ -32,7 +32,7 @@ def permuted(plan: ExecutionPlan, **changes: Any) -> tuple[float, float]:
     where = context(
         model=mixture(), stack=stack(**changes), kernels=Permutations(ops=(KernelOp.MEMORY,), quantity="bytes")
     )
-    shapes = rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
+    shapes = shapes_of(plan, where)
     seconds = price_parts([lower_expert_mlp(shapes, where)])[0].kernel_s[:, 0] / ROW_BYTES
     return float(seconds[Phase.FORWARD]), float(seconds[Phase.INPUT_GRADIENT])
 

@@ -12,18 +12,18 @@ from costmodels.kernels.implementations import Engine, Library, code_of
 from costmodels.lowering.calls import PartCosts, Phase
 from costmodels.lowering.mlp import lower_expert_mlp
 from costmodels.lowering.prices import price_parts
-from costmodels.lowering.shapes import rank_shapes
 from costmodels.lowering.streams import on_streams
-from costmodels.plan import ExecutionPlan, PlanBatch
+from costmodels.plan import ExecutionPlan
 from profiles.hardware import ClusterSpec
 from tests.fakes import GEMMS, UnitKernels, context, device, job, mixture, node, stack
+from tests.lowered import shapes_of
 
 S, H = 2048, 1024
 MOVED = UnitKernels(ops=(KernelOp.MEMORY,), quantity="bytes")
 
 
 def lowered(plan: ExecutionPlan, where: CostContext) -> PartCosts:
-    shapes = rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
+    shapes = shapes_of(plan, where)
     return price_parts([lower_expert_mlp(shapes, where)])[0]
 
 

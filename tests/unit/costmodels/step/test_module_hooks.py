@@ -16,6 +16,7 @@ from costmodels.step.module_hooks import expert_hooks_s
 from profiles.hardware import ClusterSpec
 from profiles.stacks import load_priors, load_stacks
 from tests.fakes import RateKernels, UnitKernels, context, device, job, mixture, node, stack
+from tests.lowered import shapes_of
 from tests.unit.costmodels.step.test_layer_costs import blocks
 
 FREE = UnitKernels(ops=())
@@ -89,7 +90,7 @@ def test_dtensors_of_tensor_parallelism(tensor: int, expert: int, expert_tensor:
         tensor_parallel=tensor, expert_parallel=expert, expert_tensor_parallel=expert_tensor, data_parallel=8
     )
     where = context(model=mixture(), stack=stack(dtensor_module_s=0.5))
-    shape = rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
+    shape = shapes_of(plan, where)
     assert expert_hooks_s(shape, where)[:, 0] == pytest.approx(0.5 * np.array(modules))
 
 
@@ -155,7 +156,7 @@ def test_weights_of_a_leaf_are_copied_out_of_what_was_gathered_for_either_pass()
             stack=stack(**HOOKS, grouped_experts=False, **changes),
             kernels=Copies(ops=(KernelOp.MEMORY,), quantity="bytes"),
         )
-        shape = rank_shapes(PlanBatch.from_plans([plan]), where, experts=True)[0]
+        shape = shapes_of(plan, where)
         return float(price_parts([lower_expert_mlp(shape, where)])[0].kernel_s[Phase.INPUT_GRADIENT, 0])
 
     weights = EXPERTS * 3 * 1024 * 1408
