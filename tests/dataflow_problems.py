@@ -141,6 +141,11 @@ def slow_fits(problem, choice):
     return True
 
 
+def every_choice(problem):
+    """All choices of a candidate for each call. [choices, calls]."""
+    return np.array(list(product(*(range(len(one)) for one in problem.calls))))
+
+
 def every_order(graph):
     """Every order of tasks in which parents come first."""
     tasks = range(len(graph.slot))

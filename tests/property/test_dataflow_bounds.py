@@ -1,5 +1,5 @@
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from planner.dataflow.solving.tree_plant import plant
 from planner.dataflow.solving.units import units_of
 from planner.validate.dataflow.instances import InstanceOptions, synthetic_problem
 from planner.validate.dataflow.speed import with_versions
-from tests.dataflow_problems import call, every_order, random_problem, slow_best, slow_fits, slow_makespan
+from tests.dataflow_problems import call, every_choice, every_order, random_problem, slow_best, slow_fits, slow_makespan
 
 SEEDS = range(12)
 ROUNDING = 1e-9
@@ -43,15 +43,11 @@ def prepared(problem, upper_s=np.inf):
     return chains, units, tables, plant(problem, chains, units, tables, upper_s)
 
 
-def everything(problem):
-    return np.array(list(product(*(range(len(one)) for one in problem.calls))))
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_plan_with_transfers_takes_less_than_its_bound_in_any_order(seed):
     problem = random_problem(np.random.default_rng(seed), calls=3, candidates=2, transfers=True)
     graph = task_graph(problem)
-    choices = everything(problem)
+    choices = every_choice(problem)
     bounds = choice_bound(problem, chains_of(problem, graph), choices)
     orders = list(every_order(graph))
     for choice, bound in zip(choices, bounds, strict=True):
@@ -72,7 +68,7 @@ def test_every_node_on_the_way_to_a_plan_promises_at_most_its_time(seed):
     problem = moving(seed)
     graph = task_graph(problem)
     tree = prepared(problem, upper_s=1e6)[-1]
-    for choice in everything(problem)[::4]:
+    for choice in every_choice(problem)[::4]:
         if not slow_fits(problem, choice):
             continue
         took = min(slow_makespan(problem, graph, choice, order) for order in graph.orders)

@@ -2,7 +2,6 @@
 
 import signal
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from planner.dataflow.solving.tree_nodes import root
 from planner.dataflow.solving.tree_plant import plant
 from planner.dataflow.solving.units import units_of
 from profiles.errors import SpecError
-from tests.dataflow_problems import call, every_order, random_problem, slow_best, slow_fits, slow_makespan
+from tests.dataflow_problems import call, every_choice, every_order, random_problem, slow_best, slow_fits, slow_makespan
 
 SEEDS = range(24)
 ROUNDING = 1e-9
@@ -43,10 +42,6 @@ def led(seed, *, calls=3, candidates=3, iterations=None):
 def waiting(problem):
     """The same without leads; data that come late come at once."""
     return replace(problem, edges=tuple(replace(edge, lead=None) for edge in problem.edges))
-
-
-def all_choices(problem):
-    return np.array(list(product(*(range(len(one)) for one in problem.calls))))
 
 
 def test_some_of_the_problems_have_leads_and_some_late_data():
@@ -118,7 +113,7 @@ def test_calls_on_the_same_gpus_gain_nothing():
 def test_no_plan_takes_less_than_its_bound_in_any_order(seed):
     problem = led(seed, candidates=2, iterations=1 + seed % 2)
     graph = task_graph(problem)
-    choices = all_choices(problem)
+    choices = every_choice(problem)
     bounds = choice_bound(problem, chains_of(problem, graph), choices)
     orders = list(every_order(graph))[:3000]
     for choice, bound in zip(choices, bounds, strict=True):
@@ -133,7 +128,7 @@ def test_every_node_on_the_way_to_a_plan_promises_at_most_its_time(seed):
     graph = task_graph(problem)
     chains, units = chains_of(problem, graph), units_of(problem)
     tree = plant(problem, chains, units, group_tables(problem, chains, units), 1e6)
-    for choice in all_choices(problem)[::4]:
+    for choice in every_choice(problem)[::4]:
         if not slow_fits(problem, choice):
             continue
         took = min(slow_makespan(problem, graph, choice, order) for order in graph.orders)
