@@ -29,10 +29,10 @@ from profiles.catalog import default_catalog
 from profiles.engines import EngineSpec, find_engine
 from profiles.fits import default_fits
 from profiles.model import ModelSpec
-from profiles.model_presets import resolve_model
 from profiles.precision import GEMM_FORMATS
 from tests.fakes import GEMMS, UnitCollectives, UnitKernels, context, hybrid, job, llama, stack
 from tests.lowered import shapes_of
+from tests.presets import preset
 
 S, H, L = 2048, 1024, 8
 LINEAR = (KernelOp.LINEAR_ATTENTION,)
@@ -41,10 +41,6 @@ ENGINE = EngineSpec(name="fake", description="", captures_graphs=True)
 SHARE, CORE, MIXED = 6 / 8, 2 * 16 * (3 * 64 * 32 + 64 * (3 * 64 + 2 * 32)), 3 * 512
 IN, OUT = H * (4 * 512 + 2 * 16), 512 * H
 FULL = H * (2 * H + 2 * 256) + H * H
-
-
-def preset(name: str) -> ModelSpec:
-    return resolve_model(name, default_catalog(), allow_paths=False).spec
 
 
 def spent(plan: ExecutionPlan, where: CostContext, ops: tuple[KernelOp, ...], quantity: str = "flops") -> list[float]:

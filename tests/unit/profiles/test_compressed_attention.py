@@ -5,13 +5,11 @@ from typing import Any
 
 import pytest
 
-from profiles.catalog import default_catalog
 from profiles.compressed_attention import CompressedAttention, compressor_parameters, index_parameters
 from profiles.errors import SpecError
 from profiles.hf_config import read_hf_config
 from profiles.hyper_connections import HyperConnections, closing_parameters, connection_parameters
 from profiles.model import ModelSpec
-from profiles.model_presets import resolve_model
 from profiles.parameters import (
     active_parameters,
     expert_parameters,
@@ -21,6 +19,7 @@ from profiles.parameters import (
 )
 from profiles.weights import WEIGHT_FORMATS
 from tests.fakes import compressed, llama
+from tests.presets import preset
 
 # config.json of deepseek-ai/DeepSeek-V4-Flash, what is read of it; its 44th ratio is of the layer that only predicts.
 FLASH: dict[str, Any] = {
@@ -42,10 +41,6 @@ WRITTEN = {key: value for key, value in FLASH.items() if key not in ("compress_r
     "qk_rope_head_dim": None,
     "partial_rotary_factor": 0.125,
 }
-
-
-def preset(name: str) -> ModelSpec:
-    return resolve_model(name, default_catalog(), allow_paths=False).spec
 
 
 def checkpoint_bytes(model: ModelSpec) -> float:

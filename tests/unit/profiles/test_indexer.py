@@ -8,14 +8,13 @@ import pytest
 from costmodels.kv_cache import bytes_per_cached_token
 from costmodels.plan import ExecutionPlan, PlanBatch
 from costmodels.serving.speculation import head_of
-from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.hf_config import read_hf_config
 from profiles.indexer import Indexer
 from profiles.model import ModelSpec
-from profiles.model_presets import resolve_model
 from profiles.parameters import active_parameters, attention_parameters, layer_parameters, total_parameters
 from tests.fakes import latent, llama
+from tests.presets import preset
 
 SMALL = Indexer(num_heads=4, head_dim=32, chosen_keys=512, layers=8)
 # config.json of deepseek-ai/DeepSeek-V3.2-Exp and zai-org/GLM-5.2, what is read of them.
@@ -35,10 +34,6 @@ GLM: dict[str, Any] = DEEPSEEK | {
     "index_n_heads": 32, "index_topk_freq": 4, "index_skip_topk_offset": 3, "head_dim": 192,
     "layer_types": ["deepseek_sparse_attention"] * 78, "mlp_layer_types": ["dense"] * 3 + ["sparse"] * 75,
 }  # fmt: skip
-
-
-def preset(name: str) -> ModelSpec:
-    return resolve_model(name, default_catalog(), allow_paths=False).spec
 
 
 def with_own_prediction(model: ModelSpec) -> int:

@@ -10,17 +10,13 @@ from profiles.adapter_parameters import lora_parameters, total_lora_parameters
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.hf_config import read_hf_config
-from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
 from profiles.parameters import active_parameters, layer_parameters, total_parameters
 from tests.fakes import hybrid
+from tests.presets import preset
 
 NANO = "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"
 EIGHT = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
-
-
-def preset(name: str) -> ModelSpec:
-    return resolve_model(name, default_catalog(), allow_paths=False).spec
 
 
 def mamba(hidden: int, heads: int, width: int, state: int, groups: int = 8) -> int:

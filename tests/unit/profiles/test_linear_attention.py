@@ -15,14 +15,10 @@ from profiles.linear_attention import (
     linear_parameters,
     replicated_linear_parameters,
 )
-from profiles.model import LatentAttention, ModelSpec
-from profiles.model_presets import resolve_model
+from profiles.model import LatentAttention
 from profiles.parameters import active_parameters, attention_parameters, layer_parameters, total_parameters
 from tests.fakes import hybrid, llama, mixture
-
-
-def preset(name: str) -> ModelSpec:
-    return resolve_model(name, default_catalog(), allow_paths=False).spec
+from tests.presets import preset
 
 
 def mixer(name: str) -> tuple[LinearAttention, int]:

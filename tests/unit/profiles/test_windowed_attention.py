@@ -10,11 +10,11 @@ from profiles.attention_kinds import attention_kinds
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
 from profiles.hf_config import read_hf_config
-from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
 from profiles.parameters import active_parameters, attention_parameters, layer_parameters, total_parameters
 from profiles.windowed_attention import WindowedAttention
 from tests.fakes import llama
+from tests.presets import preset
 
 TYPES = ["sliding_attention"] * 5 + ["full_attention"]
 TEXT: dict[str, Any] = {
@@ -39,10 +39,6 @@ UNIFIED = TEXT | {
 FILES = {"gemma-4-31b": TEXT, "gemma-4-26b-a4b": MIXTURE, "gemma-4-12b": UNIFIED}
 
 
-def named(name: str) -> ModelSpec:
-    return resolve_model(name, default_catalog()).spec
-
-
 def as_saved(text: dict[str, Any]) -> dict[str, Any]:
     """As ``save_pretrained`` of transformers 5.24 writes it: what single layers have, and no keys that say global."""
     heads = {"head_dim": text["global_head_dim"], "num_key_value_heads": text["num_global_key_value_heads"]}
@@ -53,7 +49,7 @@ def as_saved(text: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_names_and_files_of_gemma_4_are_the_same(name: str) -> None:
-    known, kind = named(name), FILES[name]["model_type"]
+    known, kind = preset(name), FILES[name]["model_type"]
     nested = {"model_type": kind.removesuffix("_text"), "text_config": FILES[name], "vision_config": {}}
     for config in (nested, FILES[name], as_saved(FILES[name])):
         read = read_hf_config(config, name)[0]
@@ -72,29 +68,29 @@ def test_names_and_files_of_gemma_4_are_the_same(name: str) -> None:
     ],
 )
 def test_parameters_are_those_of_the_checkpoint_less_what_sees(name: str, text: int, beside: int) -> None:
-    assert total_parameters(named(name)) == text - beside
+    assert total_parameters(preset(name)) == text - beside
 
 
 def test_a_token_of_the_mixture_meets_3_8_billion() -> None:
-    assert active_parameters(named("gemma-4-26b-a4b")) == pytest.approx(3.8e9, rel=0.01)
+    assert active_parameters(preset("gemma-4-26b-a4b")) == pytest.approx(3.8e9, rel=0.01)
 
 
 def test_layers_without_a_window_are_the_models_own() -> None:
-    (full, ten), (windowed, fifty) = attention_kinds(named("gemma-4-31b"))
+    (full, ten), (windowed, fifty) = attention_kinds(preset("gemma-4-31b"))
     assert (ten, fifty) == (10, 50)
     assert (full.head_dim, full.num_key_value_heads, full.keys_are_values, full.windowed_layers) == (512, 4, True, 0)
     assert (windowed.head_dim, windowed.num_key_value_heads, windowed.keys_are_values) == (256, 16, False)
     assert windowed.bounded_keys == (1024, 1.0)
     assert attention_parameters(full) == 5376 * (2 * 16384 + 2048) + 2 * 512
     assert attention_parameters(windowed) == 5376 * (2 * 8192 + 2 * 4096) + 2 * 256
-    mean = layer_parameters(named("gemma-4-31b"), moe=False)
+    mean = layer_parameters(preset("gemma-4-31b"), moe=False)
     assert mean.attention == pytest.approx((attention_parameters(full) + 5 * attention_parameters(windowed)) / 6)
     assert mean.replicated == pytest.approx(4 * 5376 + (2 * 512 + 5 * 2 * 256) / 6)
     assert attention_kinds(llama()) == ((llama(), 8),)
 
 
 def test_adapters_on_values_meet_the_layers_that_project_them() -> None:
-    model = named("gemma-4-31b")
+    model = preset("gemma-4-31b")
     assert total_lora_parameters(model, 8, ("v",)) == 50 * 8 * (5376 + 4096)
     assert total_lora_parameters(model, 8, ("q",)) == 8 * (50 * (5376 + 8192) + 10 * (5376 + 16384))
     assert lora_parameters(model, 8, ("k",)) == pytest.approx(8 * (50 * (5376 + 4096) + 10 * (5376 + 2048)) / 60)

@@ -13,12 +13,9 @@ from profiles.hf_config import read_hf_config
 from profiles.hf_families import FAMILIES
 from profiles.hf_modules import module_names
 from profiles.model import ModelSpec
-from profiles.model_presets import list_models, resolve_model
+from profiles.model_presets import list_models
+from tests.presets import preset
 from tests.unit.profiles.test_hf_config import CONFIGS
-
-
-def preset(name: str) -> ModelSpec:
-    return resolve_model(name, default_catalog()).spec
 
 
 def note(model: ModelSpec, *targets: str) -> str:
