@@ -22,6 +22,7 @@ from planner.search.best import Stopped
 from planner.search.call import search
 from planner.search.families import Family, alike_families
 from planner.search.frameworks import several
+from planner.search.freedom import Freedom
 from planner.search.question import Question, ask
 from planner.search.result import SearchResult
 from planner.search.stage_space import stage_space
@@ -30,6 +31,12 @@ from planner.space.stage_constraints import StageSetting, broken_by
 from profiles.model import ModelSpec
 
 _CHUNK = 50_000
+
+
+def freedom(question: Question) -> Freedom:
+    """What stages may decide: the sets of modules that the first group's framework recomputes."""
+    request = question.requests[0]
+    return Freedom(modules=module_sets(setting_of(request), named=request.named_modules))
 
 
 def stopped_after(asks: int) -> Callable[[], None]:

@@ -6,7 +6,6 @@ import pytest
 from costmodels.plan import FloatArray
 from costmodels.stage_plans.prices import StagePrices
 from planner.question.request import setting_of
-from planner.rules.modules import module_sets
 from planner.search.bounds.mixed import mixed_least_s
 from planner.search.capacity import capacity
 from planner.search.families import Family, alike_families, least_step_s
@@ -15,14 +14,9 @@ from planner.search.mixed_families import mixed_families
 from planner.search.partition.stage_table import option_table
 from planner.search.question import Question
 from planner.space.enumeration import plan_space
-from tests.search.small import INSTANCES, Choices, best_of, stopped_after
+from tests.search.small import INSTANCES, Choices, best_of, freedom, stopped_after
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
-
-
-def freedom(question: Question) -> Freedom:
-    request = question.requests[0]
-    return Freedom(modules=module_sets(setting_of(request), named=request.named_modules))
 
 
 def least_of_all_s(question: Question, families: list[Family], prices: StagePrices) -> FloatArray:

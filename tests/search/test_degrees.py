@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from costmodels.plan import Schedule
-from planner.question.request import setting_of
-from planner.rules.modules import module_sets
 from planner.search.best import BestSoFar, SearchBudget
 from planner.search.call import search
 from planner.search.degrees import DegreeFamilies, degree_families
@@ -22,15 +20,10 @@ from planner.search.partition.problem import PartitionInstance, StageOptions, pa
 from planner.search.partition.stage_table import option_table
 from planner.search.question import Question
 from tests.search import rivals
-from tests.search.small import INSTANCES, Choices, Small, best_of, varied_families
+from tests.search.small import INSTANCES, Choices, Small, best_of, freedom, varied_families
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
 DIFFER = BY_NAME["dense, degrees differ"]
-
-
-def freedom(question: Question) -> Freedom:
-    request = question.requests[0]
-    return Freedom(modules=module_sets(setting_of(request), named=request.named_modules))
 
 
 def families_below(question: Question, below_s: float) -> DegreeFamilies:

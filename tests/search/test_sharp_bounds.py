@@ -19,8 +19,8 @@ from planner.search.partition.labels import solve_by_labels
 from planner.search.partition.stage_table import option_table
 from planner.search.portfolio import by_enumeration
 from planner.search.question import Question, ask
-from tests.search.small import INSTANCES, stopped_after
-from tests.search.test_bounds import freedom, least_of_all_s
+from tests.search.small import INSTANCES, freedom, stopped_after
+from tests.search.test_bounds import least_of_all_s
 
 BY_NAME = {instance.name: instance for instance in INSTANCES}
 
