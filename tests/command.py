@@ -15,17 +15,22 @@ def instead(base: Sequence[str], options: Sequence[str]) -> tuple[str, ...]:
     return (*(word for pair in pairs if pair[0] not in options for word in pair), *options)
 
 
+def exit_code(arguments: Sequence[str]) -> int:
+    """Of ``planner`` with some arguments."""
+    try:
+        cli.main(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
 def command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, columns: int = 100) -> Command:
     """Runs ``planner`` with some arguments: exit code, what it printed, and what it said of errors."""
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "dumb")
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            cli.main(arguments)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
+        code = exit_code(arguments)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

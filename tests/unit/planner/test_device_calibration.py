@@ -15,7 +15,6 @@ from costmodels.kernels.calls import Basis, take
 from costmodels.kernels.measured import calls_of
 from costmodels.kernels.mlir.emit import emit
 from costmodels.kernels.mlir.kernel import Kernel
-from planner.cli import app as cli
 from planner.prices.kernel_prices import price_mlir
 from planner.prices.price_lists import default_kernel_model, kernel_model_from, prices_version, stored_calibration
 from planner.timings.calibration import MOST_ROWS, spread_out
@@ -27,6 +26,7 @@ from profiles.errors import SpecError
 from profiles.timing_files import write_timings
 from profiles.timing_store import TimingStore
 from profiles.timings import TimingTable, joined, table_of_rows, timing_table
+from tests.command import exit_code
 
 A40 = default_catalog().device("A40")
 SLOWER = 1.7  # the pretended device's kernels, against the packaged prices
@@ -62,11 +62,7 @@ def calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -
 
 
 def run(*arguments: str) -> int:
-    try:
-        cli.main(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return exit_code(arguments)
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,18 @@ from costmodels.kernels.calls import Basis
 from costmodels.kernels.mlir.emit import emit
 from costmodels.kernels.mlir.kernel import MEMORY, Kernel
 from costmodels.kernels.mlir.parse import calls_of, parse
-from planner.cli import app as cli
 from planner.prices.kernel_prices import price_mlir
 from planner.prices.price_lists import default_kernel_model
 from profiles.catalog import default_catalog
 from profiles.errors import SpecError
+from tests.command import exit_code
 
 GEMM = emit(Kernel(op="gemm", m=4096, n=4096, k=4096))
 
 
 def run(*arguments: str) -> int:
     """Exit code of the command; its output is captured by the test."""
-    try:
-        cli.main(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return exit_code(arguments)
 
 
 def test_a_text_costs_what_its_call_costs():
