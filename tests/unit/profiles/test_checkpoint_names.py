@@ -48,6 +48,11 @@ LLAMA = {
         ("moonshotai/Kimi-K2-Instruct-0905", "kimi-k2-0905", "fp8-block"),
         ("moonshotai/Kimi-K2-Thinking", "kimi-k2-thinking", "int4-experts"),
         ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b", ""),
+        ("Nemotron_3_Nano", "nemotron-3-nano-30b-a3b", ""),  # as Megatron-Bridge's tables write it
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-FP8", "nemotron-3-nano-30b-a3b", "fp8"),
+        ("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4", "nemotron-3-super-120b-a12b", "nvfp4"),
+        ("nvidia/NVIDIA-Nemotron-Nano-9B-v2-FP8", "nemotron-nano-9b-v2", "fp8"),
+        ("inclusionAI/Ling-1T-FP8", "ling-1t", "fp8"),
     ],
 )
 def test_names_of_checkpoints_are_read(name: str, model: str, form: str) -> None:

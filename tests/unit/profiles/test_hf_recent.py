@@ -160,18 +160,3 @@ def test_keys_of_layers_without_a_price_are_named(key: str, value: object) -> No
 def test_names_of_models_without_a_price_say_what_has_none(name: str) -> None:
     with pytest.raises(SpecError, match=r" has .*, which have no cost model\. Hint: plan for a near"):
         resolve_model(name, default_catalog())
-
-
-@pytest.mark.parametrize(
-    ("name", "model", "weights"),
-    [
-        ("Nemotron_3_Nano", "nemotron-3-nano-30b-a3b", ""),  # as Megatron-Bridge's tables write it
-        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-FP8", "nemotron-3-nano-30b-a3b", "fp8"),
-        ("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4", "nemotron-3-super-120b-a12b", "nvfp4"),
-        ("nvidia/NVIDIA-Nemotron-Nano-9B-v2-FP8", "nemotron-nano-9b-v2", "fp8"),
-        ("inclusionAI/Ling-1T-FP8", "ling-1t", "fp8"),
-    ],
-)
-def test_checkpoints_in_other_weights_are_known_by_name(name: str, model: str, weights: str) -> None:
-    spec = resolve_model(name, default_catalog()).spec
-    assert (spec.name, spec.checkpoint_weights) == (model, weights)
