@@ -195,6 +195,8 @@ def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
     unsharded = (t > 1) & (zero == 0)
     splits = plans.tensor_parallel_overlap & (t > 1)
     lone = (zero > 0) & (d * c == 1)
+    # Beside adapters the shards of whole weights are little.
+    partly = (zero == 2) & (request.stack.framework == HUGGINGFACE and not request.job.trains_adapters_only)
     windows = (c > 1) & (request.model.sliding_window > 0)
     paged = (zero > 0) & request.job.paged_optimizer
     return (
@@ -202,7 +204,13 @@ def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
         (plans.pipeline_parallel > 1, "plan.pipeline_parallel", "there are no pipeline stages", "pp 1"),
         (plans.expert_parallel > 1, "plan.expert_parallel", "there is no expert parallelism", "ep 1"),
         (unsharded, "plan.tensor_parallel", "goes with FSDP2 alone", "tp 1, or zero 3"),
-        (zero == 1, "plan.zero_stage", "FSDP2 shards gradients too", "zero 2 or 3, or --format deepspeed"),
+        (zero == 1, "plan.zero_stage", "FSDP2 shards gradients too", "zero 3, or --format deepspeed"),
+        (
+            partly,
+            "plan.zero_stage",
+            "what keeps whole weights is priced as DeepSpeed's",
+            "zero 3, or --format deepspeed",
+        ),
         (windows, "plan.context_parallel", "layers with windows are not shared", "cp 1"),
         attention_check(request, c > 1),
         (hybrid, "plan.zero_shard_degree", "tp and cp need shards over data-parallel ranks", "hsdp 0"),

@@ -116,9 +116,14 @@ def job_gaps(request: Request, names: Mapping[str, str]) -> tuple[Gap, ...]:
 
 
 def start_notes(request: Request) -> tuple[str, ...]:
-    """What pre-training begins with, where tools load a checkpoint."""
-    words = "weights: training goes on from those of the checkpoint, unless the tool is told to draw new ones"
-    return (words,) if request.job.task == "pretrain" else ()
+    """What training begins with, where tools load a checkpoint."""
+    found: tuple[str, ...] = ()
+    if request.job.task == "pretrain":
+        found += ("weights: training goes on from those of the checkpoint, unless the tool is told to draw new ones",)
+    if request.model.checkpoint_weights == "mxfp4":
+        # Its quantizer trains nothing (transformers/quantizers/quantizer_mxfp4.py, is_trainable).
+        found += ("weights: a copy in 16 bits, as the plan has them; those of the checkpoint are in MXFP4",)
+    return found
 
 
 def adapter_settings(request: Request, names: Sequence[str]) -> dict[str, Any]:

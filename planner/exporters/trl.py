@@ -93,6 +93,8 @@ def _settings(plan: ExecutionPlan, request: Request) -> dict[str, Any]:
         found |= {"use_peft": True, **adapter_settings(request, words)}
     if job.task == "qlora":
         found |= {"load_in_4bit": True, "use_bnb_nested_quant": True}
+        # FSDP shards no integers (bitsandbytes documentation, FSDP-QLoRA).
+        found["bnb_4bit_quant_storage"] = "float16" if job.precision == "fp16" else "bfloat16"
     steps = whole_steps(job)
     return {**found, "max_steps": steps} if steps is not None else found
 

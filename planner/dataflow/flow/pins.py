@@ -113,7 +113,8 @@ def _pin(name: str, values: Mapping[str, Any], cluster: MixedCluster, *, trains:
                 raise SpecError(where, "is given twice", "give one of its names")
             columns[column] = value
         else:
-            raise SpecError(where, "cannot be fixed for a call", did_you_mean(str(key), (*_KEYS, *ALIASES)))
+            known = (*_KEYS, *(name for name, column in ALIASES.items() if column in _KEYS))
+            raise SpecError(where, "cannot be fixed for a call", did_you_mean(str(key), known))
     return CallPin(first_gpu=first, num_gpus=count, engine=engine, columns=columns)
 
 
