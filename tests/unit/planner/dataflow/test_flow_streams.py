@@ -222,8 +222,8 @@ def test_where_plans_are_equally_fast_idle_gpus_help_what_might_take_longer() ->
     assert generates.time_s == pytest.approx(plan.steady_s, rel=2e-3)
     others = {gpu for call in calls.values() for gpu in range(call.first_gpu, call.first_gpu + call.num_gpus)}
     assert generates.num_gpus + len(others) == 8
-    assert max(call.time_s for call in calls.values()) < 0.75 * plan.steady_s
-    assert plan.steady_high_s < 1.8 * plan.steady_s
+    assert max(call.time_s for call in calls.values()) < 0.65 * plan.steady_s
+    assert plan.steady_high_s < 2 * plan.steady_s
 
 
 def test_a_batch_may_end_before_the_next_begins_although_it_need_not() -> None:
