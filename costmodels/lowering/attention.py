@@ -31,8 +31,9 @@ from costmodels.lowering.shapes import RankShape, of_model
 from costmodels.lowering.sparse_attention import chooses, chosen_core, gathered_width, indexer_calls
 from costmodels.lowering.transfers import adapters_share, members_together
 from costmodels.plan import ContextKind, FloatArray, IntArray
+from costmodels.workload import LoraSpec
 from profiles.attention_kinds import attention_shares
-from profiles.model import ModelSpec
+from profiles.model import LatentAttention, ModelSpec
 from profiles.timing_ops import ATTENTION_BACKWARD_BYTES, ATTENTION_BACKWARD_FLOPS
 
 # What every operand's address, width and stride must be a multiple of for tensor cores to be used well (cuBLAS library
@@ -116,61 +117,83 @@ def by_kind(shape: RankShape, context: CostContext) -> Iterator[tuple[RankShape,
 
 def projections(calls: CallList, shape: RankShape, context: CostContext) -> None:
     """Query, key, value and output projections with rotary embedding and adapters."""
-    model, job, normed = context.model, context.job, context.norms_quantise
-    tokens, t = shape.tokens, shape.tensor
-    hidden, trained = model.hidden_size, not job.trains_adapters_only
-    heads = model.num_attention_heads / t
-    kv_heads = shape.kv_heads
-    latent = model.latent_attention
-    if latent is None:
-        q_width, kv_width = heads * model.head_dim, kv_heads * model.head_dim
-        v_width = 0.0 if model.keys_are_values else kv_heads * model.value_width
-        made = model.query_parts * q_width + kv_width + v_width + (heads if model.head_gates else 0.0)
-        calls.part = Part.PRODUCT
-        apart = 2 if model.keys_are_values else 3
-        calls.linear(tokens, hidden, made, trained=trained, quantised=normed, apart=apart)
-        calls.part = None
-        beside_product(calls, tokens, made, bias=model.qkv_bias, joint=True)
-        out_width = heads * model.value_width
-        rotary_width = q_width + kv_width
+    model, tokens = context.model, shape.tokens
+    if model.latent_attention is None:
+        out_width, rotary_width = _plain_projections(calls, shape, context)
     else:
-        qk_width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
-        calls.part = Part.PRODUCT
-        narrow = normed
-        if latent.q_lora_rank:
-            calls.linear(shape.sharded_tokens, hidden, latent.q_lora_rank, trained=trained, quantised=normed)
-            narrow = True  # both read the same input
-        down, up = latent.kv_lora_rank + latent.qk_rope_head_dim, heads * (latent.qk_nope_head_dim + latent.v_head_dim)
-        calls.linear(shape.sharded_tokens, hidden, down, trained=trained, quantised=narrow)
-        calls.part = Part.UP_PROJECTION
-        narrow = normed or not latent.q_lora_rank
-        calls.linear(tokens, latent.q_lora_rank or hidden, heads * qk_width, trained=trained, quantised=narrow)
-        calls.linear(tokens, latent.kv_lora_rank, up, trained=trained, quantised=normed)
-        out_width = heads * latent.v_head_dim
-        rotary_width = 2 * heads * qk_width  # rotation and the concatenation of both halves
-    element = job.numerics.storage_bytes
-    positions_and_norms(calls, tokens, rotary_width, values=kv_heads * model.value_width if model.value_norm else 0.0)
+        out_width, rotary_width = _latent_projections(calls, shape, context, model.latent_attention)
+    values = shape.kv_heads * model.value_width if model.value_norm else 0.0
+    positions_and_norms(calls, tokens, rotary_width, values=values)
     if model.attention_output_gate or model.head_gates:
         output_gate(calls, tokens, out_width)
     calls.part = Part.PRODUCT
-    calls.linear(tokens, out_width, hidden, trained=trained)
+    calls.linear(tokens, out_width, model.hidden_size, trained=not context.job.trains_adapters_only)
     calls.part = None
-    beside_product(calls, tokens, float(hidden), bias=model.attention_out_bias)
-    if job.lora is not None:
-        widths: dict[str, tuple[FloatArray | float, FloatArray | float]] = {
-            "q": (hidden, model.query_parts * heads * model.head_dim),
-            "k": (hidden, kv_heads * model.head_dim),
-        }
-        widths["o"] = (out_width, hidden)
-        widths["qkv"] = (hidden, widths["q"][1] + kv_heads * model.head_dim)
-        if not model.keys_are_values:
-            widths["v"] = (hidden, kv_heads * model.value_width)
-            widths["qkv"] = (hidden, widths["qkv"][1] + widths["v"][1])
-        targets = [target for target in job.lora.targets if target in widths]
-        if context.stack.joint_adapters and set("qkv") <= set(job.lora.targets):
-            targets = ["qkv", *(target for target in targets if target not in "qkv")]
-        for target in targets:
-            lora_pair(calls, tokens, *widths[target], rank=job.lora.rank, element=element)
+    beside_product(calls, tokens, float(model.hidden_size), bias=model.attention_out_bias)
+    if context.job.lora is not None:
+        _adapters(calls, shape, context, context.job.lora, out_width)
+
+
+def _plain_projections(calls: CallList, shape: RankShape, context: CostContext) -> tuple[FloatArray, FloatArray]:
+    """Queries, keys and values of their own widths; what the output projection reads, and what is rotated."""
+    model, heads = context.model, context.model.num_attention_heads / shape.tensor
+    q_width, kv_width = heads * model.head_dim, shape.kv_heads * model.head_dim
+    v_width = 0.0 if model.keys_are_values else shape.kv_heads * model.value_width
+    made = model.query_parts * q_width + kv_width + v_width + (heads if model.head_gates else 0.0)
+    calls.part = Part.PRODUCT
+    calls.linear(
+        shape.tokens,
+        model.hidden_size,
+        made,
+        trained=not context.job.trains_adapters_only,
+        quantised=context.norms_quantise,
+        apart=2 if model.keys_are_values else 3,
+    )
+    calls.part = None
+    beside_product(calls, shape.tokens, made, bias=model.qkv_bias, joint=True)
+    return heads * model.value_width, q_width + kv_width
+
+
+def _latent_projections(
+    calls: CallList, shape: RankShape, context: CostContext, latent: LatentAttention
+) -> tuple[FloatArray, FloatArray]:
+    """The same of latent attention, which makes queries, keys and values of narrow tensors."""
+    model, normed = context.model, context.norms_quantise
+    hidden, trained = model.hidden_size, not context.job.trains_adapters_only
+    heads = model.num_attention_heads / shape.tensor
+    qk_width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
+    calls.part = Part.PRODUCT
+    narrow = normed
+    if latent.q_lora_rank:
+        calls.linear(shape.sharded_tokens, hidden, latent.q_lora_rank, trained=trained, quantised=normed)
+        narrow = True  # both read the same input
+    down, up = latent.kv_lora_rank + latent.qk_rope_head_dim, heads * (latent.qk_nope_head_dim + latent.v_head_dim)
+    calls.linear(shape.sharded_tokens, hidden, down, trained=trained, quantised=narrow)
+    calls.part = Part.UP_PROJECTION
+    narrow = normed or not latent.q_lora_rank
+    calls.linear(shape.tokens, latent.q_lora_rank or hidden, heads * qk_width, trained=trained, quantised=narrow)
+    calls.linear(shape.tokens, latent.kv_lora_rank, up, trained=trained, quantised=normed)
+    return heads * latent.v_head_dim, 2 * heads * qk_width  # rotation and the concatenation of both halves
+
+
+def _adapters(calls: CallList, shape: RankShape, context: CostContext, lora: LoraSpec, out_width: FloatArray) -> None:
+    """Low-rank adapters of the projections; ``out_width`` (K,) is what the output projection reads."""
+    model, hidden, heads = context.model, context.model.hidden_size, context.model.num_attention_heads / shape.tensor
+    widths: dict[str, tuple[FloatArray | float, FloatArray | float]] = {
+        "q": (hidden, model.query_parts * heads * model.head_dim),
+        "k": (hidden, shape.kv_heads * model.head_dim),
+    }
+    widths["o"] = (out_width, hidden)
+    widths["qkv"] = (hidden, widths["q"][1] + shape.kv_heads * model.head_dim)
+    if not model.keys_are_values:
+        widths["v"] = (hidden, shape.kv_heads * model.value_width)
+        widths["qkv"] = (hidden, widths["qkv"][1] + widths["v"][1])
+    targets = [target for target in lora.targets if target in widths]
+    if context.stack.joint_adapters and set("qkv") <= set(lora.targets):
+        targets = ["qkv", *(target for target in targets if target not in "qkv")]
+    for target in targets:
+        element = context.job.numerics.storage_bytes
+        lora_pair(calls, shape.tokens, *widths[target], rank=lora.rank, element=element)
 
 
 def _core_shape(shape: RankShape, context: CostContext) -> tuple[FloatArray, FloatArray, FloatArray]:
