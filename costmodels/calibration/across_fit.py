@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.calibration.across_tables import OMNIPATH, OMNIPATH_ADAPTER, AcrossTimings
-from costmodels.calibration.robust import Price, Range, fit_parameters, significant
+from costmodels.calibration.robust import Errors, Price, Range, fit_parameters, record_of, significant
 from costmodels.links.collectives import CollectiveOp
 from costmodels.links.link_model import OP_NAMES, Network, across_time_s
 from profiles.fits import CollectiveFits
@@ -110,27 +110,25 @@ def _record(
             held += list(timings.time_s[mine] / price(without, mine))
     judged = np.array(held) if held else ratio
     relative = np.abs(1 / judged - 1)
-    sizes: dict[str, FloatArray] = {"ranks": timings.ranks, "size_bytes": timings.size_bytes}
-    return {
-        "scope": scope,
-        "name": name,
-        "op": f"{OP_NAMES[timings.op]}_across",
-        "format": "",
-        "parameters": {key: significant(value) for key, value in sorted(parameters.items())},
-        "low_factor": significant(min(SPREAD[0], float(judged.min())), 4),
-        "high_factor": significant(max(SPREAD[1], float(judged.max())), 4),
-        "domain": {key: [float(values.min()), float(values.max())] for key, values in sizes.items()},
-        "card": {
-            "sources": sorted({str(source) for source in timings.source}),
-            "rows": len(timings),
-            "held_out_rows": len(held),
-            "mape": significant(float(relative.mean()), 3),
-            "median_ape": significant(float(np.median(relative)), 3),
-            "log_std": significant(float(np.log(judged).std()), 3),
-            "held_out": "leave one source out" if held else "none: one source only, error on the fitted rows",
-            "note": "",
-        },
-    }
+    found = Errors(
+        rows=len(held),
+        mape=float(relative.mean()),
+        median_ape=float(np.median(relative)),
+        log_std=float(np.log(judged).std()),
+        low_factor=min(SPREAD[0], float(judged.min())),
+        high_factor=max(SPREAD[1], float(judged.max())),
+    )
+    return record_of(
+        found,
+        scope=scope,
+        name=name,
+        op=f"{OP_NAMES[timings.op]}_across",
+        parameters=parameters,
+        domain={"ranks": timings.ranks, "size_bytes": timings.size_bytes},
+        sources=timings.source.tolist(),
+        rows=len(timings),
+        held_out="leave one source out" if held else "none: one source only, error on the fitted rows",
+    )
 
 
 def _weights(timings: AcrossTimings) -> FloatArray:

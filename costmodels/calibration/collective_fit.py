@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from costmodels.calibration.collective_tables import FloatArray, LinkTimings
 from costmodels.calibration.robust import (
+    RANDOM_ROWS,
     Errors,
     Parameters,
     Price,
     Range,
     errors,
     fit_parameters,
+    record_of,
     significant,
     split,
 )
@@ -213,27 +215,17 @@ def record(
     timings: LinkTimings, parameters: Mapping[str, float], found: Errors, *, scope: str, name: str
 ) -> dict[str, Any]:
     """A record of ``collectives.json``."""
-    ranges: dict[str, FloatArray] = {"ranks": timings.ranks, "size_bytes": timings.size_bytes}
-    return {
-        "scope": scope,
-        "name": name,
-        "op": OP_NAMES[timings.op],
-        "format": "",
-        "parameters": {key: significant(value) for key, value in sorted(parameters.items())},
-        "low_factor": significant(found.low_factor, 4),
-        "high_factor": significant(found.high_factor, 4),
-        "domain": {key: [float(values.min()), float(values.max())] for key, values in ranges.items()},
-        "card": {
-            "sources": sorted({str(source) for source in timings.source}),
-            "rows": len(timings),
-            "held_out_rows": found.rows,
-            "mape": significant(found.mape, 3),
-            "median_ape": significant(found.median_ape, 3),
-            "log_std": significant(found.log_std, 3),
-            "held_out": "random 20 % of the rows",
-            "note": "",
-        },
-    }
+    return record_of(
+        found,
+        scope=scope,
+        name=name,
+        op=OP_NAMES[timings.op],
+        parameters=parameters,
+        domain={"ranks": timings.ranks, "size_bytes": timings.size_bytes},
+        sources=timings.source.tolist(),
+        rows=len(timings),
+        held_out=RANDOM_ROWS,
+    )
 
 
 def kind_of(link: str) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from costmodels.calibration.collective_spreads import interval
-from costmodels.calibration.robust import Parameters, Price, Range, fit_parameters, significant
+from costmodels.calibration.robust import Errors, Parameters, Price, Range, fit_parameters, record_of
 from costmodels.kernels.calls import FloatArray
 from costmodels.links.expert_exchange import KINDS, USUAL_MULTIPROCESSORS, Exchanges, exchange_time_s
 from profiles.catalog import default_catalog
@@ -134,24 +134,23 @@ def _record(
     low, high = interval(logs)
     judged = np.concatenate(logs)
     relative = np.abs(np.exp(-judged) - 1)
-    tokens = timings.calls.tokens[rows]
-    return {
-        "scope": scope,
-        "name": name,
-        "op": timings.kind,
-        "format": "",
-        "parameters": {key: significant(value) for key, value in sorted(fit_exchanges(timings, rows).items())},
-        "low_factor": significant(float(np.exp(low)), 4),
-        "high_factor": significant(float(np.exp(high)), 4),
-        "domain": {"tokens": [float(tokens.min()), float(tokens.max())]},
-        "card": {
-            "sources": ["aiconfigurator"],
-            "rows": len(rows),
-            "held_out_rows": len(judged),
-            "mape": significant(float(relative.mean()), 3),
-            "median_ape": significant(float(np.median(relative)), 3),
-            "log_std": significant(float(judged.std()), 3),
-            "held_out": held_out,
-            "note": "tokens are those of one rank; experts equally popular",
-        },
-    }
+    found = Errors(
+        rows=len(judged),
+        mape=float(relative.mean()),
+        median_ape=float(np.median(relative)),
+        log_std=float(judged.std()),
+        low_factor=float(np.exp(low)),
+        high_factor=float(np.exp(high)),
+    )
+    return record_of(
+        found,
+        scope=scope,
+        name=name,
+        op=timings.kind,
+        parameters=fit_exchanges(timings, rows),
+        domain={"tokens": timings.calls.tokens[rows]},
+        sources=["aiconfigurator"],
+        rows=len(rows),
+        held_out=held_out,
+        note="tokens are those of one rank; experts equally popular",
+    )

@@ -37,7 +37,18 @@ from costmodels.calibration.kernel_tables import (
     join,
     memory_timings,
 )
-from costmodels.calibration.robust import PRIOR_ROWS, Errors, Price, Range, errors, fit_parameters, significant, split
+from costmodels.calibration.robust import (
+    PRIOR_ROWS,
+    RANDOM_ROWS,
+    Errors,
+    Price,
+    Range,
+    errors,
+    fit_parameters,
+    record_of,
+    significant,
+    split,
+)
 from costmodels.kernels.calls import FloatArray, take
 from costmodels.kernels.implementations import copies_of, is_bare, is_narrow
 from costmodels.kernels.roofline import FORMULAS, Rates
@@ -201,26 +212,19 @@ def _record(timings: Timings, parameters: Parameters, found: Errors, *, scope: s
     along = {key: significant(parameters[key], 3) for key in NUISANCES if parameters.get(key, 0.0) > 0}
     if along:
         notes.append("fitted along, not priced: " + ", ".join(f"{key} {value:g}" for key, value in along.items()))
-    return {
-        "scope": scope,
-        "name": name,
-        "op": timings.op,
-        "format": timings.format,
-        "parameters": {key: significant(parameters[key]) for key in sorted(parameters) if key not in NUISANCES},
-        "low_factor": significant(found.low_factor, 4),
-        "high_factor": significant(found.high_factor, 4),
-        "domain": {key: [float(values.min()), float(values.max())] for key, values in sorted(domain.items())},
-        "card": {
-            "sources": sorted({str(source) for source in timings.source}),
-            "rows": len(timings),
-            "held_out_rows": found.rows,
-            "mape": significant(found.mape, 3),
-            "median_ape": significant(found.median_ape, 3),
-            "log_std": significant(found.log_std, 3),
-            "held_out": "random 20 % of the rows",
-            "note": "; ".join(notes),
-        },
-    }
+    return record_of(
+        found,
+        scope=scope,
+        name=name,
+        op=timings.op,
+        format_name=timings.format,
+        parameters={key: value for key, value in parameters.items() if key not in NUISANCES},
+        domain=domain,
+        sources=timings.source.tolist(),
+        rows=len(timings),
+        held_out=RANDOM_ROWS,
+        note="; ".join(notes),
+    )
 
 
 def fit_table(timings: Timings, start: Parameters | None = None) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Robust fits of positive parameters on relative error, and the error on rows kept out of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ Parameters = dict[str, float]
 Price = Callable[[Mapping[str, float], NDArray[np.int64]], FloatArray]
 
 HELD_OUT_SHARE = 0.2
+RANDOM_ROWS = f"random {100 * HELD_OUT_SHARE:.0f} % of the rows"  # what ``split`` holds out
 TOLERANCE = 0.1  # log error beyond which a row counts as an outlier (soft L1)
 PRIOR_ROWS = 10.0  # see fit_parameters
 PRIOR_SCALE = 0.3  # of the logarithm, or of the range of a parameter
@@ -131,6 +132,57 @@ def errors(price: Price, parameters: Mapping[str, float], measured_s: FloatArray
         low_factor=float(min(np.quantile(ratio, 0.05), 1.0)),
         high_factor=float(max(np.quantile(ratio, 0.95), 1.0)),
     )
+
+
+def record_of(
+    found: Errors,
+    *,
+    scope: str,
+    name: str,
+    op: str,
+    parameters: Mapping[str, float],
+    domain: Mapping[str, FloatArray],
+    sources: Iterable[str],
+    rows: int,
+    held_out: str,
+    format_name: str = "",
+    note: str = "",
+) -> dict[str, Any]:
+    """A fit as the packaged files hold it.
+
+    Args:
+        found: Errors on what was held out.
+        scope: What ``name`` is: a device, a link, a kind of links, or ``global``.
+        name: Whose parameters these are.
+        op: Operation they price.
+        parameters: Name to value.
+        domain: Quantity to its values in the rows; a call outside their range is extrapolated.
+        sources: Where the rows were published, repeats allowed.
+        rows: How many were fitted on.
+        held_out: In words, what was.
+        format_name: Number format, where fits differ by it.
+        note: What else to know.
+    """
+    return {
+        "scope": scope,
+        "name": name,
+        "op": op,
+        "format": format_name,
+        "parameters": {key: significant(value) for key, value in sorted(parameters.items())},
+        "low_factor": significant(found.low_factor, 4),
+        "high_factor": significant(found.high_factor, 4),
+        "domain": {key: [float(values.min()), float(values.max())] for key, values in sorted(domain.items())},
+        "card": {
+            "sources": sorted({str(source) for source in sources}),
+            "rows": rows,
+            "held_out_rows": found.rows,
+            "mape": significant(found.mape, 3),
+            "median_ape": significant(found.median_ape, 3),
+            "log_std": significant(found.log_std, 3),
+            "held_out": held_out,
+            "note": note,
+        },
+    }
 
 
 def significant(value: float, digits: int = 5) -> float:
