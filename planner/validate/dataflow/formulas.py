@@ -1,6 +1,5 @@
 """E1, E12 and E13: published numbers that follow from formulas alone, and exact placements against brute force."""
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +11,7 @@ from planner.dataflow.flop_accounting import ppo_flops
 from planner.dataflow.fused_pipelines import PipelineLoad, fused_lower_bound_s, serial_s
 from planner.dataflow.residency import Expert, Tiers, best_residency
 from planner.validate.experiment import Experiment
+from planner.validate.tables.published import rows_of
 from profiles.catalog import default_catalog
 from profiles.model import ModelSpec
 from profiles.model_presets import resolve_model
@@ -42,13 +42,13 @@ def formula_experiments(folder: Path) -> tuple[Experiment, ...]:
 
 def throughputs(folder: Path) -> Experiment:
     """E1: PFLOP/s and seconds of ReaLHF's runs by its own accounting."""
-    table = _rows(folder / "real_v1_throughput_vws.csv")
+    table = rows_of(folder / "real_v1_throughput_vws.csv")
     done = [row for row in table if row["status"] == "ok"]
     consistent = sum(_seconds_agree(row, float(row["iter_time_s_derived"]), 5e-6) for row in done)
     published = {
         (row["system"], *(row[key] for key in _KEYS)): row for row in done if row["scale_mode"] == "scale_actor"
     }
-    both = [row for row in _rows(folder / "real_res_pkl_20240412.csv") if abs(float(row["rel_diff"])) < 1e-4]
+    both = [row for row in rows_of(folder / "real_res_pkl_20240412.csv") if abs(float(row["rel_diff"])) < 1e-4]
     again = sum(
         _seconds_agree(published[_SYSTEMS[row["mode"]], *(row[key] for key in _KEYS)], float(row["iter_time_s"]), 1e-6)
         for row in both
@@ -79,7 +79,7 @@ def _seconds_agree(row: Mapping[str, str], seconds: float, tolerance: float) -> 
 
 def fused_schedules(folder: Path) -> Experiment:
     """E12: least time of fused actor and critic pipelines against RLHFuse's schedules, and its printed optimum."""
-    table = [_fused_row(row) for row in _rows(folder / "rlhfuse_table3_fused_pipeline.csv")]
+    table = [_fused_row(row) for row in rows_of(folder / "rlhfuse_table3_fused_pipeline.csv")]
     right = [row.bound == row.annealed if row.reached else row.bound < row.annealed for row in table]
     printed = [row.serial / row.bound for row in table]
     equal = sum(abs(ours - row.optimum) <= _PRINTED for row, ours in zip(table, printed, strict=True))
@@ -167,8 +167,3 @@ def residency() -> Experiment:
 @lru_cache(maxsize=8)
 def _model(billions: str) -> ModelSpec:
     return resolve_model(_NAMES[billions], default_catalog()).spec
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))

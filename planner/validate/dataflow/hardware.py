@@ -6,7 +6,6 @@ call fits on its own: training with its states, generation with room in the cach
 what waits on the host fits there.
 """
 
-import csv
 from pathlib import Path
 
 from costmodels.lengths import fixed_length
@@ -14,6 +13,7 @@ from costmodels.model_calls import CallKind, ModelCall
 from planner.dataflow.call_costs import CallSetting, call_costs
 from planner.validate.dataflow.setups import cluster_of, model_named
 from planner.validate.experiment import Experiment
+from planner.validate.tables.published import rows_of
 from profiles.stacks import find_stack
 
 _FILE = "verl_min_hardware.csv"
@@ -26,10 +26,8 @@ _MODELS = {"Qwen2-14B": "qwen2.5-14b", "Qwen2-32B": "qwen2.5-32b", "Qwen2-70B": 
 
 def fewest_gpus(folder: Path) -> Experiment:
     """E11: predicted minimum per published configuration, and whether the published one is predicted to fit."""
-    with (folder / _FILE).open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
     found = []
-    for row in rows:
+    for row in rows_of(folder / _FILE):
         fitting = [size for size in _SIZES if fits(row, size)]
         listed = int(row["gpus"])
         found.append((row, listed, min(fitting, default=0), listed in fitting))

@@ -9,7 +9,6 @@ the lengths are not published: log-normal, with the 99.9th percentile ten times 
 for LMSYS-Chat-1M.
 """
 
-import csv
 import json
 import re
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from planner.dataflow.engine_strategies import engine_strategies
 from planner.dataflow.strategies import strategies
 from planner.rules.base import MEGATRON
 from planner.validate.dataflow.setups import cluster_of, model_named
+from planner.validate.tables.published import rows_of
 from profiles.engines import find_engine
 from profiles.model import ModelSpec
 from profiles.parameters import checkpoint_tensors, total_parameters
@@ -111,10 +111,8 @@ class NemoStep:
 
 def nemo_steps(folder: Path) -> tuple[list[NemoStep], list[str]]:
     """Every row that can be priced, and why the others cannot."""
-    with (folder / _FILE).open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
     steps, left_out = [], []
-    for row in rows:
+    for row in rows_of(folder / _FILE):
         found = priced_step(row)
         if isinstance(found, str):
             left_out.append(f"{row['release']} {row['model']} on {row['gpus']} {row['system']}: {found}")

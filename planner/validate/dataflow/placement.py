@@ -1,6 +1,5 @@
 """E9: which placement of models is best on how many GPUs, against HybridFlow's figure 12."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -25,6 +24,7 @@ from planner.validate.dataflow.hybridflow import (
 )
 from planner.validate.experiment import Experiment
 from planner.validate.metrics import spearman
+from planner.validate.tables.published import rows_of
 from profiles.errors import InfeasibleError
 
 _FILE = "hybridflow_fig12_placement_digitised.csv"
@@ -185,11 +185,10 @@ def _shown(seconds: float) -> str:
 def measured_s(folder: Path) -> dict[tuple[str, int], dict[str, float]]:
     """Seconds per iteration by placement, of every model and number of GPUs in figure 12."""
     found: dict[tuple[str, int], dict[str, float]] = {}
-    with (folder / _FILE).open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            if row["placement"] in _PLACEMENTS:
-                case = found.setdefault((row["model"], int(row["n_gpus"])), {})
-                case[row["placement"]] = SEQUENCES * 2 * TOKENS / float(row["tokens_per_s_digitised"])
+    for row in rows_of(folder / _FILE):
+        if row["placement"] in _PLACEMENTS:
+            case = found.setdefault((row["model"], int(row["n_gpus"])), {})
+            case[row["placement"]] = SEQUENCES * 2 * TOKENS / float(row["tokens_per_s_digitised"])
     return found
 
 

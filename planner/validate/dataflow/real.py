@@ -10,7 +10,6 @@ network is that of its own cost model (profiler/param_sync_cost.py and profiler/
 of 200 Gb/s that the GPUs of a node share, so that only one of them sends at a time, at 20 GB/s.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,6 +21,7 @@ from costmodels.lengths import fixed_length
 from costmodels.model_calls import CallKind, ModelCall
 from costmodels.plan import PlanBatch, Recompute
 from planner.dataflow.call_costs import CallSetting, price_generation, price_plans
+from planner.validate.tables.published import rows_of
 from profiles.catalog import default_catalog
 from profiles.cluster_string import parse_cluster
 from profiles.engines import find_engine
@@ -79,8 +79,6 @@ class RealConstants:
 
 def read_real(folder: Path, system: str = "ReaL-Heuristic") -> list[RealRow]:
     """Rows of one system with a result, in the order of the file."""
-    with (folder / _FILE).open(encoding="utf-8", newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["system"] == system and row["status"] == "ok"]
     return [
         RealRow(
             mode=row["scale_mode"],
@@ -93,7 +91,8 @@ def read_real(folder: Path, system: str = "ReaL-Heuristic") -> list[RealRow]:
             num_sequences=int(row["batch_seqs"]),
             time_s=float(row["iter_time_s_derived"]),
         )
-        for row in rows
+        for row in rows_of(folder / _FILE)
+        if row["system"] == system and row["status"] == "ok"
     ]
 
 

@@ -1,6 +1,5 @@
 """E2 and the transitions of E9: reallocation against ReaLHF's own table and HybridFlow's measurements."""
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 
 from planner.dataflow.reallocation_reference import llama_layer_sizes, reference_cost_us
 from planner.validate.experiment import Experiment
+from planner.validate.tables.published import rows_of
 
 LARGEST_RATIO = 2.0
 _TABLE, _TRANSITIONS = "real_param_realloc_cost_table_34B.csv", "hybridflow_fig14_transition_time_digitised.csv"
@@ -24,8 +24,7 @@ def reallocation_table(folder: Path) -> Experiment:
         folder: The published runs.
     """
     sizes = llama_layer_sizes(hidden=8192, intermediate=22016, layers=48, vocabulary=32000, kv_width=1024)
-    with (folder / _TABLE).open(encoding="utf-8", newline="") as stream:
-        rows = [{name: int(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+    rows = [{name: int(value) for name, value in row.items()} for row in rows_of(folder / _TABLE)]
     wrong = [
         row for row in rows if reference_cost_us(sizes, _layout(row, "src"), _layout(row, "dst")) != row["cost_us"]
     ]
@@ -116,25 +115,24 @@ def _ratio(rows: list[_Transition], row: _Transition, seconds: Mapping[_Transiti
 
 def _transitions(folder: Path) -> list[_Transition]:
     found = []
-    with (folder / _TRANSITIONS).open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            if row["engine"] not in _ENGINES:
-                continue
-            degrees = dict(part.split("=") for part in row["parallel"].split(","))
-            group_t, group_p, tensor, pipeline = (int(degrees[name]) for name in ("Tg", "Pg", "T", "P"))
-            ranks, shards = int(row["n_gpus"]), tensor * pipeline
-            share = {
-                "HybridFlow": 1 / (group_t * group_p) - 1 / shards,
-                "HybridFlow-V": (shards - 1) / shards,
-                "DS-Chat": (ranks - 1) / ranks,
-            }[row["engine"]]
-            found.append(
-                _Transition(
-                    model=row["model"],
-                    num_devices=ranks,
-                    engine=row["engine"],
-                    moved_bytes=_BYTES[row["model"]] * share,
-                    time_s=float(row["transition_s_digitised"]),
-                )
+    for row in rows_of(folder / _TRANSITIONS):
+        if row["engine"] not in _ENGINES:
+            continue
+        degrees = dict(part.split("=") for part in row["parallel"].split(","))
+        group_t, group_p, tensor, pipeline = (int(degrees[name]) for name in ("Tg", "Pg", "T", "P"))
+        ranks, shards = int(row["n_gpus"]), tensor * pipeline
+        share = {
+            "HybridFlow": 1 / (group_t * group_p) - 1 / shards,
+            "HybridFlow-V": (shards - 1) / shards,
+            "DS-Chat": (ranks - 1) / ranks,
+        }[row["engine"]]
+        found.append(
+            _Transition(
+                model=row["model"],
+                num_devices=ranks,
+                engine=row["engine"],
+                moved_bytes=_BYTES[row["model"]] * share,
+                time_s=float(row["transition_s_digitised"]),
             )
+        )
     return found

@@ -6,7 +6,6 @@ states, all that training the critic keeps, and the weights of the reference and
 (``planner.validate.dataflow.hybridflow``) leaves on the GPUs too. The actor's weights are reused.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +21,7 @@ from planner.validate.dataflow.hybridflow import (
     training_plans,
 )
 from planner.validate.experiment import Experiment
+from planner.validate.tables.published import rows_of
 
 _FILE = "hybridflow_fig15_gen_tp_digitised.csv"
 _DEVICES = 16
@@ -31,10 +31,7 @@ _BEST_13B = 4  # the figure's optimum
 
 def generation_by_replica_size(folder: Path) -> Experiment:
     """E9 (generation): seconds by tensor-parallel degree, against figure 15."""
-    with (folder / _FILE).open(encoding="utf-8", newline="") as stream:
-        rows = [
-            (row["model"], int(row["gen_tp"]), float(row["gen_time_s_digitised"])) for row in csv.DictReader(stream)
-        ]
+    rows = [(row["model"], int(row["gen_tp"]), float(row["gen_time_s_digitised"])) for row in rows_of(folder / _FILE)]
     predicted = {(name, tensor): predicted_s(name, tensor) for name, tensor, _ in rows}
     measured = {(name, tensor): seconds for name, tensor, seconds in rows}
     best = {

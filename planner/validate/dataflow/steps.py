@@ -5,7 +5,6 @@ the longer of both, and the update. NeMo-RL's rows are predicted from their layo
 neither lengths nor layouts: there the form itself is checked, on measured parts.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -25,6 +24,7 @@ from planner.validate.dataflow.step_fit import (
 )
 from planner.validate.experiment import Experiment
 from planner.validate.metrics import spearman
+from planner.validate.tables.published import rows_of
 from profiles.engines import find_engine
 
 LEAST_RANK_CORRELATION = 0.8
@@ -123,8 +123,7 @@ def _by_policy(steps: Sequence[NemoStep], predicted: Sequence[float]) -> str:
 
 def _verl_updates(folder: Path) -> list[str]:
     """Weight updates of verl with its faster way, beside what the engine says."""
-    with (folder / "verl_weight_sync_time.csv").open(encoding="utf-8", newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["checkpoint_engine"] == "True"]
+    rows = [row for row in rows_of(folder / "verl_weight_sync_time.csv") if row["checkpoint_engine"] == "True"]
     engine = find_engine("vllm")
     return [
         f"{row['model']} {float(row['sync_s']):.2g} s against {engine.update_s(*update_size(model), apart=True):.2g} s"
@@ -137,12 +136,11 @@ def verl_accounts(folder: Path) -> list[tuple[str, float]]:
     """Label and relative error of every verl step as the sum of the parts that are not hidden."""
     found: list[tuple[str, float]] = []
     for name in ("verl_one_step_off_Qwen2.5-Math-7B", "verl_fully_async_Qwen2.5-Math-7B", "verl_fully_async_30B"):
-        with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
-            for row in csv.DictReader(stream):
-                overlapped = bool(row.get("wait_prev_gen_s"))
-                exposed = ["wait_prev_gen_s" if overlapped else "gen_s", "old_log_prob_s", "ref_s", "update_actor_s"]
-                total = sum(float(row[column]) for column in exposed if row.get(column))
-                found.append((f"{name} {row['mode']}", total / float(row["step_s"]) - 1))
+        for row in rows_of(folder / f"{name}.csv"):
+            overlapped = bool(row.get("wait_prev_gen_s"))
+            exposed = ["wait_prev_gen_s" if overlapped else "gen_s", "old_log_prob_s", "ref_s", "update_actor_s"]
+            total = sum(float(row[column]) for column in exposed if row.get(column))
+            found.append((f"{name} {row['mode']}", total / float(row["step_s"]) - 1))
     return found
 
 
@@ -168,12 +166,11 @@ def _pairs(folder: Path, steps: Sequence[NemoStep], constants: StepConstants) ->
 
 def _published_beside_the_table(folder: Path) -> tuple[NemoStep, NemoStep] | None:
     """The pair in which running ahead is slower; its second row is not in the table."""
-    with (folder / "nemo_rl_performance_summary.csv").open(encoding="utf-8", newline="") as stream:
-        rows = [
-            row
-            for row in csv.DictReader(stream)
-            if (row["model"], row["gpus"], row["policy"]) == ("Qwen3-30B3A", "16", "On policy")
-        ]
+    rows = [
+        row
+        for row in rows_of(folder / "nemo_rl_performance_summary.csv")
+        if (row["model"], row["gpus"], row["policy"]) == ("Qwen3-30B3A", "16", "On policy")
+    ]
     if not rows:
         return None
     row = rows[0]

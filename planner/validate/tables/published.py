@@ -18,6 +18,12 @@ def packaged_rows(name: str) -> tuple[Mapping[str, str], ...]:
     return tuple(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
 
 
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The same of a table in a folder of published runs."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 def optional_float(text: str) -> float | None:
     """A cell's number; None where it is empty."""
     return float(text) if text else None
