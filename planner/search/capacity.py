@@ -17,7 +17,7 @@ from costmodels.stage_plans.plan import StagePlanBatch
 from costmodels.stage_plans.prices import StagePrices
 from costmodels.stages.layers import layer_kinds
 from planner.search.best import Stopped
-from planner.search.families import Family, least_step_s
+from planner.search.families import Family, by_stages, least_step_s
 from planner.search.freedom import Freedom
 
 _MODES = ("none", "selective", "full")
@@ -62,9 +62,8 @@ def capacity(
         return Capacity(least_s=perfect_s, most_layers=np.full(count, model.num_layers))
     extra_s, most = np.zeros(count), np.full(count, model.num_layers)
     with suppress(Stopped):
-        for stages in sorted({family.num_stages for family in families}):
+        for stages, members in by_stages(families):
             check_time()
-            members = np.asarray([at for at, family in enumerate(families) if family.num_stages == stages])
             for start in range(0, len(members), max(_CHUNK_CELLS // stages, 1)):
                 some = members[start : start + max(_CHUNK_CELLS // stages, 1)]
                 extra_s[some], most[some] = _extra([families[at] for at in some], prices, freedom)

@@ -5,6 +5,7 @@ A family fixes the number of stages, the schedule, the chunks, the micro-batches
 recomputation and offloading of every stage.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -70,6 +71,13 @@ class Family:
         if self.takes is not None:
             return self.takes, self.available
         return np.eye(len(self.configs), len(self.slots), dtype=np.int64), self.slots
+
+
+def by_stages(families: Sequence[Family]) -> Iterator[tuple[int, IntArray]]:
+    """Numbers of stages, ascending, with the places of the families that have as many."""
+    stages = np.asarray([family.num_stages for family in families], dtype=np.int64)
+    for number in np.unique(stages).tolist():
+        yield number, np.flatnonzero(stages == number)
 
 
 def alike_families(plans: PlanBatch, *, group: int = 0) -> tuple[list[Family], StageConfigs]:

@@ -17,7 +17,7 @@ from costmodels.plan import BoolArray, FloatArray, IntArray, Schedule
 from costmodels.stage_plans.prices import StagePrices
 from planner.search.best import Stopped
 from planner.search.capacity import again_s, rooms
-from planner.search.families import Family, least_nodes, least_once_s, passes, step_s
+from planner.search.families import Family, by_stages, least_nodes, least_once_s, passes, step_s
 from planner.search.freedom import Freedom
 from planner.search.mixed_families import Mixed
 from planner.search.places import most_worth
@@ -82,9 +82,8 @@ def mixed_least_s(
         return least_s
     moe, layers = commoner_layers(prices.context.model)
     with suppress(Stopped):
-        for stages in sorted({family.num_stages for family in families}):
+        for _, members in by_stages(families):
             check_time()
-            members = [at for at, family in enumerate(families) if family.num_stages == stages]
             some = [families[at] for at in members]
             tables = _Tables(some, prices, freedom, moe=moe)
             microbatches = np.asarray([family.num_microbatches for family in some])

@@ -27,7 +27,7 @@ import numpy as np
 from costmodels.plan import BoolArray, FloatArray, IntArray
 from costmodels.stage_plans.prices import StagePrices
 from planner.search.best import Stopped
-from planner.search.families import Family, known_of_step_s, least_nodes, passes, step_s
+from planner.search.families import Family, by_stages, known_of_step_s, least_nodes, passes, step_s
 from planner.search.freedom import Freedom
 from planner.search.least_work import least_work
 from planner.search.places import most_worth
@@ -62,8 +62,7 @@ def sharp_least_s(
     if freedom.offload:
         return least_s
     with suppress(Stopped):
-        for stages in sorted({family.num_stages for family in families}):
-            members = np.asarray([at for at, family in enumerate(families) if family.num_stages == stages])
+        for stages, members in by_stages(families):
             size = max(_CHUNK_CELLS // (stages * prices.context.model.num_layers * 2), 1)
             for start in range(0, len(members), size):
                 some = members[start : start + size]
