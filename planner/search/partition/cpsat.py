@@ -34,14 +34,11 @@ class Budget:
         work: CP-SAT's deterministic time, about seconds on one core: what makes answers
             the same on every machine.
         wall_time_s: Seconds after which it stops whatever it has done; answers may then differ.
-        workers: Strategies in turn on one core when 1; that many threads otherwise, whose answers may differ
-            from run to run among equals.
         seed: Of the solver's random choices.
     """
 
     work: float = 30.0
     wall_time_s: float = 60.0
-    workers: int = 1
     seed: int = 0
 
 
@@ -137,8 +134,8 @@ def new_solver(budget: Budget) -> "CpSolver":
     parameters.max_deterministic_time = budget.work
     parameters.max_time_in_seconds = budget.wall_time_s
     parameters.random_seed = budget.seed
-    parameters.num_workers = budget.workers
-    parameters.interleave_search = budget.workers == 1
+    # Strategies in turn on one core: threads may answer otherwise from run to run among equals.
+    parameters.num_workers, parameters.interleave_search = 1, True
     return solver
 
 
