@@ -6,7 +6,6 @@ they are counted, not listed. Stages hold consecutive layers of the model: how m
 follows from their position, the embedding is on the first stage and the head on the last.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -193,20 +192,6 @@ class StagePlanBatch:
 def stage_major(column: Any) -> IntArray:
     """An (N, S) column laid out so that the values of one stage lie next to each other: what sums over stages like."""
     return np.asarray(column, dtype=np.int64).T.copy(order="C").T
-
-
-def concatenate(batches: Sequence[StagePlanBatch]) -> StagePlanBatch:
-    """One batch with the rows of all, in order; narrower ones are padded with unused stages."""
-    width = max(batch.width for batch in batches)
-
-    def joined(name: str) -> IntArray:
-        columns = [getattr(batch, name) for batch in batches]
-        if columns[0].ndim == 1:
-            return np.concatenate(columns)
-        padded = [np.pad(column, ((0, 0), (0, width - column.shape[1]))) for column in columns]
-        return stage_major(np.concatenate(padded))
-
-    return StagePlanBatch(**{item.name: joined(item.name) for item in fields(StagePlanBatch)})
 
 
 def from_uniform(plans: PlanBatch, model: ModelSpec, *, group: int = 0) -> tuple[StagePlanBatch, StageConfigs]:

@@ -14,7 +14,7 @@ from costmodels.parameter_offload import WeightWays, after_update_s, weights_on_
 from costmodels.pipeline.schedules import HostTraffic, Passes
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute, Schedule
 from costmodels.stage_plans.evaluate import evaluate_stages
-from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch, concatenate
+from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch
 from costmodels.stage_plans.prices import StagePrices
 from planner.render.plans import render_estimate
 from planner.rules.base import DEEPSPEED
@@ -22,6 +22,7 @@ from profiles.catalog import default_catalog
 from profiles.parameters import embedding_parameters, layer_parameters, total_parameters
 from tests.fakes import RateKernels, RingCollectives, UnitKernels, context, gpt, stack
 from tests.places import ROOT
+from tests.stage_batches import concatenate
 
 COPIES = ("host_to_device", "device_to_host")
 LINK = 25e9  # bytes per second of the host link

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from costmodels.context import CostContext
 from costmodels.plan import ExecutionPlan, PlanBatch, Schedule
 from costmodels.stage_plans.evaluate import evaluate_stages, in_flight
-from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch, concatenate
+from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch
 from costmodels.stage_plans.prices import StagePrices
 from costmodels.stage_plans.replay import replay
 from profiles.errors import SpecError
 from profiles.hardware import ClusterSpec, LinkSpec
 from tests.fakes import GPT3, RateKernels, RingCollectives, UnitCollectives, context, job, mixture, node, stack
+from tests.stage_batches import concatenate
 
 S, H, V = 2048, 1024, 32768
 CORE = 4 * S * S * H / 2  # causal attention, two products

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from costmodels.plan import ExecutionPlan, PlanBatch, Recompute, Schedule
-from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch, concatenate, from_uniform
+from costmodels.stage_plans.plan import StageConfigs, StagePlanBatch, from_uniform
 from costmodels.stages.balance import balanced_stage_layers
 from planner.rules.base import DEEPSPEED, FRAMEWORKS, FSDP, HUGGINGFACE, MEGATRON, NANOTRON, Setting
 from planner.space.constraints import rules_for
@@ -21,6 +21,7 @@ from planner.space.stage_constraints import (
     verdicts,
 )
 from tests.fakes import gpt, job, mixture
+from tests.stage_batches import concatenate
 
 # Two groups of sixteen devices; 64 sequences: 8 micro-batches of 8.
 CONFIGS = StageConfigs(
