@@ -42,7 +42,6 @@ REAL: dict[str, Any] = {
     ),
 }
 CHECK = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-POWERS = st.sampled_from([1, 2, 4, 8])
 
 
 @st.composite

@@ -76,7 +76,7 @@ def test_what_the_best_candidates_of_a_mesh_need_is_no_more_than_any_of_them_doe
                 assert np.array_equal(meshes.best.passing[slot][0][:, mesh], time_s[:, classes[rows]].min(axis=1))
 
 
-def slow_of_use(problem, chains, units, tables, best, chosen):
+def slow_of_use(problem, chains, units, best, chosen):
     """Rows of the calls chosen that some plan within the bound has, from every plan there is."""
     from itertools import product
 
@@ -103,7 +103,7 @@ def test_no_candidate_with_which_a_changed_plan_is_faster_is_left_out(seed):
         best = Incumbent(choice=choice, order=0, makespan_s=makespan_s)
         for chosen in ((0, 1), (0, 2), (1, 2), (0, 1, 2)):
             found = search_neighbourhood._of_use(tree, best, chosen)
-            for index, wanted in zip(chosen, slow_of_use(problem, chains, units, tables, best, chosen), strict=True):
+            for index, wanted in zip(chosen, slow_of_use(problem, chains, units, best, chosen), strict=True):
                 if wanted:
                     assert wanted <= set(found[index].tolist())
                     seen += 1

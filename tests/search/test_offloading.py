@@ -24,9 +24,8 @@ from planner.search.offloading import (
 from planner.search.once import once_s
 from planner.search.partition.stage_table import option_table
 from planner.space.enumeration import plan_space
-from tests.search.small import INSTANCES, Small, mixture, model
+from tests.search.small import Small, mixture, model
 
-BY_NAME = {instance.name: instance for instance in INSTANCES}
 _JOB = {"sequence_length": 2048, "global_batch_size": 16}
 TIGHT = Small(name="", model=model(4), cluster="4xA100-80GB", job=_JOB, reserve_gib=69.0, pins={"pp": 2, "mbs": 1})
 CASES = {

@@ -42,7 +42,7 @@ ALONE = ExecutionPlan()
 ENGINE = replace(find_engine("vllm"), prefill_graph_tokens=0)
 
 
-def spent(where: CostContext, calls: CallList, axis: Axis | None = None) -> list[float]:
+def spent(calls: CallList, axis: Axis | None = None) -> list[float]:
     """Of a list, forward: core, and beside it, and backward; or what crosses an axis."""
     part = price_parts([calls])[0]
     if axis is not None:
@@ -53,7 +53,7 @@ def spent(where: CostContext, calls: CallList, axis: Axis | None = None) -> list
 def read(plan: ExecutionPlan, ops: tuple[KernelOp, ...], quantity: str = "flops", **changes: object) -> list[float]:
     """What the attention block of one rank takes for one micro-batch."""
     where = context(**{"model": MODEL, **changes, "kernels": UnitKernels(ops=ops, quantity=quantity)})
-    return spent(where, lower_attention(shapes_of(plan, where), where))
+    return spent(lower_attention(shapes_of(plan, where), where))
 
 
 def engine(model: ModelSpec = MODEL, *, tokens: int = S, who: EngineSpec = ENGINE, **changes: object) -> CostContext:
@@ -86,12 +86,12 @@ def test_a_sequence_reads_its_keys_once() -> None:
 def test_engines_score_in_eight_bits_and_choose_from_scores_in_32() -> None:
     where = engine()
     kernels = UnitKernels(ops=SCORES, quantity="bytes")
-    scored = spent(where, lower_attention(shapes_of(ALONE, where), replace(where, kernels=kernels)))
+    scored = spent(lower_attention(shapes_of(ALONE, where), replace(where, kernels=kernels)))
     assert scored == pytest.approx([SHARE * (S * 128 + S * (32 + 4) + 4 * S * S / 2), 0, 0])
     formats = {int(calls.gemm_format[calls.op == SCORES[0]][0]) for calls in kernels.seen if SCORES[0] in calls.op}
     assert [GEMM_FORMATS[each] for each in formats] == ["fp8"]
     chosen = replace(where, kernels=UnitKernels(ops=(KernelOp.MEMORY,), quantity="bytes"))
-    found = spent(where, lower_attention(shapes_of(ALONE, where), chosen))[0]
+    found = spent(lower_attention(shapes_of(ALONE, where), chosen))[0]
     assert found == pytest.approx(SHARE * (2 * 4 * S * S / 2 + 3 * 4 * S * 512))
 
 
@@ -100,17 +100,17 @@ def test_short_prompts_attend_in_full_and_make_index_keys_all_the_same() -> None
         where = engine(tokens=tokens)
         for ops, expected in ((SCORES, sparse), (CHOSEN, sparse), ((KernelOp.ATTENTION_FORWARD,), not sparse)):
             priced = replace(where, kernels=UnitKernels(ops=ops))
-            assert (spent(where, lower_attention(shapes_of(ALONE, where), priced))[0] > 0) == expected
+            assert (spent(lower_attention(shapes_of(ALONE, where), priced))[0] > 0) == expected
     where = replace(engine(tokens=512), kernels=UnitKernels(ops=GEMMS))
     plain = replace(where, model=latent())
-    more = [spent(each, lower_attention(shapes_of(ALONE, each), each))[1] for each in (where, plain)]
+    more = [spent(lower_attention(shapes_of(ALONE, each), each))[1] for each in (where, plain)]
     assert more[0] - more[1] == pytest.approx(2 * 512 * SHARE * (384 * 128 + H * (32 + 4)))
 
 
 def step(where: CostContext, ops: tuple[KernelOp, ...], keys: float, quantity: str = "flops", batch: int = 16) -> float:
     priced = replace(where, kernels=UnitKernels(ops=ops, quantity=quantity))
     plan = ExecutionPlan(micro_batch_size=batch)
-    return spent(priced, lower_decode_attention(shapes_of(plan, priced), priced, keys=keys))[0]
+    return spent(lower_decode_attention(shapes_of(plan, priced), priced, keys=keys))[0]
 
 
 def test_a_step_attends_to_chosen_keys_and_scores_all() -> None:
@@ -224,10 +224,10 @@ def test_ranks_of_a_context_gather_keys_and_of_sequence_parallelism_inputs() -> 
     where = context(model=MODEL, collectives=gather)
     shared = ExecutionPlan(context_parallel=4, context_kind=ContextKind.ALL_GATHER)
     calls = lower_attention(shapes_of(shared, where), where)
-    assert spent(where, calls, Axis.CONTEXT_FORWARD) == pytest.approx([2 * S * (256 + 32 + SHARE * 32)])
+    assert spent(calls, Axis.CONTEXT_FORWARD) == pytest.approx([2 * S * (256 + 32 + SHARE * 32)])
     split = ExecutionPlan(tensor_parallel=2, sequence_parallel=True)
     found = [
-        spent(each, lower_attention(shapes_of(split, each), each), Axis.TENSOR_FORWARD)[0]
+        spent(lower_attention(shapes_of(split, each), each), Axis.TENSOR_FORWARD)[0]
         for each in (where, replace(where, model=latent()))
     ]
     assert found[0] - found[1] == pytest.approx(SHARE * 2 * S * (H + 384))

@@ -28,14 +28,12 @@ from costmodels.serving.steady import ServingPrices, at_concurrency, serving_pri
 from planner.deployments.results import ServingPlan, ServingResult
 from planner.deployments.speculation import EAGLE3_VOCABULARY
 from planner.document_serving import serving_schema
-from planner.question.request import resolve_named_model
 from planner.render.serving import render_serving
 from profiles.errors import SpecError
 from tests.fakes import UnitKernels, context
 from tests.unit.planner.deployments.test_serving_launch import run, value
 from tests.unit.planner.deployments.test_serving_states import CLOCK, ONE, N, call, real
 
-MODEL = resolve_named_model("llama-3.1-8b", allow_files=False).spec
 DRAFTS: dict[str, Any] = {"speculate": "eagle3", "draft_tokens": 3, "accepted": 1.8}
 
 

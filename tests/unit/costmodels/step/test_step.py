@@ -207,7 +207,6 @@ def test_gpt3_compute_of_the_megatron_paper():
     assert found.stage_time_s[0, -1] * 192 == pytest.approx(layers / 1024 + head / (8 * 8), rel=1e-12)
 
 
-BYTES = UnitCollectives()
 FREE = UnitKernels(ops=())
 
 
