@@ -19,6 +19,7 @@ from planner.validate.accuracy import cross_validate
 from planner.validate.pick import choices
 from planner.validate.predict import RowPredictor
 from planner.validate.refit import fold_of, left_out_together
+from planner.validate.render import percent
 from planner.validate.tables.mapping import map_files
 from planner.validate.tables.rows import ScorableRow
 from profiles.errors import SpecError
@@ -76,7 +77,7 @@ def _found_section(games: Sequence[Played], within: Sequence[Played]) -> str:
         for way in WAYS:
             regret = np.mean([game.regret[way] for game in group], axis=0)
             died = sum(game.died[way] for game in group) / (len(group) * len(COUNTS))
-            lines.append(table_row(name, str(len(group)), way, *_percents(regret), _percent(died)))
+            lines.append(table_row(name, str(len(group)), way, *_percents(regret), percent(died)))
         expected = np.mean([game.expected for game in group], axis=0)
         lines.append(table_row(name, str(len(group)), "portfolio, as it expected", *_percents(expected), ""))
     lines += [
@@ -96,7 +97,7 @@ def _learning_section(games: Sequence[Played]) -> str:
         covered, width, error = (
             float(np.nanmean([getattr(game, name)[place] for game in games])) for name in ("covered", "width", "error")
         )
-        lines.append(table_row(str(count), _percent(covered), f"x/ {np.exp(width / 2):.2f}", _percent(error)))
+        lines.append(table_row(str(count), percent(covered), f"x/ {np.exp(width / 2):.2f}", percent(error)))
     lines += ["", "Step times of plans not yet tried, after the first trials of the portfolio; means over all groups."]
     return "\n".join([*lines, ""])
 
@@ -110,11 +111,9 @@ def _memory_section(rows: Sequence[ScorableRow], judges: Judges) -> str:
     place = np.clip(np.digitize(risk, _BINS) - 1, 0, len(_BINS) - 2)
     for number in np.unique(place).tolist():
         chosen = place == number
-        name = f"{_percent(_BINS[number])} to {_percent(_BINS[number + 1])}"
+        name = f"{percent(_BINS[number])} to {percent(_BINS[number + 1])}"
         lines.append(
-            table_row(
-                name, str(chosen.sum()), _percent(float(risk[chosen].mean())), _percent(float(died[chosen].mean()))
-            )
+            table_row(name, str(chosen.sum()), percent(float(risk[chosen].mean())), percent(float(died[chosen].mean())))
         )
     lines += ["", "Most published runs are ones that worked; one source, the nanotron sweep, prints all its deaths."]
     return "\n".join([*lines, ""])
@@ -180,12 +179,8 @@ def _files(items: Sequence[ScorableRow] | Sequence[Played]) -> list[str]:
     return list(dict.fromkeys(item.file for item in items))
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def _percents(shares: FloatArray) -> list[str]:
-    return [_percent(float(share)) for share in shares]
+    return [percent(float(share)) for share in shares]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
