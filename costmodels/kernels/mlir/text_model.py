@@ -19,7 +19,6 @@ from costmodels.kernels.mlir.tokens import MOST_TOKENS
 
 FloatArray = NDArray[np.float64]
 
-KINDS = ("conv", "bag", "lstm")
 _WIDTH = 64
 _BATCH = 64
 _LEARNING_RATE = 2e-3

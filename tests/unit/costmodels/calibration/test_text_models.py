@@ -74,6 +74,6 @@ def test_a_network_learns_and_repeats_itself(kind):
 
 
 def test_without_torch_the_rest_still_imports():
-    import costmodels.kernels.mlir.text_model as module
+    from costmodels.kernels.mlir.text_model import train
 
-    assert module.KINDS == ("conv", "bag", "lstm")
+    assert callable(train)
