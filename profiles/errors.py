@@ -1,4 +1,4 @@
-"""The exception tree, and the helper that turns a typo into a hint.
+"""The exception tree, what is said of a number out of bounds, and hints that typos are turned into.
 
 PlannerError
  + SpecError(field, problem, hint)   what was described cannot exist      CLI exit 2, HTTP 422
