@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from profiles.bounded_files import read_bounded
-from profiles.errors import SpecError
+from profiles.errors import SpecError, reason_of
 from profiles.timing_store import TimingStore, device_file_name
 
 FOLDER = "calibrations"
@@ -36,7 +36,7 @@ def read_calibration(store: TimingStore, device: str) -> tuple[Path, Mapping[str
     try:
         document = json.loads(read_bounded(path, MAX_CALIBRATION_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        reason = reason_of(error)
         raise SpecError(str(path)[:200], f"cannot be read: {reason}", _AGAIN) from None
     if not isinstance(document, dict):
         raise SpecError(str(path)[:200], "must be a JSON object", _AGAIN)
@@ -59,5 +59,5 @@ def write_calibration(directory: Path, device: str, document: Mapping[str, Any])
         temporary.write_text(json.dumps(document) + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise SpecError(str(path)[:200], f"cannot be written: {error.strerror or type(error).__name__}") from None
+        raise SpecError(str(path)[:200], f"cannot be written: {reason_of(error)}") from None
     return path

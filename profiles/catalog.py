@@ -21,7 +21,7 @@ import yaml
 from profiles.bounded_files import read_bounded
 from profiles.catalog_entries import DeviceEntry, LinkEntry, NodeEntry, validated
 from profiles.device_names import DeviceNames, matching_devices
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, reason_of
 from profiles.hardware import DeviceSpec, LinkSpec, NodeSpec, check_role, links_of
 
 MAX_YAML_BYTES = 4 << 20
@@ -74,7 +74,7 @@ def load_yaml(file: Traversable) -> Any:
     try:
         content = read_bounded(file, MAX_YAML_BYTES)
     except OSError as error:
-        raise SpecError(label, f"cannot be read: {error.strerror or type(error).__name__}") from None
+        raise SpecError(label, f"cannot be read: {reason_of(error)}") from None
     try:
         _check_size(content)
         return yaml.load(content, Loader=_UniqueKeyLoader)

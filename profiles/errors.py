@@ -93,6 +93,11 @@ def check_between(field: str, value: float | Fraction, least: float, most: float
         raise out_of_bounds(field, value, least, most)
 
 
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read or written: the system's words, or the kind of error where it has none."""
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5, most: int = 12) -> str:
     """Hint naming the known words closest to ``name``, three at most, or listing a few when none is close.
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from profiles import strict_json
 from profiles.bounded_files import read_bounded
 from profiles.checkpoint_names import IN_QLORA, PADDED_WIDTHS, SIXTEEN, without_format
-from profiles.errors import SpecError, did_you_mean, shown
+from profiles.errors import SpecError, did_you_mean, reason_of, shown
 from profiles.hf_checks import OWN_FIELDS, unpriced_layers
 from profiles.hf_config import TEXT_PART, read_hf_config
 from profiles.hf_foreign import ENCODERS, VISION
@@ -254,7 +254,7 @@ def _by_path(text: str) -> ResolvedModel | None:
             return _from_file(path)
     except (OSError, ValueError, RuntimeError) as error:  # unreadable, NUL in the name, no home folder
         if written_as_path:
-            reason = getattr(error, "strerror", None) or type(error).__name__
+            reason = reason_of(error)
             raise SpecError("model", f"cannot read {shown(text)}: {reason}") from None
         return None
     if written_as_path:

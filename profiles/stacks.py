@@ -21,7 +21,7 @@ from typing import Any
 
 from profiles.bounded_files import read_bounded
 from profiles.catalog import default_catalog, load_yaml_directory
-from profiles.errors import SpecError, did_you_mean, shown
+from profiles.errors import SpecError, did_you_mean, reason_of, shown
 from profiles.stack import StackSpec
 from profiles.stack_names import DEFAULTS, TOOLS, runs_on, stack_name
 
@@ -233,7 +233,7 @@ def _cards(path: Traversable) -> dict[str, dict[str, Any]]:
     except SpecError:
         raise
     except OSError as error:
-        raise SpecError(path.name, f"cannot be read: {error.strerror or type(error).__name__}") from None
+        raise SpecError(path.name, f"cannot be read: {reason_of(error)}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         hint = "write it with planner calibrate --runs"
         raise SpecError(path.name, "is not a file of fitted stacks", hint) from None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, reason_of
 from profiles.timings import (
     COLUMNS,
     MAX_ROWS,
@@ -53,7 +53,7 @@ def write_timings(table: TimingTable, path: Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise SpecError(str(path)[:200], f"cannot be written: {error.strerror or type(error).__name__}") from None
+        raise SpecError(str(path)[:200], f"cannot be written: {reason_of(error)}") from None
 
 
 def write_timings_csv(table: TimingTable, path: Path) -> None:
@@ -70,7 +70,7 @@ def write_timings_csv(table: TimingTable, path: Path) -> None:
             for row in zip(*columns, strict=True):
                 writer.writerow(["" if value != value else value for value in row])
     except OSError as error:
-        raise SpecError(str(path)[:200], f"cannot be written: {error.strerror or type(error).__name__}") from None
+        raise SpecError(str(path)[:200], f"cannot be written: {reason_of(error)}") from None
 
 
 def read_parquet_columns(path: Path) -> tuple[dict[str, Any], dict[bytes, bytes]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from profiles import timing_ops as ops
 from profiles.catalog import ENVIRONMENT_VARIABLE, Catalog, default_catalog
-from profiles.errors import SpecError
+from profiles.errors import SpecError, reason_of
 from profiles.timing_files import read_timings, write_timings
 from profiles.timings import NORMAL_IQR, IntArray, TimingTable, joined, timing_table
 
@@ -223,7 +223,7 @@ def _alone(folder: Path) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        raise SpecError(str(folder)[:200], f"cannot be written: {error.strerror or type(error).__name__}") from None
+        raise SpecError(str(folder)[:200], f"cannot be written: {reason_of(error)}") from None
 
 
 def device_file_name(device: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from profiles.catalog import default_catalog
-from profiles.errors import SpecError, shown
+from profiles.errors import SpecError, reason_of, shown
 from profiles.timings import MAX_ROWS, TimingTable, table_of_rows
 
 MAX_TEXT_BYTES = 512 << 20
@@ -184,7 +184,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError:
         raise SpecError(label, "is not a text file") from None
     except (OSError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        reason = reason_of(error)
         raise SpecError(label, f"cannot be read: {reason}") from None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, reason_of
 from profiles.importers.aiconfigurator import import_aiconfigurator, looks_like_aiconfigurator
 from profiles.importers.base import Imported, ImportOptions, Rows, as_said, csv_rows, flag_in, number_in, whole_in
 from profiles.importers.kineto import import_kineto, looks_like_kineto
@@ -124,7 +124,7 @@ def _head(path: Path) -> bytes:
             with gzip.open(path, "rb") as stream:
                 head = stream.read(_HEAD_BYTES)
     except (OSError, EOFError) as error:
-        raise SpecError(label, f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}") from None
+        raise SpecError(label, f"cannot be read: {reason_of(error)}") from None
     if not head:
         raise SpecError(label, "is empty")
     return head

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from profiles.errors import SpecError, shown
+from profiles.errors import SpecError, reason_of, shown
 from profiles.importers.base import Imported, ImportOptions, Rows, dtype_of
 from profiles.importers.torch_ops import Call, known, recognise
 from profiles.timing_ops import ELEMENT_BYTES
@@ -74,7 +74,7 @@ def _load(path: Path) -> Mapping[str, Any]:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
             content = stream.read(MAX_TRACE_BYTES + 1)
     except (OSError, EOFError) as error:
-        raise SpecError(label, f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}") from None
+        raise SpecError(label, f"cannot be read: {reason_of(error)}") from None
     if len(content) > MAX_TRACE_BYTES:
         raise SpecError(label, f"has more than {MAX_TRACE_BYTES >> 20} MiB", "profile fewer steps")
     try:

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from profiles.errors import SpecError
+from profiles.errors import SpecError, reason_of
 from profiles.importers.base import Imported, ImportOptions, Rows
 from profiles.importers.torch_ops import Call, known, recognise
 
@@ -54,7 +54,7 @@ def import_nsys(path: Path, options: ImportOptions) -> Imported:
     except sqlite3.Error as error:
         raise SpecError(label, f"cannot be read as an Nsight Systems export: {str(error)[:100]}") from None
     except OSError as error:
-        raise SpecError(label, f"cannot be read: {error.strerror or type(error).__name__}") from None
+        raise SpecError(label, f"cannot be read: {reason_of(error)}") from None
 
 
 def _read(database: sqlite3.Connection, rows: Rows, label: str) -> Imported:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from planner.question import pins
-from profiles.errors import SpecError, did_you_mean
+from profiles.errors import SpecError, did_you_mean, reason_of
 
 COLUMNS = (
     "source", "source_url_or_path", "locator", "model", "params_b", "layers", "hidden", "heads", "kv_heads",
@@ -137,7 +137,7 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     except UnicodeDecodeError:
         raise SpecError(name, "is not UTF-8 text") from None
     except OSError as error:
-        raise SpecError(name, f"cannot be read: {error.strerror or type(error).__name__}") from None
+        raise SpecError(name, f"cannot be read: {reason_of(error)}") from None
 
 
 def csv_files(paths: Sequence[Path], *, field: str = "files") -> tuple[Path, ...]:
