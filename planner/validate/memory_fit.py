@@ -15,7 +15,6 @@ by the probability of their verdict. Every source weighs alike, and is judged by
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from costmodels.plan import BoolArray, FloatArray
 from planner.validate.own_runs import own_rows
 from planner.validate.predict import RowPredictor, counted_parts
 from planner.validate.refit import fold_of, left_out_together
-from planner.validate.stack_fit import huber
+from planner.validate.stack_fit import huber, source_weights
 from planner.validate.tables.mapping import scorable_rows
 from planner.validate.tables.rows import MemoryKind, ScorableRow, refuse_unseen
 from planner.validate.widths import residual_log_std
@@ -79,7 +78,6 @@ HUBER = 0.15  # log error beyond which a peak counts linearly
 MEASUREMENT_STD = 0.1  # of a published peak: rounding to GB, variation over ranks, settings that are not printed
 VERDICT_STD = 0.03  # log distance to the capacity at which five verdicts of six are right: what predicts peaks to 3 %
 WRONG_VERDICTS = 0.02  # share of published verdicts that another cause than memory may explain
-MAX_EFFECTIVE_ROWS = 12.0  # rows one source counts as at most: its rows share their systematic error
 SWEEPS = 4  # alternations between stacks and what is common to them
 DELTA = 0.1  # of the finite differences, in log units
 REACH = 6.0  # log units a parameter may be from its typical value
@@ -116,10 +114,10 @@ class MemoryRows:
         return np.log(peak), np.log(total(parts.values()).max(axis=1))
 
     def weights(self, chosen: BoolArray) -> FloatArray:
-        """(n,) weight of each chosen row, 0 for others: its source's effective rows, shared out."""
-        counts = Counter(self.sources[chosen].tolist())
-        each = {name: min(count, MAX_EFFECTIVE_ROWS) / count for name, count in counts.items()}
-        return np.array([each.get(name, 0.0) for name in self.sources.tolist()]) * chosen
+        """(n,) weight of each chosen row among these, 0 for others: see ``stack_fit.source_weights``."""
+        weights = np.zeros(len(self.sources))
+        weights[chosen] = source_weights(self.sources[chosen])
+        return weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

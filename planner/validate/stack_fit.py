@@ -85,6 +85,13 @@ def huber(size: FloatArray, turn: float) -> FloatArray:
     return np.where(size < turn, 0.5 * size**2, turn * (size - 0.5 * turn))
 
 
+def source_weights(sources: NDArray[np.str_]) -> FloatArray:
+    """(n,) weight of each row: its source's effective rows, shared out."""
+    names = sources.tolist()
+    counts = Counter(names)
+    return np.array([min(counts[name], MAX_EFFECTIVE_ROWS) / counts[name] for name in names], dtype=np.float64)
+
+
 def to_vector(stack: StackSpec, names: Sequence[str]) -> FloatArray:
     """Parameters of a stack as unbounded numbers."""
     values = [float(getattr(stack, name)) for name in names]
@@ -294,7 +301,7 @@ class Problem:
         """(n, P) derivative of the log time there, and the (P, P) covariance that measurements and prior leave."""
         here = to_vector(solution, self.names)
         slope = self._slope_at(here, self._log_time(here))
-        weight = self._weights() / self.noise_std**2
+        weight = source_weights(self.sources) / self.noise_std**2
         normal = (slope * weight[:, None]).T @ slope + np.diag(self.prior_std**-2)
         return slope, np.asarray(np.linalg.inv(normal), dtype=np.float64)
 
@@ -302,7 +309,7 @@ class Problem:
         """Huber loss of the rows, each source weighing alike, plus the prior's."""
         loss = huber(np.abs(self.log_measured - predicted), HUBER) / self.noise_std**2
         strain = (here - self.prior) / self.prior_std
-        return float((self._weights() * loss).sum() + 0.5 * (strain**2).sum())
+        return float((source_weights(self.sources) * loss).sum() + 0.5 * (strain**2).sum())
 
     def _line_search(
         self, here: FloatArray, step: FloatArray, *, least: float
@@ -329,7 +336,7 @@ class Problem:
 
     def _step(self, here: FloatArray, predicted: FloatArray, slope: FloatArray) -> FloatArray:
         """(P,) step to the minimum of the linearised objective, the Huber weights iterated."""
-        error, effective, precision = self.log_measured - predicted, self._weights(), self.prior_std**-2
+        error, effective, precision = self.log_measured - predicted, source_weights(self.sources), self.prior_std**-2
         step: FloatArray = np.zeros(len(here))
         for _ in range(20):
             residual = error - slope @ step
@@ -338,9 +345,3 @@ class Problem:
             right = (slope * weight[:, None]).T @ error + precision * (self.prior - here)
             step = np.asarray(np.linalg.solve(normal, right), dtype=np.float64)
         return np.clip(step, -REACH_STD * self.prior_std, REACH_STD * self.prior_std)
-
-    def _weights(self) -> FloatArray:
-        """(n,) weight of each row: its source's effective rows, shared out."""
-        names = self.sources.tolist()
-        counts = Counter(names)
-        return np.array([min(counts[name], MAX_EFFECTIVE_ROWS) / counts[name] for name in names])
