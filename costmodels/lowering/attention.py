@@ -36,8 +36,7 @@ from profiles.attention_kinds import attention_shares
 from profiles.model import LatentAttention, ModelSpec
 from profiles.timing_ops import ATTENTION_BACKWARD_BYTES, ATTENTION_BACKWARD_FLOPS
 
-# What every operand's address, width and stride must be a multiple of for tensor cores to be used well (cuBLAS library
-# documentation, section "Tensor Core Usage").
+# Multiple that operands' addresses, widths and strides must be of (cuBLAS documentation, "Tensor Core Usage").
 _ALIGNED_BYTES = 16
 _CAUSAL = 0.5  # of a square of scores
 
@@ -58,13 +57,12 @@ def _computed_share(context: CostContext, attended: int) -> float:
     """Share of the scores that fused attention works out: of layers whose window is a mask to it, all of them.
 
     Hugging Face's models hand PyTorch's ``scaled_dot_product_attention``, which knows no window, a mask of the whole
-    square; its kernels skip nothing of that, not even the half that causality rules out. FlashAttention is told the
-    window, and so is FlexAttention. What reading a mask costs besides nobody timed here: a user's Mistral 7B lost a
-    quarter of its throughput at 4096 tokens and three eighths at 8192 when its window of 4096 became a mask.
+    square; its kernels skip nothing of that, not even the half that causality rules out. FlashAttention and
+    FlexAttention are told the window. What reading a mask costs besides nobody timed here.
 
     Source:
         transformers 5.24, masking_utils.py: sdpa_mask, _ignore_causal_mask_sdpa (none is left out from as many keys as
-        the window has on), integrations/sdpa_attention.py; its issue 30461.
+        the window has on), integrations/sdpa_attention.py; its issue 30461, of a Mistral that lost three eighths.
     """
     model, stack = context.model, context.stack
     window, windowed = model.bounded_keys

@@ -195,8 +195,9 @@ def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
     unsharded = (t > 1) & (zero == 0)
     splits = plans.tensor_parallel_overlap & (t > 1)
     lone = (zero > 0) & (d * c == 1)
-    # Beside adapters the shards of whole weights are little.
-    partly = (zero == 2) & (request.stack.framework == HUGGINGFACE and not request.job.trains_adapters_only)
+    # Beside adapters the shards of whole weights are little, and on the host they take no room.
+    whole_weights = request.stack.framework == HUGGINGFACE and not request.job.trains_adapters_only
+    partly = (zero == 2) & whole_weights & ~plans.offload_parameters & ~plans.offload_optimizer
     windows = (c > 1) & (request.model.sliding_window > 0)
     paged = (zero > 0) & request.job.paged_optimizer
     return (

@@ -35,8 +35,8 @@ _CHUNK = 50_000
 
 def freedom(question: Question) -> Freedom:
     """What stages may decide: the sets of modules that the first group's framework recomputes."""
-    request = question.requests[0]
-    return Freedom(modules=module_sets(setting_of(request), named=request.named_modules))
+    first = question.requests[0]
+    return Freedom(modules=module_sets(setting_of(first), named=first.named_modules))
 
 
 def stopped_after(asks: int) -> Callable[[], None]:
@@ -58,8 +58,7 @@ def model(layers: int, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
-def mixture(layers: int) -> dict[str, Any]:
-    """The same with eight experts per layer."""
+def mixture(layers: int) -> dict[str, Any]:  # the same with eight experts per layer
     return model(layers, model_type="mixtral", num_local_experts=8, num_experts_per_tok=2)
 
 
@@ -376,8 +375,7 @@ def every_plan(
     question: Question, families: list[Family], prices: StagePrices, choices: Choices
 ) -> Iterator[StagePlanBatch]:
     """Every layout of some families that the framework can run if that is asked for, in batches."""
-    devices = tuple(request.cluster.num_devices for request in question.requests)
-    spec = question.requests[0].model
+    devices, spec = tuple(each.cluster.num_devices for each in question.requests), question.requests[0].model
     setting = StageSetting(model=spec, configs=prices.configs, devices=devices)
     for family in families:
         for columns in every_layout(family, spec, choices):
@@ -397,7 +395,6 @@ def best_of(question: Question, families: list[Family], prices: StagePrices, cho
     """The shortest step of every layout of some families, and how many these are."""
     best_s, plans = np.inf, 0
     for batch in every_plan(question, families, prices, choices):
-        priced = evaluate_stages(batch, prices)
-        plans += len(batch)
+        priced, plans = evaluate_stages(batch, prices), plans + len(batch)
         best_s = min(best_s, float(np.where(priced.fits, priced.step_time_s, np.inf).min()))
     return best_s, plans

@@ -13,13 +13,9 @@ from planner.validate.stack_fit import PRIOR_STD, StackFit, fit_stacks, free_par
 from profiles.stack import StackSpec
 
 PRIOR = StackSpec(
-    name="s",
-    framework="megatron",
-    description="synthetic",
-    kernel_launch_s=1e-5,
-    straggler_fraction_per_doubling=0.005,
-    data_parallel_overlap=0.5,
-)
+    name="s", framework="megatron", description="synthetic",
+    kernel_launch_s=1e-5, straggler_fraction_per_doubling=0.005, data_parallel_overlap=0.5,
+)  # fmt: skip
 TRUTH = replace(
     PRIOR,
     gemm_time_scale=1.2,
