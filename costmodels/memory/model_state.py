@@ -91,8 +91,10 @@ def state_bytes(job: TrainingJob, stack: StackSpec) -> StateBytes:
     gradient = gradient_element_bytes(job, stack)
     # In whatever format it was reduced, a parameter's gradient has the parameter's: what FSDP sums in fp32 is cast
     # (foreach_reduce of torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py: orig_dtype).
-    if weight >= 4 or stack.framework == "fsdp":
-        gradient = weight if stack.framework == "fsdp" else max(gradient, weight)
+    if stack.framework == "fsdp":
+        gradient = weight
+    elif weight >= 4:
+        gradient = max(gradient, weight)
     copy = master if stack.master_gradients == "kept" and gradient < master else 0.0
     moments = MOMENTS[job.optimizer] * moment_bytes(job)
     if moment_bytes(job) == 1:

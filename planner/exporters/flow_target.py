@@ -238,7 +238,7 @@ def length_check(request: FlowRequest, role: str) -> tuple[bool, str, str, str]:
         vLLM, config/model.py, ``_get_and_verify_max_len``; SGLang, srt/configs/model_config.py,
         ``_derive_context_length``. Both have an environment variable that lets it pass.
     """
-    model, longest = request.models[role], request.prompt_tokens + longest_response(request)
+    model, longest = request.models[role], longest_sequence(request)
     most = model.max_sequence_length
     problem = f"engines refuse {longest:,} tokens of prompt and response, as {model.name} was built for {most:,}"
     return 0 < most < longest, f"models.{role}", problem, f"prompt and response of {most:,} tokens, or a longer model"
@@ -309,6 +309,11 @@ def about(request: FlowRequest, plan: FlowPlan) -> str:
 def longest_response(request: FlowRequest) -> int:
     """Tokens of the longest response, rounded up."""
     return math.ceil(request.output.most)
+
+
+def longest_sequence(request: FlowRequest) -> int:
+    """Tokens of a prompt and its longest response."""
+    return request.prompt_tokens + longest_response(request)
 
 
 def responses(request: FlowRequest) -> int:

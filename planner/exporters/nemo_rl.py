@@ -25,6 +25,7 @@ from planner.exporters.flow_target import (
     has_experts,
     is_apart,
     longest_response,
+    longest_sequence,
     memory_share,
     node_counts,
     on_gpus,
@@ -136,7 +137,7 @@ def _policy(request: FlowRequest, plan: FlowPlan) -> Settings:
     if GENERATION in on_gpus(plan):
         found["logprob_batch_size"] = min(scoring, default=micro_batch)
     found |= {
-        "max_total_sequence_length": request.prompt_tokens + longest_response(request),
+        "max_total_sequence_length": longest_sequence(request),
         "make_sequence_length_divisible_by": _multiple(layout),
         "precision": "bfloat16",
     }
@@ -163,7 +164,7 @@ def _packing(request: FlowRequest, plan: FlowPlan) -> Settings:
     """Micro-batches of as many tokens as those of the plan, which are of sequences of mean length."""
     if not packs(request, plan):
         return {"enabled": False}
-    longest = request.prompt_tokens + longest_response(request)
+    longest = longest_sequence(request)
     mean = request.prompt_tokens + request.output.mean
     multiple = _multiple(trained(plan).layout)
     sizes = {item.call.kind: item.layout.micro_batch_size for item in in_workers(plan).values()}
@@ -238,7 +239,7 @@ def _generation(request: FlowRequest, plan: FlowPlan) -> Settings:
             "pipeline_parallel_size": layout.pipeline_parallel,
             "expert_parallel_size": layout.expert_parallel,
             "gpu_memory_utilization": memory_share(request, item),
-            "max_model_len": request.prompt_tokens + longest_response(request),
+            "max_model_len": longest_sequence(request),
             "enforce_eager": request.options.eager,
         },
         "vllm_kwargs": {"max_num_seqs": running, "max_num_batched_tokens": prefill_tokens(item, running)},

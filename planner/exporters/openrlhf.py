@@ -18,6 +18,7 @@ from planner.exporters.flow_target import (
     checkpoints_left,
     is_apart,
     longest_response,
+    longest_sequence,
     memory_share,
     node_counts,
     on_gpus,
@@ -131,7 +132,7 @@ def _batches(request: FlowRequest, plan: FlowPlan) -> Options:
             batch_size=train.call.sequences // train.call.mini_batches,
             micro_batch_size=train.layout.micro_batch_size,
         ),
-        *_set("data", max_len=request.prompt_tokens + longest_response(request)),
+        *_set("data", max_len=longest_sequence(request)),
     ]
 
 

@@ -24,6 +24,7 @@ from planner.exporters.flow_target import (
     checkpoints_left,
     kept_beside,
     longest_response,
+    longest_sequence,
     memory_share,
     node_counts,
     on_gpus,
@@ -175,7 +176,7 @@ def _rollout(request: FlowRequest, plan: FlowPlan) -> Options:
         data_parallel_size=groups,
         expert_parallel_size=layout.expert_parallel,
         gpu_memory_utilization=memory_share(request, generation, beside_bytes=kept_beside(plan, generation)),
-        max_model_len=request.prompt_tokens + longest_response(request),
+        max_model_len=longest_sequence(request),
         max_num_seqs=running,
         max_num_batched_tokens=prefill_tokens(generation, running),
         enforce_eager=request.options.eager,
@@ -232,7 +233,7 @@ def _reward(request: FlowRequest, plan: FlowPlan) -> Options:
         name=engine,
         tensor_model_parallel_size=item.layout.tensor_parallel,
         gpu_memory_utilization=memory_share(request, item, engine=engine, beside_bytes=kept_beside(plan, item)),
-        max_model_len=request.prompt_tokens + longest_response(request),
+        max_model_len=longest_sequence(request),
         free_cache_engine=item.call.holding == HOLDING_NAMES[FETCHED],
     )
 

@@ -50,9 +50,10 @@ def _states_of_weights(job: TrainingJob, stack: StackSpec) -> tuple[TrainingJob,
         ``_init_group`` of torch/optim/adam.py. DeepSpeed's and Megatron-LM's formats are options of their own.
     """
     torch = stack.framework in (FSDP, NANOTRON, HUGGINGFACE) and not stack.own_optimizer
-    alone = job.master_dtype == "none" and weights_format(job) != "fp32" and not job.trains_adapters_only
+    kept = weights_format(job)
+    alone = job.master_dtype == "none" and kept != "fp32" and not job.trains_adapters_only
     if not (torch and alone and job.optimizer == "adamw"):
         return job, ()
-    message = f"optimizer states in {weights_format(job)}, the format of the weights (not given)"
+    message = f"optimizer states in {kept}, the format of the weights (not given)"
     note = Note(code="assumed_default", field="job.state_dtype", message=message)
-    return replace(job, state_dtype=weights_format(job)), (note,)
+    return replace(job, state_dtype=kept), (note,)
