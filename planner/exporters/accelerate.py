@@ -198,6 +198,7 @@ def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
     # Beside adapters the shards of whole weights are little, and on the host they take no room.
     whole_weights = request.stack.framework == HUGGINGFACE and not request.job.trains_adapters_only
     partly = (zero == 2) & whole_weights & ~plans.offload_parameters & ~plans.offload_optimizer
+    sharded = "zero 3, or --format deepspeed" if whole_weights else "zero 2 or 3, or --format deepspeed"
     windows = (c > 1) & (request.model.sliding_window > 0)
     paged = (zero > 0) & request.job.paged_optimizer
     return (
@@ -205,7 +206,7 @@ def plan_checks(plans: PlanBatch, request: Request) -> tuple[Check, ...]:
         (plans.pipeline_parallel > 1, "plan.pipeline_parallel", "there are no pipeline stages", "pp 1"),
         (plans.expert_parallel > 1, "plan.expert_parallel", "there is no expert parallelism", "ep 1"),
         (unsharded, "plan.tensor_parallel", "goes with FSDP2 alone", "tp 1, or zero 3"),
-        (zero == 1, "plan.zero_stage", "FSDP2 shards gradients too", "zero 3, or --format deepspeed"),
+        (zero == 1, "plan.zero_stage", "FSDP2 shards gradients too", sharded),
         (
             partly,
             "plan.zero_stage",

@@ -27,6 +27,7 @@ from planner.exporters.trainer_tools import (
     adapter_notes,
     adapter_settings,
     attention_of,
+    copy_notes,
     in_files,
     job_gaps,
     nothing_in_fp32,
@@ -70,6 +71,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
         left_to_you=(
             f"base_model: the path or the name on the hub of {request.model.name}; {data}, learning_rate, output_dir",
             *start_notes(request),
+            *copy_notes(request),
             *adapter_notes(request, "lora_target_modules"),
             *on_every_node(request.cluster),
         ),

@@ -58,6 +58,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
             f"model_name_or_path of {request.model.name}, dataset, template, output_dir, learning_rate: in {CONFIG} "
             "or behind train.sh, as dataset=NAME",
             *([packs] if job.sample_tokens else []),
+            # MXFP4 it dequantises itself (model/model_utils/quantization.py, configure_quantization).
             *start_notes(request),
             *adapter_notes(request, "lora_target"),
             *on_every_node(cluster),

@@ -129,6 +129,15 @@ def trainer_gaps(request: Request) -> tuple[Gap, ...]:
     )
 
 
+def untrainable_checkpoint(request: Request) -> bool:
+    """Whether weights lie in a format whose quantizer trains nothing.
+
+    Source:
+        transformers/quantizers/quantizer_mxfp4.py, ``is_trainable``.
+    """
+    return request.model.checkpoint_weights == "mxfp4"
+
+
 def script_notes(request: Request, *, shared: bool = False) -> tuple[str, ...]:
     """What ``train.py``, the user's script, has to do for the plan to be the one that was priced.
 
@@ -147,8 +156,7 @@ def script_notes(request: Request, *, shared: bool = False) -> tuple[str, ...]:
         found.append(f"loss: {kernel}; of Liger's kernels that one alone (liger_kernel_config, no argument)")
     if job.lora is not None:
         found.append(adapter_note(model, job.lora))
-    if model.checkpoint_weights == "mxfp4" and job.task != "qlora":
-        # Its quantizer trains nothing (transformers/quantizers/quantizer_mxfp4.py, is_trainable).
+    if untrainable_checkpoint(request) and job.task != "qlora":
         found.append("weights in 16 bits: quantization_config=Mxfp4Config(dequantize=True) in from_pretrained")
     if job.task == "qlora":
         # FSDP shards no integers: what holds the 4 bits has to look like the weights that are not quantised

@@ -15,7 +15,7 @@ from planner.exporters.deepspeed import CONFIG as DEEPSPEED_CONFIG
 from planner.exporters.deepspeed import configuration as deepspeed_configuration
 from planner.exporters.deepspeed import written
 from planner.exporters.exported import Check, Gap, Target, always_overlaps, gaps, headed
-from planner.exporters.trainer import attention_implementation, trainer_gaps
+from planner.exporters.trainer import attention_implementation, trainer_gaps, untrainable_checkpoint
 from planner.results import Request
 from planner.rules.base import HUGGINGFACE
 
@@ -116,14 +116,15 @@ def job_gaps(request: Request, names: Mapping[str, str]) -> tuple[Gap, ...]:
 
 
 def start_notes(request: Request) -> tuple[str, ...]:
-    """What training begins with, where tools load a checkpoint."""
-    found: tuple[str, ...] = ()
-    if request.job.task == "pretrain":
-        found += ("weights: training goes on from those of the checkpoint, unless the tool is told to draw new ones",)
-    if request.model.checkpoint_weights == "mxfp4":
-        # Its quantizer trains nothing (transformers/quantizers/quantizer_mxfp4.py, is_trainable).
-        found += ("weights: a copy in 16 bits, as the plan has them; those of the checkpoint are in MXFP4",)
-    return found
+    """What pre-training begins with, where tools load a checkpoint."""
+    words = "weights: training goes on from those of the checkpoint, unless the tool is told to draw new ones"
+    return (words,) if request.job.task == "pretrain" else ()
+
+
+def copy_notes(request: Request) -> tuple[str, ...]:
+    """What tools need that train no checkpoint in MXFP4 and have no option that dequantises one."""
+    words = "weights: a copy in 16 bits, as the plan has them; those of the checkpoint are in MXFP4"
+    return (words,) if untrainable_checkpoint(request) else ()
 
 
 def adapter_settings(request: Request, names: Sequence[str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from planner.exporters.exported import (
     whole_steps,
 )
 from planner.exporters.trainer import attention_implementation, optimizer_name
-from planner.exporters.trainer_tools import LIGER, adapter_notes, adapter_settings, start_notes
+from planner.exporters.trainer_tools import LIGER, adapter_notes, adapter_settings, copy_notes, start_notes
 from planner.results import Request
 
 TARGET = Target(name="trl", title="TRL 1", stacks=("hf-trainer", LIGER, "hf-trainer-compiled"))
@@ -57,6 +57,7 @@ def export(plan: ExecutionPlan, request: Request) -> Exported:
             "behind train.sh",
             *([packs] if request.job.sample_tokens else []),
             *start_notes(request),
+            *copy_notes(request),
             *adapter_notes(request, "lora_target_modules"),
             *on_every_node(request.cluster),
         ),
